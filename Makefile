@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test lint types bench wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED) ## install, then train and compare all models on the default data
+	$(BIN)/python -m arnn_lightning
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## check types
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## measure speed against bare loops and reference implementations
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/product.py
+
+wheel: $(INSTALLED) ## build the wheel and try it in an empty environment and folder
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist .
+	sh tests/try_wheel.sh dist/*.whl constraints.txt
+
+clean: ## remove the environment and everything built
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,160 @@
+"""User attributes -> PNN fields (paper 4.2.4), and whose contexts a session sees.
+
+A single-valued attribute is one field whose code 0 is "unknown" (missing, or not seen in training).
+A multi-valued attribute gives one two-valued field (absent, present) per popular category - the smallest set of
+categories that covers ``coverage`` of the training events, ties at the threshold kept - and one field "other".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from arnn_lightning.errors import UserError, nearest
+
+OTHER = "(other)"
+Draw = Literal["user", "session", "permuted", "constant"]
+
+
+@dataclass(frozen=True)
+class EncodedContexts:
+    """Contexts of every user as codes.
+
+    Attributes:
+        table: one row per user code: one UInt32 column per single-valued attribute, ``active`` (the indices of the
+            two-valued fields that are present), ``known`` (how many attributes are known).
+        vocabulary: attribute, kind (single | multi), code, category, train_events.
+        single_sizes: number of codes of each single-valued field, "unknown" included.
+        n_binary: number of two-valued fields.
+    """
+
+    table: pl.DataFrame
+    vocabulary: pl.DataFrame
+    single_sizes: list[int]
+    n_binary: int
+
+
+def popular(counts: pl.DataFrame, coverage: float) -> pl.DataFrame:
+    """The most popular rows of ``counts`` (column ``events``) that cover at least ``coverage`` of the sum.
+
+    The threshold is the count of the last row needed; every row tied with it is kept.
+
+    >>> popular(pl.DataFrame({"item": [1, 2, 3, 4], "events": [5, 2, 2, 1]}), 0.6)["item"].to_list()
+    [1, 2, 3]
+    """
+    if counts.is_empty():
+        return counts
+    ordered = counts["events"].sort(descending=True)
+    covered = ordered.cum_sum()
+    # Integers on both sides: a share computed in floating point could fall just short of the target.
+    last = min(int((covered < coverage * covered[-1]).sum()), len(ordered) - 1)
+    return counts.filter(pl.col("events") >= ordered[last])
+
+
+def encode(
+    users: pl.DataFrame, train_events: pl.Series, single: Sequence[str], multi: Sequence[str], coverage: float
+) -> EncodedContexts:
+    """Fits the fields on the training users and encodes every user.
+
+    Args:
+        users: one row per user code, canonical attributes (null = unknown).
+        train_events: training events of each user; the fit sees only users with at least one, weighted by them.
+        single: names of single-valued attributes; ``user`` is the user's own id.
+        multi: names of multi-valued attributes.
+        coverage: share of the training events' categories that the popular ones of an attribute cover.
+
+    Raises:
+        UserError: an attribute that the users table lacks, or one that is not of the kind it is listed under.
+    """
+    for name in (*single, *multi):
+        if name not in users.columns:
+            raise UserError(f"data.contexts: the users have no attribute {name!r}{nearest(name, users.columns)}")
+        if (users[name].dtype == pl.List) != (name in multi):
+            kind = "single" if name in multi else "multi"
+            raise UserError(f"data.contexts: attribute {name!r} belongs under data.contexts.{kind}")
+    weighted = users.with_columns(events=train_events).filter(pl.col("events") > 0)
+    columns: dict[str, pl.Series] = {}
+    vocabulary: list[pl.DataFrame] = []
+    sizes: list[int] = []
+    for name in single:
+        counts = weighted.select(category=name, events="events").drop_nulls().group_by("category").sum()
+        fields = counts.sort("category").with_columns(code=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32))
+        vocabulary.append(_describe(fields, name, "single"))
+        sizes.append(fields.height + 1)
+        coded = users.select(category=name).join(fields, on="category", how="left", maintain_order="left")
+        columns[name] = coded["code"].fill_null(0)
+    lists: list[pl.DataFrame] = []
+    n_binary = 0
+    for name in multi:
+        mentions = weighted.select(category=name, events="events").explode("category").drop_nulls("category")
+        counts = mentions.group_by("category").sum().sort("category")
+        if counts.is_empty():
+            continue
+        fields = popular(counts, coverage).with_columns(code=pl.int_range(pl.len(), dtype=pl.UInt32) + n_binary)
+        other = n_binary + fields.height
+        rest = int(counts["events"].sum()) - int(fields["events"].sum())
+        other_row = pl.DataFrame({"category": [OTHER], "events": [rest], "code": [other]}, schema=fields.schema)
+        vocabulary.append(_describe(pl.concat([fields, other_row]), name, "multi"))
+        lists.append(
+            users.select(category=name)
+            .with_row_index("row")
+            .explode("category")
+            .drop_nulls("category")
+            .join(fields, on="category", how="left")
+            .select("row", code=pl.col("code").fill_null(other))
+        )
+        n_binary = other + 1
+    active = pl.DataFrame({"row": []}, schema={"row": pl.UInt32}).with_columns(active=pl.lit(None, pl.List(pl.UInt32)))
+    if lists:
+        active = pl.concat(lists).group_by("row").agg(active=pl.col("code").unique().sort())
+    known = [pl.col(name).is_not_null() for name in single] + [pl.col(name).list.len() > 0 for name in multi]
+    table = (
+        pl.DataFrame({"row": pl.int_range(users.height, dtype=pl.UInt32, eager=True), **columns})
+        .join(active, on="row", how="left", maintain_order="left")
+        .with_columns(pl.col("active").fill_null([]))
+        .drop("row")
+        .with_columns(
+            known=users.select(pl.sum_horizontal(pl.lit(0), *(k.fill_null(False).cast(pl.UInt8) for k in known)))
+            .to_series()
+            .cast(pl.UInt8)
+        )
+    )
+    schema = {"attribute": pl.String, "kind": pl.String, "code": pl.UInt32, "category": pl.String, "events": pl.Int64}
+    return EncodedContexts(
+        table=table,
+        vocabulary=pl.concat(vocabulary) if vocabulary else pl.DataFrame(schema=schema),
+        single_sizes=sizes,
+        n_binary=n_binary,
+    )
+
+
+def _describe(fields: pl.DataFrame, name: str, kind: str) -> pl.DataFrame:
+    return fields.select(
+        attribute=pl.lit(name),
+        kind=pl.lit(kind),
+        code=pl.col("code").cast(pl.UInt32),
+        category=pl.col("category").cast(pl.String),
+        events=pl.col("events").cast(pl.Int64),
+    )
+
+
+def draw_users(users: np.ndarray, n_users: int, draw: Draw, seed: int) -> np.ndarray:
+    """Whose contexts each session sees: (S,) users of sessions -> (S,) users whose contexts are shown.
+
+    ``user``: one's own. ``permuted``: users swap contexts, each keeps the same stranger's. ``session``: sessions of
+    one split swap users, so that contexts keep their frequencies but say nothing. ``constant``: everybody is unknown
+    (user code ``n_users``, the row past the last).
+    """
+    rng = np.random.default_rng(seed)
+    if draw == "user":
+        return users
+    if draw == "permuted":
+        shown: np.ndarray = rng.permutation(n_users)[users]
+        return shown
+    if draw == "session":
+        return rng.permutation(users)
+    if draw == "constant":
+        return np.full_like(users, n_users)
+    raise UserError(f"data.contexts.draw={draw}: choose user, session, permuted or constant")

@@ -1,0 +1,199 @@
+"""One DataModule for every model: session-parallel windows of the train, validation and test sessions."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from arnn_lightning.data.contexts import Draw, draw_users
+from arnn_lightning.data.lanes import DEAD, schedule
+from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.data.window import Contexts, Lookup, Sessions, TrainingWindow, Window
+
+Place = tuple[int, int]  # (epoch, window)
+
+
+class WindowOrder(Sampler[Place]):
+    """The windows of an epoch in their order; knows the epoch, so that its negatives depend on nothing else."""
+
+    def __init__(self, windows: int) -> None:
+        self.windows = windows
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:  # called by Lightning
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Place]:
+        return ((self.epoch, index) for index in range(self.windows))
+
+    def __len__(self) -> int:
+        return self.windows
+
+
+class Windows(Dataset[Window]):
+    """The windows of one split: the schedule of an epoch, cut every ``steps`` mini-batches."""
+
+    def __init__(self, sessions: Sessions, users: np.ndarray, lanes: int, steps: int) -> None:
+        self.sessions = sessions
+        self.users = users
+        self.steps = steps
+        self.schedule = schedule(sessions.offset, lanes)
+
+    def __len__(self) -> int:
+        return -(-len(self.schedule.event) // self.steps)
+
+    def __getitem__(self, place: Place) -> Window:
+        cut = slice(place[1] * self.steps, (place[1] + 1) * self.steps)
+        event, session = self.schedule.event[cut], self.schedule.session[cut]
+        alive = event != DEAD
+        item = np.where(alive, self.sessions.item[event], 0)
+        # A session's last event is never shown, so event + 1 is in the same session; DEAD + 1 = 0 is masked.
+        target = np.where(alive, self.sessions.item[event + 1], 0)
+        return Window(
+            item=torch.from_numpy(item),
+            target=torch.from_numpy(target),
+            user=torch.from_numpy(np.where(alive, self.users[session], 0)),
+            session=torch.from_numpy(np.where(alive, self.sessions.session[session], DEAD)),
+            position=torch.from_numpy(np.where(alive, event - self.sessions.offset[session] + 1, 0)),
+            start=torch.from_numpy(self.schedule.start[cut]),
+            alive=torch.from_numpy(alive),
+        )
+
+
+class TrainingWindows(Dataset[TrainingWindow]):
+    """Windows with each step's unique rows and extra negatives, drawn in bulk by popularity^alpha."""
+
+    def __init__(
+        self, windows: Windows, n_items: int, n_sample: int, sample_alpha: float, score_all: bool, seed: int
+    ) -> None:
+        self.windows = windows
+        self.n_sample = n_sample
+        self.score_all = score_all
+        self.seed = seed
+        popularity = np.bincount(windows.sessions.item, minlength=n_items).astype(np.float64) ** sample_alpha
+        self.cumulated = np.cumsum(popularity / popularity.sum())
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, place: Place) -> TrainingWindow:
+        window = self.windows[place]
+        items = lookups(window.item, window.alive)
+        if self.score_all:
+            return TrainingWindow(window, items, [])
+        scored, real = window.target, window.alive
+        if self.n_sample:
+            shape = (len(scored), self.n_sample)
+            # Epoch and window seed the draw, so that it depends on no history.
+            chance = np.random.default_rng([self.seed, *place]).random(shape)
+            negatives = np.searchsorted(self.cumulated, chance, side="right").clip(max=len(self.cumulated) - 1)
+            scored = torch.cat([scored, torch.from_numpy(negatives)], 1)
+            real = torch.cat([real, torch.ones(shape, dtype=torch.bool)], 1)
+        return TrainingWindow(window, items, lookups(scored, real))
+
+
+def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:
+    """Unique rows and inverse of every step at once; ids that are not ``real`` take the first row's place."""
+    steps = len(ids_KC)
+    stride = int(ids_KC.max()) + 1
+    first_K1 = torch.where(real_KC, ids_KC, stride).amin(1, keepdim=True)  # some real row of the step
+    key = torch.where(real_KC, ids_KC, first_K1) + torch.arange(steps)[:, None] * stride
+    unique, inverse = torch.unique(key, return_inverse=True)
+    step_of = unique // stride
+    bounds = torch.searchsorted(step_of, torch.arange(steps + 1)).tolist()
+    rows = unique - step_of * stride
+    return [Lookup(rows[bounds[k] : bounds[k + 1]], inverse[k] - bounds[k]) for k in range(steps)]
+
+
+class SessionDataModule(LightningDataModule):
+    """Serves windows of a prepared data set.
+
+    Args:
+        prepared: the data set.
+        lanes: lanes B of a training mini-batch; each mini-batch is one optimizer step.
+        steps: mini-batches K of a window.
+        evaluation_lanes: lanes in validation and test; changes the speed only.
+        n_sample: extra negatives per step.
+        sample_alpha: exponent of the popularity by which they are drawn.
+        score_all: True where the loss scores the whole catalogue, so that no rows need finding.
+        draw: whose contexts a session sees.
+        seed: seed of the draws.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        lanes: int,
+        steps: int,
+        evaluation_lanes: int,
+        n_sample: int,
+        sample_alpha: float,
+        score_all: bool,
+        draw: Draw,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.prepared = prepared
+        self.lanes = lanes
+        self.steps = steps
+        self.evaluation_lanes = evaluation_lanes
+        self.n_sample = n_sample
+        self.sample_alpha = sample_alpha
+        self.score_all = score_all
+        self.draw: Draw = draw
+        self.seed = seed
+
+    def _windows(self, split: str, lanes: int) -> Windows:
+        sessions = self.prepared.sessions(split)
+        users = draw_users(sessions.user, self.prepared.users().height, self.draw, self.seed)
+        return Windows(sessions, users, lanes, self.steps)
+
+    def train_dataloader(self) -> DataLoader[TrainingWindow]:
+        windows = TrainingWindows(
+            self._windows("train", self.lanes),
+            int(self.prepared.dims["n_items"]),
+            self.n_sample,
+            self.sample_alpha,
+            self.score_all,
+            self.seed,
+        )
+        return _loader(windows)
+
+    def val_dataloader(self) -> DataLoader[Window]:
+        return _loader(self._windows("val", self.evaluation_lanes))
+
+    def test_dataloader(self) -> DataLoader[Window]:
+        return _loader(self._windows("test", self.evaluation_lanes))
+
+    @property
+    def has_validation(self) -> bool:
+        return bool(self.prepared.manifest["splits"]["val"]["events"])
+
+    def contexts(self) -> Contexts:
+        """Every user's context codes, with a last row for "everything unknown"."""
+        users = self.prepared.users()
+        active = users["active"].to_list()
+        width = max(map(len, active), default=0)
+        padded = np.full((users.height + 1, max(width, 1)), -1, np.int64)
+        lengths = users["active"].list.len().to_numpy().astype(np.int64)
+        rows = np.repeat(np.arange(users.height), lengths)
+        columns = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        padded[rows, columns] = users["active"].explode().drop_nulls().to_numpy()
+        single = users.drop("user", "id", "active", "known").to_numpy().astype(np.int64)
+        unknown = np.zeros((1, single.shape[1]), np.int64)
+        return Contexts(torch.from_numpy(np.concatenate([single, unknown])), torch.from_numpy(padded))
+
+
+def _loader(dataset: Dataset) -> DataLoader:  # type: ignore[type-arg]
+    # Windows are made in the process itself: polars and forked workers can deadlock, and a window takes under 1 ms.
+    order = WindowOrder(len(dataset))  # type: ignore[arg-type]
+    return DataLoader(dataset, batch_size=None, sampler=order, num_workers=0, collate_fn=_as_it_is)
+
+
+def _as_it_is(window: Any) -> Any:
+    return window

@@ -1,0 +1,80 @@
+"""The canonical tables that every reader hands over, and the check at their door.
+
+``events``: ``user``, ``item`` (any type that sorts), ``time`` (Int64, unix seconds) and, where the data set has
+sessions of its own, ``session``; one row per event, in the order of the file.
+``users``: ``user`` and one column per attribute: String for a single-valued attribute, List(String) for a
+multi-valued one; null (or an empty list) means unknown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import polars as pl
+
+from arnn_lightning.errors import UserError, nearest
+
+USER, ITEM, TIME, SESSION = "user", "item", "time", "session"
+
+
+@dataclass(frozen=True)
+class RawData:
+    """What a reader returns.
+
+    Attributes:
+        events: canonical events of the kind that is modelled (clicks), in file order.
+        users: canonical users.
+        rows: rows of the events file before the reader's own filter.
+    """
+
+    events: pl.DataFrame
+    users: pl.DataFrame
+    rows: int
+
+
+class Reader(Protocol):
+    """The only place that knows one data set's files."""
+
+    def files(self) -> Sequence[Path]:
+        """The raw files, the events' file first; raises UserError where one is missing."""
+        ...
+
+    def read(self) -> RawData:
+        """The canonical tables."""
+        ...
+
+
+def check(raw: RawData, source: Path) -> RawData:
+    """Checks the canonical schema; returns ``raw`` unchanged. ``source`` is the file named in errors.
+
+    Raises:
+        UserError: a missing column, a null id or time, a time that is no integer, no events, or a user listed twice.
+    """
+    for name in (USER, ITEM, TIME):
+        if name not in raw.events.columns:
+            raise UserError(f"{source}: the events have no column {name!r}{nearest(name, raw.events.columns)}")
+        nulls = raw.events[name].is_null()
+        if nulls.any():
+            row = nulls.arg_true()[0]
+            raise UserError(
+                f"{source}: {nulls.sum()} events have no {name}, the first is event {row + 1}; "
+                "remove those rows or fill the column"
+            )
+    if raw.events[TIME].dtype != pl.Int64:
+        raise UserError(f"{source}: event times must be Int64 unix seconds, not {raw.events[TIME].dtype}")
+    if raw.events.is_empty():
+        raise UserError(f"{source}: no events left after reading {raw.rows} rows; is this the right file?")
+    if USER not in raw.users.columns:
+        raise UserError(f"the users table has no column {USER!r}{nearest(USER, raw.users.columns)}")
+    if raw.users[USER].dtype != raw.events[USER].dtype:
+        raise UserError(
+            f"user ids are {raw.events[USER].dtype} in the events but {raw.users[USER].dtype} in the users table; "
+            "make them one type"
+        )
+    twice = raw.users[USER].is_duplicated()
+    if twice.any():
+        raise UserError(
+            f"user {raw.users[USER].filter(twice)[0]!r} stands more than once in the users table; keep one row per user"
+        )
+    return raw

@@ -1,0 +1,92 @@
+"""The types that cross from data to models. K steps in a window, B lanes, R unique rows, N extra negatives."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """K consecutive session-parallel mini-batches of B lanes; every field is (K, B).
+
+    A lane without a session is not ``alive``: it holds item 0 and counts nowhere. ``start`` says: forget the hidden
+    state before this event.
+    """
+
+    item: Tensor
+    target: Tensor
+    user: Tensor  # whose contexts the session sees (data.contexts.draw)
+    session: Tensor
+    position: Tensor  # events already seen, 1 at the first attempt
+    start: Tensor
+    alive: Tensor
+
+
+class Lookup(NamedTuple):
+    """Rows of a table that a step touches, each once, and which of them every element takes.
+
+    ``rows`` (R,) sorted and unique; ``inverse`` (...,) into them, so that the ids are ``rows[inverse]``.
+    """
+
+    rows: Tensor
+    inverse: Tensor
+
+
+class TrainingWindow(NamedTuple):
+    """A window with what training knows beforehand: which rows each step reads and scores.
+
+    ``items[k]`` looks up the (B,) input items of step k, ``scored[k]`` its (B + N,) scored items: the lanes' targets,
+    then the extra negatives. Dead lanes point at some row of a lane alive; masks keep them out of the loss.
+    ``scored`` is empty where all items are scored.
+    """
+
+    window: Window
+    items: list[Lookup]
+    scored: list[Lookup]
+
+
+class Step(NamedTuple):
+    """One mini-batch as a model sees it; (B,) each."""
+
+    item: Tensor
+    user: Tensor
+    alive: Tensor
+    rows: Lookup | None = None  # the input items' rows, in training
+
+
+class Contexts(NamedTuple):
+    """Contexts of all users, one row each and a last row for "everything unknown"; U users.
+
+    ``single`` (U + 1, S) codes of single-valued fields. ``active`` (U + 1, A) the two-valued fields present, padded
+    with -1.
+    """
+
+    single: Tensor
+    active: Tensor
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The sessions of one split as arrays; ``E`` events, ``S`` sessions.
+
+    Attributes:
+        item: (E,) item codes, sessions one after the other.
+        offset: (S + 1,) where each session starts.
+        session: (S,) session codes.
+        user: (S,) user codes.
+    """
+
+    item: np.ndarray
+    offset: np.ndarray
+    session: np.ndarray
+    user: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offset)
+
+    @property
+    def targets(self) -> int:
+        """Recommendation attempts: every event but the first of each session."""
+        return len(self.item) - len(self.session)

@@ -1,0 +1,81 @@
+"""Reader of the XING files (RecSys Challenge 2016), also of what ``data/generate.py`` writes in their schema."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from arnn_lightning.data.delimited import read_delimited, require_files
+from arnn_lightning.data.events import ITEM, TIME, USER, RawData
+
+CLICK = 1
+MULTI = ("jobroles", "edu_fieldofstudies")
+SINGLE = (
+    "career_level",
+    "discipline_id",
+    "industry_id",
+    "country",
+    "region",
+    "experience_n_entries_class",
+    "experience_years_experience",
+    "experience_years_in_current",
+    "edu_degree",
+)
+# The codes for which 0 means unknown; elsewhere 0 is a category like any other.
+ZERO_IS_UNKNOWN = (
+    "career_level",
+    "region",
+    "experience_years_experience",
+    "experience_years_in_current",
+    "edu_degree",
+)
+
+
+@dataclass(frozen=True)
+class XingReader:
+    """Reads ``interactions.csv`` and ``users.csv`` (tab-separated, one header line) in ``raw_dir``.
+
+    Only clicks (interaction_type 1) are kept: clicks alone give the counts of the paper's Table 1.
+    """
+
+    raw_dir: str
+
+    def files(self) -> list[Path]:
+        return require_files(
+            Path(self.raw_dir),
+            {"interactions.csv": "user_id, item_id, interaction_type, created_at", "users.csv": "id and 11 attributes"},
+            "they come from the RecSys Challenge 2016 and are no longer distributed",
+        )
+
+    def read(self) -> RawData:
+        """Returns the canonical tables; raises UserError for a missing column or a value that does not parse."""
+        interactions, users = self.files()
+        events = read_delimited(
+            interactions,
+            dict.fromkeys(("user_id", "item_id", "interaction_type", "created_at"), pl.Int64()),
+            separator="\t",
+        )
+        clicks = events.filter(pl.col("interaction_type") == CLICK).select(
+            pl.col("user_id").alias(USER), pl.col("item_id").alias(ITEM), pl.col("created_at").alias(TIME)
+        )
+        table = read_delimited(
+            users,
+            {"id": pl.Int64(), **dict.fromkeys((*MULTI, *SINGLE), pl.String())},
+            separator="\t",
+            aliases={"id": ["user_id"]},
+        )
+        return RawData(
+            events=clicks,
+            users=table.select(
+                pl.col("id").alias(USER),
+                *(
+                    pl.when(pl.col(name) != "0").then(pl.col(name)).alias(name) if name in ZERO_IS_UNKNOWN else name
+                    for name in SINGLE
+                ),
+                *(
+                    pl.col(name).str.split(",").list.eval(pl.element().filter(~pl.element().is_in(["0", ""])))
+                    for name in MULTI
+                ),
+            ),
+            rows=events.height,
+        )

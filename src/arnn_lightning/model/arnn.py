@@ -1,0 +1,116 @@
+"""ARNN (paper 3.2 and 3.5): M([c_t; h_t]), a merging layer over a context encoder and a session model.
+
+Both parts are pretrained by themselves, lose their scorers, and are frozen; M = BatchNorm(ReLU(FC([c_t; h_t]))) and a
+scorer of its own are trained on top. Footnote 2 (the context encoder's batch normalisation retrained) and joint
+training are options. Any two SessionModels can take the two roles.
+
+B lanes, H hidden of the session part, C of the context part, M of the merging layer.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arnn_lightning.data.window import Contexts, Step
+from arnn_lightning.errors import UserError
+from arnn_lightning.model.base import OptimizerFactory, SessionModel, State
+from arnn_lightning.nn.batchnorm import MaskedBatchNorm
+from arnn_lightning.nn.losses import Objective
+from arnn_lightning.nn.table import ItemScorer, glorot_
+
+
+class ARNN(SessionModel):
+    """Augmented RNN.
+
+    Args:
+        name: the model's name.
+        dims: ``n_items``.
+        session: the part that gives h_t (GRU4REC by default).
+        context: the part that gives c_t (PNN by default).
+        hidden_size: of the merging layer.
+        dropout: on the merging layer.
+        freeze: ``parts`` (the paper's) or ``none`` (the parts go on learning with the merging layer).
+        retrain_batchnorm: with frozen parts, the context part's batch normalisation learns on (footnote 2).
+        optimizer: makes the merging stage's optimizer.
+        loss: its objective.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dims: dict[str, Any],
+        session: SessionModel,
+        context: SessionModel,
+        hidden_size: int,
+        dropout: float,
+        freeze: Literal["parts", "none"],
+        retrain_batchnorm: bool,
+        optimizer: OptimizerFactory,
+        loss: Objective,
+    ) -> None:
+        super().__init__(name, dims["n_items"], optimizer, loss)
+        if freeze not in ("parts", "none"):
+            raise UserError(f"model.freeze={freeze}: choose parts or none")
+        self.session = session
+        self.context = context
+        self.freeze_parts = freeze == "parts"
+        self.retrain_batchnorm = retrain_batchnorm
+        self.dropout = dropout
+        self.hidden_size = hidden_size
+        width = session.hidden_size + context.hidden_size
+        self.merge = nn.Linear(width, hidden_size)
+        glorot_(self.merge.weight, width, hidden_size)
+        nn.init.zeros_(self.merge.bias)
+        self.norm = MaskedBatchNorm(hidden_size)
+        self.scorer = ItemScorer(self.n_items, hidden_size)
+        self._assembled = False
+
+    @property
+    def parts(self) -> Mapping[str, SessionModel]:
+        return {"session": self.session, "context": self.context}
+
+    def set_contexts(self, contexts: Contexts) -> None:
+        for part in self.parts.values():
+            part.set_contexts(contexts)
+
+    def assemble(self) -> None:
+        self._assembled = True
+        for part in self.parts.values():
+            part.scorer = None
+            if self.freeze_parts:
+                part.frozen = True
+                part.requires_grad_(False)
+        if self.freeze_parts and self.retrain_batchnorm:
+            for norm in self._context_norms():
+                norm.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "ARNN":
+        super().train(mode)
+        if self._assembled and self.freeze_parts:
+            for part in self.parts.values():
+                part.eval()  # dropout off, running statistics of the batch normalisation
+            if self.retrain_batchnorm:
+                for norm in self._context_norms():
+                    norm.train(mode)
+        return self
+
+    def _context_norms(self) -> list[MaskedBatchNorm]:
+        return [module for module in self.context.modules() if isinstance(module, MaskedBatchNorm)]
+
+    def initial_state(self, lanes: int) -> State:
+        return (*self.session.initial_state(lanes), *self.context.initial_state(lanes))
+
+    def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
+        split = len(self.session.initial_state(0))
+        learns = torch.is_grad_enabled()
+        with torch.set_grad_enabled(learns and not self.freeze_parts):
+            hidden_BH, session_state = self.session.represent(step, state[:split])
+        with torch.set_grad_enabled(learns and (not self.freeze_parts or self.retrain_batchnorm)):
+            context_BC, context_state = self.context.represent(step, state[split:])
+        merged_BM = F.relu(self.merge(torch.cat([context_BC, hidden_BH], 1)))
+        merged_BM = self.norm(merged_BM, step.alive)
+        return F.dropout(merged_BM, self.dropout, self.training), (*session_state, *context_state)

@@ -1,0 +1,250 @@
+"""SessionModel: from a window of mini-batches to losses, ranks, logs and optimizer steps.
+
+Shapes: K steps in a window, B lanes, I items, H the width of a query, L layers of a hidden state.
+Every mini-batch is one optimizer step, as in the paper; a window only lets one ``training_step`` run K of them,
+because Lightning's loop costs more than a small step does.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from arnn_lightning.data.window import Contexts, Sessions, Step, TrainingWindow, Window
+from arnn_lightning.errors import UserError
+from arnn_lightning.evaluation.metrics import metrics
+from arnn_lightning.evaluation.ranks import count_ranks, rank
+from arnn_lightning.nn.losses import Objective, mean_over_lanes
+from arnn_lightning.nn.table import ItemScorer, RowTable
+
+State = tuple[Tensor, ...]  # each (..., B, H): lanes are the last dimension but one
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class SessionModel(LightningModule):
+    """What every model shares. A model says how a step becomes a query, and how queries score items.
+
+    Args:
+        name: the model's name in tables.
+        n_items: size of the catalogue.
+        optimizer: makes the optimizer from the parameters; None for models that are counted, not trained.
+        loss: the objective; None likewise.
+    """
+
+    scorer: ItemScorer | None
+    hidden_size: int  # width of a query
+
+    def __init__(
+        self,
+        name: str,
+        n_items: int,
+        optimizer: OptimizerFactory | None = None,
+        loss: Objective | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.scorer = None
+        self.name = name
+        self.n_items = n_items
+        self.optimizer_factory = optimizer
+        self.objective = loss
+        self.frozen = False  # a part of ARNN that learns no more
+        self.prefix = ""  # "session/" and "context/" for ARNN's parts
+        self.ties = "conservative"
+        self.cutoffs: list[int] = [20]
+        self.about: dict[str, Any] = {}  # plain values that travel in the checkpoint: config, manifest
+        self.register_buffer("mini_batches", torch.zeros((), dtype=torch.int64))
+        self.mini_batches: Tensor
+        self._training_state: State | None = None
+        self._evaluation_state: State | None = None
+        self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.evaluated: dict[str, Tensor] = {}  # the last evaluation: session, position, higher, equal
+        self.events_trained = 0
+        self.seconds_trained = 0.0
+
+    # What a model is
+
+    @property
+    def parts(self) -> Mapping[str, "SessionModel"]:
+        """Models by role that are trained before this one."""
+        return {}
+
+    def assemble(self) -> None:
+        """Called once the parts are trained, before this model is trained or its checkpoint is read."""
+
+    def count(self, sessions: Sessions) -> None:
+        """Fits what is counted from the training sessions; for models without gradients."""
+
+    def set_contexts(self, contexts: Contexts) -> None:
+        """Receives every user's contexts; for models that look at users."""
+
+    def initial_state(self, lanes: int) -> State:
+        """Hidden state of ``lanes`` fresh lanes; empty for models without memory."""
+        return ()
+
+    def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
+        """One event in every lane -> (query (B, H), next state). Resets are already done."""
+        raise NotImplementedError(f"{type(self).__name__} must say how a step becomes a query")
+
+    def score(self, query_NH: Tensor) -> Tensor:
+        """Raw scores (N, I) of all items."""
+        assert self.scorer is not None
+        return self.scorer.all(query_NH)
+
+    # Training
+
+    def configure_optimizers(self) -> Optimizer:
+        assert self.optimizer_factory is not None
+        optimizer = self.optimizer_factory([weight for weight in self.parameters() if weight.requires_grad])
+        for module in self.modules():
+            if isinstance(module, RowTable):
+                module.sparse = getattr(optimizer, "sparse_gradients", False)
+        return optimizer
+
+    def on_train_start(self) -> None:
+        self.events_trained, self.seconds_trained = 0, 0.0
+
+    def on_train_epoch_start(self) -> None:
+        self._training_state = None  # an epoch's schedule starts every lane afresh
+
+    def training_step(self, batch: TrainingWindow, index: int) -> None:
+        started = time.perf_counter()
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        raw = optimizer.optimizer
+        steps, lanes = batch.window.item.shape
+        state = self._training_state if self._training_state is not None else self.initial_state(lanes)
+        losses = torch.empty(steps, device=self.device)
+        for k in range(steps):
+            loss, state = self.step_loss(batch, k, state)
+            losses[k] = loss.detach()
+            loss.backward()
+            # Lightning counts the last step of each window: global_step counts windows, and checkpoints get saved.
+            (raw if k < steps - 1 else optimizer).step()
+            raw.zero_grad()
+        self._training_state = state
+        self._check_losses(losses)
+        self.mini_batches += steps
+        events = int(batch.window.alive.sum())
+        if index or self.trainer.current_epoch:  # the first window pays for warming up
+            self.events_trained += events
+            self.seconds_trained += time.perf_counter() - started
+        self.log(f"{self.prefix}train/loss", losses.mean(), on_step=True, on_epoch=False, prog_bar=True)
+        self.log(f"{self.prefix}steps", self.mini_batches.float(), on_step=True, on_epoch=False)
+
+    def step_loss(self, batch: TrainingWindow, k: int, state: State) -> tuple[Tensor, State]:
+        """Loss (scalar) of mini-batch ``k`` of a window, and the state after it, cut off from the graph.
+
+        Back-propagation has length 1, as in GRU4Rec: a step's gradient does not reach the steps before.
+        """
+        assert self.objective is not None
+        assert self.scorer is not None
+        window = batch.window
+        alive_B = window.alive[k]
+        state = reset(state, window.start[k])
+        query_BH, state = self.represent(Step(window.item[k], window.user[k], alive_B, batch.items[k]), state)
+        if self.objective.candidates == "all":
+            raw_BC = self.scorer.all(query_BH)
+            positive_B = window.target[k]
+            negative_BC = torch.ones_like(raw_BC, dtype=torch.bool).scatter_(1, positive_B[:, None], False)
+        else:
+            scored = batch.scored[k]
+            raw_BC = self.scorer.some(query_BH, scored)
+            positive_B = torch.arange(len(alive_B), device=raw_BC.device)
+            negative_BC = self._negatives(scored.inverse, alive_B)
+        loss_B = self.objective(raw_BC, positive_B, negative_BC)
+        return mean_over_lanes(loss_B, alive_B), tuple(part.detach() for part in state)
+
+    def _negatives(self, inverse_C: Tensor, alive_B: Tensor) -> Tensor:
+        """Which scored columns are negatives of each lane (B, C): columns of dead lanes are nobody's."""
+        assert self.objective is not None
+        lanes = len(alive_B)
+        if self.objective.accidental_hits == "mask":
+            negative_BC = inverse_C[:lanes, None] != inverse_C
+        else:
+            negative_BC = torch.ones((lanes, len(inverse_C)), dtype=torch.bool, device=inverse_C.device)
+            negative_BC.fill_diagonal_(False)
+        negative_BC[:, :lanes] &= alive_B
+        return negative_BC
+
+    def _check_losses(self, losses_K: Tensor) -> None:
+        finite_K = torch.isfinite(losses_K)
+        if not finite_K.all():
+            step = int(self.mini_batches) + int((~finite_K).nonzero()[0]) + 1
+            raise UserError(
+                f"the loss of {self.prefix}{self.name} is {losses_K[~finite_K][0].item()} at mini-batch {step} "
+                f"(epoch {self.trainer.current_epoch + 1}); the last good checkpoint is kept: "
+                "lower model.optimizer.lr or choose another loss"
+            )
+
+    @property
+    def train_events_per_second(self) -> float | None:
+        """Events trained per second inside training windows, the first window left out."""
+        return self.events_trained / self.seconds_trained if self.seconds_trained else None
+
+    # Evaluation
+
+    def evaluation_step(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Queries (N, H) and targets (N,) of the lanes alive in a window, step by step, lane by lane."""
+        steps, lanes = window.item.shape
+        state = self._evaluation_state if self._evaluation_state is not None else self.initial_state(lanes)
+        queries = []
+        for k in range(steps):
+            state = reset(state, window.start[k])
+            query_BH, state = self.represent(Step(window.item[k], window.user[k], window.alive[k]), state)
+            queries.append(query_BH[window.alive[k]])
+        self._evaluation_state = state
+        return torch.cat(queries), window.target[window.alive]
+
+    def _start_evaluation(self) -> None:
+        self._evaluation_state = None
+        self._counts = []
+
+    def _evaluate(self, window: Window) -> None:
+        query_NH, target_N = self.evaluation_step(window)
+        counts = count_ranks(self.score, query_NH, target_N, self.n_items)
+        self._counts.append((window.session[window.alive], window.position[window.alive], counts))
+
+    def _end_evaluation(self) -> dict[str, float | int]:
+        session, position, counts = (torch.cat(column).cpu() for column in zip(*self._counts, strict=True))
+        self.evaluated = {"session": session, "position": position, "higher": counts[:, 0], "equal": counts[:, 1]}
+        self._counts = []
+        ranks = rank(self.evaluated["higher"], self.evaluated["equal"], self.ties)
+        return metrics(ranks.numpy(), session.numpy(), self.cutoffs)
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def validation_step(self, batch: Window, index: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self._end_evaluation().items():
+            if name not in ("events", "sessions"):
+                self.log(f"{self.prefix}val/{name}", value, prog_bar=name in ("recall@20", "mrr@20"))
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def test_step(self, batch: Window, index: int) -> None:
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        for name, value in self._end_evaluation().items():
+            if name not in ("events", "sessions"):
+                self.log(f"{self.prefix}test/{name}", value)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["about"] = self.about
+
+
+def reset(state: State, start_B: Tensor) -> State:
+    """Forgets the hidden state of lanes that start a session: once, before its first event (E1)."""
+    keep_B1 = ~start_B[:, None]
+    return tuple(part * keep_B1 for part in state)

@@ -1,0 +1,38 @@
+"""Batch normalisation over the lanes alive."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """torch's BatchNorm1d with statistics over alive lanes only (E26).
+
+    With fewer than two lanes alive there is no variance to speak of: the running statistics serve, and are not
+    updated. The momentum shrinks with the share of lanes alive: an epoch ends with steps of ever fewer lanes, whose
+    noisy statistics would otherwise be the ones that validation sees. Dead lanes get some value that nobody reads.
+    """
+
+    def forward(self, x_BH: Tensor, alive_B: Tensor | None = None) -> Tensor:
+        """(B, H), (B,) -> (B, H). ``alive_B`` None means that all lanes are alive."""
+        if not self.training:
+            return super().forward(x_BH)
+        if alive_B is None:
+            alive_B = x_BH.new_ones(len(x_BH), dtype=torch.bool)
+        weight_B1 = alive_B.to(x_BH.dtype)[:, None]
+        count = weight_B1.sum()
+        enough = count >= 2
+        divisor = count.clamp(min=1)
+        mean_H = (x_BH * weight_B1).sum(0) / divisor
+        variance_H = ((x_BH - mean_H).square() * weight_B1).sum(0) / divisor
+        running_mean, running_var = self.running_mean, self.running_var
+        assert running_mean is not None
+        assert running_var is not None
+        assert self.momentum is not None
+        used_mean_H = torch.where(enough, mean_H, running_mean)
+        used_variance_H = torch.where(enough, variance_H, running_var)
+        with torch.no_grad():
+            # No branch on a tensor's value, so that a GPU need not wait: the momentum is 0 where too few are alive.
+            momentum = enough * self.momentum * count / len(x_BH)
+            running_mean.lerp_(mean_H, momentum)
+            running_var.lerp_(variance_H * count / (count - 1).clamp(min=1), momentum)
+        return torch.addcmul(self.bias, (x_BH - used_mean_H) * torch.rsqrt(used_variance_H + self.eps), self.weight)

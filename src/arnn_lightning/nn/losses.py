@@ -1,0 +1,94 @@
+"""Ranking losses over a positive and its negatives, one value per lane, chosen by config.
+
+Every function takes scores (B, C), the column of each lane's positive (B,) and which columns are its negatives
+(B, C), never the positive itself; it returns (B,). A lane without negatives has loss 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from arnn_lightning.errors import UserError
+
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def top1(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
+    """TOP1 (paper 4.3.1): mean over the negatives j of sigmoid(r_j - r_i) + sigmoid(r_j^2).
+
+    The positive is not among its own negatives, so the regulariser has no gradient with respect to r_i.
+
+    >>> score = torch.tensor([[1.0, 0.0, 0.0]])
+    >>> loss = top1(score, torch.tensor([0]), torch.tensor([[False, True, True]]))
+    >>> torch.allclose(loss, torch.sigmoid(torch.tensor([-1.0])) + 0.5)
+    True
+    """
+    positive_B1 = score_BC.gather(1, positive_B[:, None])
+    terms_BC = torch.sigmoid(score_BC - positive_B1) + torch.sigmoid(score_BC * score_BC)
+    return _mean_over(terms_BC, negative_BC)
+
+
+def cross_entropy(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
+    """-log softmax of the positive among itself and its negatives; softmax once, on what it is given (E9)."""
+    positive_B1 = score_BC.gather(1, positive_B[:, None])
+    others_BC = score_BC.masked_fill(~negative_BC, -torch.inf)
+    return torch.logsumexp(torch.cat([positive_B1, others_BC], 1), 1) - positive_B1[:, 0]
+
+
+def _mean_over(terms_BC: Tensor, chosen_BC: Tensor) -> Tensor:
+    chosen = chosen_BC.to(terms_BC.dtype)
+    return (terms_BC * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+
+
+Activation = Literal["softmax", "tanh", "linear"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss, the final activation before it, and the candidate items it looks at.
+
+    Attributes:
+        function: the loss.
+        activation: softmax (over the candidate items, the paper's), tanh (GRU4Rec's usual one with TOP1) or linear.
+            It belongs to the loss: ranks are taken on raw scores, which every activation leaves in their order.
+        candidates: ``batch`` = the other lanes' targets and ``n_sample`` extra items; ``all`` = the whole catalogue.
+        accidental_hits: ``mask`` leaves out a negative that is the same item as the positive (another lane has the
+            same target); ``keep`` counts it as a negative, as GRU4Rec does.
+    """
+
+    function: LossFunction
+    activation: Activation
+    candidates: Literal["batch", "all"]
+    accidental_hits: Literal["mask", "keep"]
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("activation", self.activation, ("softmax", "tanh", "linear")),
+            ("candidates", self.candidates, ("batch", "all")),
+            ("accidental_hits", self.accidental_hits, ("mask", "keep")),
+        ):
+            if value not in known:
+                raise UserError(f"model.loss.{name}={value}: choose one of {', '.join(known)}")
+
+    def __call__(self, raw_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
+        """Raw scores (B, C) -> loss of every lane (B,)."""
+        if self.activation == "tanh":
+            score_BC = torch.tanh(raw_BC)
+        elif self.activation == "softmax":
+            candidate_BC = negative_BC.scatter(1, positive_B[:, None], True)
+            score_BC = torch.softmax(raw_BC.masked_fill(~candidate_BC, -torch.inf), 1)
+        else:
+            score_BC = raw_BC
+        return self.function(score_BC, positive_B, negative_BC)
+
+
+def mean_over_lanes(loss_B: Tensor, alive_B: Tensor) -> Tensor:
+    """The sum over lanes alive, divided by the number of lanes B (E25): every event weighs the same, 1 / B.
+
+    Divided by the lanes alive instead, the last steps of an epoch, where few lanes still have a session, would move the
+    weights as far as full steps do, on a handful of events; behind a batch normalisation that ruins a trained model.
+    """
+    return torch.where(alive_B, loss_B, 0).sum() / len(alive_B)

@@ -1,0 +1,209 @@
+"""The PNN's product layer (paper 3.3; Qu et al. 2016): FC([z; p]), z all field embeddings, p all inner products.
+
+Shapes: B lanes; the fields are M two-valued ones, S single-valued ones and the previous item; D embedding, H hidden.
+
+Two exact ways to the pairs of two-valued fields, of which there are many:
+
+- **Gram**: inner products from batched matrix products, in blocks of rows, so that no (B, M, M) array is made.
+- **Closed form**: a two-valued field is f_i = a_i + u_i d_i with u_i in {0, 1} (absent: a_i, present: a_i + d_i), so
+
+      sum_{i<j} w_ij <f_i, f_j> = sum_{i<j} w_ij <a_i, a_j>  +  sum_i u_i sum_{j!=i} w_ij <d_i, a_j>
+                                  + sum_{i<j, both present} w_ij <d_i, d_j>
+
+  The first two sums do not depend on the lane, and few fields are present: the cost hardly grows with B.
+
+Pairs with any other field use the same split always, since it costs nothing there.
+"""
+
+import itertools
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from arnn_lightning.nn.table import glorot_
+
+Method = Literal["auto", "gram", "closed"]
+# B x M from which the closed form wins over the Gram matrix (benchmarks/product.py).
+CLOSED_FROM = 5_000
+GRAM_BLOCK = 128  # rows
+
+
+class ProductLayer(nn.Module):
+    """Field embeddings -> (B, H), before any non-linearity.
+
+    The weights are those of one fully connected layer from [z; p], kept by kind of field; pairs (i < j) of one kind
+    lie row by row. ``forward`` = ``user_part`` + ``item_part``; the first does not see the item, so that it can be
+    computed once per user where the layer is frozen.
+
+    Args:
+        n_binary: M.
+        n_single: S.
+        embedding_size: D.
+        hidden_size: H.
+        products: False leaves p out (an ablation).
+        method: ``auto`` chooses by size.
+    """
+
+    def __init__(
+        self,
+        n_binary: int,
+        n_single: int,
+        embedding_size: int,
+        hidden_size: int,
+        products: bool = True,
+        method: Method = "auto",
+    ) -> None:
+        super().__init__()
+        M, S, D, H = n_binary, n_single, embedding_size, hidden_size
+        self.products = products
+        self.method: Method = method
+        self.values = nn.Parameter(torch.empty(M, 2, D))  # embeddings of absent, present
+        glorot_(self.values, 2 * M, D)
+        self.bias = nn.Parameter(torch.zeros(H))
+        self.binary_fields = nn.Parameter(torch.empty(M, D, H))
+        self.single_fields = nn.Parameter(torch.empty(S, D, H))
+        self.item_field = nn.Parameter(torch.empty(D, H))
+        weights = [self.binary_fields, self.single_fields, self.item_field]
+        fan_in = (M + S + 1) * D
+        if products:
+            self.binary_pairs = nn.Parameter(torch.empty(M * (M - 1) // 2, H))
+            self.cross_pairs = nn.Parameter(torch.empty(M, S, H))
+            self.single_pairs = nn.Parameter(torch.empty(S * (S - 1) // 2, H))
+            self.item_pairs = nn.Parameter(torch.empty(M + S, H))  # with the item: first the two-valued fields
+            weights += [self.binary_pairs, self.cross_pairs, self.single_pairs, self.item_pairs]
+            fan_in += (M + S + 1) * (M + S) // 2
+        for weight in weights:
+            glorot_(weight, fan_in, H)
+        upper_M, upper_S = torch.triu_indices(M, M, 1), torch.triu_indices(S, S, 1)
+        pair_MM = torch.zeros(M, M, dtype=torch.int64)
+        pair_MM[upper_M[0], upper_M[1]] = torch.arange(M * (M - 1) // 2)
+        self.register_buffer("upper", upper_M, persistent=False)
+        self.register_buffer("upper_single", upper_S[0] * S + upper_S[1], persistent=False)
+        self.register_buffer("pair", pair_MM + pair_MM.T, persistent=False)
+        self.upper: Tensor
+        self.upper_single: Tensor
+        self.pair: Tensor
+
+    def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
+        """Two-valued fields present (B, A), padded with -1; embeddings of the single-valued fields and the item."""
+        return self.user_part(active_BA, single_BSD) + self.item_part(active_BA, single_BSD, item_BD)
+
+    def user_part(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
+        """(B, H): the bias, and all that fields other than the item say, alone and in pairs."""
+        M, S = len(self.values), single_BSD.shape[1]
+        out_BH = self._binary(active_BA)
+        if not S:
+            return out_BH
+        weight_SDH = self.single_fields
+        if self.products and M:
+            # sum_i w_is a_i is the same for all lanes: it acts on field s like one more weight of z.
+            absent_DSH = (self.values[:, 0].T @ self.cross_pairs.flatten(1)).unflatten(1, (S, -1))
+            weight_SDH = weight_SDH + absent_DSH.transpose(0, 1)
+        out_BH = torch.addmm(out_BH, single_BSD.flatten(1), weight_SDH.flatten(0, 1))
+        if self.products and S > 1:
+            gram_BP = (single_BSD @ single_BSD.transpose(1, 2)).flatten(1).index_select(1, self.upper_single)
+            out_BH = torch.addmm(out_BH, gram_BP, self.single_pairs)
+        if self.products and M:
+            lane, field = _entries(active_BA)
+            change_nD1 = self._change().index_select(0, field)[:, :, None]
+            product_nS = (single_BSD.index_select(0, lane) @ change_nD1)[:, :, 0]
+            weighted_nH = (product_nS[:, None] @ self.cross_pairs.index_select(0, field))[:, 0]
+            out_BH = out_BH.index_add(0, lane, weighted_nH)
+        return out_BH
+
+    def item_part(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
+        """(B, H): what the item says, alone and with every other field."""
+        if not self.products:
+            return item_BD @ self.item_field
+        M = len(self.values)
+        binary_MH, single_SH = self.item_pairs[:M], self.item_pairs[M:]
+        out_BH = item_BD @ torch.addmm(self.item_field, self.values[:, 0].T, binary_MH)
+        product_BS = (single_BSD @ item_BD[:, :, None])[:, :, 0]
+        out_BH = torch.addmm(out_BH, product_BS, single_SH)
+        if M:
+            lane, field = _entries(active_BA)
+            product_n1 = (self._change().index_select(0, field) * item_BD.index_select(0, lane)).sum(1, keepdim=True)
+            out_BH = out_BH.index_add(0, lane, product_n1 * binary_MH.index_select(0, field))
+        return out_BH
+
+    def _change(self) -> Tensor:
+        return self.values[:, 1] - self.values[:, 0]
+
+    def _binary(self, active_BA: Tensor) -> Tensor:
+        """(B, H): the bias, and what two-valued fields say, alone and with each other."""
+        M, lanes = len(self.values), len(active_BA)
+        if not M:
+            return self.bias.expand(lanes, -1)
+        present_BM = self.values.new_zeros(lanes, M + 1)
+        present_BM = present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
+        absent_MD, change_MD = self.values[:, 0], self._change()
+        constant_H = self.bias + torch.einsum("md,mdh->h", absent_MD, self.binary_fields)
+        out_BH = torch.addmm(constant_H, present_BM, (change_MD[:, None] @ self.binary_fields)[:, 0])
+        if not self.products or M < 2:
+            return out_BH
+        closed = lanes * M >= CLOSED_FROM if self.method == "auto" else self.method == "closed"
+        if closed:
+            return out_BH + self._binary_pairs_closed(active_BA, present_BM)
+        return self._binary_pairs_gram(out_BH, present_BM)
+
+    def _binary_pairs_gram(self, out_BH: Tensor, present_BM: Tensor) -> Tensor:
+        M = len(self.values)
+        value_BMD = torch.addcmul(self.values[:, 0], present_BM[:, :, None], self._change())
+        bounds = [*range(0, M - 1, GRAM_BLOCK), M - 1]
+        sizes = [sum(M - 1 - row for row in range(low, high)) for low, high in itertools.pairwise(bounds)]
+        row, column = self.upper
+        weights, rows, columns = self.binary_pairs.split(sizes), row.split(sizes), column.split(sizes)
+        for (low, high), weight, i, j in zip(itertools.pairwise(bounds), weights, rows, columns, strict=True):
+            gram = value_BMD[:, low:high] @ value_BMD[:, low:].transpose(1, 2)
+            product_BP = gram.flatten(1).index_select(1, (i - low) * (M - low) + (j - low))
+            out_BH = torch.addmm(out_BH, product_BP, weight)
+        return out_BH
+
+    def _binary_pairs_closed(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
+        absent_MD, change_MD = self.values[:, 0], self._change()
+        weight_MMH = _Symmetric.apply(self.binary_pairs, self.pair, self.upper)  # type: ignore[no-untyped-call]
+        # Row i: sum_j w_ij <d_i, a_j> for the linear part, and half of sum_j w_ij <a_i, a_j> for the constant.
+        factors_M2M = torch.stack([change_MD @ absent_MD.T, 0.5 * (absent_MD @ absent_MD.T)], 1)
+        linear_MH, constant_MH = (factors_M2M @ weight_MMH).unbind(1)
+        out_BH = torch.addmm(constant_MH.sum(0), present_BM, linear_MH)
+        lane, first, second = _entry_pairs(active_BA)
+        product_n1 = (change_MD.index_select(0, first) * change_MD.index_select(0, second)).sum(1, keepdim=True)
+        weight_nH = self.binary_pairs.index_select(0, self.pair[first, second])
+        return out_BH.index_add(0, lane, weight_nH * product_n1)
+
+
+class _Symmetric(torch.autograd.Function):
+    """Weights of pairs (P, H) -> (M, M, H), symmetric, zero on the diagonal.
+
+    The gradient of a pair's weight is the sum of both its places: two gathers, where autograd would scatter.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, weight_PH: Tensor, pair_MM: Tensor, upper: Tensor) -> Tensor:
+        M = len(pair_MM)
+        ctx.upper = upper  # type: ignore[attr-defined]
+        full_MMH = weight_PH.index_select(0, pair_MM.flatten()).view(M, M, -1)
+        full_MMH[range(M), range(M)] = 0
+        return full_MMH
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient_MMH: Tensor) -> tuple[Tensor, None, None]:
+        row, column = ctx.upper  # type: ignore[attr-defined]
+        M = len(gradient_MMH)
+        flat = gradient_MMH.reshape(M * M, -1)
+        return flat.index_select(0, row * M + column).add_(flat.index_select(0, column * M + row)), None, None
+
+
+def _entries(active_BA: Tensor) -> tuple[Tensor, Tensor]:
+    """(lane, field) of every two-valued field that is present."""
+    lane, slot = (active_BA >= 0).nonzero(as_tuple=True)
+    return lane, active_BA[lane, slot]
+
+
+def _entry_pairs(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(lane, field, field) of every pair of two-valued fields that are present together."""
+    there = active_BA >= 0
+    first, second = torch.triu_indices(active_BA.shape[1], active_BA.shape[1], 1, device=active_BA.device)
+    lane, pair = (there[:, first] & there[:, second]).nonzero(as_tuple=True)
+    return lane, active_BA[lane, first[pair]], active_BA[lane, second[pair]]

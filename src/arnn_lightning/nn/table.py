@@ -1,0 +1,55 @@
+"""Tables of which a training step touches only some rows, and the item scorer made of them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arnn_lightning.data.window import Lookup
+
+
+def glorot_(weight: Tensor, fan_in: int, fan_out: int) -> None:
+    """Glorot uniform, +-sqrt(6 / (fan_in + fan_out)), in place (E12)."""
+    bound = (6.0 / (fan_in + fan_out)) ** 0.5
+    with torch.no_grad():
+        weight.uniform_(-bound, bound)
+
+
+class RowTable(nn.Module):
+    """A (rows, width) weight whose gradient in a step is sparse: only the rows that the step read (E8).
+
+    ``sparse`` is set by the optimizer's choice: dense optimizers such as Adam need dense gradients.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(rows, width))
+        self.sparse = True
+
+    def forward(self, ids: Tensor, rows: Lookup | None = None) -> Tensor:
+        """(...,) ids -> (..., width). ``rows``, where known, is their Lookup; ids themselves are then not read.
+
+        Elements with the same id then share one row of the gradient, added up before any optimizer squares it (E21).
+        """
+        if rows is None:
+            return F.embedding(ids, self.weight, sparse=self.sparse)
+        return F.embedding(rows.rows, self.weight, sparse=self.sparse)[rows.inverse]
+
+
+class ItemScorer(nn.Module):
+    """score = query @ weight.T + bias; weight (I, H), bias (I). The paper's last layer, before its softmax."""
+
+    def __init__(self, n_items: int, hidden_size: int) -> None:
+        super().__init__()
+        self.items = RowTable(n_items, hidden_size)
+        self.bias = RowTable(n_items, 1)
+        glorot_(self.items.weight, n_items, hidden_size)
+
+    def some(self, query_BH: Tensor, rows: Lookup) -> Tensor:
+        """Scores (B, C) of the C items that ``rows`` looks up: only their weights are read (E8)."""
+        weight_RH = F.embedding(rows.rows, self.items.weight, sparse=self.items.sparse)
+        bias_R1 = F.embedding(rows.rows, self.bias.weight, sparse=self.bias.sparse)
+        return torch.addmm(bias_R1[:, 0], query_BH, weight_RH.T).index_select(1, rows.inverse)
+
+    def all(self, query_BH: Tensor) -> Tensor:
+        """Scores (B, I) of the whole catalogue."""
+        return torch.addmm(self.bias.weight[:, 0], query_BH, self.items.weight.T)

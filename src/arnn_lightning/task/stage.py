@@ -1,0 +1,144 @@
+"""One stage of training: a model with its own Trainer, callbacks, optimizer, loss and lanes."""
+
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import Logger
+
+from arnn_lightning.data.datamodule import SessionDataModule
+from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.model.base import SessionModel
+from arnn_lightning.model.checkpoint import load_weights, read_checkpoint
+
+log = logging.getLogger(__name__)
+# Lightning's banners and its advice on loaders would bury the table; its warnings otherwise stay.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+for _advice in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
+    warnings.filterwarnings("ignore", message=_advice)
+BEST, LAST, DONE = "best.ckpt", "last.ckpt", "done"
+
+
+def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any]) -> SessionDataModule:
+    """The data as ``model`` (a model's config) wants it: its lanes, its negatives."""
+    return SessionDataModule(
+        prepared,
+        lanes=int(model.get("lanes", config.evaluation.lanes)),
+        steps=config.window_steps,
+        evaluation_lanes=config.evaluation.lanes,
+        n_sample=int(model.get("n_sample", 0)),
+        sample_alpha=float(model.get("sample_alpha", 0.0)),
+        score_all=model.get("loss", {}).get("candidates") == "all",
+        draw=config.data.contexts.draw,
+        seed=config.seed,
+    )
+
+
+def train_stage(
+    model: SessionModel,
+    data: SessionDataModule,
+    config: DictConfig,
+    stage: Mapping[str, Any],
+    folder: Path,
+    loggers: list[Logger],
+) -> None:
+    """Trains ``model`` and leaves it with its best weights.
+
+    Args:
+        model: the model; counted models (ItemKNN, POP) are fitted from the training sessions instead.
+        data: its data.
+        config: the run's config.
+        stage: the model's own config: ``epochs``, ``patience``.
+        folder: where ``best.ckpt``, ``last.ckpt`` and the marker ``done`` go; a stage with its marker is not repeated.
+        loggers: the run's loggers.
+    """
+    if not (config.resume and (folder / DONE).is_file()):
+        folder.mkdir(parents=True, exist_ok=True)
+        seed_everything(config.seed, verbose=False)
+        if any(weight.requires_grad for weight in model.parameters()):
+            _fit(model, data, config, stage, folder, loggers)
+        else:
+            _count(model, data, config, folder)
+        (folder / DONE).touch()
+    load_weights(model, read_checkpoint(folder / BEST), folder / BEST)
+
+
+def trainer(
+    config: DictConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback], **settings: Any
+) -> Trainer:
+    """The configured Trainer; its bar shows on a terminal only."""
+    bar = sys.stdout.isatty()
+    made: Trainer = instantiate(
+        config.trainer,
+        **settings,
+        callbacks=[*callbacks, *([RichProgressBar(leave=False)] if bar else [])],
+        enable_progress_bar=bar,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        logger=loggers or False,
+        default_root_dir=str(folder),
+        _convert_="all",
+    )
+    return made
+
+
+def _fit(
+    model: SessionModel,
+    data: SessionDataModule,
+    config: DictConfig,
+    stage: Mapping[str, Any],
+    folder: Path,
+    loggers: list[Logger],
+) -> None:
+    monitor = f"{model.prefix}val/mrr@20" if data.has_validation else None
+    bound = config.trainer.max_epochs
+    epochs = int(stage["epochs"]) if bound is None else min(int(stage["epochs"]), bound)
+    callbacks: list[Callback] = [
+        ModelCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
+        ModelCheckpoint(folder, "last", enable_version_counter=False),
+        EpochLines(epochs),
+    ]
+    if stage["patience"] is not None and monitor is not None:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=int(stage["patience"])))
+    made = trainer(config, folder, loggers, callbacks, max_epochs=epochs)
+    if not data.has_validation:
+        data.val_dataloader = lambda: []  # type: ignore[method-assign, assignment, return-value]
+    last = folder / LAST
+    made.fit(model, data, ckpt_path=str(last) if config.resume and last.is_file() else None, weights_only=True)
+    if made.interrupted:
+        raise KeyboardInterrupt
+    if not (folder / BEST).is_file():  # stopped before the first epoch's end
+        made.save_checkpoint(folder / BEST)
+
+
+def _count(model: SessionModel, data: SessionDataModule, config: DictConfig, folder: Path) -> None:
+    model.count(data.prepared.sessions("train"))
+    made = trainer(config, folder, [], [])
+    # No Trainer.fit: it has nothing to optimise. The strategy alone is needed to save.
+    made.strategy.connect(model)
+    made.save_checkpoint(folder / BEST)
+    shutil.copyfile(folder / BEST, folder / LAST)
+
+
+class EpochLines(Callback):
+    """One line per epoch in the log, for runs without a terminal."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SessionModel)
+        shown = {name.removeprefix(pl_module.prefix): float(value) for name, value in trainer.callback_metrics.items()}
+        values = [
+            f"{name} {shown[name]:.4f}" for name in ("train/loss", "val/recall@20", "val/mrr@20") if name in shown
+        ]
+        speed = pl_module.train_events_per_second
+        values += [f"{speed:,.0f} events/s"] if speed else []
+        log.info(f"{pl_module.name}: epoch {trainer.current_epoch + 1} of {self.epochs}: {', '.join(values)}")
