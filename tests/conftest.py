@@ -1,0 +1,133 @@
+"""Small worlds and models that many tests share."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from arnn_lightning.data.datamodule import SessionDataModule
+from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.data.window import Sessions
+from arnn_lightning.model.base import SessionModel
+from arnn_lightning.model.checkpoint import build
+
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(1)  # small tensors; two threads only wait for each other
+
+
+def make_sessions(items: list[list[int]], users: list[int] | None = None, first: int = 0) -> Sessions:
+    """Sessions from lists of item codes; ``first`` numbers them."""
+    offset = np.cumsum([0, *map(len, items)])
+    return Sessions(
+        item=np.concatenate([np.asarray(session, np.int64) for session in items]),
+        offset=offset.astype(np.int64),
+        session=np.arange(first, first + len(items)),
+        user=np.asarray(users if users is not None else range(len(items)), np.int64),
+    )
+
+
+def write_world(
+    folder: Path,
+    splits: dict[str, tuple[list[list[int]], list[int]]],
+    n_items: int,
+    single: dict[str, list[int]] | None = None,
+    active: list[list[int]] | None = None,
+) -> Prepared:
+    """Writes ``splits`` (name -> sessions, their users) as a prepared data set.
+
+    ``single``: attribute -> code of every user; ``active``: two-valued fields present per user.
+    """
+    import json
+
+    single = single or {}
+    n_users = 1 + max(max(users, default=0) for _, users in splits.values())
+    active = active or [[] for _ in range(n_users)]
+    counts, session = {}, 0
+    for name in ("train", "val", "test"):
+        sessions, users = splits.get(name, ([], []))
+        rows = [
+            (session + index, users[index], item, 1000 * (session + index) + place)
+            for index, one in enumerate(sessions)
+            for place, item in enumerate(one)
+        ]
+        session += len(sessions)
+        frame = pl.DataFrame(rows, schema=["session", "user", "item", "time"], orient="row").cast(pl.Int64)
+        frame.write_parquet(folder / f"{name}.parquet")
+        counts[name] = {"events": frame.height, "sessions": len(sessions), "users": 0, "items": 0}
+    pl.DataFrame(
+        {
+            "user": range(n_users),
+            "id": range(n_users),
+            **{name: pl.Series(codes, dtype=pl.UInt32) for name, codes in single.items()},
+            "active": pl.Series(active, dtype=pl.List(pl.UInt32)),
+            "known": [len(single)] * n_users,
+        }
+    ).write_parquet(folder / "users.parquet")
+    dims = {
+        "n_items": n_items,
+        "single_sizes": [1 + max(codes) for codes in single.values()],
+        "n_binary": 1 + max((max(one, default=-1) for one in active), default=-1),
+    }
+    manifest = {"name": "world", "dims": dims, "splits": counts, "version": "test", "fields": 0}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Prepared(folder)
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=False)
+
+
+def model_config(name: str, dims: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    """The resolved config of a model with the sizes of ``dims``."""
+    config = compose_config(f"model={name}", "data=xing", *overrides)
+    config.model.dims = dims
+    plain = OmegaConf.to_container(config.model, resolve=True)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
+def make_model(name: str, dims: dict[str, Any], *overrides: str, seed: int = 0) -> SessionModel:
+    torch.manual_seed(seed)
+    return build(model_config(name, dims, *overrides))
+
+
+def make_data(prepared: Prepared, lanes: int = 4, **settings: Any) -> SessionDataModule:
+    defaults: dict[str, Any] = {
+        "steps": 3,
+        "evaluation_lanes": 5,
+        "n_sample": 0,
+        "sample_alpha": 0.5,
+        "score_all": False,
+        "draw": "user",
+        "seed": 1,
+    }
+    return SessionDataModule(prepared, lanes=lanes, **(defaults | settings))
+
+
+def random_sessions(seed: int, count: int, n_items: int, longest: int = 7) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, n_items, rng.integers(2, longest + 1)).tolist() for _ in range(count)]
+
+
+@pytest.fixture
+def small_world(tmp_path: Path) -> Prepared:
+    """Thirty random sessions a split over 12 items, six users with two attributes and five two-valued fields."""
+    rng = np.random.default_rng(5)
+    splits = {
+        name: (random_sessions(seed, 30, 12), rng.integers(0, 6, 30).tolist())
+        for seed, name in enumerate(("train", "val", "test"))
+    }
+    return write_world(
+        tmp_path,
+        splits,
+        n_items=12,
+        single={"level": [0, 1, 2, 1, 0, 2], "country": [1, 1, 0, 2, 3, 0]},
+        active=[[], [0, 4], [1], [2, 3, 4], [0], [1, 2]],
+    )

@@ -1,0 +1,102 @@
+"""Laws of ranks and metrics."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.evaluation import ranks
+from arnn_lightning.evaluation.bootstrap import interval
+from arnn_lightning.evaluation.metrics import metrics
+from arnn_lightning.evaluation.ranks import count_ranks, rank
+
+
+def reference_rank(score: np.ndarray, target: int, ties: str) -> float:
+    better = (score > score[target]).sum()
+    same = (score == score[target]).sum()
+    return {"standard": better + 1, "conservative": better + same, "median": better + (same + 1) / 2}[ties]
+
+
+@given(st.integers(0, 10_000), st.sampled_from(ranks.TIES))
+def test_V4_V5_ranks_equal_a_numpy_reference_with_ties(seed: int, ties: str) -> None:
+    rng = np.random.default_rng(seed)
+    score = rng.integers(0, 4, (9, 7)).astype(np.float32)
+    target = rng.integers(0, 7, 9)
+    counts = count_ranks(lambda block: block.clone(), torch.from_numpy(score), torch.from_numpy(target), 7)
+    expected = [reference_rank(row, t, ties) for row, t in zip(score, target, strict=True)]
+    assert rank(counts[:, 0], counts[:, 1], ties).tolist() == expected
+
+
+def test_ranks_do_not_depend_on_how_queries_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, weight = torch.randn(200, 16), torch.randn(300, 16)
+    target = torch.randint(0, 300, (200,))
+    whole = count_ranks(lambda block: block @ weight.T, query, target, 300)
+    monkeypatch.setattr(ranks, "BLOCK", 300 * 7)
+    monkeypatch.setattr(ranks, "SMALLEST_BLOCK", 1)
+    assert torch.equal(count_ranks(lambda block: block @ weight.T, query, target, 300), whole)
+
+
+def test_V5_a_constant_model_has_conservative_recall_0_and_an_oracle_1() -> None:
+    target = torch.arange(50)
+    constant = count_ranks(lambda block: torch.ones(len(block), 50), torch.zeros(50, 1), target, 50)
+    oracle = count_ranks(lambda block: block.clone(), torch.eye(50), target, 50)
+    session = np.arange(50)
+    assert metrics(rank(*constant.T, "conservative").numpy(), session, [20])["recall@20"] == 0
+    assert metrics(rank(*oracle.T, "conservative").numpy(), session, [20]) == {
+        "recall@20": 1,
+        "mrr@20": 1,
+        "macro_recall@20": 1,
+        "macro_mrr@20": 1,
+        "events": 50,
+        "sessions": 50,
+    }
+
+
+def test_V5_saturating_activations_would_tie_but_raw_scores_do_not() -> None:
+    raw = torch.tensor([[9.1, 12.0]])
+    assert torch.tanh(raw[0, 0]) == torch.tanh(raw[0, 1])
+    assert count_ranks(lambda block: block.clone(), raw, torch.tensor([0]), 2).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_V8_a_score_that_is_not_finite_raises(bad: float) -> None:
+    score = torch.zeros(3, 5)
+    score[1, 2] = bad
+    with pytest.raises(UserError, match="NaN or infinite"):
+        count_ranks(lambda block: block.clone(), score, torch.zeros(3, dtype=torch.int64), 5)
+
+
+def test_E16_rank_20_is_a_hit_at_20_and_rank_21_is_not() -> None:
+    result = metrics(np.array([20.0, 21.0]), np.array([0, 1]), [20])
+    assert result["recall@20"] == 0.5
+    assert result["mrr@20"] == pytest.approx(0.05 / 2)
+
+
+def test_E17_V11_micro_weighs_events_and_macro_sessions() -> None:
+    result = metrics(np.array([1.0, 1.0, 1.0, 99.0]), np.array([7, 7, 7, 8]), [20])
+    assert result["recall@20"] == 0.75
+    assert result["macro_recall@20"] == 0.5
+    assert (result["events"], result["sessions"]) == (4, 2)
+
+
+def test_unknown_tie_mode_is_a_users_error() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.ties=luck"):
+        rank(torch.tensor([1]), torch.tensor([1]), "luck")
+
+
+def test_V14_whole_users_are_drawn() -> None:
+    value = np.repeat([0.0, 1.0], 500)
+    low, high = interval(value, np.repeat([0, 1], 500), resamples=200, confidence=0.95, seed=1)
+    assert (low, high) == (0.0, 1.0)  # two users: resamples hold one of them alone
+    narrow = interval(value, np.arange(1000), resamples=200, confidence=0.95, seed=1)
+    assert 0.46 < narrow[0] < 0.5 < narrow[1] < 0.54
+
+
+def test_V14_intervals_repeat_with_their_seed() -> None:
+    value = np.random.default_rng(0).random(300)
+    user = np.arange(300) // 3
+    assert interval(value, user, 50, 0.95, 4) == interval(value, user, 50, 0.95, 4)
+    assert interval(value, user, 50, 0.95, 4) != interval(value, user, 50, 0.95, 5)

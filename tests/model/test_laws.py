@@ -1,0 +1,277 @@
+"""The laws of training and evaluation, for every model that has a memory or learns."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_data, make_model, random_sessions, write_world
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.data.window import Step
+from arnn_lightning.errors import UserError
+from arnn_lightning.model.base import SessionModel, State
+from arnn_lightning.nn.losses import Objective, cross_entropy
+from arnn_lightning.nn.table import ItemScorer
+
+LEARNERS = ["gru4rec", "pnn", "arnn"]
+
+
+class LSTMRec(SessionModel):
+    """A session model of somebody else's, with a state of two tensors."""
+
+    def __init__(self, n_items: int) -> None:
+        optimizer = lambda weights: torch.optim.Adam(weights, 0.05)  # noqa: E731
+        super().__init__("lstm", n_items, optimizer, Objective(cross_entropy, "linear", "batch", "mask"))
+        self.hidden_size = 8
+        self.embedding = nn.Embedding(n_items, 8)
+        self.cell = nn.LSTMCell(8, 8)
+        self.scorer = ItemScorer(n_items, 8)
+
+    def initial_state(self, lanes: int) -> State:
+        return torch.zeros(lanes, 8), torch.zeros(lanes, 8)
+
+    def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
+        hidden, cell = self.cell(self.embedding(step.item), state)
+        return hidden, (hidden, cell)
+
+
+def made(name: str, prepared: Prepared, *overrides: str) -> SessionModel:
+    if name == "lstm":
+        torch.manual_seed(0)
+        model: SessionModel = LSTMRec(prepared.dims["n_items"])
+    else:
+        sizes = ["model.hidden_size=8"]
+        sizes += ["model.session.hidden_size=6", "model.context.hidden_size=5"] if name == "arnn" else []
+        model = make_model(name, prepared.dims, *sizes, *overrides)
+    contexts = make_data(prepared).contexts()
+    for one in (*model.parts.values(), model):
+        one.set_contexts(contexts)
+    model.assemble()
+    return model
+
+
+def scores_alone(model: SessionModel, prepared: Prepared, split: str) -> dict[tuple[int, int], Tensor]:
+    """Scores at every event with each session run by itself, one lane."""
+    sessions = prepared.sessions(split)
+    scores = {}
+    for index, session in enumerate(sessions.session):
+        state = model.initial_state(1)
+        items = sessions.item[sessions.offset[index] : sessions.offset[index + 1]]
+        for place, item in enumerate(items[:-1]):
+            step = Step(torch.tensor([item]), torch.tensor([sessions.user[index]]), torch.tensor([True]))
+            query, state = model.represent(step, state)
+            scores[int(session), place + 1] = model.score(query)[0]
+    return scores
+
+
+@pytest.mark.parametrize("name", [*LEARNERS, "lstm"])
+@pytest.mark.parametrize("lanes", [2, 7, 50])
+@torch.no_grad()
+def test_E1_E2_E3_scores_in_lanes_equal_each_session_alone(name: str, lanes: int, small_world: Prepared) -> None:
+    model = made(name, small_world).eval()
+    for split in ("train", "test"):
+        alone = scores_alone(model, small_world, split)
+        seen = {}
+        windows = make_data(small_world, steps=3)._windows(split, lanes)
+        for index in range(len(windows)):
+            window = windows[(0, index)]
+            query, _ = model.evaluation_step(window)
+            attempts = zip(window.session[window.alive].tolist(), window.position[window.alive].tolist(), strict=True)
+            seen |= dict(zip(attempts, model.score(query), strict=True))
+        model._start_evaluation()
+        assert seen.keys() == alone.keys()
+        for attempt, score in seen.items():
+            assert torch.allclose(score, alone[attempt], atol=1e-5), attempt
+
+
+def losses(model: SessionModel, prepared: Prepared, lanes: int) -> list[float]:
+    """Loss of every training step, without learning."""
+    values = []
+    data = make_data(prepared, lanes=lanes)
+    state = model.initial_state(lanes)
+    for batch in data.train_dataloader():
+        for k in range(len(batch.items)):
+            loss, state = model.step_loss(batch, k, state)
+            values.append(loss.item())
+    return values
+
+
+def test_E1_training_forgets_exactly_when_a_session_starts(tmp_path: Path) -> None:
+    prepared = write_world(tmp_path, {"train": ([[0, 1, 2], [3, 4, 5], [0, 1, 2], [6, 7, 8]], [0] * 4)}, n_items=9)
+    model = made("gru4rec", prepared, "model.dropout_hidden=0")
+    values = losses(model, prepared, lanes=2)
+    assert values[2] != pytest.approx(values[0])
+    same = write_world(tmp_path, {"train": ([[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]], [0] * 4)}, n_items=9)
+    repeated = losses(model, same, lanes=2)
+    assert repeated[2:] == pytest.approx(repeated[:2])  # what came before a session leaves no trace
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_E5_one_session_in_many_lanes_trains(name: str, tmp_path: Path) -> None:
+    prepared = write_world(tmp_path, {"train": ([[0, 1, 2]], [0]), "val": ([[1, 2]], [0])}, 3, {"level": [1]}, [[0, 1]])
+    model = made(name, prepared)
+    trainer(tmp_path).fit(model, make_data(prepared, lanes=5))
+    assert int(model.mini_batches) == 2
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    defaults = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return Trainer(default_root_dir=folder, **(defaults | quiet | settings))
+
+
+class WideTensors(TorchDispatchMode):
+    """Collects dense results that are as wide as the catalogue and own their memory."""
+
+    def __init__(self, n_items: int, known: set[int]) -> None:
+        super().__init__()
+        self.n_items, self.known, self.found = n_items, known, []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, Tensor) and one.layout == torch.strided and self.n_items in one.shape:
+                if one.untyped_storage().data_ptr() not in self.known:
+                    self.found.append((str(function), tuple(one.shape)))
+        return out
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "pnn", "arnn"])
+@pytest.mark.parametrize("n_sample", [0, 7])
+def test_E8_E18_a_training_step_makes_nothing_as_wide_as_the_catalogue(
+    name: str, n_sample: int, tmp_path: Path
+) -> None:
+    n_items = 5003
+    sessions = random_sessions(0, 20, n_items)
+    prepared = write_world(tmp_path, {"train": (sessions, [0] * 20)}, n_items, {"level": [1]}, [[0, 1]])
+    model = made(name, prepared)
+    optimizer = model.configure_optimizers()
+    data = make_data(prepared, lanes=4, n_sample=n_sample)
+    batches = list(data.train_dataloader())
+    state = model.initial_state(4)
+
+    def step(batch: Any, k: int, state: State) -> State:
+        loss, state = model.step_loss(batch, k, state)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return state
+
+    state = step(batches[0], 0, state)  # the optimizer makes its accumulators
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [value for slot in optimizer.state.values() for value in slot.values() if isinstance(value, Tensor)]
+    with WideTensors(n_items, {tensor.untyped_storage().data_ptr() for tensor in tensors}) as wide:
+        step(batches[0], 1, state)
+    assert wide.found == []
+
+
+def test_E8_the_watch_itself_sees_a_wide_tensor() -> None:
+    with WideTensors(5003, set()) as wide:
+        torch.zeros(2, 5003) + 1
+    assert wide.found
+
+
+@pytest.mark.parametrize("hits", ["mask", "keep"])
+def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: Prepared) -> None:
+    model = made("gru4rec", small_world, f"model.loss.accidental_hits={hits}")
+    inverse = torch.tensor([2, 0, 2, 1, 2])  # targets of four lanes, one extra negative
+    negative = model._negatives(inverse, torch.tensor([True, True, True, False]))
+    expected = torch.ones(4, 5, dtype=torch.bool)
+    expected[:, 3] = False  # the dead lane's column is nobody's negative
+    expected.fill_diagonal_(False)
+    if hits == "mask":
+        expected[0, [2, 4]] = expected[2, [0, 4]] = False
+    assert torch.equal(negative[:3], expected[:3])
+
+
+def test_E11_both_dropouts_act_with_one_layer(small_world: Prepared) -> None:
+    step = Step(torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool))
+    for setting in ("dropout_hidden", "dropout_embedding"):
+        model = made(
+            "gru4rec", small_world, "model.embedding=separate", "model.dropout_hidden=0", f"model.{setting}=0.5"
+        )
+        first, second = (model.train().represent(step, model.initial_state(3))[0] for _ in range(2))
+        assert not torch.equal(first, second), setting
+        first, second = (model.eval().represent(step, model.initial_state(3))[0] for _ in range(2))
+        assert torch.equal(first, second), setting
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_E23_the_dropped_out_state_is_carried_or_not(carry: bool, small_world: Prepared) -> None:
+    model = made("gru4rec", small_world, "model.dropout_hidden=0.5", f"model.carry_dropout={carry}").train()
+    step = Step(torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool))
+    query, (state,) = model.represent(step, model.initial_state(3))
+    assert (query == 0).any()
+    assert torch.equal(state[-1], query) == carry
+    assert (state == 0).any() == carry
+
+
+def test_E12_the_one_hot_input_has_a_fan_per_gate(small_world: Prepared) -> None:
+    model = make_model("gru4rec", {"n_items": 500}, "model.hidden_size=40")
+    bound = (6 / 540) ** 0.5
+    for block in model.item_gates.weight.chunk(3, 1):
+        assert 0.97 * bound < block.abs().max() <= bound
+    assert not any(bias.any() for bias in model.input_biases)
+
+
+@pytest.mark.parametrize("embedding", ["onehot", "separate", "tied"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_every_embedding_and_depth_learns_what_follows(embedding: str, layers: int, tmp_path: Path) -> None:
+    chain = [[i, (i + 1) % 6, (i + 2) % 6] for i in range(6)] * 20
+    prepared = write_world(tmp_path, {"train": (chain, [0] * 120), "test": (chain[:6], [0] * 6)}, n_items=6)
+    loss = ["model/loss=cross_entropy_full", "model.dropout_hidden=0", f"model.layers={layers}"]
+    model = made("gru4rec", prepared, f"model.embedding={embedding}", *loss, "model.optimizer.lr=0.2")
+    data = make_data(prepared, lanes=6, score_all=True)
+    trainer(tmp_path, max_epochs=8).fit(model, train_dataloaders=data.train_dataloader())
+    trainer(tmp_path).test(model, data.test_dataloader(), verbose=False)
+    assert (model.evaluated["higher"] == 0).all()
+
+
+def test_E24_a_loss_that_is_not_finite_stops_and_names_the_step(small_world: Prepared, tmp_path: Path) -> None:
+    model = made("gru4rec", small_world, "model/loss=cross_entropy")
+    with torch.no_grad():
+        model.scorer.items.weight[3] = float("nan")
+    with pytest.raises(UserError, match=r"loss of gru4rec is nan at mini-batch \d+ \(epoch 1\)"):
+        trainer(tmp_path).fit(model, make_data(small_world))
+
+
+def test_validation_in_mid_epoch_leaves_the_training_state_alone(small_world: Prepared, tmp_path: Path) -> None:
+    def weights(**settings: Any) -> list[Tensor]:
+        model = made("gru4rec", small_world, "model.dropout_hidden=0")
+        trainer(tmp_path, **settings).fit(model, make_data(small_world))
+        return list(model.parameters())
+
+    for a, b in zip(weights(), weights(val_check_interval=2), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_global_step_counts_windows_and_mini_batches_every_step(small_world: Prepared, tmp_path: Path) -> None:
+    model, data = made("gru4rec", small_world), make_data(small_world, steps=3)
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(model, data)
+    windows = len(data.train_dataloader())
+    steps = len(data._windows("train", 4).schedule.event)
+    assert run.global_step == 2 * windows
+    assert int(model.mini_batches) == 2 * steps
+
+
+def test_metrics_do_not_depend_on_the_lanes_of_the_evaluation(small_world: Prepared, tmp_path: Path) -> None:
+    model = made("arnn", small_world)
+    results = []
+    for lanes, steps in ((1, 2), (5, 3), (64, 50)):
+        data = make_data(small_world, evaluation_lanes=lanes, steps=steps)
+        results.append(trainer(tmp_path).test(model, data.test_dataloader(), verbose=False)[0])
+    assert results[0] == results[1] == results[2]
+
+
+def test_adam_gets_dense_gradients_and_row_adagrad_sparse_ones(small_world: Prepared) -> None:
+    for optimizer, sparse in (("adagrad", True), ("adam", False), ("sgd", False)):
+        model = made("gru4rec", small_world, f"model/optimizer={optimizer}")
+        model.configure_optimizers()
+        (batch, *_) = make_data(small_world).train_dataloader()
+        model.step_loss(batch, 0, model.initial_state(4))[0].backward()
+        assert model.scorer.items.weight.grad.is_sparse == sparse

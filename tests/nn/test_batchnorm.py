@@ -1,0 +1,63 @@
+"""E26: batch normalisation over the lanes alive."""
+
+import torch
+
+from arnn_lightning.nn.batchnorm import MaskedBatchNorm
+
+
+def norms(width: int = 3) -> tuple[MaskedBatchNorm, torch.nn.BatchNorm1d]:
+    torch.manual_seed(0)
+    ours, theirs = MaskedBatchNorm(width).double(), torch.nn.BatchNorm1d(width).double()
+    torch.nn.init.uniform_(ours.weight)
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    return ours, theirs
+
+
+def test_E26_all_alive_equals_torch_in_values_gradients_and_running_statistics() -> None:
+    ours, theirs = norms()
+    x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    out, expected = ours(x, torch.ones(8, dtype=torch.bool)), theirs(y)
+    out.cos().sum().backward()
+    expected.cos().sum().backward()
+    assert torch.allclose(out, expected, atol=1e-12)
+    assert torch.allclose(x.grad, y.grad, atol=1e-12)
+    assert torch.allclose(ours.running_mean, theirs.running_mean)
+    assert torch.allclose(ours.running_var, theirs.running_var)
+
+
+def test_E26_dead_lanes_change_nothing_for_the_others() -> None:
+    ours, theirs = norms()
+    alive = torch.tensor([True, False, True, True, False, True])
+    x = torch.randn(6, 3, dtype=torch.float64)
+    expected = theirs(x[alive])
+    assert torch.allclose(ours(x, alive)[alive], expected, atol=1e-12)
+    other = torch.where(alive[:, None], x, 1e3)
+    assert torch.allclose(norms()[0](other, alive)[alive], expected, atol=1e-12)
+
+
+def test_E26_the_momentum_shrinks_with_the_lanes_alive() -> None:
+    ours, _ = norms()
+    x = torch.randn(8, 3, dtype=torch.float64)
+    alive = torch.arange(8) < 4
+    ours(x, alive)
+    assert torch.allclose(ours.running_mean, 0.1 * 0.5 * x[:4].mean(0))
+    assert torch.allclose(ours.running_var, torch.lerp(torch.ones(3).double(), x[:4].var(0), 0.05))
+
+
+def test_E26_one_or_no_lane_alive_uses_the_running_statistics_and_leaves_them() -> None:
+    for count in (0, 1):
+        ours, theirs = norms()
+        ours.running_mean += 2
+        before = {name: value.clone() for name, value in ours.state_dict().items()}
+        x = torch.randn(4, 3, dtype=torch.float64)
+        out = ours(x, torch.arange(4) < count)
+        theirs.load_state_dict(ours.state_dict(), strict=False)
+        assert torch.allclose(out, theirs.eval()(x))
+        assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+
+
+def test_in_evaluation_it_is_torchs_own() -> None:
+    ours, theirs = norms()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    assert torch.equal(ours.eval()(x, torch.zeros(5, dtype=torch.bool)), theirs.eval()(x))
