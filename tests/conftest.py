@@ -64,7 +64,7 @@ def write_world(
         {
             "user": range(n_users),
             "id": range(n_users),
-            **{name: pl.Series(codes, dtype=pl.UInt32) for name, codes in single.items()},
+            **{f"context.{name}": pl.Series(codes, dtype=pl.UInt32) for name, codes in single.items()},
             "active": pl.Series(active, dtype=pl.List(pl.UInt32)),
             "known": [len(single)] * n_users,
         }

@@ -27,6 +27,7 @@ def _job(config: DictConfig) -> float | None:
 
 def main() -> None:
     """Entry point of ``python -m arnn_lightning`` and ``arnn``."""
+    _failed.clear()
     try:
         _job()
     except KeyboardInterrupt:

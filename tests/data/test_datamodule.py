@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import make_data, make_sessions, random_sessions, write_world
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arnn_lightning.data.datamodule import TrainingWindows, Windows, lookups
 from arnn_lightning.data.prepare import Prepared
+from conftest import make_data, make_sessions, random_sessions, write_world
 
 
 def windows_of(sessions: list[list[int]], lanes: int, steps: int) -> Windows:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_data, make_model, random_sessions, write_world
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +15,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.model.base import SessionModel, State
 from arnn_lightning.nn.losses import Objective, cross_entropy
 from arnn_lightning.nn.table import ItemScorer
+from conftest import make_data, make_model, random_sessions, write_world
 
 LEARNERS = ["gru4rec", "pnn", "arnn"]
 
@@ -134,9 +134,9 @@ class WideTensors(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         for one in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(one, Tensor) and one.layout == torch.strided and self.n_items in one.shape:
-                if one.untyped_storage().data_ptr() not in self.known:
-                    self.found.append((str(function), tuple(one.shape)))
+            wide = isinstance(one, Tensor) and one.layout == torch.strided and self.n_items in one.shape
+            if wide and one.untyped_storage().data_ptr() not in self.known:
+                self.found.append((str(function), tuple(one.shape)))
         return out
 
 

@@ -15,6 +15,7 @@ import polars as pl
 from arnn_lightning.errors import UserError, nearest
 
 OTHER = "(other)"
+PREFIX = "context."  # an attribute may be called as any other column is
 Draw = Literal["user", "session", "permuted", "constant"]
 
 
@@ -23,8 +24,8 @@ class EncodedContexts:
     """Contexts of every user as codes.
 
     Attributes:
-        table: one row per user code: one UInt32 column per single-valued attribute, ``active`` (the indices of the
-            two-valued fields that are present), ``known`` (how many attributes are known).
+        table: one row per user code: one UInt32 column ``context.<name>`` per single-valued attribute, ``active`` (the
+            indices of the two-valued fields that are present), ``known`` (how many attributes are known).
         vocabulary: attribute, kind (single | multi), code, category, train_events.
         single_sizes: number of codes of each single-valued field, "unknown" included.
         n_binary: number of two-valued fields.
@@ -84,7 +85,7 @@ def encode(
         vocabulary.append(_describe(fields, name, "single"))
         sizes.append(fields.height + 1)
         coded = users.select(category=name).join(fields, on="category", how="left", maintain_order="left")
-        columns[name] = coded["code"].fill_null(0)
+        columns[f"{PREFIX}{name}"] = coded["code"].fill_null(0)
     lists: list[pl.DataFrame] = []
     n_binary = 0
     for name in multi:

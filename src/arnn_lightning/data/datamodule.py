@@ -1,15 +1,17 @@
 """One DataModule for every model: session-parallel windows of the train, validation and test sessions."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from arnn_lightning.data.contexts import Draw, draw_users
+from arnn_lightning.data.contexts import PREFIX, Draw, draw_users
 from arnn_lightning.data.lanes import DEAD, schedule
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.data.window import Contexts, Lookup, Sessions, TrainingWindow, Window
@@ -184,7 +186,7 @@ class SessionDataModule(LightningDataModule):
         rows = np.repeat(np.arange(users.height), lengths)
         columns = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         padded[rows, columns] = users["active"].explode().drop_nulls().to_numpy()
-        single = users.drop("user", "id", "active", "known").to_numpy().astype(np.int64)
+        single = users.select(pl.col(f"^{re.escape(PREFIX)}.*$")).to_numpy().astype(np.int64)
         unknown = np.zeros((1, single.shape[1]), np.int64)
         return Contexts(torch.from_numpy(np.concatenate([single, unknown])), torch.from_numpy(padded))
 

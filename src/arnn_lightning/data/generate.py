@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from filelock import FileLock
-from hydra.utils import instantiate
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.instantiate import instantiate
 
 CLUSTERS = 30
 CLICKS_PER_SESSION = 3.4

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 from filelock import FileLock
-from hydra.utils import instantiate
 
 from arnn_lightning import __version__
 from arnn_lightning.data import contexts, events
 from arnn_lightning.data.events import ITEM, SESSION, TIME, USER, Reader
 from arnn_lightning.data.window import Sessions
 from arnn_lightning.errors import UserError
+from arnn_lightning.instantiate import instantiate
 
 LAYOUT = 1  # raised whenever the same configuration would write other bytes
 SPLITS = ("train", "val", "test")
@@ -149,6 +149,11 @@ def _build(
             raise UserError(f"{source}: no event is left after the step {step!r}; funnel: {_funnel_text(funnel)}")
         return frame
 
+    def require(split: str, frame: pl.DataFrame) -> None:
+        if not (frame["split"] == split).any() and (split != "val" or data["split"]["val_days"]):
+            days = ", ".join(f"data.split.{key}={value}" for key, value in data["split"].items())
+            raise UserError(f"{source}: the {split} split is empty with {days}; funnel: {_funnel_text(funnel)}")
+
     progress(f"reading {source.name}")
     raw = events.check(reader.read(), source)
     funnel.append({"step": "rows in the file", "events": raw.rows, "sessions": None, "users": None, "items": None})
@@ -167,6 +172,8 @@ def _build(
         )
     frame = count(f"in sessions of {shortest} events or more", _long_sessions(frame, shortest))
     frame = _assign_split(frame, data["split"])
+    for name in SPLITS:
+        require(name, frame)
     in_train = frame.filter(pl.col("split") == "train")[ITEM].unique()
     frame = count("of items seen in training", frame.filter(pl.col(ITEM).is_in(in_train.implode())))
     frame = count("in sessions still long enough", _long_sessions(frame, shortest))
@@ -185,11 +192,7 @@ def _build(
             "users": part[USER].n_unique(),
             "items": part[ITEM].n_unique(),
         }
-        if part.is_empty() and (name != "val" or data["split"]["val_days"]):
-            raise UserError(
-                f"{source}: the {name} split is empty with data.split.test_days={data['split']['test_days']} and "
-                f"data.split.val_days={data['split']['val_days']}; funnel: {_funnel_text(funnel)}"
-            )
+        require(name, coded)
         if name == "train":
             train_events = pl.Series("events", np.bincount(part[USER].to_numpy(), minlength=users.height))
         part.write_parquet(folder / f"{name}.parquet")

@@ -1,14 +1,15 @@
 """Checkpoints are data: plain tensors and values, read with ``weights_only`` and built from a config of known parts."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.instantiate import instantiate
 from arnn_lightning.model.base import SessionModel
 
 # What a model's config may name: a checkpoint's config comes from outside, and `_target_` is a call.
@@ -43,14 +44,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"no checkpoint {file}; a run keeps its own under RUN/checkpoints/best.ckpt")
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"{file}: damaged, or no checkpoint at all")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file}: refused, it holds more than tensors and plain values ({_first_line(error)})"
-        ) from error
+        raise UserError(f"{file}: refused, it holds more than tensors and plain values and could run code") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: damaged or no checkpoint ({_first_line(error)})") from error
+        raise UserError(f"{file}: damaged, or no checkpoint at all") from error
     if not isinstance(checkpoint, dict) or "about" not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{file}: not a checkpoint of arnn-lightning")
     return checkpoint
@@ -79,7 +80,3 @@ def _check_targets(config: Any) -> None:
     elif isinstance(config, list):
         for value in config:
             _check_targets(value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

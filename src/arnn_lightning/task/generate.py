@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
 from arnn_lightning.data.generate import XingWorld
+from arnn_lightning.instantiate import instantiate
 
 
 def run(config: DictConfig) -> None:

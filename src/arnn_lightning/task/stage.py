@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
@@ -16,14 +15,15 @@ from pytorch_lightning.loggers import Logger
 
 from arnn_lightning.data.datamodule import SessionDataModule
 from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.instantiate import instantiate
 from arnn_lightning.model.base import SessionModel
 from arnn_lightning.model.checkpoint import load_weights, read_checkpoint
 
 log = logging.getLogger(__name__)
 # Lightning's banners and its advice on loaders would bury the table; its warnings otherwise stay.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-for _advice in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
-    warnings.filterwarnings("ignore", message=_advice)
+for _advice in ("does not have many workers", "number of training batches", "LeafSpec", "in eval mode", "is not empty"):
+    warnings.filterwarnings("ignore", message=f".*{_advice}.*")
 BEST, LAST, DONE = "best.ckpt", "last.ckpt", "done"
 
 

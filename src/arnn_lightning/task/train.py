@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
 from pytorch_lightning.loggers import Logger
@@ -18,6 +17,7 @@ from rich.console import Console
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import Result, result
+from arnn_lightning.instantiate import instantiate
 from arnn_lightning.model.base import SessionModel
 from arnn_lightning.model.checkpoint import build, load_weights, read_checkpoint
 from arnn_lightning.report.table import difference_line, results_table

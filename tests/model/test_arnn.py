@@ -1,0 +1,107 @@
+"""ARNN: two parts by role, pretrained, frozen, merged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from test_laws import LSTMRec
+
+from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.errors import UserError
+from arnn_lightning.model.arnn import ARNN
+from conftest import make_data, make_model
+
+SMALL = ["model.hidden_size=8", "model.session.hidden_size=6", "model.context.hidden_size=5"]
+
+
+def assembled(prepared: Prepared, *overrides: str) -> ARNN:
+    model = make_model("arnn", prepared.dims, *SMALL, *overrides)
+    assert isinstance(model, ARNN)
+    model.set_contexts(make_data(prepared).contexts())
+    model.assemble()
+    return model
+
+
+def fit(model: ARNN, prepared: Prepared, folder: Path) -> None:
+    Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    ).fit(model, make_data(prepared))
+
+
+def moved(model: ARNN, prepared: Prepared, folder: Path) -> set[str]:
+    """Names of the weights and statistics that training changes."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, prepared, folder)
+    return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_frozen_parts_are_bit_equal_after_the_merge(small_world: Prepared, tmp_path: Path) -> None:
+    changed = moved(assembled(small_world), small_world, tmp_path)
+    assert {"merge.weight", "merge.bias", "norm.running_mean", "scorer.items.weight"} <= changed
+    assert not [name for name in changed if name.startswith(("session.", "context."))]
+
+
+def test_frozen_dropout_stays_off_while_lightning_trains(small_world: Prepared, tmp_path: Path) -> None:
+    model = assembled(small_world, "model.session.dropout_hidden=0.9", "model.context.dropout=0.9")
+    fit(model, small_world, tmp_path)
+    model.train()
+    assert not model.session.training
+    assert not model.context.training
+    assert model.merge.training
+
+
+def test_footnote_2_retrains_the_batch_normalisation_alone(small_world: Prepared, tmp_path: Path) -> None:
+    changed = moved(assembled(small_world, "model.retrain_batchnorm=true"), small_world, tmp_path)
+    parts = {name for name in changed if name.startswith(("session.", "context."))}
+    assert {"context.norm.weight", "context.norm.running_mean"} <= parts
+    assert all(name.startswith("context.norm.") for name in parts)
+
+
+def test_freeze_none_trains_everything(small_world: Prepared, tmp_path: Path) -> None:
+    changed = moved(assembled(small_world, "model.freeze=none"), small_world, tmp_path)
+    assert {"session.item_gates.weight", "context.product.item_field", "context.categories.weight"} <= changed
+
+
+def test_the_parts_lose_their_scorers(small_world: Prepared) -> None:
+    names = assembled(small_world).state_dict()
+    assert not [name for name in names if "session.scorer" in name or "context.scorer" in name]
+
+
+def test_any_session_model_can_take_the_session_role(small_world: Prepared, tmp_path: Path) -> None:
+    usual = assembled(small_world)
+    model = ARNN(
+        "arnn",
+        small_world.dims,
+        session=LSTMRec(12),
+        context=usual.context,
+        hidden_size=8,
+        dropout=0.0,
+        freeze="parts",
+        retrain_batchnorm=False,
+        optimizer=usual.optimizer_factory,
+        loss=usual.objective,
+    )
+    model.assemble()
+    assert "session.cell.weight_hh" not in moved(model, small_world, tmp_path)
+    assert len(model.initial_state(3)) == 2
+
+
+def test_an_unknown_freeze_is_a_users_error(small_world: Prepared) -> None:
+    with pytest.raises(UserError, match=r"model\.freeze=half"):
+        make_model("arnn", small_world.dims, "model.freeze=half")
+
+
+def test_new_weights_make_the_cached_users_part_stale(small_world: Prepared) -> None:
+    model = assembled(small_world)
+    before = model.context._users().clone()
+    state = {name: value + 1 if "product.bias" in name else value for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    assert torch.allclose(model.context._users(), before + 1, atol=1e-6)

@@ -1,0 +1,221 @@
+"""The command line as users call it: real processes in an empty folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from arnn_lightning.cli import main
+from arnn_lightning.evaluation.result import RANKS
+
+SMALL = ["data.generate.events=20000", "window_steps=10", "trainer.max_epochs=1", "evaluation.bootstrap.resamples=50"]
+
+
+def arnn(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    environment.pop("ARNN_DATA", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "arnn_lightning", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def arnn_here(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The same in this process, which saves the seconds of a start; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["arnn", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a UserError shows."""
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in which the default experiment has run once, small."""
+    folder = tmp_path_factory.mktemp("home")
+    done = arnn(folder, *SMALL, "hydra.run.dir=first")
+    (folder / "first.out").write_text(done.stdout)
+    return folder
+
+
+def test_help_works() -> None:
+    done = arnn(Path.cwd(), "--help")
+    assert "model: arnn, gru4rec, itemknn, pnn, pop" in done.stdout
+
+
+def test_the_default_run_ends_with_all_five_models_and_the_paired_difference(home: Path) -> None:
+    printed = (home / "first.out").read_text()
+    rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+    assert rows == ["pop", "itemknn", "gru4rec", "pnn", "arnn"]
+    assert "arnn - gru4rec, paired: Recall@20" in printed
+
+
+def test_the_run_folder_holds_what_it_promises(home: Path) -> None:
+    run = home / "first"
+    for name in ("best.ckpt", "last.ckpt", "session/best.ckpt", "context/best.ckpt"):
+        assert (run / "checkpoints" / name).is_file(), name
+    metrics = metrics_of(run)
+    assert (metrics["data"], metrics["model"], metrics["seed"]) == ("synthetic", "arnn", 1)
+    assert metrics["parts"]["session"]["model"] == "gru4rec"
+    assert metrics["parts"]["context"]["model"] == "pnn"
+    assert {"recall@5", "mrr@10", "recall@20", "macro_recall@20", "events", "sessions"} <= metrics["test"].keys()
+    assert metrics["train_events_per_second"] > 0
+    assert 0 <= metrics["val"]["mrr@20"] <= metrics["val"]["recall@20"] <= 1
+    names = set(pl.read_csv(run / "metrics.csv")["metric"])
+    assert {"train/loss", "session/train/loss", "context/val/mrr@20", "val/recall@20", "test/mrr@20"} <= names
+    assert not [path for path in home.rglob("*") if "=" in path.name or "," in path.name]
+
+
+def test_metrics_can_be_recomputed_from_the_ranks(home: Path) -> None:
+    ranks = pl.read_parquet(home / "first" / "test_ranks.parquet")
+    metrics = metrics_of(home / "first")["test"]
+    assert tuple(ranks.columns) == RANKS
+    assert ranks.select("session", "position").equals(ranks.select("session", "position").sort("session", "position"))
+    assert (ranks["rank"] == ranks["higher"] + ranks["equal"]).all()
+    assert metrics["recall@20"] == pytest.approx((ranks["rank"] <= 20).mean(), abs=1e-12)
+    assert metrics["events"] == ranks.height
+    (prepared,) = (home / "data" / "prepared").glob("synthetic-*/")
+    test = pl.read_parquet(prepared / "test.parquet")
+    assert ranks.height == test.height - test["session"].n_unique()
+
+
+def test_checkpoints_are_plain_data(home: Path) -> None:
+    checkpoint = torch.load(home / "first" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["about"]["model"]["name"] == "arnn"
+
+
+def test_equal_runs_agree_bit_by_bit(home: Path) -> None:
+    arnn(home, *SMALL, "hydra.run.dir=second")
+    first, second = home / "first", home / "second"
+    ours, theirs = metrics_of(first), metrics_of(second)
+    for changing in ("seconds", "train_events_per_second"):
+        ours.pop(changing), theirs.pop(changing)
+    assert ours == theirs
+    assert (first / "test_ranks.parquet").read_bytes() == (second / "test_ranks.parquet").read_bytes()
+    weights = [
+        torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for run in (first, second)
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_checkpoint_alone_evaluates_to_the_runs_own_metrics_in_another_folder(home: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "alone.ckpt"
+    moved.write_bytes((home / "first" / "checkpoints" / "best.ckpt").read_bytes())
+    arnn(tmp_path, "task=evaluate", f"checkpoint={moved}", f"paths.data={home / 'data'}", "hydra.run.dir=again")
+    assert metrics_of(tmp_path / "again")["test"] == metrics_of(home / "first")["test"]
+    ranks = [folder / "test_ranks.parquet" for folder in (home / "first", tmp_path / "again")]
+    assert ranks[0].read_bytes() == ranks[1].read_bytes()
+
+
+def test_a_pretrained_part_is_taken_as_it_is(home: Path) -> None:
+    arnn(home, *SMALL, "hydra.run.dir=merged", "pretrained.session=first/checkpoints/session/best.ckpt")
+    assert not (home / "merged" / "checkpoints" / "session").exists()
+    assert metrics_of(home / "merged")["test"] == metrics_of(home / "first")["test"]
+
+
+def test_a_finished_run_is_shown_again_with_resume_and_refused_without(home: Path) -> None:
+    again = arnn(home, *SMALL, "hydra.run.dir=first", "resume=true").stdout
+    first = (home / "first.out").read_text()
+    assert again[again.index("synthetic, seed") :] == first[first.index("synthetic, seed") :]
+    assert "resume=true" in error_line(arnn(home, *SMALL, "hydra.run.dir=first", code=2))
+
+
+def test_a_multirun_goes_on_after_a_users_error(home: Path) -> None:
+    done = arnn(home, "-m", *SMALL, "model=pop,itemknn", "evaluation.ties=luck,median", "hydra.sweep.dir=sweep", code=2)
+    assert done.stderr.count("error: evaluation.ties=luck") == 2
+    assert [metrics_of(home / "sweep" / job)["model"] for job in ("1", "3")] == ["pop", "itemknn"]
+
+
+def test_wandb_logs_offline(home: Path) -> None:
+    arnn(home, *SMALL, "model=gru4rec", "logger=wandb", "hydra.run.dir=logged")
+    assert list((home / "logged" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_typo_keeps_hydras_words(home: Path) -> None:
+    assert "Key 'lanez' is not in struct" in arnn(home, "model.lanez=3", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data=xing"], "data/raw/xing: it should hold interactions.csv"),
+        (["data=xing", "data.raw_dir=bad_time"], "column 'created_at', row 3: 'yesterday' is not a whole number"),
+        (["data=xing", "data.raw_dir=bad_column"], "no column 'item_id' (did you mean \"itemid\"?)"),
+        (["task=evaluate", "checkpoint=nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
+        (["task=evaluate", "checkpoint=first.out"], "first.out: "),
+        ([*SMALL, "data.split.test_days=40"], "split is empty with data.split.test_days=40"),
+        ([*SMALL, "evaluation.cutoffs=[100000]"], "100000 is not smaller than the catalogue of"),
+        ([*SMALL, "data.contexts.single=[regoin]"], "no attribute 'regoin' (did you mean \"region\"?)"),
+        ([*SMALL, "data.contexts.draw=lots"], "data.contexts.draw=lots: choose"),
+        ([*SMALL, "model.loss.activation=relu"], "model.loss.activation=relu: choose one of"),
+        ([*SMALL, "data.context_strength=3"], "context_strength=3: must lie in [0, 1]"),
+        ([*SMALL, "pretrained.context=first/metrics.json"], "damaged, or no checkpoint"),
+        ([*SMALL, "model=gru4rec", "model.optimizer.lr=-1"], "optimizer.lr=-1"),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_code_2(
+    home: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    users = "id\tjobroles\tcareer_level\n1\t2\t3\n"
+    for name, text in {
+        "bad_time": "user_id\titem_id\tinteraction_type\tcreated_at\n1\t2\t1\t1440000000\n1\t3\t1\tyesterday\n",
+        "bad_column": "user_id\titemid\tinteraction_type\tcreated_at\n1\t2\t1\t1440000000\n",
+    }.items():
+        (home / name).mkdir(exist_ok=True)
+        (home / name / "interactions.csv").write_text(text)
+        (home / name / "users.csv").write_text(users)
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("ARNN_DATA", raising=False)
+    assert arnn_here(arguments, monkeypatch) == 2
+    errors = capfd.readouterr().err
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert not [path for path in home.rglob("*") if "unfinished" in path.name]
+
+
+def test_generate_then_prepare_the_files_as_xing(home: Path) -> None:
+    arnn(home, "task=generate", "schema=xing", "events=20000", "output=made")
+    done = arnn(home, "task=prepare", "data=xing", "data.raw_dir=made")
+    error_line(arnn(home, "task=prepare", "data=xing", "data.raw_dir=nowhere", code=2))
+    assert "in sessions of 2 events or more" in done.stdout
+    assert "20,000" in done.stdout
+
+
+def test_the_data_folder_can_come_from_the_environment(home: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ARNN_DATA", str(home / "data"))
+    done = subprocess.run(
+        [sys.executable, "-m", "arnn_lightning", "task=prepare", *SMALL],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(home / "data" / "prepared") in done.stdout.replace("\n", "")
+    assert not (tmp_path / "data").exists()
