@@ -427,7 +427,7 @@ def small_logs(draw: st.DrawFn) -> list[Row]:
     return log
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     log=small_logs(),
     people=st.integers(0, 99).map(lambda seed: random_people(seed, users=4)),

@@ -162,37 +162,58 @@ class ProductLayer(nn.Module):
 
     def _binary_pairs_closed(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
         absent_MD, change_MD = self.values[:, 0], self._change()
-        weight_MMH = _Symmetric.apply(self.binary_pairs, self.pair, self.upper)  # type: ignore[no-untyped-call]
-        # Row i: sum_j w_ij <d_i, a_j> for the linear part, and half of sum_j w_ij <a_i, a_j> for the constant.
-        factors_M2M = torch.stack([change_MD @ absent_MD.T, 0.5 * (absent_MD @ absent_MD.T)], 1)
-        linear_MH, constant_MH = (factors_M2M @ weight_MMH).unbind(1)
-        out_BH = torch.addmm(constant_MH.sum(0), present_BM, linear_MH)
         lane, first, second = _entry_pairs(active_BA)
+        linear_MH, constant_H, weight_nH = _PairSums.apply(  # type: ignore[no-untyped-call]
+            self.binary_pairs, change_MD @ absent_MD.T, absent_MD @ absent_MD.T, self.pair[first, second]
+        )
         product_n1 = (change_MD.index_select(0, first) * change_MD.index_select(0, second)).sum(1, keepdim=True)
-        weight_nH = self.binary_pairs.index_select(0, self.pair[first, second])
-        return out_BH.index_add(0, lane, weight_nH * product_n1)
+        return torch.addmm(constant_H, present_BM, linear_MH).index_add(0, lane, weight_nH * product_n1)
 
 
-class _Symmetric(torch.autograd.Function):
-    """Weights of pairs (P, H) -> (M, M, H), symmetric, zero on the diagonal.
+class _PairSums(torch.autograd.Function):
+    """The sums over pairs i < j of the closed form, row by row, so that no row leaves the processor's cache.
 
-    The gradient of a pair's weight is the sum of both its places: two gathers, where autograd would scatter.
+    (w (P, H), c (M, M), a (M, M), pairs (n,)) ->
+    linear (M, H): sum_{j != i} w_ij c_ij;  constant (H): sum_{i<j} w_ij a_ij;  the weights of ``pairs`` (n, H).
+    The backward pass is written out, since autograd would keep M x M x H products and add dense gradients up.
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, weight_PH: Tensor, pair_MM: Tensor, upper: Tensor) -> Tensor:
-        M = len(pair_MM)
-        ctx.upper = upper  # type: ignore[attr-defined]
-        full_MMH = weight_PH.index_select(0, pair_MM.flatten()).view(M, M, -1)
-        full_MMH[range(M), range(M)] = 0
-        return full_MMH
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, weight_PH: Tensor, c_MM: Tensor, a_MM: Tensor, pairs: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(weight_PH, c_MM, a_MM, pairs)
+        M = len(c_MM)
+        linear_MH = weight_PH.new_zeros(M, weight_PH.shape[1])
+        constant_H = weight_PH.new_zeros(weight_PH.shape[1])
+        upper_M2M, lower_MM1 = torch.stack([c_MM, a_MM], 1), c_MM.T[:, :, None]
+        for i, weight_nH in enumerate(weight_PH.split(list(range(M - 1, 0, -1)))):
+            own_2H = upper_M2M[i, :, i + 1 :] @ weight_nH
+            linear_MH[i] += own_2H[0]
+            constant_H += own_2H[1]
+            linear_MH[i + 1 :].addcmul_(weight_nH, lower_MM1[i, i + 1 :])
+        return linear_MH, constant_H, weight_PH.index_select(0, pairs)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient_MMH: Tensor) -> tuple[Tensor, None, None]:
-        row, column = ctx.upper  # type: ignore[attr-defined]
-        M = len(gradient_MMH)
-        flat = gradient_MMH.reshape(M * M, -1)
-        return flat.index_select(0, row * M + column).add_(flat.index_select(0, column * M + row)), None, None
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, linear_MH: Tensor, constant_H: Tensor, chosen_nH: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        weight_PH, c_MM, a_MM, pairs = ctx.saved_tensors  # type: ignore[attr-defined]
+        M = len(c_MM)
+        rows = list(range(M - 1, 0, -1))
+        to_weight_PH, to_c_MM, to_a_MM = torch.empty_like(weight_PH), torch.zeros_like(c_MM), torch.zeros_like(a_MM)
+        upper_MM2, lower_MM1 = torch.stack([c_MM, a_MM], 2), c_MM.T[:, :, None]
+        gradient_M2H = torch.stack([linear_MH, constant_H.expand_as(linear_MH)], 1)
+        blocks = zip(weight_PH.split(rows), to_weight_PH.split(rows), strict=True)
+        for i, (weight_nH, to_weight_nH) in enumerate(blocks):
+            torch.mm(upper_MM2[i, i + 1 :], gradient_M2H[i], out=to_weight_nH)
+            to_weight_nH.addcmul_(linear_MH[i + 1 :], lower_MM1[i, i + 1 :])
+            to_upper_n2 = weight_nH @ gradient_M2H[i].T
+            to_c_MM[i, i + 1 :] = to_upper_n2[:, 0]
+            to_a_MM[i, i + 1 :] = to_upper_n2[:, 1]
+            to_c_MM[i + 1 :, i] = (weight_nH * linear_MH[i + 1 :]).sum(1)
+        to_weight_PH.index_add_(0, pairs, chosen_nH)
+        return to_weight_PH, to_c_MM, to_a_MM, None
 
 
 def _entries(active_BA: Tensor) -> tuple[Tensor, Tensor]:
