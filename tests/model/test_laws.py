@@ -249,6 +249,15 @@ def test_validation_in_mid_epoch_leaves_the_training_state_alone(small_world: Pr
         assert torch.equal(a, b)
 
 
+def test_E25_the_reported_loss_is_the_mean_over_the_events_of_an_epoch(small_world: Prepared, tmp_path: Path) -> None:
+    overrides = ["model.dropout_hidden=0", "model.optimizer.lr=0"]
+    model = made("gru4rec", small_world, *overrides)
+    trainer(tmp_path).fit(model, make_data(small_world, lanes=4))
+    steps = losses(made("gru4rec", small_world, *overrides), small_world, lanes=4)
+    attempts = small_world.sessions("train").targets
+    assert model.epoch_loss == pytest.approx(4 * sum(steps) / attempts, rel=1e-5)
+
+
 def test_global_step_counts_windows_and_mini_batches_every_step(small_world: Prepared, tmp_path: Path) -> None:
     model, data = made("gru4rec", small_world), make_data(small_world, steps=3)
     run = trainer(tmp_path, max_epochs=2)

@@ -146,6 +146,20 @@ def test_a_finished_run_is_shown_again_with_resume_and_refused_without(home: Pat
     assert "resume=true" in error_line(arnn(home, *SMALL, "hydra.run.dir=first", code=2))
 
 
+def test_resume_skips_finished_stages_and_goes_on_with_the_broken_one(home: Path) -> None:
+    run = home / "broken"
+    arnn(home, *SMALL, "hydra.run.dir=broken")
+    for name in ("metrics.json", "test_ranks.parquet", "checkpoints/done"):
+        (run / name).unlink()
+    parts = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").glob("*/best.ckpt")}
+    printed = arnn(home, *SMALL, "hydra.run.dir=broken", "resume=true", "trainer.max_epochs=2").stdout
+    assert "arnn: epoch 2 of 2" in printed
+    assert "epoch 1 of 2" not in printed
+    assert len(parts) == 2
+    assert parts == {path: path.stat().st_mtime_ns for path in parts}
+    assert metrics_of(run)["parts"] == metrics_of(home / "first")["parts"]
+
+
 def test_a_multirun_goes_on_after_a_users_error(home: Path) -> None:
     done = arnn(home, "-m", *SMALL, "model=pop,itemknn", "evaluation.ties=luck,median", "hydra.sweep.dir=sweep", code=2)
     assert done.stderr.count("error: evaluation.ties=luck") == 2

@@ -66,6 +66,7 @@ class SessionModel(LightningModule):
         self.evaluated: dict[str, Tensor] = {}  # the last evaluation: session, position, higher, equal
         self.events_trained = 0
         self.seconds_trained = 0.0
+        self._epoch_loss = (0.0, 0)  # sum over events, events
 
     # What a model is
 
@@ -111,6 +112,7 @@ class SessionModel(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._training_state = None  # an epoch's schedule starts every lane afresh
+        self._epoch_loss = (0.0, 0)
 
     def training_step(self, batch: TrainingWindow, index: int) -> None:
         started = time.perf_counter()
@@ -133,7 +135,10 @@ class SessionModel(LightningModule):
         if index or self.trainer.current_epoch:  # the first window pays for warming up
             self.events_trained += events
             self.seconds_trained += time.perf_counter() - started
-        self.log(f"{self.prefix}train/loss", losses.mean(), on_step=True, on_epoch=False, prog_bar=True)
+        # Per event, so that windows with fewer lanes alive compare with the others.
+        total = float(losses.sum()) * lanes
+        self._epoch_loss = (self._epoch_loss[0] + total, self._epoch_loss[1] + events)
+        self.log(f"{self.prefix}train/loss", total / events, on_step=True, on_epoch=False, prog_bar=True)
         self.log(f"{self.prefix}steps", self.mini_batches.float(), on_step=True, on_epoch=False)
 
     def step_loss(self, batch: TrainingWindow, k: int, state: State) -> tuple[Tensor, State]:
@@ -180,6 +185,12 @@ class SessionModel(LightningModule):
                 f"(epoch {self.trainer.current_epoch + 1}); the last good checkpoint is kept: "
                 "lower model.optimizer.lr or choose another loss"
             )
+
+    @property
+    def epoch_loss(self) -> float:
+        """Mean loss per event of the epoch so far."""
+        total, events = self._epoch_loss
+        return total / max(events, 1)
 
     @property
     def train_events_per_second(self) -> float | None:

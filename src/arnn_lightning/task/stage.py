@@ -136,9 +136,8 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SessionModel)
         shown = {name.removeprefix(pl_module.prefix): float(value) for name, value in trainer.callback_metrics.items()}
-        values = [
-            f"{name} {shown[name]:.4f}" for name in ("train/loss", "val/recall@20", "val/mrr@20") if name in shown
-        ]
+        values = [f"loss {pl_module.epoch_loss:.4f}"]
+        values += [f"{name} {shown[name]:.4f}" for name in ("val/recall@20", "val/mrr@20") if name in shown]
         speed = pl_module.train_events_per_second
         values += [f"{speed:,.0f} events/s"] if speed else []
         log.info(f"{pl_module.name}: epoch {trainer.current_epoch + 1} of {self.epochs}: {', '.join(values)}")
