@@ -152,7 +152,7 @@ def most_popular(counts: Mapping[Any, int], coverage: float) -> set[Any]:
 
 
 def split_names(sessions: Sequence[Sequence[Event]], split: Mapping[str, int]) -> list[str]:
-    last = max(day(event) for session in sessions for event in session)
+    last = max(day(session[0]) for session in sessions)
     ages = [last - day(session[0]) for session in sessions]
     test, val = split["test_days"], split["test_days"] + split["val_days"]
     return ["test" if age < test else "val" if age < val else "train" for age in ages]
@@ -181,17 +181,17 @@ def reference(rows: int, events: Sequence[Event], people: People, data: Mapping[
         events = [event for event in events if last - day(event) < data["window_days"]]
     gap = {"1h": 3600, None: 0}[data["gap"]]
     sessions = count(cut_sessions(events, data["session"], gap))
+    split_of = {id(e): name for s, name in zip(sessions, split_names(sessions, data["split"]), strict=True) for e in s}
     counted = sessions
     if data["items"]["counted_over"] == "train":
-        names = split_names(sessions, data["split"])
-        counted = [session for session, name in zip(sessions, names, strict=True) if name == "train"]
+        counted = [session for session in sessions if split_of[id(session[0])] == "train"]
     counts = Counter(event.item for session in counted for event in session)
     popular = {
         item for item in most_popular(counts, data["items"]["coverage"]) if counts[item] >= data["items"]["min_events"]
     }
     sessions = count(only(sessions, popular))
     sessions = count([session for session in sessions if len(session) >= shortest])
-    names = split_names(sessions, data["split"])
+    names = [split_of[id(session[0])] for session in sessions]
     known = {e.item for session, name in zip(sessions, names, strict=True) if name == "train" for e in session}
     named = [(name, kept) for session, name in zip(sessions, names, strict=True) for kept in only([session], known)]
     count([session for _, session in named])
@@ -473,7 +473,7 @@ def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, see
         session="given",
         gap=None,
         items=items_of(0.75),
-        split={"test_days": 5, "val_days": 0},
+        split={"test_days": 2, "val_days": 0},
         contexts={"single": ["career_level"], "multi": [], "coverage": 0.75, "draw": "user"},
     )
     people = {user: {"career_level": str(user % 3)} for user in range(8)}
@@ -560,11 +560,19 @@ def test_validation_holds_the_days_before_the_test_days(tmp_path: Path) -> None:
     assert days == {"train": [0, 1, 2], "val": [3, 4], "test": [5]}
 
 
-def test_the_first_event_that_is_kept_decides_the_split(tmp_path: Path) -> None:
+def test_the_first_event_decides_the_split_though_it_is_dropped(tmp_path: Path) -> None:
     late = FIRST + 3 * DAY
     log = [*PAIRS, *PAIRS, Row(1, 7, 1, late - 60), Row(1, 1, 1, late), Row(1, 2, 1, late + 60)]
     prepared = prepared_from(tmp_path, log, items=items_of(0.75))
-    assert sessions_of(prepared, "test") == [[1, 2], [1, 2, 1, 2]]
+    assert [1, 2] in sessions_of(prepared, "train")
+    assert sessions_of(prepared, "test") == [[1, 2, 1, 2]]
+
+
+def test_a_last_day_of_mere_tails_is_not_the_test_day(tmp_path: Path) -> None:
+    night = FIRST + 4 * DAY
+    log = [*PAIRS, Row(1, 1, 1, night - 60), Row(1, 2, 1, night + 60)]
+    prepared = prepared_from(tmp_path, log)
+    assert [1, 2] in sessions_of(prepared, "test")
 
 
 def test_E6_sessions_that_shrink_to_one_event_are_dropped(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class EncodedContexts:
     Attributes:
         table: one row per user code: one UInt32 column ``context.<name>`` per single-valued attribute, ``active`` (the
             indices of the two-valued fields that are present), ``known`` (how many attributes are known).
-        vocabulary: attribute, kind (single | multi), code, category, train_events.
+        vocabulary: attribute, kind (single | multi), code, category, events (in training).
         single_sizes: number of codes of each single-valued field, "unknown" included.
         n_binary: number of two-valued fields.
     """
@@ -49,8 +49,9 @@ def popular(counts: pl.DataFrame, coverage: float) -> pl.DataFrame:
         return counts
     ordered = counts["events"].sort(descending=True)
     covered = ordered.cum_sum()
-    # Integers on both sides: a share computed in floating point could fall just short of the target.
-    last = min(int((covered < coverage * covered[-1]).sum()), len(ordered) - 1)
+    # In floating point .55 * 100 is a little more than 55: counts within rounding of the target cover it.
+    target = coverage * covered[-1] * (1 - 1e-12)
+    last = min(int((covered < target).sum()), len(ordered) - 1)
     return counts.filter(pl.col("events") >= ordered[last])
 
 
@@ -117,9 +118,9 @@ def encode(
         .with_columns(pl.col("active").fill_null([]))
         .drop("row")
         .with_columns(
-            known=users.select(pl.sum_horizontal(pl.lit(0), *(k.fill_null(False).cast(pl.UInt8) for k in known)))
-            .to_series()
-            .cast(pl.UInt8)
+            known=users.with_columns(
+                known=pl.sum_horizontal(pl.lit(0, pl.UInt8), *(k.fill_null(False).cast(pl.UInt8) for k in known))
+            )["known"].cast(pl.UInt8)
         )
     )
     schema = {"attribute": pl.String, "kind": pl.String, "code": pl.UInt32, "category": pl.String, "events": pl.Int64}

@@ -91,7 +91,7 @@ def _explain(
     except pl.exceptions.PolarsError:
         return UserError(f"{path}: not a table that can be read: {str(error).splitlines()[0]}")
     for name, dtype in columns.items():
-        bad = (frame[name].is_not_null() & frame[name].cast(dtype, strict=False).is_null()).arg_true()
+        bad = (frame[name].is_not_null() & frame[name].str.strip_chars().cast(dtype, strict=False).is_null()).arg_true()
         if len(bad):
             row = bad[0]
             wanted = "a whole number" if dtype.is_integer() else str(dtype)

@@ -59,8 +59,10 @@ def check(raw: RawData, source: Path) -> RawData:
             row = nulls.arg_true()[0]
             raise UserError(
                 f"{source}: {nulls.sum()} events have no {name}, the first is event {row + 1}; "
-                "remove those rows or fill the column"
+                "remove those rows or fill the column (events are counted after the reader's filter)"
             )
+    if SESSION in raw.events.columns and raw.events[SESSION].has_nulls():
+        raise UserError(f"{source}: {raw.events[SESSION].null_count()} events have no session; fill the column")
     if raw.events[TIME].dtype != pl.Int64:
         raise UserError(f"{source}: event times must be Int64 unix seconds, not {raw.events[TIME].dtype}")
     if raw.events.is_empty():
@@ -72,6 +74,8 @@ def check(raw: RawData, source: Path) -> RawData:
             f"user ids are {raw.events[USER].dtype} in the events but {raw.users[USER].dtype} in the users table; "
             "make them one type"
         )
+    if raw.users[USER].has_nulls():
+        raise UserError(f"the users table has {raw.users[USER].null_count()} rows without a user; remove them")
     twice = raw.users[USER].is_duplicated()
     if twice.any():
         raise UserError(

@@ -38,6 +38,7 @@ from filelock import FileLock
 from arnn_lightning.errors import UserError
 from arnn_lightning.instantiate import instantiate
 
+WORLD = 1  # raised whenever the same settings would write other bytes
 CLUSTERS = 30
 CLICKS_PER_SESSION = 3.4
 SESSIONS_PER_USER = 2.7
@@ -98,12 +99,21 @@ class XingWorld:
     zipf: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.context_strength <= 1:
-            raise UserError(f"context_strength={self.context_strength}: must lie in [0, 1]")
-        if self.events < 1_000:
-            raise UserError(f"events={self.events}: at least 1000, or nothing is left after the preparation")
-        if self.job_roles < CLUSTERS:
-            raise UserError(f"job_roles={self.job_roles}: at least {CLUSTERS}, one for each cluster")
+        for name, fits, rule in (
+            ("context_strength", 0 <= self.context_strength <= 1, "must lie in [0, 1]"),
+            ("own_role", 0 <= self.own_role <= 1, "must lie in [0, 1]"),
+            ("stray", 0 <= self.stray <= 1, "must lie in [0, 1]"),
+            ("events", self.events >= 1_000, "at least 1000, or nothing is left after the preparation"),
+            ("job_roles", self.job_roles >= CLUSTERS, f"at least {CLUSTERS}, one for each cluster"),
+            ("page", self.page >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "must not be negative"),
+            ("topic_width", self.topic_width >= 0, "must not be negative"),
+            ("region_pull", self.region_pull > 0, "must be positive"),
+            ("level_pull", self.level_pull > 0, "must be positive"),
+            ("clicks_per_item", self.clicks_per_item > 0, "must be positive"),
+        ):
+            if not fits:
+                raise UserError(f"{name}={getattr(self, name)}: {rule}")
 
     def write(self, folder: Path, progress: Callable[[str], None] = lambda _: None) -> None:
         """Writes the three files into ``folder``, made if need be; each appears only when it is whole.
@@ -116,23 +126,29 @@ class XingWorld:
         written = 0
         with (folder / ".interactions.csv").open("wb") as log, (folder / ".users.csv").open("wb") as people:
             for users, rows in self._chunks(items):
-                rows = rows.head(self.events - written)
                 rows.write_csv(log, separator="\t", include_header=written == 0)
-                users.write_csv(people, separator="\t", include_header=written == 0)
+                users.write_csv(people, separator="\t", include_header=written == 0, quote_style="never")
                 written += rows.height
                 progress(f"{written:,} of {self.events:,} rows")
-                if written == self.events:
-                    break
         for name in ("items.csv", "users.csv", "interactions.csv"):
             (folder / f".{name}").replace(folder / name)
 
     def _chunks(self, items: "_Items") -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-        first = 1
-        while True:
+        """Users and their rows, some thousands of users at a time, until all rows are there."""
+        first, left = 1, self.events
+        while left:
             rng = np.random.default_rng([self.seed, 1, first])
             people = _People(rng, USERS_AT_ONCE, self.job_roles)
-            yield people.frame(first), self._interactions(rng, items, people, first)
+            users = people.frame(first)
+            rows = self._interactions(rng, items, people, first).sort("user_id", maintain_order=True)
+            if rows.height > left:
+                # Whole users, but for the very last: dropping rows at random would cut sessions into fragments.
+                rows = rows.head(left)
+                users = users.filter(pl.col("id") <= rows["user_id"].max())
+            left -= rows.height
             first += USERS_AT_ONCE
+            # As in the real file, rows lie in no useful order.
+            yield users, rows[rng.permutation(rows.height)]
 
     def _interactions(
         self, rng: np.random.Generator, items: "_Items", people: "_People", first_user: int
@@ -189,11 +205,9 @@ class XingWorld:
             late = clicks["time"][chosen] + rng.integers(1, 30, chosen.sum())
             parts.append((clicks["user"][chosen], clicks["item"][chosen], np.full(chosen.sum(), kind), late))
         user, item, kind_of, time = (np.concatenate(column) for column in zip(*parts, strict=True))
-        rows = pl.DataFrame(
+        return pl.DataFrame(
             {"user_id": user + first_user, "item_id": items.id[item], "interaction_type": kind_of, "created_at": time}
         )
-        # As in the real file, rows lie in no useful order.
-        return rows[rng.permutation(rows.height)]
 
 
 class _Items:
@@ -255,10 +269,9 @@ class _People:
         # The person behind a hidden attribute has one all the same, spread like the others'.
         self.region = _reveal(rng, "region", self.profile["region"])
         self.level = _reveal(rng, "career_level", self.profile["career_level"])
-        self.roles, self.role_offset = _draw_lists(rng, marginals["jobroles"], count, job_roles)
-        self.hides_roles = rng.random(count) < marginals["jobroles"]["count_0_only"] / 40_000
-        self.fields, self.field_offset = _draw_lists(rng, marginals["edu_fieldofstudies"], count, 9)
-        self.hides_fields = rng.random(count) < marginals["edu_fieldofstudies"]["count_empty"] / 40_000
+        self.roles, self.role_offset, self.hides_roles = _draw_lists(rng, marginals["jobroles"], count, job_roles)
+        fields = marginals["edu_fieldofstudies"]
+        self.fields, self.field_offset, self.hides_fields = _draw_lists(rng, fields, count, fields["vocab"] - 2)
 
     def draw_role(self, rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
         first, after = self.role_offset[user], self.role_offset[user + 1]
@@ -299,33 +312,44 @@ def _reveal(rng: np.random.Generator, name: str, told: np.ndarray) -> np.ndarray
 
 def _draw_lists(
     rng: np.random.Generator, published: Mapping[str, Any], count: int, vocabulary: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of codes in [0, vocabulary): lengths as published, values by the published rank-frequency curve.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lists of codes in [0, vocabulary), each code once, and which of them the profile hides.
 
-    The first entry of that curve is the unknown; past its end, frequencies fall on as its tail does.
+    Lengths are as published, where a hidden list counts as one of length 1; values follow the published rank-frequency
+    curve, whose first entry is the hidden ones. Past the curve's end, frequencies fall on as its tail does.
+
+    Returns:
+        values of all lists one after the other, where each starts (count + 1,), hidden (count,).
     """
-    length = _draw_text(rng, published["list_len_hist"], count).astype(np.int64).clip(max=vocabulary)
+    length = _draw_text(rng, published["list_len_hist"], count).astype(np.int64)
+    hidden_share = (published["count_0_only"] + published["count_empty"]) / published["list_len_hist"]["1"]
+    hidden = (length == 1) & (rng.random(count) < hidden_share)
     curve = np.array(published["rank_frequency_counts"][1:], np.float64)
     rank = np.arange(1, vocabulary + 1)
-    share = np.where(
-        rank <= len(curve), curve[np.minimum(rank, len(curve)) - 1], curve[-1] * (len(curve) / rank) ** 1.5
-    )
-    values = rng.choice(vocabulary, length.sum(), p=share / share.sum())
-    return values, np.append(0, np.cumsum(length))
+    tail = curve[-1] * (len(curve) / rank) ** 1.5
+    weight = np.where(rank <= len(curve), curve[np.minimum(rank, len(curve)) - 1], tail)
+    share = weight / weight.sum()
+    offset = np.append(0, np.cumsum(np.minimum(length, vocabulary)))
+    values = np.empty(offset[-1], np.int64)
+    values[offset[:-1]] = rng.choice(vocabulary, count, p=share)
+    for row in np.flatnonzero(length > 1).tolist():
+        size = offset[row + 1] - offset[row]
+        values[offset[row] : offset[row + 1]] = rng.choice(vocabulary, size, replace=False, p=share)
+    return values, offset, hidden
 
 
 def _join_lists(values: np.ndarray, offset: np.ndarray, hidden: np.ndarray, instead: str) -> list[str]:
     texts = values.astype(str).tolist()
     bounds = offset.tolist()
     return [
-        instead if hides else ",".join(dict.fromkeys(texts[bounds[row] : bounds[row + 1]]))
+        instead if hides else ",".join(texts[bounds[row] : bounds[row + 1]])
         for row, hides in enumerate(hidden.tolist())
     ]
 
 
 def ensure_generated(generator: Any, name: str, raw: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
     """The folder ``raw``/<name>-<hash of the settings> with the generator's files, written if they are not there."""
-    key = hashlib.sha256(json.dumps(generator, sort_keys=True).encode()).hexdigest()[:10]
+    key = hashlib.sha256(json.dumps([WORLD, generator], sort_keys=True).encode()).hexdigest()[:10]
     folder = raw / f"{name}-{key}"
     if folder.is_dir():
         return folder

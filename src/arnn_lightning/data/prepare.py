@@ -94,6 +94,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
         if not (folder / "manifest.json").is_file():
             unfinished = folder.with_name(f".{folder.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # one that has lost its manifest
             unfinished.mkdir()
             try:
                 _build(reader, files[0], data, unfinished, {"raw": raw, "config": config}, progress)
@@ -112,7 +113,7 @@ def seconds(text: str | int) -> int:
     """
     value = str(text).strip()
     number, unit = (value[:-1], value[-1]) if value[-1:] in _UNITS else (value, "s")
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit()):
         raise UserError(f"data.gap={text}: not a duration; write for example 90s, 30m, 1h or 1d")
     return int(number) * _UNITS[unit]
 
@@ -162,8 +163,8 @@ def _build(
 
     frame = _window(frame, data["window_days"])
     frame = count("in the time window", _mark_sessions(frame, data["session"], data["gap"]))
-    if data["items"]["counted_over"] == "train":
-        frame = _assign_split(frame, data["split"])
+    # Once, before anything is dropped: a later look would let the splits move with what the steps below leave.
+    frame = _assign_split(frame, data["split"])
     frame = count("of popular items", _popular_items(frame, data["items"]))
     shortest = int(data["min_session_length"])
     if shortest < 2:
@@ -171,7 +172,6 @@ def _build(
             f"data.min_session_length={shortest}: a session of one event has nothing to predict; at least 2"
         )
     frame = count(f"in sessions of {shortest} events or more", _long_sessions(frame, shortest))
-    frame = _assign_split(frame, data["split"])
     for name in SPLITS:
         require(name, frame)
     in_train = frame.filter(pl.col("split") == "train")[ITEM].unique()
@@ -276,9 +276,12 @@ def _long_sessions(frame: pl.DataFrame, shortest: int) -> pl.DataFrame:
 
 
 def _assign_split(frame: pl.DataFrame, split: Mapping[str, Any]) -> pl.DataFrame:
-    """A session belongs to the split in which it starts: the last days are test, those before them validation."""
+    """A session belongs to the split in which it starts: the last days are test, those before them validation.
+
+    The last day is the one in which the window's last session starts.
+    """
     start_day = pl.col(TIME).first().over("sid").floordiv(DAY)
-    age = _day().max() - start_day  # 0 = the last day
+    age = start_day.max() - start_day
     test_days, val_days = int(split["test_days"]), int(split["val_days"])
     return frame.with_columns(
         split=pl.when(age < test_days)

@@ -73,7 +73,10 @@ class XingReader:
                     for name in SINGLE
                 ),
                 *(
-                    pl.col(name).str.split(",").list.eval(pl.element().filter(~pl.element().is_in(["0", ""])))
+                    pl.col(name)
+                    .str.split(",")
+                    .list.eval(pl.element().filter(~pl.element().is_in(["0", ""])))
+                    .list.unique(maintain_order=True)
                     for name in MULTI
                 ),
             ),
