@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
@@ -75,6 +76,8 @@ def trainer(
     config: DictConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback], **settings: Any
 ) -> Trainer:
     """The configured Trainer; its bar shows on a terminal only."""
+    if config.threads is not None:
+        torch.set_num_threads(int(config.threads))
     bar = sys.stdout.isatty()
     made: Trainer = instantiate(
         config.trainer,
