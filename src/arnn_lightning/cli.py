@@ -31,7 +31,6 @@ def main() -> None:
     try:
         _job()
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
         sys.exit(130)
     if _failed:
         sys.exit(2)

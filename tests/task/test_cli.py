@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,31 @@ def test_resume_skips_finished_stages_and_goes_on_with_the_broken_one(home: Path
     assert len(parts) == 2
     assert parts == {path: path.stat().st_mtime_ns for path in parts}
     assert metrics_of(run)["parts"] == metrics_of(home / "first")["parts"]
+
+
+def test_ctrl_c_says_how_to_go_on_and_going_on_works(home: Path) -> None:
+    command = [sys.executable, "-m", "arnn_lightning", *SMALL, "model=gru4rec", "hydra.run.dir=stopped"]
+    # A shell's background job ignores SIGINT; this one is to hear it.
+    hear = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    run = subprocess.Popen(
+        [*command, "trainer.max_epochs=500", "model.epochs=500"],
+        cwd=home,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=hear,
+    )
+    last = home / "stopped" / "checkpoints" / "last.ckpt"
+    while not last.is_file():
+        assert run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "resume=true hydra.run.dir=stopped" in errors
+    assert "Traceback" not in errors
+    arnn(home, *command[3:], "resume=true")
+    assert metrics_of(home / "stopped")["model"] == "gru4rec"
 
 
 def test_a_multirun_goes_on_after_a_users_error(home: Path) -> None:

@@ -75,16 +75,17 @@ def train_stage(
 def trainer(
     config: DictConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback], **settings: Any
 ) -> Trainer:
-    """The configured Trainer; its bar shows on a terminal only."""
+    """The configured Trainer; its bar shows on a terminal only, and not for the short tests after training."""
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
-    bar = sys.stdout.isatty()
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    bar = sys.stdout.isatty() and saves
     made: Trainer = instantiate(
         config.trainer,
         **settings,
         callbacks=[*callbacks, *([RichProgressBar(leave=False)] if bar else [])],
         enable_progress_bar=bar,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_checkpointing=saves,
         logger=loggers or False,
         default_root_dir=str(folder),
         _convert_="all",
@@ -114,9 +115,12 @@ def _fit(
     if not data.has_validation:
         data.val_dataloader = lambda: []  # type: ignore[method-assign, assignment, return-value]
     last = folder / LAST
-    made.fit(model, data, ckpt_path=str(last) if config.resume and last.is_file() else None, weights_only=True)
-    if made.interrupted:
-        raise KeyboardInterrupt
+    try:
+        made.fit(model, data, ckpt_path=str(last) if config.resume and last.is_file() else None, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        if made.interrupted:
+            raise KeyboardInterrupt from stop
+        raise
     if not (folder / BEST).is_file():  # stopped before the first epoch's end
         made.save_checkpoint(folder / BEST)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,6 +69,10 @@ def train(config: DictConfig) -> float | None:
         }
         validation = _validation(model, config, prepared)
         clock.lap("test")
+    except KeyboardInterrupt:
+        path = os.path.relpath(folder)
+        sys.stderr.write(f"interrupted; go on with the same command and resume=true hydra.run.dir={path}\n")
+        raise
     finally:
         for logger in loggers:
             logger.finalize("finished")
