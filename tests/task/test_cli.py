@@ -193,9 +193,17 @@ def test_a_multirun_goes_on_after_a_users_error(home: Path) -> None:
     assert [metrics_of(home / "sweep" / job)["model"] for job in ("1", "3")] == ["pop", "itemknn"]
 
 
-def test_wandb_logs_offline(home: Path) -> None:
-    arnn(home, *SMALL, "model=gru4rec", "logger=wandb", "hydra.run.dir=logged")
-    assert list((home / "logged" / "wandb").glob("offline-run-*/*.wandb"))
+def test_patience_ends_a_stage_that_no_longer_improves(home: Path) -> None:
+    overrides = ["model=gru4rec", "trainer.max_epochs=9", "model.epochs=9", "model.patience=1", "model.optimizer.lr=0"]
+    printed = arnn(home, *SMALL, *overrides, "hydra.run.dir=patient").stdout
+    assert "epoch 2 of 9" in printed
+    assert "epoch 3 of 9" not in printed
+
+
+def test_wandb_logs_offline_one_run_per_job(home: Path) -> None:
+    arnn(home, "-m", *SMALL, "model=gru4rec", "logger=wandb", "seed=1,2", "hydra.sweep.dir=logged")
+    for job in ("0", "1"):
+        assert len(list((home / "logged" / job / "wandb").glob("offline-run-*/*.wandb"))) == 1
 
 
 def test_a_typo_keeps_hydras_words(home: Path) -> None:

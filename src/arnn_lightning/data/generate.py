@@ -35,6 +35,7 @@ import numpy as np
 import polars as pl
 from filelock import FileLock
 
+from arnn_lightning.data.xing import SINGLE
 from arnn_lightning.errors import UserError
 from arnn_lightning.instantiate import instantiate
 
@@ -49,18 +50,6 @@ FIRST_DAY = 16_709  # 2015-10-01, in days since 1970
 DAYS = 33  # three more than the paper's window keeps
 DAY = 86_400
 USERS_AT_ONCE = 20_000
-
-_SINGLE = (
-    "career_level",
-    "discipline_id",
-    "industry_id",
-    "country",
-    "region",
-    "experience_n_entries_class",
-    "experience_years_experience",
-    "experience_years_in_current",
-    "edu_degree",
-)
 
 
 @dataclass(frozen=True)
@@ -265,7 +254,7 @@ class _People:
     def __init__(self, rng: np.random.Generator, count: int, job_roles: int) -> None:
         self.count = count
         marginals = _marginals()
-        self.profile = {name: _draw_text(rng, marginals[name], count) for name in _SINGLE}
+        self.profile = {name: _draw_text(rng, marginals[name], count) for name in SINGLE}
         # The person behind a hidden attribute has one all the same, spread like the others'.
         self.region = _reveal(rng, "region", self.profile["region"])
         self.level = _reveal(rng, "career_level", self.profile["career_level"])
@@ -281,7 +270,7 @@ class _People:
     def frame(self, first_user: int) -> pl.DataFrame:
         roles = _join_lists(self.roles + 1, self.role_offset, self.hides_roles, "0")
         fields = _join_lists(self.fields + 1, self.field_offset, self.hides_fields, "")
-        profile = {name: self.profile[name] for name in _SINGLE}
+        profile = {name: self.profile[name] for name in SINGLE}
         return pl.DataFrame(
             {"id": np.arange(self.count) + first_user, "jobroles": roles, **profile, "edu_fieldofstudies": fields}
         )

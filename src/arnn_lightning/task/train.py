@@ -12,7 +12,7 @@ import polars as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from arnn_lightning.data.prepare import Prepared
@@ -75,7 +75,8 @@ def train(config: DictConfig) -> float | None:
         raise
     finally:
         for logger in loggers:
-            logger.finalize("finished")
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # or the next job of a multirun would go on in this run
     for role, one in [*parts.items(), *baselines.items()]:
         one.write(folder / f"test_ranks_{role}.parquet")
     tested.write(folder / RANKS_FILE)
