@@ -109,3 +109,9 @@ def test_sessions_are_read_back_as_written(tmp_path: Path) -> None:
     assert train.user.tolist() == [1, 0]
     assert test.session.tolist() == [2]
     assert train.targets == 3
+
+
+def test_without_validation_days_there_is_nothing_to_validate_on(tmp_path: Path) -> None:
+    prepared = write_world(tmp_path, {"train": ([[0, 1]], [0]), "test": ([[1, 0]], [0])}, n_items=2)
+    assert make_data(prepared).val_dataloader() == []
+    assert len(make_data(prepared).test_dataloader()) == 1

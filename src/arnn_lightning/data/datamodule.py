@@ -166,8 +166,8 @@ class SessionDataModule(LightningDataModule):
         )
         return _loader(windows)
 
-    def val_dataloader(self) -> DataLoader[Window]:
-        return _loader(self._windows("val", self.evaluation_lanes))
+    def val_dataloader(self) -> DataLoader[Window] | list[Any]:
+        return _loader(self._windows("val", self.evaluation_lanes)) if self.has_validation else []
 
     def test_dataloader(self) -> DataLoader[Window]:
         return _loader(self._windows("test", self.evaluation_lanes))
@@ -191,9 +191,9 @@ class SessionDataModule(LightningDataModule):
         return Contexts(torch.from_numpy(np.concatenate([single, unknown])), torch.from_numpy(padded))
 
 
-def _loader(dataset: Dataset) -> DataLoader:  # type: ignore[type-arg]
+def _loader(dataset: Windows | TrainingWindows) -> DataLoader[Any]:
     # Windows are made in the process itself: polars and forked workers can deadlock, and a window takes under 1 ms.
-    order = WindowOrder(len(dataset))  # type: ignore[arg-type]
+    order = WindowOrder(len(dataset))
     return DataLoader(dataset, batch_size=None, sampler=order, num_workers=0, collate_fn=_as_it_is)
 
 

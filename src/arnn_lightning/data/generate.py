@@ -17,7 +17,10 @@ in New York, somebody in Paris to jobs in Paris.
 With ``context_strength`` 0 the contexts say nothing about the clicks; everything else stays the same.
 
 Sizes are XING's ratios (Table 1 of the paper, RecSys Challenge 2016): 3.4 clicks a session, 2.7 sessions a user with
-any, 42.9 % of the catalogue's users without, 7.2 clicks an item, and bookmarks, replies and deletes beside the clicks.
+any, 42.9 % of the catalogue's users without, and bookmarks, replies and deletes beside the clicks. Not XING's: 20
+clicks an item where XING has 7.2, since a log this small would leave too few to learn an item's region and level from;
+and the page and the pulls, which nobody has published and which were chosen so that contexts matter
+(``experiments/LOG.md``).
 Weights follow Zipf's law with exponent 0.88, which puts half of XING's clicks on the 1.3 % of its items that hold them.
 (Clicks spread wider than the weights, since a page shows adverts near the topic, popular or not.)
 """

@@ -112,8 +112,6 @@ def _fit(
     if stage["patience"] is not None and monitor is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=int(stage["patience"])))
     made = trainer(config, folder, loggers, callbacks, max_epochs=epochs)
-    if not data.has_validation:
-        data.val_dataloader = lambda: []  # type: ignore[method-assign, assignment, return-value]
     last = folder / LAST
     try:
         made.fit(model, data, ckpt_path=str(last) if config.resume and last.is_file() else None, weights_only=True)
