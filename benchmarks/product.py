@@ -97,9 +97,9 @@ def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, f
     return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
 
 
-def model(name: str, n_binary: int) -> SessionModel:
+def model(name: str, n_binary: int, *overrides: str) -> SessionModel:
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=[f"model={name}", "data=xing"])
+        config = compose("config", overrides=[f"model={name}", "data=xing", *overrides])
     config.model.dims = {"n_items": 13_259, "single_sizes": [20] * SINGLE, "n_binary": n_binary}
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
     made = build(plain)
@@ -163,15 +163,14 @@ def main() -> None:
             mib = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             ratio = times["naive"] / milliseconds
             print(f"B = {lanes:3}  {name:7} {milliseconds:8.1f} ms  {ratio:6.1f} x naive  {mib:7.0f} MiB added")
-    pnn, arnn = model("pnn", n_binary), model("arnn", n_binary)
+    merge = model("arnn", n_binary)
+    live = {f"live PNN ({way})": model("pnn", n_binary, f"model.product_method={way}") for way in ("closed", "gram")}
     for lanes in (50, 500):
-        runs = {"live PNN": training_step(pnn, lanes), "merge": training_step(arnn, lanes)}
+        runs = {"merge": training_step(merge, lanes)} | {name: training_step(pnn, lanes) for name, pnn in live.items()}
         times = {name: value / 10 for name, value in interleaved(runs, 5).items()}
-        ratio = times["live PNN"] / times["merge"]
-        print(
-            f"B = {lanes:3}  training step: live PNN {times['live PNN']:.1f} ms, "
-            f"ARNN's merge {times['merge']:.2f} ms: {ratio:.1f} times"
-        )
+        print(f"B = {lanes:3}  training step of ARNN's merge {times['merge']:.2f} ms")
+        for name in live:
+            print(f"         {name} {times[name]:.1f} ms: {times[name] / times['merge']:.1f} times the merge")
 
 
 if __name__ == "__main__":

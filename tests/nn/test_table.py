@@ -30,10 +30,11 @@ def test_a_lookup_reads_the_same_as_the_ids_and_its_gradient_has_its_rows_only()
     assert table.weight.grad._values()[:, 0].tolist() == [1, 2, 1]
 
 
-def test_some_scores_are_the_same_as_among_all() -> None:
+@pytest.mark.parametrize("lanes", [5, 7])  # fewer and more than the hidden size: spread after or before the product
+def test_some_scores_are_the_same_as_among_all(lanes: int) -> None:
     scorer = ItemScorer(40, 6).double()
     nn.init.normal_(scorer.bias.weight)
-    query = torch.randn(5, 6, dtype=torch.float64)
+    query = torch.randn(lanes, 6, dtype=torch.float64)
     ids = torch.randint(0, 40, (1, 12))
     (lookup,) = lookups(ids, torch.ones_like(ids, dtype=torch.bool))
     assert torch.allclose(scorer.some(query, lookup), scorer.all(query)[:, ids[0]], atol=1e-12)

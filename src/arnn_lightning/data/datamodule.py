@@ -85,8 +85,9 @@ class TrainingWindows(Dataset[TrainingWindow]):
     def __getitem__(self, place: Place) -> TrainingWindow:
         window = self.windows[place]
         items = lookups(window.item, window.alive)
+        full = window.alive.all(1).tolist()
         if self.score_all:
-            return TrainingWindow(window, items, [])
+            return TrainingWindow(window, full, items, [])
         scored, real = window.target, window.alive
         if self.n_sample:
             shape = (len(scored), self.n_sample)
@@ -95,7 +96,7 @@ class TrainingWindows(Dataset[TrainingWindow]):
             negatives = np.searchsorted(self.cumulated, chance, side="right").clip(max=len(self.cumulated) - 1)
             scored = torch.cat([scored, torch.from_numpy(negatives)], 1)
             real = torch.cat([real, torch.ones(shape, dtype=torch.bool)], 1)
-        return TrainingWindow(window, items, lookups(scored, real))
+        return TrainingWindow(window, full, items, lookups(scored, real))
 
 
 def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:

@@ -38,20 +38,22 @@ class TrainingWindow(NamedTuple):
 
     ``items[k]`` looks up the (B,) input items of step k, ``scored[k]`` its (B + N,) scored items: the lanes' targets,
     then the extra negatives. Dead lanes point at some row of a lane alive; masks keep them out of the loss.
-    ``scored`` is empty where all items are scored.
+    ``scored`` is empty where all items are scored. ``full[k]``: all lanes are alive in step k, known without asking
+    the device.
     """
 
     window: Window
+    full: list[bool]
     items: list[Lookup]
     scored: list[Lookup]
 
 
 class Step(NamedTuple):
-    """One mini-batch as a model sees it; (B,) each."""
+    """One mini-batch as a model sees it; (B,) each. ``alive`` None means that all lanes are."""
 
     item: Tensor
     user: Tensor
-    alive: Tensor
+    alive: Tensor | None
     rows: Lookup | None = None  # the input items' rows, in training
 
 

@@ -151,7 +151,8 @@ class SessionModel(LightningModule):
         window = batch.window
         alive_B = window.alive[k]
         state = reset(state, window.start[k])
-        query_BH, state = self.represent(Step(window.item[k], window.user[k], alive_B, batch.items[k]), state)
+        step = Step(window.item[k], window.user[k], None if batch.full[k] else alive_B, batch.items[k])
+        query_BH, state = self.represent(step, state)
         if self.objective.candidates == "all":
             raw_BC = self.scorer.all(query_BH)
             positive_B = window.target[k]

@@ -14,7 +14,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x_BH: Tensor, alive_B: Tensor | None = None) -> Tensor:
         """(B, H), (B,) -> (B, H). ``alive_B`` None means that all lanes are alive."""
-        if not self.training:
+        if not self.training or (alive_B is None and len(x_BH) > 1):
             return super().forward(x_BH)
         if alive_B is None:
             alive_B = x_BH.new_ones(len(x_BH), dtype=torch.bool)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from arnn_lightning.errors import UserError
 
@@ -26,21 +27,48 @@ def top1(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
     >>> torch.allclose(loss, torch.sigmoid(torch.tensor([-1.0])) + 0.5)
     True
     """
-    positive_B1 = score_BC.gather(1, positive_B[:, None])
-    terms_BC = torch.sigmoid(score_BC - positive_B1) + torch.sigmoid(score_BC * score_BC)
-    return _mean_over(terms_BC, negative_BC)
+    loss_B: Tensor = _Top1.apply(score_BC, positive_B, negative_BC)  # type: ignore[no-untyped-call]
+    return loss_B
+
+
+class _Top1(torch.autograd.Function):
+    """TOP1 with its gradient written out, in place: autograd would keep and go through twice as many (B, C) arrays."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor
+    ) -> Tensor:
+        positive_B1 = positive_B[:, None]
+        weight_BC = negative_BC.to(score_BC.dtype)
+        count_B1 = weight_BC.sum(1, keepdim=True).clamp_(min=1)
+        pair_BC = (score_BC - score_BC.gather(1, positive_B1)).sigmoid_()
+        size_BC = (score_BC * score_BC).sigmoid_()
+        loss_B1 = (pair_BC + size_BC).mul_(weight_BC).sum(1, keepdim=True).div_(count_B1)
+        # d sigmoid(x) = sigmoid(x) (1 - sigmoid(x)); the positive's share is what its pairs take, turned round.
+        gradient_BC = pair_BC.addcmul_(pair_BC, pair_BC, value=-1).mul_(weight_BC)
+        to_positive_B1 = gradient_BC.sum(1, keepdim=True).neg_()
+        gradient_BC.addcmul_(size_BC.addcmul_(size_BC, size_BC, value=-1).mul_(weight_BC), score_BC, value=2)
+        ctx.save_for_backward(gradient_BC.scatter_add_(1, positive_B1, to_positive_B1).div_(count_B1))
+        return loss_B1[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, to_loss_B: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_BC,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient_BC * to_loss_B[:, None], None, None
 
 
 def cross_entropy(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
     """-log softmax of the positive among itself and its negatives; softmax once, on what it is given (E9)."""
-    positive_B1 = score_BC.gather(1, positive_B[:, None])
-    others_BC = score_BC.masked_fill(~negative_BC, -torch.inf)
-    return torch.logsumexp(torch.cat([positive_B1, others_BC], 1), 1) - positive_B1[:, 0]
+    candidate_BC = _candidates(score_BC, positive_B, negative_BC)
+    return torch.logsumexp(candidate_BC, 1) - score_BC.gather(1, positive_B[:, None])[:, 0]
 
 
-def _mean_over(terms_BC: Tensor, chosen_BC: Tensor) -> Tensor:
-    chosen = chosen_BC.to(terms_BC.dtype)
-    return (terms_BC * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+def _candidates(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
+    """The scores of the positive and its negatives, -inf elsewhere."""
+    candidate_BC = negative_BC.scatter(1, positive_B[:, None], True)
+    # Added, not masked: an addition costs nothing on the way back.
+    return score_BC + torch.where(candidate_BC, 0.0, -torch.inf)
 
 
 Activation = Literal["softmax", "tanh", "linear"]
@@ -78,8 +106,7 @@ class Objective:
         if self.activation == "tanh":
             score_BC = torch.tanh(raw_BC)
         elif self.activation == "softmax":
-            candidate_BC = negative_BC.scatter(1, positive_B[:, None], True)
-            score_BC = torch.softmax(raw_BC.masked_fill(~candidate_BC, -torch.inf), 1)
+            score_BC = torch.softmax(_candidates(raw_BC, positive_B, negative_BC), 1)
         else:
             score_BC = raw_BC
         return self.function(score_BC, positive_B, negative_BC)

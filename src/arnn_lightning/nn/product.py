@@ -19,6 +19,7 @@ import itertools
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arnn_lightning.nn.table import glorot_
@@ -122,9 +123,9 @@ class ProductLayer(nn.Module):
         product_BS = (single_BSD @ item_BD[:, :, None])[:, :, 0]
         out_BH = torch.addmm(out_BH, product_BS, single_SH)
         if M:
-            lane, field = _entries(active_BA)
-            product_n1 = (self._change().index_select(0, field) * item_BD.index_select(0, lane)).sum(1, keepdim=True)
-            out_BH = out_BH.index_add(0, lane, product_n1 * binary_MH.index_select(0, field))
+            field_BA = active_BA.clamp(min=0)
+            product_BA = (F.embedding(field_BA, self._change()) @ item_BD[:, :, None])[:, :, 0] * (active_BA >= 0)
+            out_BH = out_BH + F.embedding_bag(field_BA, binary_MH, mode="sum", per_sample_weights=product_BA)
         return out_BH
 
     def _change(self) -> Tensor:

@@ -48,7 +48,10 @@ class ItemScorer(nn.Module):
         """Scores (B, C) of the C items that ``rows`` looks up: only their weights are read (E8)."""
         weight_RH = F.embedding(rows.rows, self.items.weight, sparse=self.items.sparse)
         bias_R1 = F.embedding(rows.rows, self.bias.weight, sparse=self.bias.sparse)
-        return torch.addmm(bias_R1[:, 0], query_BH, weight_RH.T).index_select(1, rows.inverse)
+        if len(query_BH) < query_BH.shape[1]:  # the scores are the smaller to spread over the C items, else the rows
+            return torch.addmm(bias_R1[:, 0], query_BH, weight_RH.T).index_select(1, rows.inverse)
+        weight_CH, bias_C = weight_RH.index_select(0, rows.inverse), bias_R1[:, 0].index_select(0, rows.inverse)
+        return torch.addmm(bias_C, query_BH, weight_CH.T)
 
     def all(self, query_BH: Tensor) -> Tensor:
         """Scores (B, I) of the whole catalogue."""
