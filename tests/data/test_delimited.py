@@ -1,5 +1,7 @@
 """Laws of reading delimited files: what is accepted, and what users are told."""
 
+import gzip
+import zipfile
 from pathlib import Path
 
 import polars as pl
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arnn_lightning.data.delimited import read_delimited, require_files
+from arnn_lightning.data.delimited import read_delimited, require_files, require_values
 from arnn_lightning.errors import UserError
 
 COLUMNS = {"user_id": pl.Int64(), "name": pl.String()}
@@ -148,7 +150,8 @@ EXPECTED = {"a.csv": "events", "b.csv": "users"}
 def test_the_files_come_in_the_order_asked_for(tmp_path: Path) -> None:
     for name in ("b.csv", "c.csv", "a.csv"):
         (tmp_path / name).touch()
-    assert require_files(tmp_path, EXPECTED, "from there") == [tmp_path / "a.csv", tmp_path / "b.csv"]
+    found = require_files(tmp_path, EXPECTED, "from there")
+    assert list(found.items()) == [("a.csv", tmp_path / "a.csv"), ("b.csv", tmp_path / "b.csv")]
 
 
 def test_a_missing_folder_names_what_it_should_hold_and_how_to_point_elsewhere(tmp_path: Path) -> None:
@@ -161,5 +164,83 @@ def test_a_missing_folder_names_what_it_should_hold_and_how_to_point_elsewhere(t
 def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     (tmp_path / "b.csv").mkdir()
-    with pytest.raises(UserError, match=r"lacks b\.csv: expected are a\.csv \(events\), b\.csv \(users\); from there"):
+    words = r"lacks b\.csv: expected are a\.csv \(events\), b\.csv \(users\), plain, gz or zip; from there"
+    with pytest.raises(UserError, match=words):
         require_files(tmp_path, EXPECTED, "from there")
+
+
+def test_optional_files_may_be_missing(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv", "c.csv"):
+        (tmp_path / name).touch()
+    found = require_files(tmp_path, EXPECTED, "from there", optional=["c.csv", "d.csv"])
+    assert list(found) == ["a.csv", "b.csv", "c.csv"]
+
+
+# --- packed files ---
+
+TABLE = "user\titem\n1\tx\n2\ty\n"
+
+
+def pack(folder: Path, name: str, kind: str, text: str = TABLE) -> None:
+    if kind == "plain":
+        (folder / name).write_text(text)
+    elif kind == "gz":
+        (folder / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        with zipfile.ZipFile(folder / "data_format1.zip", "a") as archive:
+            archive.writestr(f"data_format1/{name}", text)
+
+
+@pytest.mark.parametrize("kind", ["plain", "gz", "zip"])
+def test_files_are_read_plain_gz_or_from_a_zip_archive(tmp_path: Path, kind: str) -> None:
+    pack(tmp_path, "a.csv", kind)
+    pack(tmp_path, "b.csv", kind, TABLE.replace("1", "3"))
+    found = require_files(tmp_path, EXPECTED, "from there")
+    for name, user in (("a.csv", 1), ("b.csv", 3)):
+        frame = read_delimited(found[name], {"user": pl.Int64, "item": pl.String}, separator="\t", name=name)
+        assert frame.rows() == [(user, "x"), (2, "y")]
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(TABLE.encode() * 1000)
+    (tmp_path / "a.csv.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b.zip").write_bytes(b"PK no archive")
+    with pytest.raises(UserError, match=r"a\.csv\.gz: cannot be unpacked"):
+        read_delimited(tmp_path / "a.csv.gz", {"user": pl.Int64}, separator="\t")
+    with pytest.raises(UserError, match=r"b\.zip: not a zip archive"):
+        require_files(tmp_path, EXPECTED, "from there")
+
+
+# --- what a row may not be ---
+
+
+def test_a_row_with_too_many_fields_is_named(file: Path) -> None:
+    for separator, text in (("\t", "user_id\tname\n1\tx\n2\ty\tz\n"), (",", 'user_id,name\n1,"x,\ny"\n2,y,z\n')):
+        with pytest.raises(UserError, match=r"row 3 has 3 fields where there are 2 columns"):
+            read(file, text, separator)
+
+
+def test_a_required_value_that_is_missing_is_named_with_its_row(file: Path) -> None:
+    file.write_text("user_id\tname\n1\tx\nNULL\ty\n\tz\n")
+    with pytest.raises(UserError, match=r"column 'user_id' is empty in 2 rows, the first is row 3"):
+        read_delimited(file, COLUMNS, separator="\t", required=["user_id"])
+
+
+def test_a_header_that_names_a_wanted_column_twice_is_refused(file: Path) -> None:
+    with pytest.raises(UserError, match=r"2 columns are called 'user_id' \(a\.user_id, b\.user_id\)"):
+        read(file, "a.user_id\tb.user_id\tname\n1\t2\tx\n")
+
+
+def test_a_name_that_nobody_asked_for_may_repeat(file: Path) -> None:
+    assert read(file, "other\tuser_id\tother\tname\n9\t1\t8\tx\n") == [(1, "x")]
+
+
+def test_quoted_names_are_names(file: Path) -> None:
+    assert read(file, '"user_id";"name"\n1;"x;y"\n', ";") == [(1, "x;y")]
+
+
+def test_values_out_of_a_list_are_named_with_their_row(file: Path) -> None:
+    frame = pl.DataFrame({"kind": [1, None, 2, 7]})
+    require_values(frame, "kind", (1, 2, 7), file)
+    with pytest.raises(UserError, match=r"column 'kind', row 5: 7 is none of 1, 2; mend or remove the row"):
+        require_values(frame, "kind", (1, 2), file)

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -168,24 +169,26 @@ def reference(rows: int, events: Sequence[Event], people: People, data: Mapping[
     shortest = data["min_session_length"]
     funnel: list[dict[str, Any]] = [{"events": rows, "sessions": None, "users": None, "items": None}]
 
-    def count(sessions: list[list[Event]], sessions_known: bool = True) -> list[list[Event]]:
-        flat = [event for session in sessions for event in session]
-        funnel.append(sizes(sessions) | ({} if sessions_known else {"sessions": None}))
-        if not flat:
+    def count(sessions: list[list[Event]]) -> list[list[Event]]:
+        funnel.append(sizes(sessions))
+        if not funnel[-1]["events"]:
             raise NothingLeft
         return sessions
 
-    count([list(events)], sessions_known=False)
+    gap = {"1h": 3600, None: 0}[data["gap"]]
+    count(cut_sessions(events, data["session"], gap))
+    in_log = Counter(event.item for event in events)
     if data["window_days"] is not None:
         last = max(map(day, events))
         events = [event for event in events if last - day(event) < data["window_days"]]
-    gap = {"1h": 3600, None: 0}[data["gap"]]
     sessions = count(cut_sessions(events, data["session"], gap))
     split_of = {id(e): name for s, name in zip(sessions, split_names(sessions, data["split"]), strict=True) for e in s}
     counted = sessions
     if data["items"]["counted_over"] == "train":
         counted = [session for session in sessions if split_of[id(session[0])] == "train"]
     counts = Counter(event.item for session in counted for event in session)
+    if data["items"]["counted_over"] == "log":
+        counts = in_log
     popular = {
         item for item in most_popular(counts, data["items"]["coverage"]) if counts[item] >= data["items"]["min_events"]
     }
@@ -231,19 +234,27 @@ def sizes(sessions: Sequence[Sequence[Event]]) -> dict[str, Any]:
 
 def encode(users: list[int], events: Counter[int], people: People, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The context codes, fitted on users with training events."""
-    unknown = {"career_level": ("0", "NULL", ""), "country": ("NULL", "")}
+    unknown = {
+        "career_level": ("0", "NULL", ""),
+        "country": ("NULL", ""),
+        "age_range": ("0", "NULL", ""),
+        "gender": ("2", "NULL", ""),
+    }
     rows: list[dict[str, Any]] = [{"user": code, "id": user} for code, user in enumerate(users)]
     known, active = [0] * len(users), [set[int]() for _ in users]
     vocabulary, single_sizes, n_binary = [], [], 0
     for name in wanted["single"]:
         texts = [people.get(user, {}).get(name, "NULL" if user not in people else "0") for user in users]
-        told = [None if text in unknown[name] else text for text in texts]
+        if name == "user":
+            texts = list(map(str, users))
+        told = [None if text in unknown.get(name, ()) else text for text in texts]
         counts = Counter[str]()
         for user, value in zip(users, told, strict=True):
             if value is not None and events[user]:
                 counts[value] += events[user]
-        codes = {value: 1 + code for code, value in enumerate(sorted(counts))}
-        vocabulary += [(name, "single", codes[value], value, counts[value]) for value in sorted(counts)]
+        ordered = sorted(counts, key=int if name == "user" else str)
+        codes = {value: 1 + code for code, value in enumerate(ordered)}
+        vocabulary += [(name, "single", codes[value], value, counts[value]) for value in ordered]
         single_sizes.append(1 + len(codes))
         for place, value in enumerate(told):
             rows[place][f"context.{name}"] = 0 if value is None else codes.get(value, 0)
@@ -381,7 +392,7 @@ class LogReader:
 
 
 @pytest.mark.parametrize("session", ["gap", "day"])
-@pytest.mark.parametrize("counted_over", ["window", "train"])
+@pytest.mark.parametrize("counted_over", ["log", "window", "train"])
 @pytest.mark.parametrize(("coverage", "shortest", "val_days"), [(0.5, 2, 0), (0.75, 2, 2), (0.5, 3, 1)])
 def test_the_funnel_equals_its_reference(
     session: str, counted_over: str, coverage: float, shortest: int, val_days: int
@@ -434,7 +445,10 @@ def small_logs(draw: st.DrawFn) -> list[Row]:
     window_days=st.sampled_from([None, 2, 4, 30]),
     session=st.sampled_from(["gap", "day"]),
     items=st.builds(
-        items_of, st.sampled_from([0.5, 0.75, 1.0]), st.sampled_from(["window", "train"]), st.sampled_from([1, 2])
+        items_of,
+        st.sampled_from([0.5, 0.75, 1.0]),
+        st.sampled_from(["log", "window", "train"]),
+        st.sampled_from([1, 2]),
     ),
     shortest=st.sampled_from([2, 2, 3]),
     split=st.fixed_dictionaries({"test_days": st.integers(1, 2), "val_days": st.integers(0, 1)}),
@@ -457,6 +471,81 @@ def test_the_funnel_equals_its_reference_on_any_small_log(
         min_session_length=shortest,
         split=split,
     )
+
+
+class TmallRow(NamedTuple):
+    """One row of user_log_format1.csv."""
+
+    user: int
+    item: int
+    stamp: str
+    kind: int
+
+
+@st.composite
+def tmall_logs(draw: st.DrawFn) -> list[TmallRow]:
+    """Users one after the other, their days in any order, the end of a month among them."""
+    days = ["829", "830", "831", "901", "902", "1111", "1112"]
+    log = []
+    for user in draw(st.permutations(range(1, 5))):
+        for stamp in draw(st.lists(st.sampled_from(days), max_size=7, unique=True)):
+            items = draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+            log += [TmallRow(user, item, stamp, draw(st.sampled_from([0, 0, 0, 2, 3]))) for item in items]
+    if draw(st.booleans()):  # sessions in training and in test
+        log += [TmallRow(user, item, stamp, 0) for user in (5, 6) for stamp in ("1112", "1030") for item in (1, 2, 3)]
+    return log
+
+
+def write_tmall(folder: Path, log: Iterable[TmallRow], people: People, seller: str) -> Path:
+    header = f"user_id,item_id,cat_id,{seller},brand_id,time_stamp,action_type"
+    lines = [header, *(f"{row.user},{row.item},7,8,,{row.stamp},{row.kind}" for row in log)]
+    (folder / "user_log_format1.csv").write_text("\n".join(lines) + "\n")
+    profiles = [f"{user},{texts['age_range']},{texts['gender']}" for user, texts in people.items()]
+    (folder / "user_info_format1.csv").write_text("\n".join(["user_id,age_range,gender", *profiles]) + "\n")
+    return folder
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    log=tmall_logs(),
+    profiles=st.lists(st.tuples(st.sampled_from(["", "0", "3", "8"]), st.sampled_from("012")), max_size=5),
+    window_days=st.sampled_from([None, 3, 30, 75]),
+    coverage=st.sampled_from([0.5, 1.0]),
+    seller=st.sampled_from(["seller_id", "merchant_id"]),
+)
+def test_the_funnel_of_tmall_equals_its_reference(
+    log: list[TmallRow], profiles: list[tuple[str, str]], window_days: int | None, coverage: float, seller: str
+) -> None:
+    people = {user: {"age_range": age, "gender": gender} for user, (age, gender) in enumerate(profiles, 1)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_tmall(Path(name), log, people, seller)
+        data = config(
+            folder,
+            name="tmall",
+            reader={"_target_": "arnn_lightning.data.tmall.TmallReader", "raw_dir": str(folder)},
+            session="day",
+            gap=None,
+            window_days=window_days,
+            items=items_of(coverage),
+            contexts={"single": ["user", "age_range", "gender"], "multi": [], "coverage": 0.75, "draw": "user"},
+        )
+
+        def seconds(stamp: str) -> int:
+            day = date(2014, int(stamp[:-2]), int(stamp[-2:]))
+            return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+
+        events = [
+            Event(row.user, row.item, seconds(row.stamp), place) for place, row in enumerate(log) if row.kind == 0
+        ]
+        try:
+            if not events:
+                raise NothingLeft
+            wanted = reference(len(log), events, people, data)
+        except NothingLeft:
+            with pytest.raises(UserError, match=r"user_log_format1\.csv"):
+                prepare(data, folder / "data")
+        else:
+            assert written(prepare(data, folder / "data")) == wanted
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -705,7 +794,7 @@ def test_a_folder_is_reused_while_nothing_changes(raw: Path) -> None:
     told: list[str] = []
     assert prepare(config(raw), raw, told.append) == first
     assert {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in first.folder.iterdir()} == before
-    assert told == ["hashing raw files"]
+    assert [text.split(",")[0] for text in told] == ["hashing interactions.csv", "hashing users.csv"]
 
 
 @pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
@@ -803,7 +892,7 @@ def test_the_manifest_tells_where_the_data_comes_from(raw: Path) -> None:
     assert all(set(counts) == {"step", "events", "sessions", "users", "items"} for counts in manifest["funnel"])
     assert sum(counts["events"] for counts in manifest["splits"].values()) == manifest["funnel"][-1]["events"]
     assert manifest["fields"] == len(manifest["dims"]["single_sizes"]) + manifest["dims"]["n_binary"] + 1
-    assert set(manifest["seconds"]) == {"read", "prepare"}
+    assert set(manifest["seconds"]) == {"hash", "read", "prepare"}
     assert prepared.manifest_sha256 == hashlib.sha256((prepared.folder / "manifest.json").read_bytes()).hexdigest()
 
 

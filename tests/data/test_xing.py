@@ -194,9 +194,11 @@ def test_a_user_id_that_does_not_parse_is_named_in_the_users_file(tmp_path: Path
         read(tmp_path, profiles=PROFILES + profile(id="1") + profile(id="u2"))
 
 
-@pytest.mark.parametrize(("row", "name"), [("NULL\t7\t1\t5", "user"), ("1\t\t1\t5", "item"), ("1\t7\t1\tNULL", "time")])
+@pytest.mark.parametrize(
+    ("row", "name"), [("NULL\t7\t1\t5", "user_id"), ("1\t\t1\t5", "item_id"), ("1\t7\t1\tNULL", "created_at")]
+)
 def test_a_click_without_user_item_or_time_is_refused(tmp_path: Path, row: str, name: str) -> None:
-    with pytest.raises(UserError, match=rf"interactions\.csv: 1 events have no {name}, the first is event 3"):
+    with pytest.raises(UserError, match=rf"interactions\.csv: column '{name}' is empty in 1 rows, the first is row 4"):
         read(tmp_path, CLICKS + row + "\n")
 
 
@@ -216,3 +218,20 @@ def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_file_without_clicks_is_refused(tmp_path: Path, rows: str) -> None:
     with pytest.raises(UserError, match=rf"interactions\.csv: no events left after reading {rows.count('7')} rows"):
         read(tmp_path, LOG + rows)
+
+
+def test_an_unknown_kind_of_interaction_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"column 'interaction_type', row 4: 9 is none of 0, 1, 2"):
+        read(tmp_path, CLICKS + "1\t7\t9\t5\n")
+
+
+# --- titles ---
+
+
+def test_titles_come_from_items_where_they_are(tmp_path: Path) -> None:
+    assert read(tmp_path).items is None
+    (tmp_path / "items.csv").write_text("id\ttitle\tcareer_level\n7\t1,2\t3\n8\tNULL\t0\n")
+    titles = read(tmp_path).items
+    assert titles is not None
+    assert titles.rows() == [(7, "1,2"), (8, None)]
+    assert [file.name for file in reader(tmp_path).files()] == ["interactions.csv", "users.csv", "items.csv"]

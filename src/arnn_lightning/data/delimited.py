@@ -1,15 +1,29 @@
-"""Typed reading of delimited files, with errors that name file, column, row and value."""
+"""Typed reading of delimited files, plain, gz or zip, with errors that name file, column, row and value."""
 
-from collections.abc import Mapping, Sequence
+import csv
+import gzip
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 
+DType = pl.DataType | type[pl.DataType]
+SEPARATORS = (",", ";", "\t", "|")
 
-def require_files(folder: Path, expected: Mapping[str, str], origin: str) -> list[Path]:
-    """The paths of ``expected`` (file name -> what it holds) in ``folder``.
+
+def require_files(
+    folder: Path, expected: Mapping[str, str], origin: str, optional: Collection[str] = ()
+) -> dict[str, Path]:
+    """Where each of ``expected`` (file name -> what it holds) lies in ``folder``: plain, gz, or in a zip archive.
+
+    A zip archive that holds several of them stands for each. Those of ``optional`` may be missing.
 
     Raises:
         UserError: the folder or one of the files is missing; says which files are expected and where they come from.
@@ -19,83 +33,207 @@ def require_files(folder: Path, expected: Mapping[str, str], origin: str) -> lis
         raise UserError(
             f"no folder {folder}: it should hold {wanted}; {origin}; point data.raw_dir (or ARNN_DATA) at your copy"
         )
-    missing = [name for name in expected if not (folder / name).is_file()]
+    found = {name: path for name in (*expected, *optional) if (path := _locate(folder, name)) is not None}
+    missing = [name for name in expected if name not in found]
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}: expected are {wanted}; {origin}")
-    return [folder / name for name in expected]
+        raise UserError(f"{folder} lacks {', '.join(missing)}: expected are {wanted}, plain, gz or zip; {origin}")
+    return found
+
+
+def _locate(folder: Path, name: str) -> Path | None:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    for archive in sorted(folder.glob("*.zip")):
+        if any(Path(member).name == name for member in _members(archive)):
+            return archive
+    return None
+
+
+def _members(archive: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return [member for member in file.namelist() if not member.endswith("/")]
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archive}: not a zip archive that can be read ({error}); fetch or make it again") from error
+
+
+@contextmanager
+def plain_file(path: Path, name: str | None = None) -> Iterator[Path]:
+    """``path`` itself, or what it holds, unpacked into a temporary folder for the time being.
+
+    Args:
+        path: a plain file, a ``.gz`` file, or a ``.zip`` archive.
+        name: which file of the archive is meant; may be left out where it holds one file only.
+
+    Raises:
+        UserError: a damaged file, or an archive that does not hold the file.
+    """
+    if path.suffix not in (".gz", ".zip"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="arnn-") as folder:
+        unpacked = Path(folder) / "unpacked"
+        try:
+            if path.suffix == ".gz":
+                with gzip.open(path) as packed, unpacked.open("wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+            else:
+                members = [member for member in _members(path) if name is None or Path(member).name == name]
+                if len(members) != 1:
+                    raise UserError(f"{path}: holds {len(members)} files of which one is wanted; unpack it yourself")
+                with zipfile.ZipFile(path) as archive, archive.open(members[0]) as packed, unpacked.open("wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+            raise UserError(f"{path}: cannot be unpacked ({error}); fetch or make it again") from error
+        yield unpacked
 
 
 def read_delimited(
     path: Path,
-    columns: Mapping[str, pl.DataType | type[pl.DataType]],
+    columns: Mapping[str, DType],
     *,
-    separator: str,
+    separator: str | None,
+    name: str | None = None,
+    header: Sequence[str] | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
+    required: Collection[str] = (),
     null_values: Sequence[str] = ("NULL", ""),
 ) -> pl.DataFrame:
-    """Reads the named ``columns`` of one delimited file with a header.
+    """Reads the named ``columns`` of one delimited file, in UTF-8.
 
     Args:
-        path: the file; a header such as ``table.user_id`` is taken as ``user_id``.
+        path: the file, plain, gz or zip; a header such as ``table.user_id`` is taken as ``user_id``.
         columns: name -> type of the columns to read; the result has them in this order.
-        separator: the field separator.
+        separator: the field separator; None: comma, semicolon, tab or bar, whichever the header line has most of.
+            Quotes shield it, except between tabs.
+        name: the file's name within a zip archive.
+        header: the names of all columns, for a file without a header line.
         aliases: name -> other names that the column bears in the wild.
+        required: columns that hold a value in every row.
         null_values: texts that mean a missing value.
 
     Raises:
-        UserError: a missing column (the nearest name is suggested), or a value that does not parse (named with its
-            row, the header being row 1).
+        UserError: a missing column (the nearest name is suggested) or one that the header names twice; a value that
+            is missing or does not parse, or a row with too many fields, named with its row (the header is row 1).
     """
-    header = _header(path, separator)
-    plain = [name.rsplit(".", 1)[-1] for name in header]
-    source: dict[str, str] = {}
-    for name in columns:
-        found = [known for known in (name, *(aliases or {}).get(name, ())) if known in plain]
-        if not found:
-            raise UserError(f"{path}: no column {name!r}{nearest(name, plain)}; it has {', '.join(plain)}")
-        source[name] = header[plain.index(found[0])]
+    with plain_file(path, name) as file:
+        if separator is None:
+            separator = max(SEPARATORS, key=lambda one: len(_header(file, one, path)))
+        names = list(header) if header is not None else _header(file, separator, path)
+        place = {column: _place(path, column, (aliases or {}).get(column, ()), names) for column in columns}
+        first_row = 1 if header is not None else 2
 
-    def scan(types: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.LazyFrame:
-        return pl.scan_csv(
-            path,
-            separator=separator,
-            quote_char=None if separator == "\t" else '"',
-            schema=dict.fromkeys(header, pl.String) | {source[name]: types[name] for name in columns},
-            null_values=list(null_values),
-            has_header=True,
-        ).select(pl.col(original).alias(name) for name, original in source.items())
+        def scan(types: Mapping[str, DType]) -> pl.LazyFrame:
+            # Columns go by their place, since a header may repeat a name that nobody asked for.
+            schema: dict[str, DType] = {str(index): pl.String() for index in range(len(names))}
+            schema |= {str(place[column]): dtype for column, dtype in types.items()}
+            return pl.scan_csv(
+                file,
+                separator=separator,
+                quote_char=None if separator == "\t" else '"',
+                schema=schema,
+                null_values=list(null_values),
+                has_header=False,
+                skip_rows=0 if header is not None else 1,
+                missing_columns="insert",  # the first row may lack its trailing fields
+            ).select(pl.col(str(place[column])).alias(column) for column in types)
 
-    try:
-        return scan(columns).collect()
-    except pl.exceptions.PolarsError as error:
-        raise _explain(path, scan(dict.fromkeys(columns, pl.String())), columns, error) from error
+        try:
+            frame = scan(columns).collect()
+        except pl.exceptions.PolarsError as error:
+            text = scan(dict.fromkeys(columns, pl.String()))
+            raise _explain(path, file, text, columns, separator, len(names), first_row, error) from error
+    for column in required:
+        require_filled(frame, column, path, first_row)
+    return frame
 
 
-def _header(path: Path, separator: str) -> list[str]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        line = file.readline().rstrip("\r\n")
+def require_filled(frame: pl.DataFrame, column: str, path: Path, first_row: int) -> None:
+    """Raises UserError naming the first row in which ``column`` holds nothing."""
+    if frame[column].has_nulls():
+        empty = frame[column].is_null().arg_true()
+        raise UserError(
+            f"{path}: column {column!r} is empty in {len(empty):,} rows, the first is row {empty[0] + first_row}; "
+            "fill or remove them"
+        )
+
+
+def require_values(
+    frame: pl.DataFrame, column: str, allowed: Collection[int | str], path: Path, first_row: int = 2
+) -> None:
+    """Raises UserError naming the first value of ``column`` that is none of ``allowed`` (nor missing)."""
+    strange = (~frame[column].is_in(list(allowed))).fill_null(False).arg_true()
+    if len(strange):
+        listed = ", ".join(map(str, allowed))
+        raise UserError(
+            f"{path}: column {column!r}, row {strange[0] + first_row}: {frame[column][strange[0]]!r} is none of "
+            f"{listed}; mend or remove the row"
+        )
+
+
+def _header(file: Path, separator: str, path: Path) -> list[str]:
+    """The names in the first line of ``file``; errors call it ``path``."""
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        line = lines.readline().rstrip("\r\n")
     if not line:
         raise UserError(f"{path}: the file is empty; a header line is expected")
-    return line.split(separator)
+    if separator == "\t":
+        return line.split(separator)
+    return next(csv.reader([line], delimiter=separator))
+
+
+def _place(path: Path, column: str, aliases: Sequence[str], names: Sequence[str]) -> int:
+    """Which column is meant: one of that very name, or else one that bears it behind a prefix."""
+    bare = [title.rsplit(".", 1)[-1] for title in names]
+    for known in (column, *aliases):
+        for titles in (names, bare):
+            places = [index for index, title in enumerate(titles) if title == known]
+            if len(places) > 1:
+                listed = ", ".join(names[place] for place in places)
+                raise UserError(f"{path}: {len(places)} columns are called {known!r} ({listed}); rename all but one")
+            if places:
+                return places[0]
+    raise UserError(f"{path}: no column {column!r}{nearest(column, bare)}; it has {', '.join(bare)}")
 
 
 def _explain(
     path: Path,
+    file: Path,
     text: pl.LazyFrame,
-    columns: Mapping[str, pl.DataType | type[pl.DataType]],
+    columns: Mapping[str, DType],
+    separator: str,
+    width: int,
+    first_row: int,
     error: pl.exceptions.PolarsError,
 ) -> UserError:
-    """Finds the first value that does not parse, by reading the file again as text."""
+    """Finds the first row that is too long, or the first value that does not parse, by reading the file again."""
+    said = str(error).splitlines()[0]
+    if "more fields" in said:
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+            rows = csv.reader(lines, delimiter=separator, quotechar=None if separator == "\t" else '"')
+            for number, fields in enumerate(rows, 1):
+                if len(fields) > width:
+                    return UserError(
+                        f"{path}: row {number} has {len(fields)} fields where there are {width} columns; "
+                        "mend or remove it"
+                    )
+    typed = {column: dtype for column, dtype in columns.items() if dtype != pl.String}
+    bad = {
+        column: pl.col(column).is_not_null() & pl.col(column).str.strip_chars().cast(dtype, strict=False).is_null()
+        for column, dtype in typed.items()
+    }
+    numbered = text.with_row_index("(row)")
     try:
-        frame = text.collect()
-    except pl.exceptions.PolarsError:
-        return UserError(f"{path}: not a table that can be read: {str(error).splitlines()[0]}")
-    for name, dtype in columns.items():
-        bad = (frame[name].is_not_null() & frame[name].str.strip_chars().cast(dtype, strict=False).is_null()).arg_true()
-        if len(bad):
-            row = bad[0]
-            wanted = "a whole number" if dtype.is_integer() else str(dtype)
+        first = numbered.select(pl.col("(row)").filter(wrong).min().alias(name) for name, wrong in bad.items())
+        found = [(row, name) for name, row in first.collect().to_dicts()[0].items() if row is not None]
+        if found:
+            row, column = min(found)
+            value = text.select(column).slice(row, 1).collect().item()
+            wanted = f"a whole number ({typed[column]})" if typed[column].is_integer() else str(typed[column])
             return UserError(
-                f"{path}: column {name!r}, row {row + 2}: {frame[name][row]!r} is not {wanted}; mend or remove the row"
+                f"{path}: column {column!r}, row {row + first_row}: {value!r} is not {wanted}; mend or remove the row"
             )
-    return UserError(f"{path}: {str(error).splitlines()[0]}")
+    except pl.exceptions.PolarsError:
+        pass
+    return UserError(f"{path}: not a table that can be read: {said}")

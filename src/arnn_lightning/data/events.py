@@ -4,6 +4,7 @@
 sessions of its own, ``session``; one row per event, in the order of the file.
 ``users``: ``user`` and one column per attribute: String for a single-valued attribute, List(String) for a
 multi-valued one; null (or an empty list) means unknown.
+``items``, where the data set has names for its items: ``item`` and ``title`` (String).
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 
-USER, ITEM, TIME, SESSION = "user", "item", "time", "session"
+USER, ITEM, TIME, SESSION, TITLE = "user", "item", "time", "session", "title"
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class RawData:
         events: canonical events of the kind that is modelled (clicks), in file order.
         users: canonical users.
         rows: rows of the events file before the reader's own filter.
+        items: canonical item titles, if there are any.
     """
 
     events: pl.DataFrame
     users: pl.DataFrame
     rows: int
+    items: pl.DataFrame | None = None
 
 
 class Reader(Protocol):
@@ -49,7 +52,8 @@ def check(raw: RawData, source: Path) -> RawData:
     """Checks the canonical schema; returns ``raw`` unchanged. ``source`` is the file named in errors.
 
     Raises:
-        UserError: a missing column, a null id or time, a time that is no integer, no events, or a user listed twice.
+        UserError: a missing column, a null id or time, a time that is no integer, no events, or a user or an item
+            listed twice.
     """
     for name in (USER, ITEM, TIME):
         if name not in raw.events.columns:
@@ -76,9 +80,19 @@ def check(raw: RawData, source: Path) -> RawData:
         )
     if raw.users[USER].has_nulls():
         raise UserError(f"the users table has {raw.users[USER].null_count()} rows without a user; remove them")
-    twice = raw.users[USER].is_duplicated()
-    if twice.any():
-        raise UserError(
-            f"user {raw.users[USER].filter(twice)[0]!r} stands more than once in the users table; keep one row per user"
-        )
+    _once(raw.users, USER, "users")
+    if raw.items is not None:
+        _once(raw.items, ITEM, "items")
     return raw
+
+
+def _once(table: pl.DataFrame, column: str, name: str) -> None:
+    """Raises UserError where an id stands twice in a table, with its rows."""
+    twice = table[column].is_duplicated().arg_true()
+    if len(twice):
+        value = table[column][twice[0]]
+        rows = (table[column] == value).arg_true()
+        raise UserError(
+            f"{column} {value!r} stands more than once in the {name} table, in its rows {rows[0] + 1} and "
+            f"{rows[1] + 1} (the header not counted); keep one row per {column}"
+        )

@@ -9,11 +9,12 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -21,14 +22,17 @@ from filelock import FileLock
 
 from arnn_lightning import __version__
 from arnn_lightning.data import contexts, events
-from arnn_lightning.data.events import ITEM, SESSION, TIME, USER, Reader
+from arnn_lightning.data.events import ITEM, SESSION, TIME, USER, RawData, Reader
 from arnn_lightning.data.window import Sessions
 from arnn_lightning.errors import UserError
 from arnn_lightning.instantiate import instantiate
 
-LAYOUT = 1  # raised whenever the same configuration would write other bytes
+LAYOUT = 2  # raised whenever the same configuration would write other bytes
 SPLITS = ("train", "val", "test")
 DAY = 86_400
+ROW_GROUP = 1 << 20  # stated, so that the files' bytes do not depend on the number of threads
+PIECE = 1 << 22  # rows
+PATHS = ("raw_dir", "events", "users", "titles")  # settings of readers that say where files lie, not what they mean
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": DAY}
 
 Progress = Callable[[str], None]
@@ -81,8 +85,9 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
     """
     reader: Reader = instantiate(data["reader"])
     files = reader.files()
-    progress("hashing raw files")
-    raw = {file.name: _sha256(file) for file in files}
+    started = time.perf_counter()
+    raw = _hashes(files, progress)
+    hashed = time.perf_counter() - started
     config = _preparation_config(data)
     key = json.dumps([LAYOUT, raw, config], sort_keys=True).encode()
     folder = root / "prepared" / f"{data['name']}-{hashlib.sha256(key).hexdigest()[:10]}"
@@ -96,8 +101,9 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)  # one that has lost its manifest
             unfinished.mkdir()
+            manifest = {"raw": raw, "config": config, "seconds": {"hash": round(hashed, 3)}}
             try:
-                _build(reader, files[0], data, unfinished, {"raw": raw, "config": config}, progress)
+                _build(reader, files[0], data, unfinished, manifest, progress)
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
@@ -120,15 +126,24 @@ def seconds(text: str | int) -> int:
 
 def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the data config that decides what is written: no paths, and no settings of the training."""
-    reader = {key: value for key, value in data["reader"].items() if key != "raw_dir"}
+    reader = {key: value for key, value in data["reader"].items() if key not in PATHS}
     fields = {key: value for key, value in data["contexts"].items() if key != "draw"}
     steps = {key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")}
     return {"reader": reader, "contexts": fields, **steps}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hashes(files: Sequence[Path], progress: Progress) -> dict[str, str]:
+    """sha256 of every file by its name, by its path where names repeat; an archive that stands for two counts once."""
+    unique = dict.fromkeys(files)
+    names = Counter(file.name for file in unique)
+    hashes = {}
+    for file in unique:
+        progress(f"hashing {file.name}, {file.stat().st_size / 1e6:,.0f} MB")
+        with file.open("rb") as opened:
+            hashes[file.name if names[file.name] == 1 else str(file)] = hashlib.file_digest(
+                opened, "sha256"
+            ).hexdigest()
+    return hashes
 
 
 def _build(
@@ -137,12 +152,12 @@ def _build(
     started = time.perf_counter()
     funnel: list[dict[str, Any]] = []
 
-    def count(step: str, frame: pl.DataFrame) -> pl.DataFrame:
+    def count(step: str, frame: pl.DataFrame, sessions: int | None = None) -> pl.DataFrame:
         counts = {
             "events": frame.height,
-            "sessions": frame["sid"].n_unique() if "sid" in frame.columns else None,
-            "users": frame[USER].n_unique(),
-            "items": frame[ITEM].n_unique(),
+            "sessions": frame["sid"].n_unique() if "sid" in frame.columns else sessions,
+            "users": int(np.count_nonzero(_tally(frame[USER], len(user_ids)))),
+            "items": int(np.count_nonzero(_tally(frame[ITEM], len(item_ids)))),
         }
         funnel.append({"step": step, **counts})
         progress(f"{step}: {frame.height:,} events")
@@ -151,21 +166,23 @@ def _build(
         return frame
 
     def require(split: str, frame: pl.DataFrame) -> None:
-        if not (frame["split"] == split).any() and (split != "val" or data["split"]["val_days"]):
+        if not (frame["split"] == SPLITS.index(split)).any() and (split != "val" or data["split"]["val_days"]):
             days = ", ".join(f"data.split.{key}={value}" for key, value in data["split"].items())
             raise UserError(f"{source}: the {split} split is empty with {days}; funnel: {_funnel_text(funnel)}")
 
     progress(f"reading {source.name}")
-    raw = events.check(reader.read(), source)
+    raw, frame, user_ids, item_ids = _read(reader, source)
     funnel.append({"step": "rows in the file", "events": raw.rows, "sessions": None, "users": None, "items": None})
-    frame = count("events of the modelled kind", raw.events)
+    progress(f"rows in the file: {raw.rows:,}")
     read = time.perf_counter()
+    frame = count("events of the modelled kind", frame, _count_sessions(frame, data["session"], data["gap"]))
+    log_items = _tally(frame[ITEM], len(item_ids))
 
     frame = _window(frame, data["window_days"])
     frame = count("in the time window", _mark_sessions(frame, data["session"], data["gap"]))
     # Once, before anything is dropped: a later look would let the splits move with what the steps below leave.
     frame = _assign_split(frame, data["split"])
-    frame = count("of popular items", _popular_items(frame, data["items"]))
+    frame = count("of popular items", _popular_items(frame, data["items"], log_items))
     shortest = int(data["min_session_length"])
     if shortest < 2:
         raise UserError(
@@ -174,29 +191,30 @@ def _build(
     frame = count(f"in sessions of {shortest} events or more", _long_sessions(frame, shortest))
     for name in SPLITS:
         require(name, frame)
-    in_train = frame.filter(pl.col("split") == "train")[ITEM].unique()
-    frame = count("of items seen in training", frame.filter(pl.col(ITEM).is_in(in_train.implode())))
+    in_train = _tally(frame.filter(pl.col("split") == 0)[ITEM], len(item_ids)) > 0
+    frame = count("of items seen in training", frame.filter(pl.Series(in_train[frame[ITEM].to_numpy()])))
     frame = count("in sessions still long enough", _long_sessions(frame, shortest))
 
     progress("coding and writing")
-    items = pl.DataFrame({"id": frame[ITEM].unique().sort()}).with_row_index("item")
-    users = pl.DataFrame({"id": frame[USER].unique().sort()}).with_row_index("user")
-    coded = _encode(frame, items, users)
+    coded, users, items = _encode(frame, user_ids, item_ids)
+    del frame
     splits: dict[str, dict[str, int]] = {}
-    train_events = pl.Series("events", np.zeros(users.height, np.int64))
-    for name in SPLITS:
-        part = coded.filter(pl.col("split") == name).drop("split")
+    train_events = pl.Series("events", np.zeros(len(users), np.int64))
+    for code, name in enumerate(SPLITS):
+        require(name, coded)
+        part = coded.filter(pl.col("split") == code).drop("split")
         splits[name] = {
             "events": part.height,
             "sessions": part[SESSION].n_unique(),
             "users": part[USER].n_unique(),
             "items": part[ITEM].n_unique(),
         }
-        require(name, coded)
         if name == "train":
-            train_events = pl.Series("events", np.bincount(part[USER].to_numpy(), minlength=users.height))
-        part.write_parquet(folder / f"{name}.parquet")
-    attributes = users.select("id").join(raw.users.rename({USER: "id"}), on="id", how="left", maintain_order="left")
+            train_events = pl.Series("events", _tally(part[USER], len(users)))
+        part.write_parquet(folder / f"{name}.parquet", row_group_size=ROW_GROUP)
+    attributes = pl.DataFrame({"id": users}).join(
+        raw.users.rename({USER: "id"}).with_columns(profile=True), on="id", how="left", maintain_order="left"
+    )
     encoded = contexts.encode(
         attributes.with_columns(pl.col("id").alias(USER)),
         train_events,
@@ -204,23 +222,28 @@ def _build(
         data["contexts"]["multi"],
         float(data["contexts"]["coverage"]),
     )
-    items.write_parquet(folder / "items.parquet")
-    pl.concat([users, encoded.table], how="horizontal").write_parquet(folder / "users.parquet")
+    catalogue = pl.DataFrame({"item": pl.int_range(len(items), dtype=pl.UInt32, eager=True), "id": items})
+    if raw.items is not None:
+        catalogue = catalogue.join(raw.items.rename({ITEM: "id"}), on="id", how="left", maintain_order="left")
+    catalogue.write_parquet(folder / "items.parquet")
+    people = pl.DataFrame({"user": pl.int_range(len(users), dtype=pl.UInt32, eager=True), "id": users})
+    pl.concat([people, encoded.table], how="horizontal").write_parquet(folder / "users.parquet")
     encoded.vocabulary.write_parquet(folder / "contexts.parquet")
     finished = time.perf_counter()
+    manifest["seconds"] |= {"read": round(read - started, 3), "prepare": round(finished - read, 3)}
     manifest |= {
         "name": data["name"],
         "layout": LAYOUT,
         "version": __version__,
         "funnel": funnel,
         "splits": splits,
+        "users": {"all": len(users), "without_profile": attributes["profile"].null_count()},
         "fields": len(encoded.single_sizes) + encoded.n_binary + 1,
         "dims": {
-            "n_items": items.height,
+            "n_items": len(items),
             "single_sizes": encoded.single_sizes,
             "n_binary": encoded.n_binary,
         },
-        "seconds": {"read": round(read - started, 3), "prepare": round(finished - read, 3)},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -229,81 +252,158 @@ def _funnel_text(funnel: list[dict[str, Any]]) -> str:
     return ", ".join(f"{step['step']} {step['events']:,}" for step in funnel)
 
 
-def _day() -> pl.Expr:
-    return pl.col(TIME).floordiv(DAY)
+def _read(reader: Reader, source: Path) -> tuple[RawData, pl.DataFrame, pl.Series, pl.Series]:
+    """The raw tables but for the events, the events with ids as codes, and the sorted ids of users and items.
+
+    Everything after works on codes: they are small, whatever the ids are, and count with ``bincount``.
+    """
+    raw = events.check(reader.read(), source)
+    user, user_ids = _codes(raw.events[USER])
+    item, item_ids = _codes(raw.events[ITEM])
+    frame = pl.DataFrame({USER: user, ITEM: item, TIME: raw.events[TIME].rechunk()})
+    if SESSION in raw.events.columns:
+        frame = frame.with_columns(_codes(raw.events[SESSION])[0].alias(SESSION))
+    return replace(raw, events=raw.events.clear()), frame, user_ids, item_ids
+
+
+def _codes(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The place of every id among the sorted distinct ids (UInt32), and those."""
+    low, high = cast(Any, ids.min()), cast(Any, ids.max())
+    if not ids.dtype.is_integer() or high >= 2**63 or high - low > 4 * len(ids) + 1_000_000:
+        return ids.rank("dense") - 1, ids.unique().sort()
+    # Ids that lie close together need no sorting: a table over their range tells which are there.
+    there = np.zeros(high - low + 1, bool)
+    for piece in _pieces(ids):
+        there[piece.astype(np.int64) - low] = True
+    code = (np.cumsum(there) - 1).astype(np.uint32)
+    coded = np.concatenate([code[piece.astype(np.int64) - low] for piece in _pieces(ids)])
+    return pl.Series(coded), pl.Series(np.flatnonzero(there) + low, dtype=ids.dtype)
+
+
+def _pieces(column: pl.Series) -> Iterator[np.ndarray]:
+    """A column in pieces, so that what is computed from it need not fit the memory once more."""
+    return (column.slice(start, PIECE).to_numpy() for start in range(0, len(column), PIECE))
+
+
+def _tally(codes: pl.Series, size: int) -> np.ndarray:
+    """(size,) how often each code occurs."""
+    total = np.zeros(size, np.int64)
+    for piece in _pieces(codes):
+        total += np.bincount(piece, minlength=size)
+    return total
 
 
 def _window(frame: pl.DataFrame, days: int | None) -> pl.DataFrame:
     """The last ``days`` calendar days (UTC), the day of the last event included; None keeps everything."""
-    return frame if days is None else frame.filter(_day() > _day().max() - days)
+    if days is None:
+        return frame
+    last = cast(int, frame[TIME].max()) // DAY
+    return frame.filter(pl.col(TIME) >= (last - days + 1) * DAY)
 
 
-def _mark_sessions(frame: pl.DataFrame, session: str, gap: str | int) -> pl.DataFrame:
-    """Sorts by (user, session, time), stably in file order (E7), and numbers the sessions in ``sid``.
+def _rule(frame: pl.DataFrame, session: str, gap: str | int) -> tuple[pl.Expr, int]:
+    """(where, pause): two events of a user, one after the other, are of one session if ``where`` grows by no more.
 
-    ``gap``: a pause longer than ``gap`` within a user starts a session (4.2.2). ``day``: so does a new calendar day.
+    ``gap``: a pause longer than ``gap`` within a user starts a session (4.2.2). ``day``: a new calendar day (UTC) does.
     ``given``: the reader's own sessions.
     """
     if session == "given" and SESSION not in frame.columns:
         raise UserError("data.session=given: this data set has no sessions of its own; choose gap or day")
-    keys = [USER, SESSION, TIME] if session == "given" else [USER, TIME]
-    starts = {
-        "given": lambda: pl.col(SESSION) != pl.col(SESSION).shift(),
-        "gap": lambda: pl.col(TIME) - pl.col(TIME).shift() > seconds(gap),
-        "day": lambda: _day() != _day().shift(),
-    }
-    if session not in starts:
+    places = {"given": pl.col(SESSION), "gap": pl.col(TIME), "day": pl.col(TIME).floordiv(DAY)}
+    if session not in places:
         raise UserError(f"data.session={session}: choose gap, day or given")
-    new = (pl.col(USER) != pl.col(USER).shift()) | starts[session]()
+    return places[session].cast(pl.Int64), seconds(gap) if session == "gap" else 0
+
+
+def _by_user(frame: pl.DataFrame, where: pl.Expr, pause: int) -> pl.Expr:
+    """One number that sorts as (user, where) do; from a user to the next it grows by more than ``pause``."""
+    low, high = frame.lazy().select(where.min(), where.max().alias("high")).collect().row(0)
+    span = high - low + pause + 1
+    if (cast(int, frame[USER].max()) + 1) * span >= 2**63:
+        raise UserError(f"event times reach from {low} to {high}: these are no unix seconds; mend the time column")
+    place: pl.Expr = pl.col(USER).cast(pl.Int64) * span + (where - low)
+    return place
+
+
+def _count_sessions(frame: pl.DataFrame, session: str, gap: str | int) -> int:
+    where, pause = _rule(frame, session, gap)
+    # Lazily, piece by piece: of a large log only the sorted column is ever there as a whole.
+    places = frame.lazy().select(_by_user(frame, where, pause)).collect().to_series().sort()
+    return int((places.diff() > pause).sum()) + 1
+
+
+def _mark_sessions(frame: pl.DataFrame, session: str, gap: str | int) -> pl.DataFrame:
+    """The log sorted by (user, session, time), stably in file order (E7), sessions numbered in ``sid``."""
+    where, pause = _rule(frame, session, gap)
+    # One key of 64 bits sorts three times as fast as two columns do.
+    keys = [USER, SESSION, TIME] if session == "given" else [_by_user(frame, pl.col(TIME), 0)]
+    new = (pl.col(USER) != pl.col(USER).shift()) | (where.diff() > pause)
     return frame.sort(keys, maintain_order=True).select(
-        USER, ITEM, TIME, sid=new.fill_null(True).cum_sum().cast(pl.UInt32)
+        USER, ITEM, TIME, sid=new.fill_null(True).cum_sum().cast(pl.UInt32) - 1
     )
 
 
-def _popular_items(frame: pl.DataFrame, items: Mapping[str, Any]) -> pl.DataFrame:
-    """Keeps the most popular items (4.2.3), counted over the whole window or over training days only."""
-    if items["counted_over"] not in ("window", "train"):
-        raise UserError(f"data.items.counted_over={items['counted_over']}: choose window or train")
-    counted = frame.filter(pl.col("split") == "train") if items["counted_over"] == "train" else frame
-    counts = counted.group_by(ITEM).len("events")
-    kept = contexts.popular(counts.with_columns(pl.col("events").cast(pl.Int64)), float(items["coverage"]))
-    kept = kept.filter(pl.col("events") >= int(items["min_events"]))
-    return frame.filter(pl.col(ITEM).is_in(kept[ITEM].implode()))
+def _popular_items(frame: pl.DataFrame, items: Mapping[str, Any], in_log: np.ndarray) -> pl.DataFrame:
+    """Keeps the most popular items (4.2.3), counted over the whole log, the window, or its training days."""
+    over, coverage = items["counted_over"], float(items["coverage"])
+    if not 0 < coverage <= 1:
+        raise UserError(f"data.items.coverage={coverage}: must lie in (0, 1]")
+    if int(items["min_events"]) < 1:
+        raise UserError(f"data.items.min_events={items['min_events']}: at least 1")
+    if over == "log":
+        counts = in_log
+    elif over in ("window", "train"):
+        counted = frame.filter(pl.col("split") == 0) if over == "train" else frame
+        counts = _tally(counted[ITEM], len(in_log))
+    else:
+        raise UserError(f"data.items.counted_over={over}: choose log, window or train")
+    table = pl.DataFrame({ITEM: np.arange(len(counts)), "events": counts}).filter(pl.col("events") > 0)
+    kept = contexts.popular(table, coverage).filter(pl.col("events") >= int(items["min_events"]))
+    is_kept = _tally(kept[ITEM], len(counts)) > 0
+    return frame.filter(pl.Series(is_kept[frame[ITEM].to_numpy()]))
 
 
 def _long_sessions(frame: pl.DataFrame, shortest: int) -> pl.DataFrame:
-    return frame.filter(pl.len().over("sid") >= shortest)
+    session = frame["sid"].to_numpy()
+    return frame.filter(pl.Series((np.bincount(session) >= shortest)[session]))
 
 
 def _assign_split(frame: pl.DataFrame, split: Mapping[str, Any]) -> pl.DataFrame:
     """A session belongs to the split in which it starts: the last days are test, those before them validation.
 
-    The last day is the one in which the window's last session starts.
+    The last day is the one in which the window's last session starts. ``split`` is an index into SPLITS.
     """
-    start_day = pl.col(TIME).first().over("sid").floordiv(DAY)
-    age = start_day.max() - start_day
+    session = frame["sid"].to_numpy()
+    day = frame[TIME].to_numpy()[_starts(session)] // DAY
+    age = day.max() - day
     test_days, val_days = int(split["test_days"]), int(split["val_days"])
-    return frame.with_columns(
-        split=pl.when(age < test_days)
-        .then(pl.lit("test"))
-        .when(age < test_days + val_days)
-        .then(pl.lit("val"))
-        .otherwise(pl.lit("train"))
-    )
+    of_session = np.where(age < test_days, 2, np.where(age < test_days + val_days, 1, 0)).astype(np.uint8)
+    return frame.with_columns(split=pl.Series(of_session[session]))
 
 
-def _encode(frame: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame) -> pl.DataFrame:
-    """Integer codes; sessions numbered by (start, user, position in the sorted log)."""
-    order = (
-        frame.group_by("sid", maintain_order=True)
-        .agg(pl.col(TIME).first())
-        .sort(TIME, "sid")
-        .select("sid", session=pl.int_range(pl.len(), dtype=pl.UInt32))
+def _starts(session: np.ndarray) -> np.ndarray:
+    """Where each session starts among sorted events."""
+    return np.flatnonzero(np.diff(session.astype(np.int64), prepend=-1))
+
+
+def _encode(frame: pl.DataFrame, users: pl.Series, items: pl.Series) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
+    """Codes of the users and items that are left; sessions numbered by (start, user, position in the sorted log).
+
+    Returns:
+        the events, the users' ids and the items' ids by code.
+    """
+    first = _starts(frame["sid"].to_numpy())
+    length = np.diff(first, append=frame.height)
+    order = np.argsort(frame[TIME].to_numpy()[first], kind="stable")
+    first, length = first[order], length[order]
+    within = np.arange(frame.height) - np.repeat(np.cumsum(length) - length, length)
+    frame = frame[np.repeat(first, length) + within]
+    there = {USER: _tally(frame[USER], len(users)) > 0, ITEM: _tally(frame[ITEM], len(items)) > 0}
+    code = {column: (np.cumsum(seen) - 1).astype(np.uint32) for column, seen in there.items()}
+    coded = frame.select(
+        pl.Series(SESSION, np.repeat(np.arange(len(first), dtype=np.uint32), length)),
+        *(pl.Series(column, code[column][frame[column].to_numpy()]) for column in (USER, ITEM)),
+        TIME,
+        "split",
     )
-    return (
-        frame.join(order, on="sid", maintain_order="left")
-        .join(items.rename({"id": ITEM, "item": "item_code"}), on=ITEM, maintain_order="left")
-        .join(users.rename({"id": USER, "user": "user_code"}), on=USER, maintain_order="left")
-        .sort(SESSION, maintain_order=True)
-        .select(SESSION, pl.col("user_code").alias(USER), pl.col("item_code").alias(ITEM), TIME, "split")
-    )
+    return coded, users.filter(pl.Series(there[USER])), items.filter(pl.Series(there[ITEM]))

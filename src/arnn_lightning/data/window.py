@@ -1,10 +1,14 @@
 """The types that cross from data to models. K steps in a window, B lanes, R unique rows, N extra negatives."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # preparing data needs no torch, whose import alone takes seconds and 300 MB
+    from torch import Tensor
 
 
 class Window(NamedTuple):

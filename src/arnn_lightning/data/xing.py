@@ -5,10 +5,11 @@ from pathlib import Path
 
 import polars as pl
 
-from arnn_lightning.data.delimited import read_delimited, require_files
-from arnn_lightning.data.events import ITEM, TIME, USER, RawData
+from arnn_lightning.data.delimited import read_delimited, require_files, require_values
+from arnn_lightning.data.events import ITEM, TIME, TITLE, USER, RawData
 
 CLICK = 1
+KINDS = (0, 1, 2, 3, 4, 5)  # impression, click, bookmark, reply, delete, recruiter (0 and 5 since 2017)
 MULTI = ("jobroles", "edu_fieldofstudies")
 SINGLE = (
     "career_level",
@@ -35,35 +36,57 @@ ZERO_IS_UNKNOWN = (
 class XingReader:
     """Reads ``interactions.csv`` and ``users.csv`` (tab-separated, one header line) in ``raw_dir``.
 
-    Only clicks (interaction_type 1) are kept: clicks alone give the counts of the paper's Table 1.
+    Only clicks (interaction_type 1) are kept: clicks alone give the counts of the paper's Table 1. Titles come from
+    ``items.csv`` where it is there.
     """
 
     raw_dir: str
 
-    def files(self) -> list[Path]:
+    def _files(self) -> dict[str, Path]:
         return require_files(
             Path(self.raw_dir),
             {"interactions.csv": "user_id, item_id, interaction_type, created_at", "users.csv": "id and 11 attributes"},
             "they come from the RecSys Challenge 2016 and are no longer distributed",
+            optional=["items.csv"],
         )
 
+    def files(self) -> list[Path]:
+        return list(self._files().values())
+
     def read(self) -> RawData:
-        """Returns the canonical tables; raises UserError for a missing column or a value that does not parse."""
-        interactions, users = self.files()
+        """Returns the canonical tables.
+
+        Raises:
+            UserError: a missing column, a missing id or time, or a value that does not parse or is not known.
+        """
+        files = self._files()
+        source = files["interactions.csv"]
+        names = ("user_id", "item_id", "interaction_type", "created_at")
         events = read_delimited(
-            interactions,
-            dict.fromkeys(("user_id", "item_id", "interaction_type", "created_at"), pl.Int64()),
-            separator="\t",
+            source, dict.fromkeys(names, pl.Int64()), separator="\t", name="interactions.csv", required=names
         )
+        require_values(events, "interaction_type", KINDS, source)
         clicks = events.filter(pl.col("interaction_type") == CLICK).select(
             pl.col("user_id").alias(USER), pl.col("item_id").alias(ITEM), pl.col("created_at").alias(TIME)
         )
         table = read_delimited(
-            users,
+            files["users.csv"],
             {"id": pl.Int64(), **dict.fromkeys((*MULTI, *SINGLE), pl.String())},
             separator="\t",
+            name="users.csv",
             aliases={"id": ["user_id"]},
+            required=["id"],
         )
+        titles = None
+        if "items.csv" in files:
+            titles = read_delimited(
+                files["items.csv"],
+                {"id": pl.Int64(), "title": pl.String()},
+                separator="\t",
+                name="items.csv",
+                aliases={"id": ["item_id"]},
+                required=["id"],
+            ).rename({"id": ITEM, "title": TITLE})
         return RawData(
             events=clicks,
             users=table.select(
@@ -81,4 +104,5 @@ class XingReader:
                 ),
             ),
             rows=events.height,
+            items=titles,
         )

@@ -1,11 +1,14 @@
 """The table that ends a run."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from arnn_lightning.evaluation.result import Result
+if TYPE_CHECKING:  # preparing data shows a table too, and needs no torch
+    from arnn_lightning.evaluation.result import Result
 
 METRICS = {"recall@20": "Recall@20", "mrr@20": "MRR@20"}
 
@@ -65,4 +68,32 @@ def funnel_table(manifest: Mapping[str, Any]) -> Table:
     for split, counts in manifest["splits"].items():
         add(split, counts)
     table.caption = f"PNN input fields, the previous item included: {manifest['fields']}"
+    users = manifest["users"]
+    if users["without_profile"]:
+        table.caption += (
+            f"\n{users['without_profile']:,} of {users['all']:,} users have no row in the users table: "
+            "their contexts are unknown"
+        )
+    return table
+
+
+def paper_table(manifest: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Table 1 of the paper and the counts of its section 4.2, beside this data set's."""
+    log = next(step for step in manifest["funnel"] if step["sessions"] is not None)
+    contexts = manifest["config"]["contexts"]
+    ours = {
+        "users": log["users"],
+        "items": log["items"],
+        "sessions": log["sessions"],
+        "transactions": log["events"],
+        "user attributes": len(contexts["single"]) + len(contexts["multi"]),
+        "items after the cut": manifest["dims"]["n_items"],
+        "PNN input fields": manifest["fields"],
+    }
+    table = Table(title="beside the paper (Table 1 and section 4.2)", title_justify="left")
+    table.add_column("")
+    table.add_column("paper", justify="right")
+    table.add_column("here", justify="right")
+    for name, theirs in {**paper["table1"], **paper["preparation"]}.items():
+        table.add_row(name, str(theirs), f"{ours[name]:,}")
     return table

@@ -6,6 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
+from arnn_lightning.data.prepare import PATHS
 from arnn_lightning.errors import UserError
 from arnn_lightning.model.checkpoint import build, load_weights, read_checkpoint
 from arnn_lightning.report.table import results_table
@@ -21,18 +22,22 @@ from arnn_lightning.task.train import (
     write_json,
 )
 
+# The raw files may lie elsewhere by now; everything else comes from the checkpoint.
+MOVES = tuple(f"data.{key}" for key in PATHS)
+
 
 def run(config: DictConfig) -> None:
     """Evaluates ``checkpoint`` and writes metrics.json and test_ranks.parquet into the task's own folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     checkpoint = read_checkpoint(config.checkpoint)
     about = checkpoint["about"]
-    moved = next((item for item in HydraConfig.get().overrides.task if item.startswith("data.raw_dir=")), None)
+    given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] in MOVES]
+    moved = OmegaConf.from_dotlist(given).get("data", {})
     with open_dict(config):
         config.model = OmegaConf.create(about["model"])
         config.data = OmegaConf.create(about["data"])
-        if moved is not None:
-            config.data.raw_dir = moved.partition("=")[2]
+        for key, place in moved.items():
+            config.data[key] = place
     prepared = prepare_data(config)
     if prepared.folder.name != about["prepared"]:
         raise UserError(

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from arnn_lightning.data.generate import ensure_generated
 from arnn_lightning.data.prepare import Prepared, prepare
-from arnn_lightning.report.table import funnel_table
+from arnn_lightning.report.table import funnel_table, paper_table
 
 
 def run(config: DictConfig) -> None:
@@ -16,6 +16,8 @@ def run(config: DictConfig) -> None:
     prepared = prepare_data(config)
     console = Console()
     console.print(funnel_table(prepared.manifest))
+    if config.data.paper is not None:
+        console.print(paper_table(prepared.manifest, config.data.paper))
     console.print(f"prepared data set: {prepared.folder}", soft_wrap=True)
 
 
