@@ -14,9 +14,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from arnn_lightning.data.events import check
-from arnn_lightning.data.generate import XingWorld, ensure_generated
+from arnn_lightning.data.generate import ensure_generated
 from arnn_lightning.data.prepare import prepare
 from arnn_lightning.data.xing import MULTI, SINGLE, XingReader
+from arnn_lightning.data.xing_world import XingWorld
 from arnn_lightning.errors import UserError
 from conftest import compose_config
 
