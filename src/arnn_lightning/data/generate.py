@@ -69,7 +69,15 @@ class World(ABC):
 
 
 def check_settings(world: World, *rules: tuple[str, bool, str]) -> None:
-    """Raises UserError for the first of ``rules`` (setting, whether it holds, what is wanted) that does not hold."""
+    """Raises UserError for a setting that should be whole and is not (5e6), or breaks one of ``rules``.
+
+    Args:
+        world: a dataclass of settings.
+        rules: setting, whether it is as wanted, what is wanted.
+    """
+    for name, kind in type(world).__annotations__.items():
+        if kind is int and not isinstance(getattr(world, name), int):
+            raise UserError(f"{name}={getattr(world, name)}: must be a whole number, in digits alone")
     for name, holds, wanted in rules:
         if not holds:
             raise UserError(f"{name}={getattr(world, name)}: {wanted}")
@@ -82,9 +90,9 @@ def read_marginals(name: str) -> dict[str, Any]:
     return marginals
 
 
-def draw_kinds(rng: np.random.Generator, kinds: int, count: int) -> np.ndarray:
-    """Kinds in [0, ``kinds``) of ``count`` items: each at least once, and some kinds of many more items than others."""
-    weight = np.arange(1, kinds + 1) ** -0.5
+def draw_kinds(rng: np.random.Generator, kinds: int, count: int, skew: float) -> np.ndarray:
+    """Kinds in [0, ``kinds``) of ``count`` items: each at least once, beyond that the k-th by weight k^-``skew``."""
+    weight = np.arange(1, kinds + 1) ** -skew
     more = rng.choice(kinds, count - kinds, p=weight / weight.sum())
     return np.concatenate([np.arange(kinds), more])
 

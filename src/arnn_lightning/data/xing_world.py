@@ -187,7 +187,7 @@ class _Items:
         rng = np.random.default_rng([world.seed, 0])
         clicks = world.events / (1 + sum(OTHER_KINDS.values()))
         self.count = max(20 * CLUSTERS, round(clicks / world.clicks_per_item))
-        self.cluster = np.sort(draw_kinds(rng, CLUSTERS, self.count))
+        self.cluster = np.sort(draw_kinds(rng, CLUSTERS, self.count, 0.5))
         self.size = np.bincount(self.cluster, minlength=CLUSTERS)
         self.first = np.cumsum(self.size) - self.size
         self.place = np.arange(self.count) - self.first[self.cluster]
