@@ -1,209 +1,102 @@
-"""Laws of the world that is generated, and of the folder that it is kept in."""
+"""Laws of how a world is written, whichever it is, and of the folder that generated files are kept in."""
 
-import json
-from collections import Counter
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from arnn_lightning.data.events import check
-from arnn_lightning.data.generate import XingWorld, ensure_generated
-from arnn_lightning.data.prepare import prepare
-from arnn_lightning.data.xing import MULTI, SINGLE, XingReader
+from arnn_lightning.data.generate import World, ensure_generated
 from arnn_lightning.errors import UserError
+from arnn_lightning.task.generate import run
 from conftest import compose_config
 
-EVENTS = 30_000
-NAMES = ("interactions.csv", "items.csv", "users.csv")
-MARGINALS: dict[str, Any] = json.loads(files("arnn_lightning.data").joinpath("marginals/xing_users.json").read_text())
+FILES = {
+    "xing": ["interactions.csv", "items.csv", "users.csv"],
+    "tmall": ["user_info_format1.csv", "user_log_format1.csv"],
+}
 
 
-@cache
-def schema() -> dict[str, Any]:
-    settings: Any = OmegaConf.to_container(compose_config("data=synthetic").data.generate, resolve=True)
-    return settings  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class Numbers(World):
+    """Writes the numbers below ``events``, two at a time, and breaks off with ``error`` after the first two."""
+
+    log: ClassVar[str] = "numbers.csv"
+    separator: ClassVar[str] = ","
+
+    events: int
+    error: type[BaseException] | None = None
+
+    def chunks(self) -> Iterator[Mapping[str, pl.DataFrame]]:
+        yield {"names.csv": pl.DataFrame({"name": ["a", None]})}
+        for first in range(0, self.events, 2):
+            if first and self.error:
+                raise self.error
+            yield {"numbers.csv": pl.DataFrame({"number": [first, first + 1]})}
 
 
-def generator(**changes: Any) -> dict[str, Any]:
-    """The settings of conf/schema/xing.yaml, with fewer rows."""
-    assert set(changes) <= set(schema())
-    return schema() | {"events": EVENTS} | changes
+def generator(schema: str = "xing", **changes: Any) -> dict[str, Any]:
+    """The settings of conf/schema/<schema>.yaml, with few rows."""
+    settings: Any = OmegaConf.to_container(compose_config(f"+schema={schema}").schema, resolve=True)
+    assert set(changes) <= set(settings)
+    return settings | {"events": 1_000} | changes  # type: ignore[no-any-return]
 
 
-def world(**changes: Any) -> XingWorld:
-    settings = generator(**changes)
-    del settings["_target_"]
-    return XingWorld(**settings)
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
-    """Context strength -> folder of its files."""
-    folders = {strength: tmp_path_factory.mktemp("world") for strength in (0.0, 1.0)}
-    for strength, folder in folders.items():
-        world(context_strength=strength).write(folder)
-    return folders
+# --- writing ---
 
 
-def table(folder: Path, name: str) -> pl.DataFrame:
-    return pl.read_csv(folder / name, separator="\t", quote_char=None, infer_schema=name != "users.csv")
+def test_chunks_follow_each_other_under_one_header(tmp_path: Path) -> None:
+    told: list[str] = []
+    written = Numbers(events=4).write(tmp_path / "new" / "folder", told.append)
+    assert [file.name for file in written] == ["names.csv", "numbers.csv"]
+    assert [file.read_text() for file in written] == ["name\na\n\n", "number\n0\n1\n2\n3\n"]
+    assert told == ["0 of 4 rows", "2 of 4 rows", "4 of 4 rows"]
 
 
-def clicks(folder: Path) -> pl.DataFrame:
-    return table(folder, "interactions.csv").filter(pl.col("interaction_type") == 1)
+def test_new_files_take_the_place_of_old_ones_and_leave_others_alone(tmp_path: Path) -> None:
+    for name in ("numbers.csv", "mine.csv"):
+        (tmp_path / name).write_text("old")
+    Numbers(events=2).write(tmp_path)
+    assert names(tmp_path) == ["mine.csv", "names.csv", "numbers.csv"]
+    assert (tmp_path / "mine.csv").read_text() == "old"
+    assert (tmp_path / "numbers.csv").read_text() == "number\n0\n1\n"
 
 
-def sessions(folder: Path) -> pl.DataFrame:
-    """Clicks of every session of the log (a pause of more than an hour ends one): user_id, clicks."""
-    log = clicks(folder).sort("user_id", "created_at")
-    late = pl.col("created_at") - pl.col("created_at").shift() > 3_600
-    new = ((pl.col("user_id") != pl.col("user_id").shift()) | late).fill_null(True)
-    return log.with_columns(session=new.cum_sum()).group_by("session", "user_id").len("clicks")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_breaks_off_leaves_the_old_files_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "numbers.csv").write_text("old")
+    with pytest.raises(error):
+        Numbers(events=4, error=error).write(tmp_path)
+    assert names(tmp_path) == ["numbers.csv"]
+    assert (tmp_path / "numbers.csv").read_text() == "old"
 
 
-# --- the files ---
+# --- the task ---
 
 
-@pytest.mark.parametrize("events", [1_000, EVENTS])
-def test_a_world_has_exactly_the_rows_asked_for(tmp_path: Path, events: int) -> None:
-    world(events=events).write(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == list(NAMES)
-    assert table(tmp_path, "interactions.csv").height == events
+@pytest.mark.parametrize("schema", FILES)
+def test_the_task_writes_as_many_rows_as_events_says(
+    tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.csv").write_text("old")
+    run(compose_config("task=generate", f"schema={schema}", "events=1234", f"output={tmp_path}"))
+    assert names(tmp_path) == sorted([*FILES[schema], "mine.csv"])
+    log = next(name for name in FILES[schema] if name in ("interactions.csv", "user_log_format1.csv"))
+    assert len((tmp_path / log).read_text().splitlines()) == 1 + 1234
+    assert capsys.readouterr().out == f"wrote {', '.join(FILES[schema])} to {tmp_path}\n"
 
 
-def test_equal_settings_write_equal_bytes_and_another_seed_others(tmp_path: Path, worlds: dict[float, Path]) -> None:
-    world(context_strength=1.0).write(tmp_path / "again")
-    world(context_strength=1.0, seed=2).write(tmp_path / "other")
-    for name in NAMES:
-        assert (tmp_path / "again" / name).read_bytes() == (worlds[1.0] / name).read_bytes()
-        assert (tmp_path / "other" / name).read_bytes() != (worlds[1.0] / name).read_bytes()
-
-
-def test_the_strength_changes_the_clicks_and_neither_users_nor_items(worlds: dict[float, Path]) -> None:
-    same = {name: worlds[0.0].joinpath(name).read_bytes() == worlds[1.0].joinpath(name).read_bytes() for name in NAMES}
-    assert same == {"interactions.csv": False, "items.csv": True, "users.csv": True}
-
-
-def test_ids_are_those_of_the_other_files(worlds: dict[float, Path]) -> None:
-    log, items, users = (table(worlds[1.0], name) for name in NAMES)
-    assert log["item_id"].is_in(items["id"].implode()).all()
-    assert log["user_id"].is_in(users["id"].cast(pl.Int64).implode()).all()
-    assert items["id"].is_unique().all()
-    assert users["id"].is_unique().all()
-
-
-def test_the_reader_reads_what_is_written(worlds: dict[float, Path]) -> None:
-    raw = XingReader(str(worlds[1.0])).read()
-    check(raw, worlds[1.0])
-    assert raw.rows == EVENTS
-    assert raw.events.height == clicks(worlds[1.0]).height
-    assert raw.users.columns == ["user", *SINGLE, *MULTI]
-
-
-@pytest.mark.parametrize("name", MULTI)
-def test_the_lists_that_are_read_hold_codes_and_nothing_else(worlds: dict[float, Path], name: str) -> None:
-    told = XingReader(str(worlds[1.0])).read().users[name].explode().drop_nulls().unique().to_list()
-    assert [text for text in told if not text.isdigit()] == []
-
-
-def test_a_world_prepares_with_the_config_it_is_made_for(worlds: dict[float, Path], tmp_path: Path) -> None:
-    data: Any = OmegaConf.to_container(
-        compose_config("data=synthetic", f"data.raw_dir={worlds[1.0]}").data, resolve=True
-    )
-    prepared = prepare(data, tmp_path)
-    assert all(counts["sessions"] > 20 for counts in prepared.manifest["splits"].values())
-    assert len(prepared.dims["single_sizes"]) == len(data["contexts"]["single"])
-
-
-# --- the world ---
-
-
-@pytest.mark.parametrize("strength", [0.0, 1.0])
-def test_four_in_five_rows_are_clicks(worlds: dict[float, Path], strength: float) -> None:
-    kinds = Counter(table(worlds[strength], "interactions.csv")["interaction_type"])
-    assert set(kinds) == {1, 2, 3, 4}
-    # 7,183,038 clicks beside 206,191 bookmarks, 422,026 replies and 1,015,423 deletes
-    for kind, share in {1: 0.814, 2: 0.023, 3: 0.048, 4: 0.115}.items():
-        assert kinds[kind] / EVENTS == pytest.approx(share, abs=0.012)
-
-
-@pytest.mark.parametrize("strength", [0.0, 1.0])
-def test_popularity_is_skewed(worlds: dict[float, Path], strength: float) -> None:
-    counts = clicks(worlds[strength]).group_by("item_id").len()["len"].sort(descending=True)
-    catalogue = table(worlds[strength], "items.csv").height
-    # Equally popular items would give their first tenth some 15 % of the clicks.
-    assert counts.head(catalogue // 10).sum() > 0.35 * counts.sum()
-
-
-@pytest.mark.parametrize("events", [EVENTS, 150_000])
-def test_sizes_have_the_ratios_of_xing(tmp_path: Path, events: int) -> None:
-    world(events=events).write(tmp_path)
-    found = sessions(tmp_path)
-    active = found["user_id"].n_unique()
-    assert found["clicks"].mean() == pytest.approx(3.4, abs=0.4)
-    assert found.height / active == pytest.approx(2.7, abs=0.3)
-    assert active / table(tmp_path, "users.csv").height == pytest.approx(1 - 0.429, abs=0.03)
-
-
-def region_matches(folder: Path) -> tuple[float, np.ndarray]:
-    """How often a click's item lies in the region that its user shows, and the same with users shuffled, 20 times."""
-    users = table(folder, "users.csv").filter(~pl.col("region").is_in(["0", "NULL"]))
-    region = users["region"].cast(pl.Int64).to_numpy()
-    place = {user: row for row, user in enumerate(users["id"].cast(pl.Int64))}
-    rows = clicks(folder).join(table(folder, "items.csv").select(item_id="id", where="region"), on="item_id")
-    shown = rows.filter(pl.col("user_id").is_in(list(place)))
-    clicker = np.array([place[user] for user in shown["user_id"]])
-    where = shown["where"].to_numpy()
-    rng = np.random.default_rng(0)
-    shuffled = [(rng.permutation(region)[clicker] == where).mean() for _ in range(20)]
-    return float((region[clicker] == where).mean()), np.array(shuffled)
-
-
-def test_without_strength_the_region_of_an_item_is_independent_of_the_users(worlds: dict[float, Path]) -> None:
-    rate, shuffled = region_matches(worlds[0.0])
-    assert abs(rate - shuffled.mean()) < 5 * shuffled.std()
-    assert shuffled.std() < 0.01
-
-
-def test_with_strength_clicks_lean_to_the_users_region(worlds: dict[float, Path]) -> None:
-    rate, shuffled = region_matches(worlds[1.0])
-    assert rate > shuffled.mean() + 0.2
-
-
-@pytest.mark.parametrize("name", SINGLE)
-def test_profiles_follow_the_published_marginals(worlds: dict[float, Path], name: str) -> None:
-    users = table(worlds[1.0], "users.csv")
-    drawn = Counter(users[name])
-    assert set(drawn) <= set(MARGINALS[name])
-    for code, count in MARGINALS[name].items():
-        assert drawn[code] / users.height == pytest.approx(count / MARGINALS["n_users"], abs=0.02)
-
-
-def test_four_in_nine_users_hide_their_region(worlds: dict[float, Path]) -> None:
-    hidden = (table(worlds[1.0], "users.csv")["region"] == "0").mean()
-    assert hidden == pytest.approx(MARGINALS["region"]["0"] / MARGINALS["n_users"], abs=0.02)
-
-
-@pytest.mark.parametrize("name", MULTI)
-def test_as_many_users_as_published_tell_no_list(worlds: dict[float, Path], name: str) -> None:
-    users = XingReader(str(worlds[1.0])).read().users
-    unknown = (users[name].list.len().fill_null(0) == 0).mean()
-    published = MARGINALS[name]["count_0_only"] + MARGINALS[name]["count_empty"]
-    assert unknown == pytest.approx(published / MARGINALS["n_users"], abs=0.02)
-
-
-@pytest.mark.parametrize("name", MULTI)
-def test_lists_are_as_long_as_published(worlds: dict[float, Path], name: str) -> None:
-    # The published lengths count an unknown list as one entry.
-    entries = table(worlds[1.0], "users.csv")[name].fill_null("").str.count_matches(",") + 1
-    published = MARGINALS[name]["list_len_hist"]["1"] / MARGINALS["n_users"]
-    assert (entries == 1).mean() == pytest.approx(published, abs=0.04)
+@pytest.mark.parametrize("schema", FILES)
+def test_events_default_to_the_schemas_own_number(schema: str) -> None:
+    config = compose_config("task=generate", f"schema={schema}", "output=x")
+    assert config.events == config.schema.events >= 100_000
 
 
 # --- the folder ---
@@ -223,53 +116,33 @@ def test_a_generated_folder_is_made_once(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_generated_into_another_folder(tmp_path: Path) -> None:
-    folders = [
-        ensure_generated(generator(**{"events": 1_000} | changes), name, tmp_path)
-        for name, changes in [
-            ("synthetic", {}),
-            ("other", {}),
-            ("synthetic", {"seed": 2}),
-            ("synthetic", {"context_strength": 0.5}),
+    made = {
+        ensure_generated(generator(schema, **changes), name, tmp_path): schema
+        for name, schema, changes in [
+            ("synthetic", "xing", {}),
+            ("other", "xing", {}),
+            ("synthetic", "tmall", {}),
+            ("synthetic", "tmall", {"seed": 2}),
+            ("synthetic", "tmall", {"context_strength": 0.5}),
         ]
-    ]
-    assert len(set(folders)) == len(folders)
-    assert all(sorted(file.name for file in folder.iterdir()) == list(NAMES) for folder in folders)
+    }
+    assert len(made) == 5
+    assert all(names(folder) == FILES[schema] for folder, schema in made.items())
 
 
 def test_an_interrupted_generation_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
 
-    settings = generator(events=1_000)
     with pytest.raises(KeyboardInterrupt):
-        ensure_generated(settings, "synthetic", tmp_path, interrupt)
-    folder = ensure_generated(settings, "synthetic", tmp_path)
-    assert sorted(file.name for file in folder.iterdir()) == list(NAMES)
+        ensure_generated(generator(), "synthetic", tmp_path, interrupt)
+    folder = ensure_generated(generator(), "synthetic", tmp_path)
+    assert names(folder) == FILES["xing"]
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
 
 
-BAD = {
-    "context_strength": [-0.1, 1.1],
-    "events": [0, 999],
-    "job_roles": [0, 29],
-    "seed": [-1],
-    "own_role": [-0.1, 1.1],
-    "region_pull": [0.0, -1.0],
-    "level_pull": [0.0, -1.0],
-    "topic_width": [-1.0],
-    "page": [0],
-    "stray": [-0.1, 1.1],
-    "clicks_per_item": [0.0, -1.0],
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
-def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"{name}={value}"):
-        world(**{name: value})
-
-
-def test_bad_settings_leave_no_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", FILES)
+def test_bad_settings_leave_no_folder(tmp_path: Path, schema: str) -> None:
     with pytest.raises(UserError, match="context_strength=2"):
-        ensure_generated(generator(context_strength=2), "synthetic", tmp_path / "raw")
+        ensure_generated(generator(schema, context_strength=2), "synthetic", tmp_path / "raw")
     assert not (tmp_path / "raw").exists()

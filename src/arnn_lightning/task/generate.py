@@ -5,14 +5,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from arnn_lightning.data.generate import XingWorld
+from arnn_lightning.data.generate import World
 from arnn_lightning.instantiate import instantiate
 
 
 def run(config: DictConfig) -> None:
-    """Writes the files of ``schema`` into ``output``."""
-    world: XingWorld = instantiate(config.schema)
-    output = Path(config.output)
+    """Writes the files of ``schema`` into ``output``, in place of files of the same names."""
+    world: World = instantiate(config.schema, events=config.events)
     with Console(stderr=True).status("generating") as status:
-        world.write(output, lambda text: status.update(text))
-    Console().print(f"wrote {', '.join(sorted(file.name for file in output.iterdir()))} to {output}", soft_wrap=True)
+        written = world.write(Path(config.output), status.update)
+    Console().print(f"wrote {', '.join(file.name for file in written)} to {config.output}", soft_wrap=True)
