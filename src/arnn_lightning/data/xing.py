@@ -1,4 +1,4 @@
-"""Reader of the XING files (RecSys Challenge 2016), also of what ``data/generate.py`` writes in their schema."""
+"""Reader of the XING files (RecSys Challenge 2016), also of what ``data/xing_world.py`` writes in their schema."""
 
 from dataclasses import dataclass
 from pathlib import Path
