@@ -216,7 +216,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
 
 def test_a_row_with_too_many_fields_is_named(file: Path) -> None:
     for separator, text in (("\t", "user_id\tname\n1\tx\n2\ty\tz\n"), (",", 'user_id,name\n1,"x,\ny"\n2,y,z\n')):
-        with pytest.raises(UserError, match=r"row 3 has 3 fields where there are 2 columns"):
+        with pytest.raises(UserError, match=r"row 3 has more fields than the 2 columns"):
             read(file, text, separator)
 
 

@@ -16,6 +16,7 @@ from arnn_lightning.errors import UserError, nearest
 
 DType = pl.DataType | type[pl.DataType]
 SEPARATORS = (",", ";", "\t", "|")
+TOO_LONG = "(too long)"
 
 
 def require_files(
@@ -125,8 +126,9 @@ def read_delimited(
         first_row = 1 if header is not None else 2
 
         def scan(types: Mapping[str, DType]) -> pl.LazyFrame:
-            # Columns go by their place, since a header may repeat a name that nobody asked for.
-            schema: dict[str, DType] = {str(index): pl.String() for index in range(len(names))}
+            # Columns go by their place, since a header may repeat a name that nobody asked for. One more than there
+            # are catches rows that are too long.
+            schema: dict[str, DType] = {str(index): pl.String() for index in range(len(names) + 1)}
             schema |= {str(place[column]): dtype for column, dtype in types.items()}
             return pl.scan_csv(
                 file,
@@ -136,14 +138,20 @@ def read_delimited(
                 null_values=list(null_values),
                 has_header=False,
                 skip_rows=0 if header is not None else 1,
-                missing_columns="insert",  # the first row may lack its trailing fields
-            ).select(pl.col(str(place[column])).alias(column) for column in types)
+                missing_columns="insert",
+            ).select(
+                *(pl.col(str(place[column])).alias(column) for column in types),
+                pl.col(str(len(names))).is_not_null().alias(TOO_LONG),
+            )
 
         try:
             frame = scan(columns).collect()
         except pl.exceptions.PolarsError as error:
-            text = scan(dict.fromkeys(columns, pl.String()))
-            raise _explain(path, file, text, columns, separator, len(names), first_row, error) from error
+            raise _explain(path, scan(dict.fromkeys(columns, pl.String())), columns, first_row, error) from error
+    if frame[TOO_LONG].any():
+        row = frame[TOO_LONG].arg_true()[0] + first_row
+        raise UserError(f"{path}: row {row} has more fields than the {len(names)} columns; mend or remove it")
+    frame = frame.drop(TOO_LONG)
     for column in required:
         require_filled(frame, column, path, first_row)
     return frame
@@ -198,26 +206,9 @@ def _place(path: Path, column: str, aliases: Sequence[str], names: Sequence[str]
 
 
 def _explain(
-    path: Path,
-    file: Path,
-    text: pl.LazyFrame,
-    columns: Mapping[str, DType],
-    separator: str,
-    width: int,
-    first_row: int,
-    error: pl.exceptions.PolarsError,
+    path: Path, text: pl.LazyFrame, columns: Mapping[str, DType], first_row: int, error: pl.exceptions.PolarsError
 ) -> UserError:
-    """Finds the first row that is too long, or the first value that does not parse, by reading the file again."""
-    said = str(error).splitlines()[0]
-    if "more fields" in said:
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-            rows = csv.reader(lines, delimiter=separator, quotechar=None if separator == "\t" else '"')
-            for number, fields in enumerate(rows, 1):
-                if len(fields) > width:
-                    return UserError(
-                        f"{path}: row {number} has {len(fields)} fields where there are {width} columns; "
-                        "mend or remove it"
-                    )
+    """Finds the first value that does not parse, by reading the file again as text."""
     typed = {column: dtype for column, dtype in columns.items() if dtype != pl.String}
     bad = {
         column: pl.col(column).is_not_null() & pl.col(column).str.strip_chars().cast(dtype, strict=False).is_null()
@@ -235,5 +226,5 @@ def _explain(
                 f"{path}: column {column!r}, row {row + first_row}: {value!r} is not {wanted}; mend or remove the row"
             )
     except pl.exceptions.PolarsError:
-        pass
-    return UserError(f"{path}: not a table that can be read: {said}")
+        pass  # not even text can be read: what was said at first is what there is to say
+    return UserError(f"{path}: not a table that can be read: {str(error).splitlines()[0]}")
