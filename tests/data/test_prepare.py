@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -924,6 +925,50 @@ sys.stdout.write(str(prepare(data, root).folder))
     assert files_of(Prepared(folder), "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
 
 
+def test_a_process_killed_in_the_middle_leaves_no_data_set_and_blocks_nobody(raw: Path, tmp_path: Path) -> None:
+    script = """
+import json, sys, time
+from pathlib import Path
+from arnn_lightning.data.prepare import prepare
+
+def progress(text):
+    if text == "coding and writing":
+        print("now", flush=True)
+        time.sleep(60)
+
+prepare(json.loads(sys.argv[1]), Path(sys.argv[2]), progress)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(config(raw)), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert all(path.name.startswith(".") for path in (tmp_path / "prepared").iterdir() if path.is_dir())
+    prepared = prepare(config(raw), tmp_path)
+    assert [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()] == [prepared.folder]
+    assert files_of(prepared, "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
+
+
+def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
+    overrides = ["task=generate", "schema=tmall", "events=400000", f"output={tmp_path / 'raw'}"]
+    command = [sys.executable, "-m", "arnn_lightning"]
+    subprocess.run([*command, *overrides, f"hydra.run.dir={tmp_path / 'out'}"], check=True, capture_output=True)
+    written = []
+    for threads in ("1", "2", "5"):
+        root = tmp_path / threads
+        overrides = ["task=prepare", "data=tmall", f"data.raw_dir={tmp_path / 'raw'}", f"paths.data={root}"]
+        environment = os.environ | {"POLARS_MAX_THREADS": threads}
+        done = [*command, *overrides, f"hydra.run.dir={root / 'out'}"]
+        subprocess.run(done, check=True, capture_output=True, env=environment)
+        (folder,) = (path for path in (root / "prepared").iterdir() if path.is_dir())
+        written.append(files_of(Prepared(folder), "*.parquet"))
+    assert len(written[0]) == 6
+    assert written[0] == written[1] == written[2]
+
+
 # --- what users are told ---
 
 
@@ -938,6 +983,9 @@ sys.stdout.write(str(prepare(data, root).folder))
         ({"session": "week"}, ["data.session=week", "gap, day or given"]),
         ({"session": "given"}, ["data.session=given", "no sessions of its own"]),
         ({"items": items_of(1.0, "test")}, ["data.items.counted_over=test", "window or train"]),
+        ({"items": items_of(0.0)}, ["data.items.coverage=0.0", "(0, 1]"]),
+        ({"items": items_of(1.0, min_events=0)}, ["data.items.min_events=0", "at least 1"]),
+        ({"contexts": {"single": [], "multi": [], "coverage": 1.5}}, ["data.contexts.coverage=1.5", "(0, 1]"]),
         ({"items": items_of(1.0, min_events=10_000)}, ["interactions.csv", "of popular items", "funnel"]),
         ({"min_session_length": 1_000}, ["interactions.csv", "in sessions of 1000 events or more", "funnel"]),
     ],
@@ -950,6 +998,9 @@ sys.stdout.write(str(prepare(data, root).folder))
         "week",
         "given",
         "over",
+        "no coverage",
+        "no events",
+        "too many contexts",
         "items",
         "long",
     ],

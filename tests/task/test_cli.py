@@ -257,6 +257,40 @@ def test_generate_then_prepare_the_files_as_xing(home: Path) -> None:
     assert "20,000" in done.stdout
 
 
+def test_ones_own_tables_train_from_the_command_line(tmp_path: Path) -> None:
+    """The README's example: semicolons, quotes, a byte order mark, milliseconds, ids with commas; US dates beside."""
+    noon = 1_447_243_200
+    lines = ['\ufeff"customer";"product";"clicked_at"']
+    other = ["customer,product,clicked_at"]
+    for number in range(240):
+        for step in range(3):
+            day, product = number % 12, f"{(number + step) % 30}"
+            lines.append(f'"C,{number % 40}";"lamp, {product}";{1_000 * (noon + 86_400 * day + 60 * step) + 123}')
+            other.append(f'"C,{number % 40}","lamp, {product}",11/{day + 1:02}/2015 12:{step:02}')
+    (tmp_path / "clicks.csv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "us.csv").write_text("\n".join(other))
+    customers = [
+        "id,country,age,interests",
+        *(f'"C,{n}",{"de" if n % 2 else ""},{n % 5},"garden,light"' for n in range(38)),
+    ]
+    (tmp_path / "customers.csv").write_text("\n".join(customers))
+    common = ["data=tabular", "data.name=shop", "data.users=customers.csv", "data.columns.user=customer"]
+    common += ["data.columns.item=product", "data.columns.time=clicked_at", "data.columns.user_in_users=id"]
+    common += ["data.contexts.single=[country,age]", "data.contexts.multi=[interests]", "data.split.val_days=2"]
+    arnn(tmp_path, *common, "data.events=clicks.csv", "model=arnn", "hydra.run.dir=run", *SMALL[1:])
+    assert metrics_of(tmp_path / "run")["data"] == "shop"
+    # The tables may lie elsewhere when a checkpoint is evaluated.
+    (tmp_path / "other").mkdir()
+    moved = ["data=tabular", f"data.events={tmp_path / 'clicks.csv'}", f"data.users={tmp_path / 'customers.csv'}"]
+    again = ["task=evaluate", f"checkpoint={tmp_path / 'run/checkpoints/best.ckpt'}", "hydra.run.dir=again", *moved]
+    arnn(tmp_path / "other", *again)
+    assert metrics_of(tmp_path / "other/again")["test"] == metrics_of(tmp_path / "run")["test"]
+    us = [*common, "data.events=us.csv", "task=prepare"]
+    assert "row 2: '11/01/2015 12:00' is not an ISO 8601" in error_line(arnn(tmp_path, *us, code=2))
+    shown = arnn(tmp_path, *us, "data.time_format='%m/%d/%Y %H:%M'").stdout
+    assert "2 of 40 users have no row in the users table" in shown
+
+
 def test_the_data_folder_can_come_from_the_environment(home: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ARNN_DATA", str(home / "data"))
     done = subprocess.run(

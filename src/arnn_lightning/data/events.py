@@ -88,9 +88,8 @@ def check(raw: RawData, source: Path) -> RawData:
 
 def _once(table: pl.DataFrame, column: str, name: str) -> None:
     """Raises UserError where an id stands twice in a table, with its rows."""
-    twice = table[column].is_duplicated().arg_true()
-    if len(twice):
-        value = table[column][twice[0]]
+    if table[column].n_unique() < table.height:
+        value = table[column].filter(table[column].is_duplicated())[0]
         rows = (table[column] == value).arg_true()
         raise UserError(
             f"{column} {value!r} stands more than once in the {name} table, in its rows {rows[0] + 1} and "
