@@ -28,6 +28,7 @@ types: $(INSTALLED) ## check types
 bench: $(INSTALLED) ## measure speed against bare loops and reference implementations
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/product.py
+	$(BIN)/python benchmarks/scale.py
 
 wheel: $(INSTALLED) ## build the wheel and try it in an empty environment and folder
 	rm -rf build dist

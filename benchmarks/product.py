@@ -30,6 +30,7 @@ from arnn_lightning.model.checkpoint import build
 from arnn_lightning.nn.product import ProductLayer
 
 SINGLE, EMBEDDING, HIDDEN, PRESENT = 12, 10, 100, 4
+ITEMS, USERS = 13_259, 5_000
 
 
 class NaivePairs(nn.Module):
@@ -97,36 +98,34 @@ def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, f
     return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
 
 
-def model(name: str, n_binary: int, *overrides: str) -> SessionModel:
+def model(name: str, n_binary: int, *overrides: str, items: int = ITEMS, users: int = USERS) -> SessionModel:
+    """A model of XING's shape, or with ``n_binary`` 0 of TMALL's, whose user id is a field."""
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
         config = compose("config", overrides=[f"model={name}", "data=xing", *overrides])
-    config.model.dims = {"n_items": 13_259, "single_sizes": [20] * SINGLE, "n_binary": n_binary}
+    sizes = [20] * SINGLE if n_binary else [users, 9, 3]
+    config.model.dims = {"n_items": items, "single_sizes": sizes, "n_binary": n_binary}
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
     made = build(plain)
-    users = 5_000
     rng = np.random.default_rng(0)
-    made.set_contexts(
-        Contexts(
-            single=torch.from_numpy(rng.integers(0, 20, (users + 1, SINGLE))),
-            active=torch.from_numpy(rng.random((users + 1, n_binary)).argsort(1)[:, :PRESENT].copy()),
-        )
-    )
+    active = rng.random((users + 1, n_binary)).argsort(1)[:, :PRESENT] if n_binary else np.full((users + 1, 1), -1)
+    single = rng.integers(0, sizes, (users + 1, len(sizes)))
+    made.set_contexts(Contexts(torch.from_numpy(single), torch.from_numpy(active.copy())))
     made.assemble()
     return made.train()
 
 
-def training_step(made: SessionModel, lanes: int) -> Callable[[], None]:
+def training_step(made: SessionModel, lanes: int, items: int = ITEMS, users: int = USERS) -> Callable[[], None]:
     """Ten mini-batches of training."""
     rng = np.random.default_rng(1)
     length, count = 11, lanes
     sessions = Sessions(
-        item=rng.integers(0, 13_259, length * count),
+        item=rng.integers(0, items, length * count),
         offset=np.arange(0, length * count + 1, length),
         session=np.arange(count),
-        user=rng.integers(0, 5_000, count),
+        user=rng.integers(0, users, count),
     )
     windows = Windows(sessions, sessions.user, lanes, 10)
-    batch = TrainingWindows(windows, 13_259, 0, 0.0, False, 1)[(0, 0)]
+    batch = TrainingWindows(windows, items, 0, 0.0, False, 1)[(0, 0)]
     optimizer = made.configure_optimizers()
 
     def run() -> None:
