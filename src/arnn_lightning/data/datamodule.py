@@ -25,15 +25,43 @@ class WindowOrder(Sampler[Place]):
     def __init__(self, windows: int) -> None:
         self.windows = windows
         self.epoch = 0
+        self.start = 0  # where a resumed epoch goes on
+        self.given = 0  # windows of the epoch that were handed out
 
     def set_epoch(self, epoch: int) -> None:  # called by Lightning
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Place]:
-        return ((self.epoch, index) for index in range(self.windows))
+        first, self.start = self.start, 0
+        for index in range(first, self.windows):
+            self.given = index + 1
+            yield self.epoch, index
 
     def __len__(self) -> int:
         return self.windows
+
+
+class WindowLoader(DataLoader[Any]):
+    """Windows in their order, made in the process itself; Lightning saves and restores its place in the epoch."""
+
+    def __init__(self, dataset: Dataset[Any], windows: int) -> None:
+        self.order = WindowOrder(windows)
+        # No workers: polars and forked ones can deadlock, and a window takes under 1 ms. A generator of its own, or
+        # each epoch's iterator would draw a seed from the one that dropout draws from.
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=self.order,
+            num_workers=0,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"window": self.order.given % self.order.windows}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.order.start = state["window"]
 
 
 class Windows(Dataset[Window]):
@@ -192,10 +220,8 @@ class SessionDataModule(LightningDataModule):
         return Contexts(torch.from_numpy(np.concatenate([single, unknown])), torch.from_numpy(padded))
 
 
-def _loader(dataset: Windows | TrainingWindows) -> DataLoader[Any]:
-    # Windows are made in the process itself: polars and forked workers can deadlock, and a window takes under 1 ms.
-    order = WindowOrder(len(dataset))
-    return DataLoader(dataset, batch_size=None, sampler=order, num_workers=0, collate_fn=_as_it_is)
+def _loader(dataset: Windows | TrainingWindows) -> WindowLoader:
+    return WindowLoader(dataset, len(dataset))
 
 
 def _as_it_is(window: Any) -> Any:

@@ -67,6 +67,7 @@ class SessionModel(LightningModule):
         self.events_trained = 0
         self.seconds_trained = 0.0
         self._epoch_loss = (0.0, 0)  # sum over events, events
+        self._resumed: dict[str, Any] | None = None  # where a resumed run goes on
 
     # What a model is
 
@@ -109,6 +110,11 @@ class SessionModel(LightningModule):
 
     def on_train_start(self) -> None:
         self.events_trained, self.seconds_trained = 0, 0.0
+        if self._resumed is not None:
+            self._epoch_loss = self._resumed["epoch_loss"]
+            self._training_state = self._resumed["state"]
+            if self._training_state is not None:
+                self._training_state = tuple(part.to(self.device) for part in self._training_state)
 
     def on_train_epoch_start(self) -> None:
         self._training_state = None  # an epoch's schedule starts every lane afresh
@@ -116,6 +122,9 @@ class SessionModel(LightningModule):
 
     def training_step(self, batch: TrainingWindow, index: int) -> None:
         started = time.perf_counter()
+        if self._resumed is not None:  # not earlier: whatever starts a run may draw numbers too
+            torch.set_rng_state(self._resumed["rng"].cpu())
+            self._resumed = None
         optimizer = cast(LightningOptimizer, self.optimizers())
         raw = optimizer.optimizer
         steps, lanes = batch.window.item.shape
@@ -254,6 +263,14 @@ class SessionModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["about"] = self.about
+        checkpoint["progress"] = {
+            "epoch_loss": self._epoch_loss,
+            "state": self._training_state,
+            "rng": torch.get_rng_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint["progress"]
 
 
 def reset(state: State, start_B: Tensor) -> State:

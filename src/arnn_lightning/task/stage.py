@@ -2,9 +2,13 @@
 
 import logging
 import shutil
+import signal
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from arnn_lightning.data.datamodule import SessionDataModule
 from arnn_lightning.data.prepare import Prepared
@@ -104,32 +109,90 @@ def _fit(
     monitor = f"{model.prefix}val/mrr@20" if data.has_validation else None
     bound = config.trainer.max_epochs
     epochs = int(stage["epochs"]) if bound is None else min(int(stage["epochs"]), bound)
+    saves = MidEpochSaves(folder / LAST, float(config.checkpoint.minutes))
     callbacks: list[Callback] = [
         ModelCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
         ModelCheckpoint(folder, "last", enable_version_counter=False),
         EpochLines(epochs),
+        saves,
     ]
     if stage["patience"] is not None and monitor is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=int(stage["patience"])))
-    made = trainer(config, folder, loggers, callbacks, max_epochs=epochs)
+    made = trainer(config, folder, loggers, callbacks, max_epochs=epochs, plugins=[WholeFiles()])
     last = folder / LAST
     try:
-        made.fit(model, data, ckpt_path=str(last) if config.resume and last.is_file() else None, weights_only=True)
+        with saves.listening():
+            made.fit(model, data, ckpt_path=str(last) if config.resume and last.is_file() else None, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         if made.interrupted:
             raise KeyboardInterrupt from stop
         raise
+    if saves.asked_to_stop:  # in the last epoch
+        raise KeyboardInterrupt
     if not (folder / BEST).is_file():  # stopped before the first epoch's end
         made.save_checkpoint(folder / BEST)
 
 
 def _count(model: SessionModel, data: SessionDataModule, config: DictConfig, folder: Path) -> None:
     model.count(data.prepared.sessions("train"))
-    made = trainer(config, folder, [], [])
+    made = trainer(config, folder, [], [], plugins=[WholeFiles()])
     # No Trainer.fit: it has nothing to optimise. The strategy alone is needed to save.
     made.strategy.connect(model)
     made.save_checkpoint(folder / BEST)
     shutil.copyfile(folder / BEST, folder / LAST)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints appear under their name when they are whole: a save that is cut off spoils no older one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        unfinished = Path(path).with_name(f".{Path(path).name}.unfinished")
+        super().save_checkpoint(checkpoint, unfinished, storage_options)
+        unfinished.replace(path)
+
+
+class MidEpochSaves(Callback):
+    """Saves ``last.ckpt`` every so many minutes, and on Ctrl-C, which ends the run once the window at hand is done.
+
+    Between windows only, and never after an epoch's last, whose validation would then be skipped by a resumed run:
+    the end of an epoch is saved after it. A second Ctrl-C ends the run at once.
+    """
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self.path = path
+        self.seconds = 60 * minutes
+        self.asked_to_stop = False
+        self._saved = time.monotonic()
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked_to_stop:
+            raise KeyboardInterrupt
+        self.asked_to_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hears Ctrl-C for the time being; in a thread other than the main one, signals cannot be heard."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.asked_to_stop:  # during validation; the epoch is saved
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.is_last_batch:
+            return
+        if self.asked_to_stop or time.monotonic() - self._saved >= self.seconds:
+            trainer.save_checkpoint(self.path)
+            self._saved = time.monotonic()
+        if self.asked_to_stop:
+            raise KeyboardInterrupt
 
 
 class EpochLines(Callback):
