@@ -175,6 +175,42 @@ def test_E8_the_watch_itself_sees_a_wide_tensor() -> None:
     assert wide.found
 
 
+class ReadBacks(TorchDispatchMode):
+    """Collects the operations for which a GPU would have to wait: their result, or its size, is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            one is not None and one.dtype == torch.bool for one in args[1]
+        )
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "_coalesce", "equal", "is_nonzero")
+        if by_mask or name in waits:
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "arnn"])  # a live PNN finds the fields that are present (nn/product.py)
+def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared) -> None:
+    model = made(name, small_world)
+    optimizer = model.configure_optimizers()
+    batches = list(make_data(small_world, lanes=4, n_sample=7).train_dataloader())
+    ends = [(batches[0], 1), (batches[-1], -1)]  # all lanes alive, and some
+    assert [batch.full[k] for batch, k in ends] == [True, False]
+    state = model.initial_state(4)
+    model.step_loss(batches[0], 0, state)  # the users' part is computed once
+    with ReadBacks() as back:
+        for batch, k in ends:
+            loss, state = model.step_loss(batch, k, state)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert back.found == []
+
+
 @pytest.mark.parametrize("hits", ["mask", "keep"])
 def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: Prepared) -> None:
     model = made("gru4rec", small_world, f"model.loss.accidental_hits={hits}")

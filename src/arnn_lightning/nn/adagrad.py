@@ -78,7 +78,9 @@ class RowAdagrad(Optimizer):
         torch._foreach_add_(weights, velocities)
 
     def _update_rows(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        rows, values = _unique_rows(gradient)
+        # Nothing to do where the gradient is marked as unique (nn/table.py): neither sort nor look.
+        gradient = gradient.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
         if group["weight_decay"]:
             values = values.add(weight.index_select(0, rows), alpha=group["weight_decay"])
         accumulator = state["accumulator"].index_select(0, rows).addcmul_(values, values)
@@ -88,13 +90,3 @@ class RowAdagrad(Optimizer):
             step.add_(state["velocity"].index_select(0, rows), alpha=group["momentum"])
             state["velocity"].index_copy_(0, rows, step)
         weight.index_add_(0, rows, step)
-
-
-def _unique_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and values of a sparse gradient, every row once, duplicates added."""
-    rows, values = gradient._indices()[0], gradient._values()
-    # A Lookup's rows are strictly ascending; anything else (two reads of one table, raw ids) is added up here.
-    if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
-        gradient = gradient.coalesce()
-        rows, values = gradient._indices()[0], gradient._values()
-    return rows, values

@@ -1,8 +1,11 @@
 """Tables of which a training step touches only some rows, and the item scorer made of them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from arnn_lightning.data.window import Lookup
 
@@ -32,7 +35,38 @@ class RowTable(nn.Module):
         """
         if rows is None:
             return F.embedding(ids, self.weight, sparse=self.sparse)
-        return F.embedding(rows.rows, self.weight, sparse=self.sparse)[rows.inverse]
+        return self.unique(rows.rows)[rows.inverse]
+
+    def unique(self, rows_R: Tensor) -> Tensor:
+        """(R, width) of rows that are sorted and unique, as a Lookup's are; their gradient need not be searched."""
+        if not self.sparse:
+            return F.embedding(rows_R, self.weight)
+        weight_RW: Tensor = _UniqueRows.apply(self.weight, rows_R)  # type: ignore[no-untyped-call]
+        return weight_RW
+
+
+class _UniqueRows(torch.autograd.Function):
+    """Rows of a weight, sorted and unique; the sparse gradient is marked so (coalesced) without looking at the rows.
+
+    Looking would make a GPU wait in every step. Where one table is read twice, autograd adds the two gradients up and
+    drops the mark.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows_R: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_R)
+        ctx.size = weight.shape
+        return weight.index_select(0, rows_R)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_rows_RW: Tensor) -> tuple[Tensor, None]:
+        (rows_R,) = ctx.saved_tensors
+        # Autograd takes over a gradient that nobody else refers to, without its mark; otherwise it copies both.
+        ctx.gradient = torch.sparse_coo_tensor(
+            rows_R[None], to_rows_RW, ctx.size, is_coalesced=True, check_invariants=False
+        )
+        return ctx.gradient, None
 
 
 class ItemScorer(nn.Module):
@@ -46,8 +80,7 @@ class ItemScorer(nn.Module):
 
     def some(self, query_BH: Tensor, rows: Lookup) -> Tensor:
         """Scores (B, C) of the C items that ``rows`` looks up: only their weights are read (E8)."""
-        weight_RH = F.embedding(rows.rows, self.items.weight, sparse=self.items.sparse)
-        bias_R1 = F.embedding(rows.rows, self.bias.weight, sparse=self.bias.sparse)
+        weight_RH, bias_R1 = self.items.unique(rows.rows), self.bias.unique(rows.rows)
         if len(query_BH) < query_BH.shape[1]:  # the scores are the smaller to spread over the C items, else the rows
             return torch.addmm(bias_R1[:, 0], query_BH, weight_RH.T).index_select(1, rows.inverse)
         weight_CH, bias_C = weight_RH.index_select(0, rows.inverse), bias_R1[:, 0].index_select(0, rows.inverse)
