@@ -25,7 +25,7 @@ class LSTMRec(SessionModel):
 
     def __init__(self, n_items: int) -> None:
         optimizer = lambda weights: torch.optim.Adam(weights, 0.05)  # noqa: E731
-        super().__init__("lstm", n_items, optimizer, Objective(cross_entropy, "linear", "batch", "mask"))
+        super().__init__("lstm", n_items, optimizer, Objective(cross_entropy, "linear", 0.5, "batch", "mask", 0.0))
         self.hidden_size = 8
         self.embedding = nn.Embedding(n_items, 8)
         self.cell = nn.LSTMCell(8, 8)
@@ -214,13 +214,14 @@ def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared) ->
 @pytest.mark.parametrize("hits", ["mask", "keep"])
 def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: Prepared) -> None:
     model = made("gru4rec", small_world, f"model.loss.accidental_hits={hits}")
-    inverse = torch.tensor([2, 0, 2, 1, 2])  # targets of four lanes, one extra negative
+    inverse = torch.tensor([2, 0, 2, 1, 2, 0, 0])  # targets of four lanes, three extra negatives
     negative = model._negatives(inverse, torch.tensor([True, True, True, False]))
-    expected = torch.ones(4, 5, dtype=torch.bool)
+    expected = torch.ones(4, 7, dtype=torch.bool)  # an item that was drawn twice counts twice
     expected[:, 3] = False  # the dead lane's column is nobody's negative
     expected.fill_diagonal_(False)
     if hits == "mask":
         expected[0, [2, 4]] = expected[2, [0, 4]] = False
+        expected[1, [5, 6]] = False
     assert torch.equal(negative[:3], expected[:3])
 
 
