@@ -202,13 +202,22 @@ def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared) ->
     assert [batch.full[k] for batch, k in ends] == [True, False]
     state = model.initial_state(4)
     model.step_loss(batches[0], 0, state)  # the users' part is computed once
-    with ReadBacks() as back:
-        for batch, k in ends:
+    for batch, k in ends:
+        with ReadBacks() as back:
             loss, state = model.step_loss(batch, k, state)
-            loss.backward()
+        loss.backward()  # unwatched: a watched gradient is copied, and lies no longer where the optimizer knows it
+        with back:
             optimizer.step()
-            optimizer.zero_grad()
-    assert back.found == []
+        optimizer.zero_grad()
+        assert back.found == []
+
+
+def test_the_watch_itself_sees_what_is_read_back() -> None:
+    gradient = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.ones(2), (3,), check_invariants=True)
+    for look in (lambda: torch.ones(2).sum().item(), lambda: torch.ones(2)[torch.ones(2) > 0], gradient.coalesce):
+        with ReadBacks() as back:
+            look()
+        assert back.found
 
 
 @pytest.mark.parametrize("hits", ["mask", "keep"])

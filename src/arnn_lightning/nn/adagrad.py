@@ -78,9 +78,7 @@ class RowAdagrad(Optimizer):
         torch._foreach_add_(weights, velocities)
 
     def _update_rows(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        # Nothing to do where the gradient is marked as unique (nn/table.py): neither sort nor look.
-        gradient = gradient.coalesce()
-        rows, values = gradient.indices()[0], gradient.values()
+        rows, values = _unique_rows(weight, gradient)
         if group["weight_decay"]:
             values = values.add(weight.index_select(0, rows), alpha=group["weight_decay"])
         accumulator = state["accumulator"].index_select(0, rows).addcmul_(values, values)
@@ -90,3 +88,15 @@ class RowAdagrad(Optimizer):
             step.add_(state["velocity"].index_select(0, rows), alpha=group["momentum"])
             state["velocity"].index_copy_(0, rows, step)
         weight.index_add_(0, rows, step)
+
+
+def _unique_rows(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and values of a sparse gradient, every row once, duplicates added."""
+    rows, values = gradient._indices()[0], gradient._values()
+    known = getattr(weight, "unique_rows", None)  # nn/table.py
+    # The same memory, so the same rows: known without looking at them, for which a GPU would have to wait.
+    if known is not None and rows.data_ptr() == known.data_ptr() and len(rows) == len(known):
+        return rows, values
+    # Anything else (two reads of one table, raw ids) is added up here.
+    gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()

@@ -1,11 +1,8 @@
 """Tables of which a training step touches only some rows, and the item scorer made of them."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from arnn_lightning.data.window import Lookup
 
@@ -38,35 +35,12 @@ class RowTable(nn.Module):
         return self.unique(rows.rows)[rows.inverse]
 
     def unique(self, rows_R: Tensor) -> Tensor:
-        """(R, width) of rows that are sorted and unique, as a Lookup's are; their gradient need not be searched."""
-        if not self.sparse:
-            return F.embedding(rows_R, self.weight)
-        weight_RW: Tensor = _UniqueRows.apply(self.weight, rows_R)  # type: ignore[no-untyped-call]
-        return weight_RW
+        """(R, width) of rows that are sorted and unique, as a Lookup's are.
 
-
-class _UniqueRows(torch.autograd.Function):
-    """Rows of a weight, sorted and unique; the sparse gradient is marked so (coalesced) without looking at the rows.
-
-    Looking would make a GPU wait in every step. Where one table is read twice, autograd adds the two gradients up and
-    drops the mark.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows_R: Tensor) -> Tensor:
-        ctx.save_for_backward(rows_R)
-        ctx.size = weight.shape
-        return weight.index_select(0, rows_R)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, to_rows_RW: Tensor) -> tuple[Tensor, None]:
-        (rows_R,) = ctx.saved_tensors
-        # Autograd takes over a gradient that nobody else refers to, without its mark; otherwise it copies both.
-        ctx.gradient = torch.sparse_coo_tensor(
-            rows_R[None], to_rows_RW, ctx.size, is_coalesced=True, check_invariants=False
-        )
-        return ctx.gradient, None
+        The weight remembers them: a gradient that lies on this very tensor is known to have every row once.
+        """
+        self.weight.unique_rows = rows_R  # type: ignore[attr-defined]
+        return F.embedding(rows_R, self.weight, sparse=self.sparse)
 
 
 class ItemScorer(nn.Module):
