@@ -168,7 +168,7 @@ def test_the_users_are_the_households_with_demographics(tmp_path: Path) -> None:
 
 def test_the_transactions_come_first(tmp_path: Path) -> None:
     files = CompleteJourneyReader(str(write(tmp_path)), 1, False).files()
-    assert [file.name for file in files] == ["transactions.parquet", "demographics.parquet"]
+    assert list(files) == ["transactions.parquet", "demographics.parquet"]
 
 
 def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def file(tmp_path: Path) -> Path:
 
 def read(file: Path, text: str | bytes, separator: str = "\t") -> list[tuple[int | None, str | None]]:
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_delimited(file, COLUMNS, separator=separator).rows()
+    return read_delimited(file, COLUMNS, separator=separator, quote=None if separator == "\t" else '"').rows()
 
 
 # --- what is accepted ---

@@ -29,7 +29,7 @@ def read(folder: Path, files: dict[str, str], archive: str | None = None) -> Raw
             with zipfile.ZipFile(folder / archive, "a") as zipped:
                 zipped.writestr(f"{archive[:-4]}/{name}", text.encode("latin-1"))
     reader = MovieLensReader(str(folder))
-    return check(reader.read(), reader.files()[0])
+    return check(reader.read(), next(iter(reader.files().values())))
 
 
 @pytest.mark.parametrize("archive", [None, "ml-100k.zip"])

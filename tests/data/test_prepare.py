@@ -377,11 +377,11 @@ class LogReader:
 
     raw_dir: str
 
-    def files(self) -> list[Path]:
-        return [Path(self.raw_dir) / "log.json"]
+    def files(self) -> dict[str, Path]:
+        return {"log.json": Path(self.raw_dir) / "log.json"}
 
     def read(self) -> RawData:
-        rows = json.loads(self.files()[0].read_text())
+        rows = json.loads(self.files()["log.json"].read_text())
         events = pl.DataFrame(rows, dict.fromkeys((USER, ITEM, TIME, SESSION), pl.Int64), orient="row")
         users = events.select(pl.col(USER).unique()).with_columns(
             career_level=pl.when(pl.col(USER) % 3 > 0).then((pl.col(USER) % 3).cast(pl.String))

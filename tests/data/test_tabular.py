@@ -29,7 +29,7 @@ def reader(events: Any, *overrides: str) -> TabularReader:
 
 def read(events: Any, *overrides: str) -> RawData:
     made = reader(events, *overrides)
-    return check(made.read(), made.files()[0])
+    return check(made.read(), next(iter(made.files().values())))
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_several_files_and_globs_are_one_table(tmp_path: Path, log: Any) -> None
     rows = [("u1", "a", NOON), ("u2", "b", NOON), ("u3", "c", NOON)]
     assert read(tmp_path / "day-*").events.rows() == rows
     assert read([str(tmp_path / "day-2.csv"), str(tmp_path / "day-[13]*")]).events.rows() == [rows[1], rows[0], rows[2]]
-    with pytest.raises(UserError, match=r"no file .*night-\*"):
+    with pytest.raises(UserError, match=r"data\.events: .*night-\* is no file"):
         reader(tmp_path / "night-*").files()
 
 
@@ -176,7 +176,7 @@ def test_what_parquet_lacks_is_named(tmp_path: Path) -> None:
         read(path)
     with pytest.raises(UserError, match=r"column 'user' is empty in 1 rows, the first is row 2"):
         read(path, "data.columns.time=times")
-    path.write_bytes(b"no parquet")
+    path.write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"log\.parquet: not a parquet file"):
         read(path)
 
@@ -248,7 +248,10 @@ def test_without_a_users_table_the_events_tell(log: Any) -> None:
 
 def test_an_attribute_that_changes_within_a_user_is_named(log: Any) -> None:
     path = log(f"user,item,time,country\nu1,a,{NOON},de\nu2,b,{NOON},fr\nu1,c,{NOON},at\n")
-    with pytest.raises(UserError, match=r"'country' changes within user 'u1': 'de' in event 1, 'at' in event 3"):
+    with pytest.raises(
+        UserError,
+        match=r"clicks\.csv, row 4: column 'country' changes within user 'u1': 'at' here, 'de' in .*clicks\.csv, row 2",
+    ):
         read(path, "data.contexts.single=[country]")
 
 
@@ -284,4 +287,138 @@ def test_titles_are_carried_through_and_users_without_a_row_counted(tmp_path: Pa
     assert items.rows() == [(0, "a", "Apple"), (1, "b", None), (2, "c", None)]
     assert prepared.manifest["users"] == {"all": 3, "without_profile": 2}
     assert prepared.users()["context.age"].to_list() == [1, 0, 0]
-    assert set(prepared.manifest["raw"]) == {"clicks.csv", "users.csv", "titles.csv"}
+    assert set(prepared.manifest["raw"]) == {"events/1/clicks.csv", "users/1/users.csv", "titles/1/titles.csv"}
+
+
+# --- what a stranger's tables taught ---
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path: Path, log: Any) -> None:
+    log(f"user,item,time\nwrong,a,{NOON}\n", "log1.csv")
+    assert read(log(f"user,item,time\nright,a,{NOON}\n", "log[1].csv")).events["user"].to_list() == ["right"]
+    for name, user in (("p1.parquet", 1), ("p[1].parquet", 2)):
+        pl.DataFrame({"user": [user], "item": [1], "time": [NOON]}).write_parquet(tmp_path / name)
+    assert read(tmp_path / "p[1].parquet").events["user"].to_list() == [2]
+
+
+def test_the_order_and_the_roles_of_files_make_another_data_set(tmp_path: Path, log: Any) -> None:
+    for name, item in (("a.csv", "x"), ("b.csv", "y")):
+        rows = [f"u{user},{item},{NOON + 86_400 * day}" for user in range(9) for day in range(6)]
+        log("user,item,time\n" + "\n".join(rows), name)
+    a, b = str(tmp_path / "a.csv"), str(tmp_path / "b.csv")
+    shown = []
+    for files in ([a, b], [b, a]):
+        config = compose_config("data=tabular", "data.session=day", "data.split.test_days=2", "data.items.min_events=1")
+        config.data.events = files
+        plain: Any = OmegaConf.to_container(config.data, resolve=True)
+        items = pl.read_parquet(prepare(plain, tmp_path / "data").folder / "train.parquet")["item"]
+        shown.append(items.to_list()[:2])
+    assert shown == [[0, 1], [1, 0]]
+
+
+def test_a_file_named_twice_is_refused(log: Any) -> None:
+    path = str(log(f"user,item,time\nu,a,{NOON}\n"))
+    with pytest.raises(UserError, match=r"clicks\.csv is named more than once"):
+        reader([path, path[:-5] + "*"]).files()
+
+
+@pytest.mark.parametrize(
+    "name", ["id", "events", "profile", "row", "known", "active", "category", "item", "time", "(row)"]
+)
+def test_an_attribute_may_have_any_name(tmp_path: Path, log: Any, name: str) -> None:
+    rows = [
+        f"u{user},{item},{NOON + 86_400 * day},c{user % 3}" for user in range(9) for day in range(6) for item in "ab"
+    ]
+    path = log(f"who,what,when,{name}\n" + "\n".join(rows))
+    columns = ["data.columns.user=who", "data.columns.item=what", "data.columns.time=when"]
+    config = compose_config("data=tabular", *columns, f"data.contexts.single=['{name}']")
+    config.data.events = str(path)
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    users = prepare(plain, tmp_path / "data").users()
+    assert users[f"context.{name}"].to_list() == [1 + user % 3 for user in range(9)]
+
+
+def test_tabs_know_quotes(log: Any) -> None:
+    assert read(log(f'user\titem\ttime\n"u""1"\t"a\tb"\t{NOON}\n')).events.rows() == [('u"1', "a\tb", NOON)]
+
+
+def test_floats_that_pandas_made_of_ids_are_whole_numbers(tmp_path: Path, log: Any) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [7.0, 8.0], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(path)
+    raw = read(
+        path, f"data.users={log('user,age' + chr(10) + '7,30' + chr(10), 'users.csv')}", "data.contexts.single=[age]"
+    )
+    assert raw.events["user"].to_list() == ["7", "8"]
+    pl.DataFrame({"user": [7.5, 8.0], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(path)
+    with pytest.raises(UserError, match=r"column 'user', row 1: 7\.5 is no id"):
+        read(path)
+
+
+def test_tables_that_do_not_fit_at_all_are_refused(log: Any) -> None:
+    path, users = log(f"user,item,time\nu7,a,{NOON}\n"), log("user,age\nU7,30\n", "users.csv")
+    with pytest.raises(UserError, match=r"data\.users: no user of the events is in this table; .*'U7', .*'u7'"):
+        read(path, f"data.users={users}", "data.contexts.single=[age]")
+    titles = log("item,title\nA,Apple\n", "titles.csv")
+    with pytest.raises(UserError, match=r"data\.titles: no item of the events is in this table"):
+        read(path, f"data.titles={titles}")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("user,item,time\nu,caf\xe9,1\n".encode("latin-1"), r"line 2 is not UTF-8.*iconv"),
+        ("user,item,time\nu,a,1\n".encode("utf-16"), r"UTF-16 where UTF-8 is expected"),
+        (b"user,item,time\nu,a,1\nu,a,1,2,3\n", r"row 3 has 5 fields for 3 columns"),
+        (b'user,item,time\nu,"a,1\nu,a,1\n', r"after row \d+: .*quote"),
+        (b"\nuser,item,time\nu,a,1\n", r"the file is empty, or its first line is"),
+    ],
+)
+def test_what_is_no_table_is_told_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "clicks.csv").write_bytes(data)
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "clicks.csv")
+
+
+def test_names_mislead_and_first_bytes_tell(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u"], "item": ["a"], "time": [NOON]})
+    frame.write_parquet(tmp_path / "log.csv")
+    (tmp_path / "packed").write_bytes(gzip.compress(frame.write_csv().encode()))
+    for name in ("log.csv", "packed"):
+        assert read(tmp_path / name).events.rows() == [("u", "a", NOON)]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.contexts.single=country", r"data\.contexts\.single=country: must be a list"),
+        ("data.null_values=[null]", r"data\.null_values=\[None\]: must be a list of texts"),
+        ("data.list_separator=''", r"data\.list_separator=''"),
+        ("data.time_format=5", r"data\.time_format=5"),
+        ("data.columns.user=null", r"data\.columns\.user=None"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_named(log: Any, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        reader(log(f"user,item,time\nu,a,{NOON}\n"), override)
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "words"),
+    [
+        ("09/01/20", "%m/%d/%Y", r"row 2: '09/01/20' is not written as %m/%d/%Y"),
+        ("20151103", None, r"row 2: '20151103' is not surely a unix time, it may be a date; give data\.time_format"),
+    ],
+)
+def test_dates_that_look_like_something_else_are_not_guessed(log: Any, text: str, how: str | None, words: str) -> None:
+    path = log(f"user,item,time\nu,a,{text}\n")
+    with pytest.raises(UserError, match=words):
+        read(path, *([] if how is None else [f"data.time_format='{how}'"]))
+    assert read(path, f"data.time_format='{'%m/%d/%y' if how else '%Y%m%d'}'").events["time"][0] > 0
+
+
+def test_the_file_and_row_of_a_change_are_those_of_its_own_file(log: Any) -> None:
+    first, second = log(f"user,item,time,c\nu,a,{NOON},x\n", "1.csv"), log(f"user,item,time,c\nu,a,{NOON},y\n", "2.csv")
+    with pytest.raises(
+        UserError, match=r"2\.csv, row 2: column 'c' changes within user 'u': 'y' here, 'x' in .*1\.csv, row 2"
+    ):
+        read([str(first), str(second)], "data.contexts.single=[c]")

@@ -147,7 +147,7 @@ def test_a_row_may_lack_its_trailing_empty_field(tmp_path: Path) -> None:
 
 
 def test_the_events_file_comes_first(tmp_path: Path) -> None:
-    assert [file.name for file in reader(tmp_path).files()] == ["interactions.csv", "users.csv"]
+    assert list(reader(tmp_path).files()) == ["interactions.csv", "users.csv"]
 
 
 def test_a_missing_folder_names_the_files_it_should_hold(tmp_path: Path) -> None:
@@ -234,4 +234,4 @@ def test_titles_come_from_items_where_they_are(tmp_path: Path) -> None:
     titles = read(tmp_path).items
     assert titles is not None
     assert titles.rows() == [(7, "1,2"), (8, None)]
-    assert [file.name for file in reader(tmp_path).files()] == ["interactions.csv", "users.csv", "items.csv"]
+    assert list(reader(tmp_path).files()) == ["interactions.csv", "users.csv", "items.csv"]

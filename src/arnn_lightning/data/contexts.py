@@ -68,8 +68,7 @@ def encode(
         coverage: share of the training events' categories that the popular ones of an attribute cover.
 
     Raises:
-        UserError: an attribute that the users table lacks, or one that is not of the kind it is listed under; a
-            coverage out of (0, 1].
+        UserError: an attribute that the users table lacks, or one that is not of the kind it is listed under.
     """
     for name in (*single, *multi):
         if name not in users.columns:
@@ -77,14 +76,12 @@ def encode(
         if (users[name].dtype == pl.List) != (name in multi):
             kind = "single" if name in multi else "multi"
             raise UserError(f"data.contexts: attribute {name!r} belongs under data.contexts.{kind}")
-    if not 0 < coverage <= 1:
-        raise UserError(f"data.contexts.coverage={coverage}: must lie in (0, 1]")
-    weighted = users.with_columns(events=train_events).filter(pl.col("events") > 0)
+    trained, train_events = users.filter(train_events > 0), train_events.filter(train_events > 0)
     columns: dict[str, pl.Series] = {}
     vocabulary: list[pl.DataFrame] = []
     sizes: list[int] = []
     for name in single:
-        counts = weighted.select(category=name, events="events").drop_nulls().group_by("category").sum()
+        counts = trained.select(category=name, events=train_events).drop_nulls().group_by("category").sum()
         fields = counts.sort("category").with_columns(code=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32))
         vocabulary.append(_describe(fields, name, "single"))
         sizes.append(fields.height + 1)
@@ -93,7 +90,7 @@ def encode(
     lists: list[pl.DataFrame] = []
     n_binary = 0
     for name in multi:
-        mentions = weighted.select(category=name, events="events").explode("category").drop_nulls("category")
+        mentions = trained.select(category=name, events=train_events).explode("category").drop_nulls("category")
         counts = mentions.group_by("category").sum().sort("category")
         if counts.is_empty():
             continue

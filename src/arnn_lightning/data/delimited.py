@@ -16,7 +16,8 @@ from arnn_lightning.errors import UserError, nearest
 
 DType = pl.DataType | type[pl.DataType]
 SEPARATORS = (",", ";", "\t", "|")
-TOO_LONG = "(too long)"
+TOO_LONG = "\0too long"  # no name in a file
+FIRST_ROW = 2  # the header is row 1
 
 
 def require_files(
@@ -54,9 +55,18 @@ def _locate(folder: Path, name: str) -> Path | None:
 def _members(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as file:
-            return [member for member in file.namelist() if not member.endswith("/")]
+            # Finder adds a hidden twin for every file.
+            return [name for name in file.namelist() if not name.endswith("/") and not Path(name).name.startswith(".")]
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive}: not a zip archive that can be read ({error}); fetch or make it again") from error
+
+
+def packing(path: Path) -> str | None:
+    """``gz``, ``zip``, ``parquet``, or None for anything else, told by the first bytes: names mislead."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    known = {b"\x1f\x8b": "gz", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"PAR1": "parquet"}
+    return next((kind for magic, kind in known.items() if start.startswith(magic)), None)
 
 
 @contextmanager
@@ -70,19 +80,20 @@ def plain_file(path: Path, name: str | None = None) -> Iterator[Path]:
     Raises:
         UserError: a damaged file, or an archive that does not hold the file.
     """
-    if path.suffix not in (".gz", ".zip"):
+    kind = packing(path)
+    if kind is None:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="arnn-") as folder:
         unpacked = Path(folder) / "unpacked"
         try:
-            if path.suffix == ".gz":
+            if kind == "gz":
                 with gzip.open(path) as packed, unpacked.open("wb") as file:
                     shutil.copyfileobj(packed, file, 1 << 20)
             else:
                 members = [member for member in _members(path) if name is None or Path(member).name == name]
                 if len(members) != 1:
-                    raise UserError(f"{path}: holds {len(members)} files of which one is wanted; unpack it yourself")
+                    raise UserError(f"{path}: an archive of {len(members)} files where one is wanted; unpack it")
                 with zipfile.ZipFile(path) as archive, archive.open(members[0]) as packed, unpacked.open("wb") as file:
                     shutil.copyfileobj(packed, file, 1 << 20)
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
@@ -95,8 +106,8 @@ def read_delimited(
     columns: Mapping[str, DType],
     *,
     separator: str | None,
+    quote: str | None = '"',
     name: str | None = None,
-    header: Sequence[str] | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
     required: Collection[str] = (),
     null_values: Sequence[str] = ("NULL", ""),
@@ -106,10 +117,9 @@ def read_delimited(
     Args:
         path: the file, plain, gz or zip; a header such as ``table.user_id`` is taken as ``user_id``.
         columns: name -> type of the columns to read; the result has them in this order.
-        separator: the field separator; None: comma, semicolon, tab or bar, whichever the header line has most of.
-            Quotes shield it, except between tabs.
+        separator: the field separator; None: comma, semicolon, tab or bar, whichever finds most of the columns.
+        quote: what shields a separator within a field; None: nothing does.
         name: the file's name within a zip archive.
-        header: the names of all columns, for a file without a header line.
         aliases: name -> other names that the column bears in the wild.
         required: columns that hold a value in every row.
         null_values: texts that mean a missing value.
@@ -120,10 +130,9 @@ def read_delimited(
     """
     with plain_file(path, name) as file:
         if separator is None:
-            separator = max(SEPARATORS, key=lambda one: len(_header(file, one, path)))
-        names = list(header) if header is not None else _header(file, separator, path)
+            separator = max(SEPARATORS, key=lambda one: _fit(_header(file, one, quote, path), columns))
+        names = _header(file, separator, quote, path)
         place = {column: _place(path, column, (aliases or {}).get(column, ()), names) for column in columns}
-        first_row = 1 if header is not None else 2
 
         def scan(types: Mapping[str, DType]) -> pl.LazyFrame:
             # Columns go by their place, since a header may repeat a name that nobody asked for. One more than there
@@ -133,12 +142,13 @@ def read_delimited(
             return pl.scan_csv(
                 file,
                 separator=separator,
-                quote_char=None if separator == "\t" else '"',
+                quote_char=quote,
                 schema=schema,
                 null_values=list(null_values),
                 has_header=False,
-                skip_rows=0 if header is not None else 1,
+                skip_rows=1,
                 missing_columns="insert",
+                glob=False,  # a name may hold brackets
             ).select(
                 *(pl.col(str(place[column])).alias(column) for column in types),
                 pl.col(str(len(names))).is_not_null().alias(TOO_LONG),
@@ -147,17 +157,18 @@ def read_delimited(
         try:
             frame = scan(columns).collect()
         except pl.exceptions.PolarsError as error:
-            raise _explain(path, scan(dict.fromkeys(columns, pl.String())), columns, first_row, error) from error
+            text = scan(dict.fromkeys(columns, pl.String()))
+            raise _explain(path, file, text, columns, separator, quote, len(names), error) from error
     if frame[TOO_LONG].any():
-        row = frame[TOO_LONG].arg_true()[0] + first_row
+        row = frame[TOO_LONG].arg_true()[0] + FIRST_ROW
         raise UserError(f"{path}: row {row} has more fields than the {len(names)} columns; mend or remove it")
     frame = frame.drop(TOO_LONG)
     for column in required:
-        require_filled(frame, column, path, first_row)
+        require_filled(frame, column, path)
     return frame
 
 
-def require_filled(frame: pl.DataFrame, column: str, path: Path, first_row: int) -> None:
+def require_filled(frame: pl.DataFrame, column: str, path: Path, first_row: int = FIRST_ROW) -> None:
     """Raises UserError naming the first row in which ``column`` holds nothing."""
     if frame[column].has_nulls():
         empty = frame[column].is_null().arg_true()
@@ -167,28 +178,31 @@ def require_filled(frame: pl.DataFrame, column: str, path: Path, first_row: int)
         )
 
 
-def require_values(
-    frame: pl.DataFrame, column: str, allowed: Collection[int | str], path: Path, first_row: int = 2
-) -> None:
+def require_values(frame: pl.DataFrame, column: str, allowed: Collection[int | str], path: Path) -> None:
     """Raises UserError naming the first value of ``column`` that is none of ``allowed`` (nor missing)."""
     strange = (~frame[column].is_in(list(allowed))).fill_null(False).arg_true()
     if len(strange):
         listed = ", ".join(map(str, allowed))
         raise UserError(
-            f"{path}: column {column!r}, row {strange[0] + first_row}: {frame[column][strange[0]]!r} is none of "
+            f"{path}: column {column!r}, row {strange[0] + FIRST_ROW}: {frame[column][strange[0]]!r} is none of "
             f"{listed}; mend or remove the row"
         )
 
 
-def _header(file: Path, separator: str, path: Path) -> list[str]:
+def _header(file: Path, separator: str, quote: str | None, path: Path) -> list[str]:
     """The names in the first line of ``file``; errors call it ``path``."""
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        line = lines.readline().rstrip("\r\n")
-    if not line:
-        raise UserError(f"{path}: the file is empty; a header line is expected")
-    if separator == "\t":
-        return line.split(separator)
-    return next(csv.reader([line], delimiter=separator))
+    with file.open("rb") as lines:
+        if lines.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(f"{path}: UTF-16 where UTF-8 is expected; convert it (iconv -f utf-16 -t utf-8)")
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        names = next(csv.reader(lines, delimiter=separator, quotechar=quote), [])
+    if not names:
+        raise UserError(f"{path}: the file is empty, or its first line is; a header line is expected")
+    return names
+
+
+def _fit(names: Sequence[str], columns: Collection[str]) -> tuple[int, int]:
+    return len(set(columns) & {*names, *(title.rsplit(".", 1)[-1] for title in names)}), len(names)
 
 
 def _place(path: Path, column: str, aliases: Sequence[str], names: Sequence[str]) -> int:
@@ -206,9 +220,24 @@ def _place(path: Path, column: str, aliases: Sequence[str], names: Sequence[str]
 
 
 def _explain(
-    path: Path, text: pl.LazyFrame, columns: Mapping[str, DType], first_row: int, error: pl.exceptions.PolarsError
+    path: Path,
+    file: Path,
+    text: pl.LazyFrame,
+    columns: Mapping[str, DType],
+    separator: str,
+    quote: str | None,
+    width: int,
+    error: pl.exceptions.PolarsError,
 ) -> UserError:
-    """Finds the first value that does not parse, by reading the file again as text."""
+    """Finds the first row or value that cannot be read, by reading the file again."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return UserError(
+                    f"{path}: line {number} is not UTF-8: {line[:80]!r}; convert the file (iconv -f latin1 -t utf-8)"
+                )
     typed = {column: dtype for column, dtype in columns.items() if dtype != pl.String}
     bad = {
         column: pl.col(column).is_not_null() & pl.col(column).str.strip_chars().cast(dtype, strict=False).is_null()
@@ -217,14 +246,25 @@ def _explain(
     numbered = text.with_row_index("(row)")
     try:
         first = numbered.select(pl.col("(row)").filter(wrong).min().alias(name) for name, wrong in bad.items())
-        found = [(row, name) for name, row in first.collect().to_dicts()[0].items() if row is not None]
+        found = (
+            [(row, name) for name, row in first.collect().row(0, named=True).items() if row is not None] if bad else []
+        )
         if found:
             row, column = min(found)
             value = text.select(column).slice(row, 1).collect().item()
-            wanted = f"a whole number ({typed[column]})" if typed[column].is_integer() else str(typed[column])
+            wanted = f"a whole number that fits {typed[column]}" if typed[column].is_integer() else str(typed[column])
             return UserError(
-                f"{path}: column {column!r}, row {row + first_row}: {value!r} is not {wanted}; mend or remove the row"
+                f"{path}: column {column!r}, row {row + FIRST_ROW}: {value!r} is not {wanted}; mend or remove the row"
             )
     except pl.exceptions.PolarsError:
-        pass  # not even text can be read: what was said at first is what there is to say
+        pass  # not even text can be read: a row too long, or a quote that is not closed
+    with file.open(encoding="utf-8-sig", newline="") as rows:
+        try:
+            for number, fields in enumerate(csv.reader(rows, delimiter=separator, quotechar=quote, strict=True), 1):
+                if len(fields) > width:
+                    return UserError(
+                        f"{path}: row {number} has {len(fields)} fields for {width} columns; mend or remove it"
+                    )
+        except csv.Error as cause:
+            return UserError(f"{path}: after row {number}: {cause}; is a quote left open?")
     return UserError(f"{path}: not a table that can be read: {str(error).splitlines()[0]}")

@@ -7,15 +7,16 @@ multi-valued one; null (or an empty list) means unknown.
 ``items``, where the data set has names for its items: ``item`` and ``title`` (String).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 
+LATEST = 10**11  # unix seconds, the year 5138: milliseconds lie beyond
 USER, ITEM, TIME, SESSION, TITLE = "user", "item", "time", "session", "title"
 
 
@@ -39,8 +40,8 @@ class RawData:
 class Reader(Protocol):
     """The only place that knows one data set's files."""
 
-    def files(self) -> Sequence[Path]:
-        """The raw files, the events' file first; raises UserError where one is missing."""
+    def files(self) -> Mapping[str, Path]:
+        """What each raw file is -> where it lies, the events' file first; raises UserError where one is missing."""
         ...
 
     def read(self) -> RawData:
@@ -67,8 +68,15 @@ def check(raw: RawData, source: Path) -> RawData:
             )
     if SESSION in raw.events.columns and raw.events[SESSION].has_nulls():
         raise UserError(f"{source}: {raw.events[SESSION].null_count()} events have no session; fill the column")
-    if raw.events[TIME].dtype != pl.Int64:
-        raise UserError(f"{source}: event times must be Int64 unix seconds, not {raw.events[TIME].dtype}")
+    for name in (USER, ITEM, SESSION):
+        if name in raw.events.columns and raw.events[name].dtype.is_nested():
+            raise UserError(f"{source}: column {name!r} holds {raw.events[name].dtype}; ids must be numbers or texts")
+    time = raw.events[TIME]
+    if time.dtype != pl.Int64:
+        raise UserError(f"{source}: event times must be Int64 unix seconds, not {time.dtype}")
+    if cast(int, time.max() or 0) >= LATEST:
+        row = (time >= LATEST).arg_true()[0]
+        raise UserError(f"{source}: time {time[row]} of event {row + 1} is no time in unix seconds; mend the column")
     if raw.events.is_empty():
         raise UserError(f"{source}: no events left after reading {raw.rows} rows; is this the right file?")
     if USER not in raw.users.columns:

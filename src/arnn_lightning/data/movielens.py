@@ -32,18 +32,15 @@ class MovieLensReader:
 
     raw_dir: str
 
-    def _files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path]:
         folder = Path(self.raw_dir)
         is_1m = folder.is_dir() and any((folder / name).exists() for name in ("ratings.dat", "ml-1m.zip"))
         expected = {name: ", ".join(filter(SKIPPED.__ne__, columns)) for name, (_, columns) in _layout(is_1m).items()}
         return require_files(folder, expected, ORIGIN)
 
-    def files(self) -> list[Path]:
-        return list(self._files().values())
-
     def read(self) -> RawData:
         """The canonical tables; raises UserError for a row that has another number of fields, or no number as id."""
-        files = self._files()
+        files = self.files()
         events, users, titles = (
             _read(path, name, *_layout("ratings.dat" in files)[name]) for name, path in files.items()
         )

@@ -7,10 +7,11 @@ user, item, time: integer codes, sorted by session start, then by position), ``i
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +84,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
     Raises:
         UserError: raw files that are missing or cannot be read, or settings that leave nothing to learn from.
     """
+    _check(data)
     reader: Reader = instantiate(data["reader"])
     files = reader.files()
     started = time.perf_counter()
@@ -103,7 +105,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
             unfinished.mkdir()
             manifest = {"raw": raw, "config": config, "seconds": {"hash": round(hashed, 3)}}
             try:
-                _build(reader, files[0], data, unfinished, manifest, progress)
+                _build(reader, next(iter(files.values())), data, unfinished, manifest, progress)
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
@@ -132,18 +134,45 @@ def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"reader": reader, "contexts": fields, **steps}
 
 
-def _hashes(files: Sequence[Path], progress: Progress) -> dict[str, str]:
-    """sha256 of every file by its name, by its path where names repeat; an archive that stands for two counts once."""
-    unique = dict.fromkeys(files)
-    names = Counter(file.name for file in unique)
-    hashes = {}
-    for file in unique:
+def _check(data: Mapping[str, Any]) -> None:
+    """Raises UserError for a setting of the wrong kind."""
+    whole = {
+        "data.min_session_length": data["min_session_length"],
+        "data.items.min_events": data["items"]["min_events"],
+    }
+    whole |= {f"data.split.{name}": days for name, days in data["split"].items()}
+    if data["window_days"] is not None:
+        whole["data.window_days"] = data["window_days"]
+        if isinstance(data["window_days"], int) and data["window_days"] < 1:
+            raise UserError(f"data.window_days={data['window_days']}: at least 1, or null for the whole log")
+    for name, value in whole.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UserError(f"{name}={value}: must be a whole number, not negative")
+    for name in ("items", "contexts"):
+        coverage = data[name]["coverage"]
+        if not isinstance(coverage, int | float) or not 0 < coverage <= 1:
+            raise UserError(f"data.{name}.coverage={coverage}: must lie in (0, 1]")
+    attributes: list[str] = []
+    for kind in ("single", "multi"):
+        names = data["contexts"][kind]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"data.contexts.{kind}={names}: must be a list of names, as in [country,age]")
+        attributes += names
+    twice = [name for name, times in Counter(attributes).items() if times > 1]
+    if twice:
+        raise UserError(f"data.contexts: attribute {twice[0]!r} is named more than once")
+    if not re.fullmatch(r"[\w.-]+", str(data["name"])):
+        raise UserError(f"data.name={data['name']}: letters, digits, dots and dashes only, since it names folders")
+
+
+def _hashes(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+    """sha256 of every file; an archive that stands for several is read once."""
+    hashes: dict[Path, str] = {}
+    for file in dict.fromkeys(files.values()):
         progress(f"hashing {file.name}, {file.stat().st_size / 1e6:,.0f} MB")
         with file.open("rb") as opened:
-            hashes[file.name if names[file.name] == 1 else str(file)] = hashlib.file_digest(
-                opened, "sha256"
-            ).hexdigest()
-    return hashes
+            hashes[file] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {name: hashes[file] for name, file in files.items()}
 
 
 def _build(
@@ -182,6 +211,8 @@ def _build(
     frame = count("in the time window", _mark_sessions(frame, data["session"], data["gap"]))
     # Once, before anything is dropped: a later look would let the splits move with what the steps below leave.
     frame = _assign_split(frame, data["split"])
+    for name in SPLITS:
+        require(name, frame)
     frame = count("of popular items", _popular_items(frame, data["items"], log_items))
     shortest = int(data["min_session_length"])
     if shortest < 2:
@@ -212,11 +243,10 @@ def _build(
         if name == "train":
             train_events = pl.Series("events", _tally(part[USER], len(users)))
         part.write_parquet(folder / f"{name}.parquet", row_group_size=ROW_GROUP)
-    attributes = pl.DataFrame({"id": users}).join(
-        raw.users.rename({USER: "id"}).with_columns(profile=True), on="id", how="left", maintain_order="left"
-    )
+    in_log = raw.users.filter(pl.col(USER).is_in(users.implode())).height
+    attributes = pl.DataFrame({USER: users}).join(raw.users, on=USER, how="left", maintain_order="left")
     encoded = contexts.encode(
-        attributes.with_columns(pl.col("id").alias(USER)),
+        attributes,
         train_events,
         data["contexts"]["single"],
         data["contexts"]["multi"],
@@ -237,7 +267,7 @@ def _build(
         "version": __version__,
         "funnel": funnel,
         "splits": splits,
-        "users": {"all": len(users), "without_profile": attributes["profile"].null_count()},
+        "users": {"all": len(users), "without_profile": len(users) - in_log},
         "fields": len(encoded.single_sizes) + encoded.n_binary + 1,
         "dims": {
             "n_items": len(items),
@@ -346,8 +376,6 @@ def _mark_sessions(frame: pl.DataFrame, session: str, gap: str | int) -> pl.Data
 def _popular_items(frame: pl.DataFrame, items: Mapping[str, Any], in_log: np.ndarray) -> pl.DataFrame:
     """Keeps the most popular items (4.2.3), counted over the whole log, the window, or its training days."""
     over, coverage = items["counted_over"], float(items["coverage"])
-    if not 0 < coverage <= 1:
-        raise UserError(f"data.items.coverage={coverage}: must lie in (0, 1]")
     if int(items["min_events"]) < 1:
         raise UserError(f"data.items.min_events={items['min_events']}: at least 1")
     if over == "log":

@@ -1,13 +1,16 @@
 """Reader of anybody's own tables: events, and if there are any users and items, as CSV or parquet."""
 
 import glob
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import polars as pl
 
-from arnn_lightning.data.delimited import read_delimited, require_filled
+from arnn_lightning.data.delimited import FIRST_ROW, packing, read_delimited, require_filled
 from arnn_lightning.data.events import ITEM, SESSION, TIME, TITLE, USER, RawData
 from arnn_lightning.errors import UserError, nearest
 
@@ -53,9 +56,32 @@ class TabularReader:
     list_separator: str
     null_values: Sequence[str]
 
-    def files(self) -> list[Path]:
-        """All files, the events' first; raises UserError where one is missing."""
-        return [file for table in (self.events, self.users, self.titles) for file in _find(table)]
+    def __post_init__(self) -> None:
+        for name in ("single", "multi", "null_values"):
+            values = getattr(self, name)
+            if (
+                not isinstance(values, Sequence)
+                or isinstance(values, str)
+                or not all(isinstance(v, str) for v in values)
+            ):
+                key = name if name == "null_values" else f"contexts.{name}"
+                raise UserError(f"data.{key}={values}: must be a list of texts, as in [country,age] or ['','NULL']")
+        if not isinstance(self.list_separator, str) or not self.list_separator:
+            raise UserError(f"data.list_separator={self.list_separator!r}: must be a text, such as ','")
+        if not isinstance(self.time_format, str | None):
+            raise UserError(f"data.time_format={self.time_format}: must be a text, such as '%m/%d/%Y'")
+        for name, column in self.columns.items():
+            if not isinstance(column, str):
+                raise UserError(f"data.columns.{name}={column}: must be the name of a column")
+
+    def files(self) -> dict[str, Path]:
+        """All files by table and place, the events' first; raises UserError where one is missing or named twice."""
+        tables = {"events": self.events, "users": self.users, "titles": self.titles}
+        return {
+            f"{name}/{number}/{file.name}": file
+            for name, table in tables.items()
+            for number, file in enumerate(_find(name, table), 1)
+        }
 
     def read(self) -> RawData:
         """The canonical tables.
@@ -69,48 +95,50 @@ class TabularReader:
         wanted = {USER: self.columns["user"], ITEM: self.columns["item"], TIME: self.columns["time"]}
         if self.session == "given":
             wanted[SESSION] = self.columns["session"]
+        files = _find("events", self.events)
         parts = []
-        for file in _find(self.events):
-            frame = self._read(file, [*wanted.values(), *within], required=list(wanted.values()))
+        for file in files:
+            frame = self._read(file, [*wanted.values(), *within], ids=[wanted[name] for name in wanted if name != TIME])
+            require_filled(frame, wanted[TIME], file, _first_row(file))
             parts.append(
                 frame.select(
                     *(pl.col(column).alias(name) for name, column in wanted.items() if name != TIME),
-                    _seconds(frame[self.columns["time"]], self.time_format, file).alias(TIME),
+                    _seconds(frame[wanted[TIME]], self.time_format, file).alias(TIME),
                     *(self._values(frame, name).alias(alias) for name, alias in within.items()),
                 )
             )
-        events = _stack(parts, _find(self.events))
-        if self.users is not None:
-            users = self._users(attributes)
-        else:
-            users = _constant_attributes(events, within, _find(self.events)[0])
-        users, events = _same_type(users, events, USER)
+        events = _stack(parts, files)
+        users = (
+            self._users(attributes) if self.users is not None else _constant_attributes(events, within, parts, files)
+        )
+        users, events = _matched(users, events, USER, "users")
         items = self._items()
         if items is not None:
-            items, events = _same_type(items, events, ITEM)
+            items, events = _matched(items, events, ITEM, "titles")
         return RawData(events.drop(within.values()), users, events.height, items)
 
     def _users(self, attributes: Sequence[str]) -> pl.DataFrame:
         own = self.columns["user_in_users"]
         parts = []
-        for file in _find(self.users):
-            frame = self._read(file, [own, *(name for name in attributes if name != own)], required=[own])
+        files = _find("users", self.users)
+        for file in files:
+            frame = self._read(file, [own, *attributes], ids=[own])
             parts.append(
                 frame.select(pl.col(own).alias(USER), *(self._values(frame, name).alias(name) for name in attributes))
             )
-        return _stack(parts, _find(self.users))
+        return _stack(parts, files)
 
     def _items(self) -> pl.DataFrame | None:
         if self.titles is None:
             return None
         own, title = self.columns["item_in_titles"], self.columns["title"]
         parts = [
-            self._read(file, [own, title], required=[own]).select(
+            self._read(file, [own, title], ids=[own]).select(
                 pl.col(own).alias(ITEM), pl.col(title).cast(pl.String).alias(TITLE)
             )
-            for file in _find(self.titles)
+            for file in _find("titles", self.titles)
         ]
-        return _stack(parts, _find(self.titles))
+        return _stack(parts, _find("titles", self.titles))
 
     def _values(self, frame: pl.DataFrame, name: str) -> pl.Series:
         """An attribute as the canonical tables have it: String, or List(String)."""
@@ -130,88 +158,130 @@ class TabularReader:
         text = column.cast(pl.String)
         return text.set(text.is_in(list(self.null_values)), None)
 
-    def _read(self, file: Path, columns: Sequence[str], required: Sequence[str]) -> pl.DataFrame:
+    def _read(self, file: Path, columns: Sequence[str], ids: Sequence[str]) -> pl.DataFrame:
+        """The named columns of one file; ``ids`` hold a value in every row."""
         columns = list(dict.fromkeys(columns))
-        if _is_parquet(file):
-            return _read_parquet(file, columns, required)
-        types = dict.fromkeys(columns, pl.String())
-        return read_delimited(file, types, separator=None, required=required, null_values=self.null_values)
+        if packing(file) != "parquet":
+            types = dict.fromkeys(columns, pl.String())
+            return read_delimited(file, types, separator=None, required=ids, null_values=self.null_values)
+        try:
+            known = pl.read_parquet_schema(file)
+            for column in columns:
+                if column not in known:
+                    raise UserError(f"{file}: no column {column!r}{nearest(column, known)}; it has {', '.join(known)}")
+            frame = pl.read_parquet(file, columns=columns, glob=False)
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{file}: not a parquet file that can be read: {str(error).splitlines()[0]}") from error
+        frame = frame.with_columns(self._plain(column, column.name in ids, file) for column in frame)
+        for column in ids:
+            require_filled(frame, column, file, _first_row(file))
+        return frame
+
+    def _plain(self, column: pl.Series, is_id: bool, file: Path) -> pl.Series:
+        """A column of a parquet file as text files have it: categories are texts, NaN and null texts are missing."""
+        if isinstance(column.dtype, pl.Categorical | pl.Enum):
+            column = column.cast(pl.String)
+        if column.dtype == pl.String:
+            return column.set(column.is_in(list(self.null_values)), None)
+        if not column.dtype.is_float():
+            return column
+        column = column.fill_nan(None)
+        if not is_id:
+            return column
+        # pandas turns whole numbers into floats where one is missing.
+        broken = (column != column.floor()).fill_null(False).arg_true()
+        if len(broken):
+            raise UserError(
+                f"{file}: column {column.name!r}, row {broken[0] + 1}: {column[broken[0]]} is no id; write ids as "
+                "whole numbers or texts"
+            )
+        return column.cast(pl.Int64)
 
 
-def _find(table: str | Sequence[str] | None) -> list[Path]:
+def _find(name: str, table: str | Sequence[str] | None) -> list[Path]:
+    """The files of a table, in the order in which they are named."""
+    patterns = [table] if isinstance(table, str) else table
+    if (name == "events" and not patterns) or not all(isinstance(pattern, str) for pattern in patterns or []):
+        raise UserError(f"data.{name}={table}: give a path, a glob, or a list of them")
     found: list[Path] = []
-    for pattern in [table] if isinstance(table, str) else table or []:
-        # Not Path.glob, which takes no absolute pattern.
-        names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    for pattern in patterns or []:
+        # A name that is a file's is no pattern. Not Path.glob, which takes no absolute pattern.
+        plain = Path(pattern).expanduser()
+        names = [str(plain)] if plain.is_file() else sorted(glob.glob(str(plain), recursive=True))  # noqa: PTH207
         matches = [Path(name) for name in names if Path(name).is_file()]
         if not matches:
-            raise UserError(f"no file {pattern}; give data.events, data.users and data.titles a path or a glob")
+            what = "a folder" if plain.is_dir() else "no file"
+            raise UserError(f"data.{name}: {pattern} is {what}; give a path or a glob of files")
         found += matches
+    twice = [file for file, times in Counter(found).items() if times > 1]
+    if twice:
+        raise UserError(f"data.{name}: {twice[0]} is named more than once; its rows would count twice")
     return found
 
 
-def _is_parquet(file: Path) -> bool:
-    return file.suffix in (".parquet", ".pq")
-
-
-def _read_parquet(file: Path, columns: Sequence[str], required: Sequence[str]) -> pl.DataFrame:
-    try:
-        known = pl.read_parquet_schema(file)
-        for column in columns:
-            if column not in known:
-                raise UserError(f"{file}: no column {column!r}{nearest(column, known)}; it has {', '.join(known)}")
-        frame = pl.read_parquet(file, columns=list(columns))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{file}: not a parquet file that can be read: {str(error).splitlines()[0]}") from error
-    frame = frame.with_columns(
-        column.cast(pl.String) if isinstance(column.dtype, pl.Categorical | pl.Enum) else column.fill_nan(None)
-        for column in frame
-        if column.dtype.is_float() or isinstance(column.dtype, pl.Categorical | pl.Enum)
-    )
-    for column in required:
-        require_filled(frame, column, file, first_row=1)
-    return frame
+def _first_row(file: Path) -> int:
+    """The number of the first row: a text file's header is row 1."""
+    return 1 if packing(file) == "parquet" else FIRST_ROW
 
 
 def _stack(parts: Sequence[pl.DataFrame], files: Sequence[Path]) -> pl.DataFrame:
-    for part, file in zip(parts, files, strict=True):
-        if part.schema != parts[0].schema:
-            raise UserError(
-                f"{file}: its columns are {part.schema}, those of {files[0]} {parts[0].schema}; make them one"
-            )
-    return pl.concat(parts)
+    try:
+        return pl.concat(parts, how="vertical_relaxed")  # whole numbers of two widths are whole numbers
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{', '.join(map(str, files))}: their columns differ: {str(error).splitlines()[0]}") from error
 
 
-def _same_type(table: pl.DataFrame, events: pl.DataFrame, column: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Ids of both tables as texts, where they are of two types (a number here, a text there)."""
-    if table[column].dtype == events[column].dtype:
-        return table, events
-    as_text = pl.col(column).cast(pl.String)
-    return table.with_columns(as_text), events.with_columns(as_text)
+def _matched(table: pl.DataFrame, events: pl.DataFrame, column: str, name: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Ids of both tables as one type: as texts, where they are numbers here and texts there.
+
+    Raises:
+        UserError: no id of the events is in the table, which is a mistake and not a coincidence.
+    """
+    if table[column].dtype != events[column].dtype:
+        as_text = pl.col(column).cast(pl.String)
+        table, events = table.with_columns(as_text), events.with_columns(as_text)
+    if not table[column].is_in(events[column].implode()).any():
+        raise UserError(
+            f"data.{name}: no {column} of the events is in this table; its ids look like {table[column].first()!r}, "
+            f"theirs like {events[column].first()!r}"
+        )
+    return table, events
 
 
 def _attribute(name: str) -> str:
     return f"attribute.{name}"
 
 
-def _constant_attributes(events: pl.DataFrame, within: Mapping[str, str], file: Path) -> pl.DataFrame:
+def _constant_attributes(
+    events: pl.DataFrame, within: Mapping[str, str], parts: Sequence[pl.DataFrame], files: Sequence[Path]
+) -> pl.DataFrame:
     """One row per user with what the events say of it; a missing value is no change."""
     for name, alias in within.items():
-        told = events.with_row_index("event").filter(pl.col(alias).is_not_null())
+        # A list is a set: its order says nothing.
+        value = pl.col(alias).list.sort() if events[alias].dtype == pl.List else pl.col(alias)
+        told = events.select(USER, value).with_row_index("event").filter(pl.col(alias).is_not_null())
         first = told.group_by(USER, maintain_order=True).agg(pl.col(alias, "event").first())
         changed = told.join(first, on=USER, suffix=".first", maintain_order="left").filter(
             pl.col(alias) != pl.col(f"{alias}.first")
         )
         if changed.height:
             at = changed.row(0, named=True)
+            before, after = (_place(at[event], parts, files) for event in ("event.first", "event"))
             raise UserError(
-                f"{file}: column {name!r} changes within user {at[USER]!r}: {at[f'{alias}.first']!r} in event "
-                f"{at['event.first'] + 1}, {at[alias]!r} in event {at['event'] + 1}; contexts must be constant: "
-                "take it out of data.contexts, or give a users table (data.users)"
+                f"{after}: column {name!r} changes within user {at[USER]!r}: {at[alias]!r} here, "
+                f"{at[f'{alias}.first']!r} in {before}; contexts must be constant: take it out of data.contexts, or "
+                "give a users table (data.users)"
             )
     return events.group_by(USER, maintain_order=True).agg(
         pl.col(alias).drop_nulls().first().alias(name) for name, alias in within.items()
     )
+
+
+def _place(event: int, parts: Sequence[pl.DataFrame], files: Sequence[Path]) -> str:
+    """File and row of an event among all files'."""
+    starts = list(accumulate((part.height for part in parts), initial=0))
+    at = bisect_right(starts, event) - 1
+    return f"{files[at]}, row {event - starts[at] + _first_row(files[at])}"
 
 
 def _seconds(column: pl.Series, time_format: str | None, file: Path) -> pl.Series:
@@ -219,14 +289,17 @@ def _seconds(column: pl.Series, time_format: str | None, file: Path) -> pl.Serie
     dtype = column.dtype
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         return column.dt.epoch("s")
-    if dtype.is_numeric():
+    if dtype.is_numeric() and time_format is not None:
+        column = column.cast(pl.String)  # such as 20151103 with %Y%m%d
+    elif dtype.is_numeric():
         return _unix(column.cast(pl.Float64), column, file)
-    if dtype != pl.String:
+    elif dtype != pl.String:
         raise UserError(f"{file}: column {column.name!r} holds {dtype}; times are numbers, texts, dates or date-times")
     text = column.str.strip_chars()
     if time_format is not None:
         try:
-            parsed = text.str.to_datetime(time_format, strict=False).dt.epoch("s")
+            moment = text.str.to_datetime(time_format, strict=False)
+            parsed = moment.dt.epoch("s").set(moment.dt.year() < 1000, None)  # %Y takes two digits too
         except pl.exceptions.PolarsError as error:
             raise UserError(f"data.time_format={time_format}: {str(error).splitlines()[0]}") from error
         wanted, advice = f"written as {time_format}", "mend the row or data.time_format"
@@ -263,6 +336,9 @@ def _unix(number: pl.Series, column: pl.Series, file: Path) -> pl.Series:
     if strange.any():
         wanted = "a unix time in seconds or milliseconds"
         raise _bad_time(column, strange, wanted, "mend or remove the row, or give data.time_format", file)
+    if len(number) and number.is_between(19_000_101, 21_001_231).all():
+        wanted = "surely a unix time, it may be a date"
+        raise _bad_time(column, number.is_not_null(), wanted, "give data.time_format, such as '%Y%m%d'", file)
     late = number.abs() >= MILLISECONDS_FROM
     if late.any() and not late.all():
         minority = late if late.sum() <= len(late) / 2 else ~late
@@ -274,5 +350,6 @@ def _unix(number: pl.Series, column: pl.Series, file: Path) -> pl.Series:
 
 def _bad_time(column: pl.Series, bad: pl.Series, wanted: str, advice: str, file: Path) -> UserError:
     row = bad.arg_true()[0]
-    number = row + (1 if _is_parquet(file) else 2)
-    return UserError(f"{file}: column {column.name!r}, row {number}: {column[row]!r} is not {wanted}; {advice}")
+    return UserError(
+        f"{file}: column {column.name!r}, row {row + _first_row(file)}: {column[row]!r} is not {wanted}; {advice}"
+    )

@@ -28,7 +28,7 @@ class TmallReader:
 
     raw_dir: str
 
-    def _files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path]:
         return require_files(
             Path(self.raw_dir),
             {
@@ -38,16 +38,13 @@ class TmallReader:
             "they come from the IJCAI-15 competition on Alibaba Tianchi (data_format1), free for registered users",
         )
 
-    def files(self) -> list[Path]:
-        return list(self._files().values())
-
     def read(self) -> RawData:
         """Returns the canonical tables.
 
         Raises:
             UserError: a missing column, a missing id or time, or a value that does not parse or is not known.
         """
-        files = self._files()
+        files = self.files()
         source = files["user_log_format1.csv"]
         # The narrowest types: 55 million rows are read at once.
         columns = {"user_id": pl.Int32, "item_id": pl.Int32, "time_stamp": pl.Int16, "action_type": pl.Int8}

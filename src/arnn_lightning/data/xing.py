@@ -42,7 +42,7 @@ class XingReader:
 
     raw_dir: str
 
-    def _files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path]:
         return require_files(
             Path(self.raw_dir),
             {"interactions.csv": "user_id, item_id, interaction_type, created_at", "users.csv": "id and 11 attributes"},
@@ -50,20 +50,22 @@ class XingReader:
             optional=["items.csv"],
         )
 
-    def files(self) -> list[Path]:
-        return list(self._files().values())
-
     def read(self) -> RawData:
         """Returns the canonical tables.
 
         Raises:
             UserError: a missing column, a missing id or time, or a value that does not parse or is not known.
         """
-        files = self._files()
+        files = self.files()
         source = files["interactions.csv"]
         names = ("user_id", "item_id", "interaction_type", "created_at")
         events = read_delimited(
-            source, dict.fromkeys(names, pl.Int64()), separator="\t", name="interactions.csv", required=names
+            source,
+            dict.fromkeys(names, pl.Int64()),
+            separator="\t",
+            quote=None,
+            name="interactions.csv",
+            required=names,
         )
         require_values(events, "interaction_type", KINDS, source)
         clicks = events.filter(pl.col("interaction_type") == CLICK).select(
@@ -73,6 +75,7 @@ class XingReader:
             files["users.csv"],
             {"id": pl.Int64(), **dict.fromkeys((*MULTI, *SINGLE), pl.String())},
             separator="\t",
+            quote=None,
             name="users.csv",
             aliases={"id": ["user_id"]},
             required=["id"],
@@ -83,6 +86,7 @@ class XingReader:
                 files["items.csv"],
                 {"id": pl.Int64(), "title": pl.String()},
                 separator="\t",
+                quote=None,
                 name="items.csv",
                 aliases={"id": ["item_id"]},
                 required=["id"],

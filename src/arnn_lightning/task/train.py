@@ -129,7 +129,10 @@ def check_cutoffs(config: DictConfig, prepared: Prepared) -> None:
     n_items = int(prepared.dims["n_items"])
     for k in config.evaluation.cutoffs:
         if k >= n_items:
-            raise UserError(f"evaluation.cutoffs: {k} is not smaller than the catalogue of {n_items} items")
+            raise UserError(
+                f"evaluation.cutoffs: {k} is not smaller than the catalogue of {n_items} items; "
+                "set evaluation.cutoffs, as in [1,5]"
+            )
 
 
 def about(config: DictConfig, model: DictConfig, prepared: Prepared) -> dict[str, Any]:
