@@ -125,7 +125,7 @@ def training_step(made: SessionModel, lanes: int, items: int = ITEMS, users: int
         user=rng.integers(0, users, count),
     )
     windows = Windows(sessions, sessions.user, lanes, 10)
-    batch = TrainingWindows(windows, items, 0, 0.0, False, 1)[(0, 0)]
+    batch = TrainingWindows(windows, items, lanes, 0, 0.0, False, False, 1)[(0, 0)]
     optimizer = made.configure_optimizers()
 
     def run() -> None:

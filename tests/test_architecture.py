@@ -1,9 +1,14 @@
 """The import rule: cli -> task -> (data, report, evaluation); model -> (nn, evaluation, data.window)."""
 
 import ast
+import importlib
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 import arnn_lightning
 
@@ -34,6 +39,30 @@ def test_imports_run_one_way(room: str) -> None:
                     inner = name.removeprefix("arnn_lightning").strip(".")
                     allowed = inner in ANYWHERE or any(f"{inner}.".startswith(f"{one}.") for one in MAY_IMPORT[room])
                     assert allowed, f"{file.name} imports {name}"
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every ``_target_`` of this package in a YAML."""
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if isinstance(target, str) and target.startswith("arnn_lightning."):
+            yield target
+        for value in node.values():
+            yield from targets(value)
+
+
+def test_E14_no_setting_has_a_default_in_code() -> None:
+    """Whatever a config makes gets every value from the config: none hides in a signature."""
+    conf = PACKAGE.parents[1] / "conf"
+    found = {
+        target for file in conf.rglob("*.yaml") for target in targets(OmegaConf.to_container(OmegaConf.load(file)))
+    }
+    assert len(found) > 20
+    for target in found:
+        module, _, name = target.rpartition(".")
+        made = getattr(importlib.import_module(module), name)
+        hidden = [one.name for one in inspect.signature(made).parameters.values() if one.default is not one.empty]
+        assert not hidden, f"{target} has defaults for {hidden}"
 
 
 def test_every_yaml_composes() -> None:

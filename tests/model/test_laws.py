@@ -330,3 +330,34 @@ def test_adam_gets_dense_gradients_and_row_adagrad_sparse_ones(small_world: Prep
         (batch, *_) = make_data(small_world).train_dataloader()
         model.step_loss(batch, 0, model.initial_state(4))[0].backward()
         assert model.scorer.items.weight.grad.is_sparse == sparse
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "gru4rec_tied", "pnn", "arnn"])
+def test_bf16_rounds_the_products_and_nothing_else(name: str, small_world: Prepared) -> None:
+    """Losses and gradients are close to float32's, weights and states stay float32, ranks come from float32 scores."""
+    found = {}
+    for bf16 in (False, True):
+        tied = ["model.embedding=tied", "model.layers=2"] if name == "gru4rec_tied" else []
+        model = made(name.removesuffix("_tied"), small_world, *tied).train()
+        model.bf16 = bf16
+        batch = next(iter(make_data(small_world, n_sample=5).train_dataloader()))
+        torch.manual_seed(0)
+        model.configure_optimizers()
+        loss, state = model.step_loss(batch, 0, model.initial_state(4))
+        loss.backward()
+        gradients = {key: weight.grad.to_dense() for key, weight in model.named_parameters() if weight.grad is not None}
+        assert loss.dtype == torch.float32
+        assert all(part.dtype == torch.float32 for part in state)
+        assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+        model.eval()
+        scores = model.score(torch.ones(2, model.hidden_size))
+        found[bf16] = loss.detach(), gradients, scores
+    assert torch.equal(found[False][2], found[True][2])
+    assert not torch.equal(found[False][0], found[True][0])
+    assert torch.allclose(found[False][0], found[True][0], rtol=0.02)
+    for key, exact in found[False][1].items():
+        scale = exact.abs().max()
+        assert (found[True][1][key] - exact).abs().max() <= 0.1 * scale + 1e-6, key

@@ -228,6 +228,7 @@ def test_a_typo_keeps_hydras_words(home: Path) -> None:
         (["data=tabular", "task=prepare"], "data.events is missing; give it on the command line"),
         ([*SMALL, "paths.data=first.out/data"], "first.out/data/raw: Not a directory"),
         ([*SMALL, "data.split.test_days=1.5"], "data.split.test_days=1.5: must be a whole number"),
+        ([*SMALL, "precision=16"], "precision=16: choose 32 or bf16"),
         ([*SMALL, "data.window_days=0"], "data.window_days=0: at least 1"),
         ([*SMALL, "data.contexts.single=region"], "data.contexts.single=region: must be a list of names"),
         ([*SMALL, "data.contexts.single=[region,region]"], "attribute 'region' is named more than once"),

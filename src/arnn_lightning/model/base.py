@@ -57,6 +57,7 @@ class SessionModel(LightningModule):
         self.prefix = ""  # "session/" and "context/" for ARNN's parts
         self.ties = "conservative"
         self.cutoffs: list[int] = [20]
+        self.bf16 = False  # matrix products of training in bfloat16; losses, updates and ranks stay in float32
         self.about: dict[str, Any] = {}  # plain values that travel in the checkpoint: config, manifest
         self.register_buffer("mini_batches", torch.zeros((), dtype=torch.int64))
         self.mini_batches: Tensor
@@ -161,14 +162,15 @@ class SessionModel(LightningModule):
         alive_B = window.alive[k]
         state = reset(state, window.start[k])
         step = Step(window.item[k], window.user[k], None if batch.full[k] else alive_B, batch.items[k])
-        query_BH, state = self.represent(step, state)
-        if self.objective.candidates == "all":
-            raw_BC = self.scorer.all(query_BH)
+        scored = None if self.objective.candidates == "all" else batch.scored[k]
+        with torch.autocast(alive_B.device.type, torch.bfloat16, enabled=self.bf16):
+            query_BH, state = self.represent(step, state)
+            raw_BC = self.scorer.all(query_BH) if scored is None else self.scorer.some(query_BH, scored)
+        raw_BC = raw_BC.float() if self.bf16 else raw_BC
+        if scored is None:
             positive_B = window.target[k]
             negative_BC = torch.ones_like(raw_BC, dtype=torch.bool).scatter_(1, positive_B[:, None], False)
         else:
-            scored = batch.scored[k]
-            raw_BC = self.scorer.some(query_BH, scored)
             positive_B = torch.arange(len(alive_B), device=raw_BC.device)
             negative_BC = self._negatives(scored.inverse, alive_B)
         loss_B = self.objective(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])

@@ -79,8 +79,10 @@ class PNN(SessionModel):
     def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
         item_BD = self.item_embedding(step.item, step.rows)
         active_BA, single_BSD = self.active[step.user], self.categories(self.single[step.user])
-        user_BH = self._users()[step.user] if self.frozen else self.product.user_part(active_BA, single_BSD)
-        raw_BH = user_BH + self.product.item_part(active_BA, single_BSD, item_BD)
+        # In float32 whatever `precision` says: sums over tens of thousands of pairs.
+        with torch.autocast(item_BD.device.type, enabled=False):
+            user_BH = self._users()[step.user] if self.frozen else self.product.user_part(active_BA, single_BSD)
+            raw_BH = user_BH + self.product.item_part(active_BA, single_BSD, item_BD)
         context_BH = self.norm(F.relu(raw_BH), step.alive)
         return F.dropout(context_BH, self.dropout, self.training and not self.frozen), state
 

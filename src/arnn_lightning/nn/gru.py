@@ -24,8 +24,10 @@ class GRUStep(nn.Module):
             glorot_(block, hidden_size, hidden_size)
 
     def forward(self, input_BG: Tensor, hidden_BH: Tensor) -> Tensor:
-        reset_x, update_x, new_x = input_BG.chunk(GATES, 1)
-        reset_h, update_h, new_h = F.linear(hidden_BH, self.weight, self.bias).chunk(GATES, 1)
+        # Products may come in bfloat16; the gates and the state do not.
+        precise = hidden_BH.dtype
+        reset_x, update_x, new_x = input_BG.to(precise).chunk(GATES, 1)
+        reset_h, update_h, new_h = F.linear(hidden_BH, self.weight, self.bias).to(precise).chunk(GATES, 1)
         reset = torch.sigmoid(reset_x + reset_h)
         update = torch.sigmoid(update_x + update_h)
         new = torch.tanh(torch.addcmul(new_x, reset, new_h))

@@ -156,6 +156,9 @@ def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: l
 
 def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared: Prepared, role: str = "") -> None:
     model.prefix = f"{role}/" if role else ""
+    if str(config.precision) not in ("32", "bf16"):
+        raise UserError(f"precision={config.precision}: choose 32 or bf16")
+    model.bf16 = str(config.precision) == "bf16"
     model.ties = config.evaluation.ties
     model.cutoffs = sorted({20, *config.evaluation.cutoffs})
     model.about = about(config, stage, prepared)
