@@ -76,12 +76,13 @@ def encode(
         if (users[name].dtype == pl.List) != (name in multi):
             kind = "single" if name in multi else "multi"
             raise UserError(f"data.contexts: attribute {name!r} belongs under data.contexts.{kind}")
-    trained, train_events = users.filter(train_events > 0), train_events.filter(train_events > 0)
+    trained = train_events > 0
     columns: dict[str, pl.Series] = {}
     vocabulary: list[pl.DataFrame] = []
     sizes: list[int] = []
     for name in single:
-        counts = trained.select(category=name, events=train_events).drop_nulls().group_by("category").sum()
+        seen = users.select(category=name, events=train_events).filter(trained).drop_nulls()
+        counts = seen.group_by("category").sum()
         fields = counts.sort("category").with_columns(code=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32))
         vocabulary.append(_describe(fields, name, "single"))
         sizes.append(fields.height + 1)
@@ -90,8 +91,11 @@ def encode(
     lists: list[pl.DataFrame] = []
     n_binary = 0
     for name in multi:
-        mentions = trained.select(category=name, events=train_events).explode("category").drop_nulls("category")
-        counts = mentions.group_by("category").sum().sort("category")
+        mentions = users.select(category=name).with_row_index("row").explode("category").drop_nulls("category")
+        events = train_events.gather(mentions["row"])
+        counts = (
+            mentions.select("category", events=events).filter(events > 0).group_by("category").sum().sort("category")
+        )
         if counts.is_empty():
             continue
         fields = popular(counts, coverage).with_columns(code=pl.int_range(pl.len(), dtype=pl.UInt32) + n_binary)
@@ -99,14 +103,8 @@ def encode(
         rest = int(counts["events"].sum()) - int(fields["events"].sum())
         other_row = pl.DataFrame({"category": [OTHER], "events": [rest], "code": [other]}, schema=fields.schema)
         vocabulary.append(_describe(pl.concat([fields, other_row]), name, "multi"))
-        lists.append(
-            users.select(category=name)
-            .with_row_index("row")
-            .explode("category")
-            .drop_nulls("category")
-            .join(fields, on="category", how="left")
-            .select("row", code=pl.col("code").fill_null(other))
-        )
+        coded = mentions.join(fields, on="category", how="left", maintain_order="left")
+        lists.append(coded.select("row", code=pl.col("code").fill_null(other)))
         n_binary = other + 1
     active = pl.DataFrame({"row": []}, schema={"row": pl.UInt32}).with_columns(active=pl.lit(None, pl.List(pl.UInt32)))
     if lists:

@@ -31,7 +31,7 @@ from arnn_lightning.instantiate import instantiate
 LAYOUT = 2  # raised whenever the same configuration would write other bytes
 SPLITS = ("train", "val", "test")
 DAY = 86_400
-ROW_GROUP = 1 << 20  # stated, so that the files' bytes do not depend on the number of threads
+ROW_GROUP = 1 << 18  # stated, so that the files' bytes do not depend on the number of threads
 PIECE = 1 << 22  # rows
 PATHS = ("raw_dir", "events", "users", "titles")  # settings of readers that say where files lie, not what they mean
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": DAY}
