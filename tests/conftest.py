@@ -105,6 +105,7 @@ def make_data(prepared: Prepared, lanes: int = 4, **settings: Any) -> SessionDat
         "n_sample": 0,
         "sample_alpha": 0.5,
         "score_all": False,
+        "log_q": False,
         "draw": "user",
         "seed": 1,
     }

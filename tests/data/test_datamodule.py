@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from arnn_lightning.data.datamodule import TrainingWindows, Windows, lookups
 from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.errors import UserError
 from conftest import make_data, make_sessions, random_sessions, write_world
 
 
@@ -56,18 +59,73 @@ def test_lookups_give_back_the_ids_from_sorted_unique_rows(seed: int) -> None:
         assert set(lookup.rows[lookup.inverse].tolist()) == set(lookup.rows.tolist())
 
 
-def training_windows(n_sample: int, alpha: float, seed: int = 3) -> TrainingWindows:
+def training_windows(n_sample: int, alpha: float, seed: int = 3, log_q: bool = False) -> TrainingWindows:
     sessions = [[0, 1, 0], [0, 2], [0, 0, 3]] * 10
-    return TrainingWindows(windows_of(sessions, 5, 4), 5, n_sample, alpha, False, seed)
+    return TrainingWindows(windows_of(sessions, 5, 4), 5, 5, n_sample, alpha, False, log_q, seed)
 
 
-def test_extra_negatives_follow_popularity_to_the_power_of_alpha() -> None:
-    windows = training_windows(n_sample=4000, alpha=0.5)
-    scored = windows[(0, 0)].scored
-    drawn = torch.cat([lookup.rows[lookup.inverse][5:] for lookup in scored])
-    share = np.bincount(drawn.numpy(), minlength=5) / len(drawn)
-    weight = np.array([50, 10, 10, 10, 0]) ** 0.5
-    np.testing.assert_allclose(share, weight / weight.sum(), atol=0.02)
+def assert_drawn_by(drawn: np.ndarray, probability: np.ndarray) -> None:
+    """Counts of independent draws differ from what is expected by no more than one time in 10,000."""
+    counts = np.bincount(drawn, minlength=len(probability))
+    assert not counts[probability == 0].any()
+    expected = len(drawn) * probability[probability > 0]
+    distance = ((counts[probability > 0] - expected) ** 2 / expected).sum()
+    assert distance < chi2.ppf(1 - 1e-4, len(expected) - 1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.75, 1.0])
+def test_extra_negatives_follow_popularity_to_the_power_of_alpha(alpha: float) -> None:
+    windows = training_windows(n_sample=4000, alpha=alpha)
+    scored = [lookup for index in range(len(windows)) for lookup in windows[(0, index)].scored]
+    drawn = torch.cat([lookup.rows[lookup.inverse][5:] for lookup in scored]).numpy()
+    weight = np.array([50, 10, 10, 10, 0]) ** alpha  # item 4 has no event: drawn where all items are alike only
+    assert len(drawn) == 4000 * len(windows.windows.schedule.event)
+    assert_drawn_by(drawn, weight / weight.sum())
+
+
+def test_log_q_is_how_often_columns_beside_ones_own_show_an_item() -> None:
+    rng = np.random.default_rng(0)
+    sessions = [rng.choice(6, 4, p=[0.5, 0.2, 0.1, 0.1, 0.06, 0.04]).tolist() for _ in range(4000)]
+    windows = TrainingWindows(windows_of(sessions, 8, 50), 6, 8, 4, 0.5, False, True, seed=3)
+    seen, log_q = [], {}
+    for index in range(len(windows) - 5):  # all lanes alive
+        batch = windows[(0, index)]
+        for k, lookup in enumerate(batch.scored):
+            items = lookup.rows[lookup.inverse]
+            seen.append(items[1:])  # beside the first lane's own
+            log_q |= dict(zip(items.tolist(), batch.log_q[k].tolist(), strict=True))
+    share = np.bincount(torch.cat(seen).numpy(), minlength=6) / sum(map(len, seen))
+    q = np.exp([log_q[item] for item in range(6)])
+    assert q.sum() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(q, share, rtol=0.03)
+
+
+def test_log_q_is_finite_wherever_a_column_is_real_and_0_where_it_is_not() -> None:
+    for n_sample in (0, 3):
+        windows = training_windows(n_sample, 0.5, log_q=True)
+        for index in range(len(windows)):
+            batch = windows[(0, index)]
+            assert torch.isfinite(batch.log_q).all()
+            assert not batch.log_q[:, :5][~batch.window.alive].any()
+    assert training_windows(3, 0.5)[(0, 0)].log_q is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lanes": 0}, "model.lanes=0: must be 1 or more"),
+        ({"steps": 0}, "window_steps=0: must be 1 or more"),
+        ({"evaluation_lanes": 0}, "evaluation.lanes=0: must be 1 or more"),
+        ({"n_sample": -1}, "model.n_sample=-1: must be 0 or more"),
+        ({"sample_alpha": -0.5}, r"model.sample_alpha=-0\.5: must be 0 or more"),
+        ({"lanes": 1}, "model.lanes=1 leaves no negatives"),
+    ],
+)
+def test_settings_that_cannot_be_are_users_errors(small_world: Prepared, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_data(small_world, **settings).train_dataloader()
+    for enough in ({"n_sample": 1}, {"score_all": True}):
+        make_data(small_world, lanes=1, **enough).train_dataloader()
 
 
 def test_extra_negatives_depend_on_epoch_window_and_seed_alone() -> None:

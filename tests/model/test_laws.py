@@ -25,7 +25,7 @@ class LSTMRec(SessionModel):
 
     def __init__(self, n_items: int) -> None:
         optimizer = lambda weights: torch.optim.Adam(weights, 0.05)  # noqa: E731
-        super().__init__("lstm", n_items, optimizer, Objective(cross_entropy, "linear", "batch", "mask"))
+        super().__init__("lstm", n_items, optimizer, Objective(cross_entropy, "linear", 0.5, "batch", "mask", 0.0))
         self.hidden_size = 8
         self.embedding = nn.Embedding(n_items, 8)
         self.cell = nn.LSTMCell(8, 8)
@@ -175,16 +175,62 @@ def test_E8_the_watch_itself_sees_a_wide_tensor() -> None:
     assert wide.found
 
 
+class ReadBacks(TorchDispatchMode):
+    """Collects the operations for which a GPU would have to wait: their result, or its size, is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            one is not None and one.dtype == torch.bool for one in args[1]
+        )
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "_coalesce", "equal", "is_nonzero")
+        if by_mask or name in waits:
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "arnn"])  # a live PNN finds the fields that are present (nn/product.py)
+def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared) -> None:
+    model = made(name, small_world)
+    optimizer = model.configure_optimizers()
+    batches = list(make_data(small_world, lanes=4, n_sample=7).train_dataloader())
+    ends = [(batches[0], 1), (batches[-1], -1)]  # all lanes alive, and some
+    assert [batch.full[k] for batch, k in ends] == [True, False]
+    state = model.initial_state(4)
+    model.step_loss(batches[0], 0, state)  # the users' part is computed once
+    for batch, k in ends:
+        with ReadBacks() as back:
+            loss, state = model.step_loss(batch, k, state)
+        loss.backward()  # unwatched: a watched gradient is copied, and lies no longer where the optimizer knows it
+        with back:
+            optimizer.step()
+        optimizer.zero_grad()
+        assert back.found == []
+
+
+def test_the_watch_itself_sees_what_is_read_back() -> None:
+    gradient = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.ones(2), (3,), check_invariants=True)
+    for look in (lambda: torch.ones(2).sum().item(), lambda: torch.ones(2)[torch.ones(2) > 0], gradient.coalesce):
+        with ReadBacks() as back:
+            look()
+        assert back.found
+
+
 @pytest.mark.parametrize("hits", ["mask", "keep"])
 def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: Prepared) -> None:
     model = made("gru4rec", small_world, f"model.loss.accidental_hits={hits}")
-    inverse = torch.tensor([2, 0, 2, 1, 2])  # targets of four lanes, one extra negative
+    inverse = torch.tensor([2, 0, 2, 1, 2, 0, 0])  # targets of four lanes, three extra negatives
     negative = model._negatives(inverse, torch.tensor([True, True, True, False]))
-    expected = torch.ones(4, 5, dtype=torch.bool)
+    expected = torch.ones(4, 7, dtype=torch.bool)  # an item that was drawn twice counts twice
     expected[:, 3] = False  # the dead lane's column is nobody's negative
     expected.fill_diagonal_(False)
     if hits == "mask":
         expected[0, [2, 4]] = expected[2, [0, 4]] = False
+        expected[1, [5, 6]] = False
     assert torch.equal(negative[:3], expected[:3])
 
 

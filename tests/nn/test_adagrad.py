@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from arnn_lightning.data.datamodule import lookups
 from arnn_lightning.errors import UserError
 from arnn_lightning.nn.adagrad import RowAdagrad
-from arnn_lightning.nn.table import RowTable
+from arnn_lightning.nn.table import ItemScorer, RowTable
 
 
 def run(optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], sparse: bool, unique: bool) -> list[Tensor]:
@@ -50,6 +50,27 @@ def test_E21_two_reads_of_one_table_in_a_step_are_added_too() -> None:
         return table.weight.detach()
 
     assert torch.allclose(trained(sparse=True), trained(sparse=False), atol=1e-15)
+
+
+@pytest.mark.parametrize("lanes", [3, 9])  # fewer and more than the hidden size: two ways to the scores
+def test_E21_a_tied_embedding_and_its_scorer_are_added_up_too(lanes: int) -> None:
+    def trained(optimizer: Callable[..., torch.optim.Optimizer], sparse: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        scorer = ItemScorer(20, 5).double()
+        scorer.items.sparse = scorer.bias.sparse = sparse
+        made = optimizer(scorer.parameters())
+        for _ in range(5):
+            ids = torch.randint(0, 20, (2, lanes))
+            read, scored = lookups(ids, torch.ones_like(ids, dtype=torch.bool))
+            made.zero_grad()
+            scorer.some(scorer.items(ids[0], read), scored).square().sum().backward()
+            made.step()
+        return [weight.detach() for weight in scorer.parameters()]
+
+    ours = trained(lambda weights: RowAdagrad(weights, 0.1, 1e-10, 0.0, 0.0), sparse=True)
+    theirs = trained(lambda weights: torch.optim.Adagrad(weights, 0.1), sparse=False)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
 
 
 def test_E13_every_setting_reaches_the_update() -> None:

@@ -1,21 +1,40 @@
 """Losses against references written from their formulas."""
 
+import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.nn.losses import Objective, cross_entropy, mean_over_lanes, top1
+from arnn_lightning.nn.losses import Objective, bpr, bpr_max, cross_entropy, mean_over_lanes, top1, top1_max
+
+BPREG = 0.7
+LOSSES = [top1, bpr, top1_max, partial(bpr_max, bpreg=BPREG), cross_entropy]
+ACTIVATIONS = ["softmax", "tanh", "linear", "elu"]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def named(loss: Callable[..., Tensor]) -> str:
+    return loss.func.__name__ if isinstance(loss, partial) else loss.__name__
+
+
+def objective(function: Callable[..., Tensor], activation: str = "linear", **settings: object) -> Objective:
+    defaults = {"elu_alpha": 0.5, "candidates": "batch", "accidental_hits": "mask", "logq": 0.0}
+    return Objective(function, activation, **(defaults | settings))
 
 
 def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, positives, and negatives of a random number, none for the last lane."""
     generator = torch.Generator().manual_seed(seed)
-    score = torch.randn(6, 9, dtype=torch.float64, generator=generator).requires_grad_()
+    score = (2 * torch.randn(6, 9, dtype=torch.float64, generator=generator)).requires_grad_()
     positive = torch.randint(0, 9, (6,), generator=generator)
-    negative = torch.rand(6, 9, generator=generator) < 0.6
+    negative = torch.rand(6, 9, generator=generator) < torch.rand(6, 1, generator=generator)
     negative[torch.arange(6), positive] = False
+    negative[-1] = False
     return score, positive, negative
 
 
@@ -23,41 +42,84 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def test_TOP1_is_the_mean_over_the_negatives_alone() -> None:
-    score, positive, negative = example()
-    loss = top1(score, positive, negative)
-    for lane in range(6):
-        r = score[lane].tolist()
-        own = r[int(positive[lane])]
-        terms = [sigmoid(r[j] - own) + sigmoid(r[j] ** 2) for j in range(9) if negative[lane, j]]
-        assert loss[lane].item() == pytest.approx(sum(terms) / len(terms), abs=1e-12)
+def shares(negatives: list[float]) -> list[float]:
+    total = sum(math.exp(one) for one in negatives)
+    return [math.exp(one) / total for one in negatives]
+
+
+# r of the positive, r of the negatives -> loss; there is one negative at least.
+REFERENCES: dict[str, Callable[[float, list[float]], float]] = {
+    "top1": lambda own, others: sum(sigmoid(r - own) + sigmoid(r**2) for r in others) / len(others),
+    "bpr": lambda own, others: sum(-math.log(sigmoid(own - r)) for r in others) / len(others),
+    "top1_max": lambda own, others: sum(
+        s * (sigmoid(r - own) + sigmoid(r**2)) for s, r in zip(shares(others), others, strict=True)
+    ),
+    "bpr_max": lambda own, others: (
+        -math.log(sum(s * sigmoid(own - r) for s, r in zip(shares(others), others, strict=True)) + 1e-24)
+        + BPREG * sum(s * r**2 for s, r in zip(shares(others), others, strict=True))
+    ),
+    "cross_entropy": lambda own, others: -math.log(math.exp(own) / (math.exp(own) + sum(map(math.exp, others)))),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=named)
+@pytest.mark.parametrize("seed", range(3))
+def test_E9_E10_every_loss_and_its_gradient_are_those_of_its_formula(loss, seed: int) -> None:
+    score, positive, negative = example(seed)
+    value = loss(score, positive, negative)
+    (gradient,) = torch.autograd.grad(value.sum(), score)
+    for lane in range(len(score)):
+
+        def reference(r: list[float], lane: int = lane) -> float:
+            others = [r[j] for j in range(9) if negative[lane, j]]
+            return REFERENCES[named(loss)](r[int(positive[lane])], others) if others else 0.0
+
+        r, small = score[lane].tolist(), 1e-5
+        assert value[lane].item() == pytest.approx(reference(r), abs=1e-10)
+        for j in range(9):
+            up, down = ([x + sign * small * (j == k) for k, x in enumerate(r)] for sign in (1, -1))
+            slope = (reference(up) - reference(down)) / (2 * small)
+            assert gradient[lane, j].item() == pytest.approx(slope, abs=1e-7)
 
 
 def test_TOP1_regulariser_has_no_gradient_for_the_positive() -> None:
     score, positive, negative = example()
     regulariser = top1(score, positive, negative) - (
-        (torch.sigmoid(score - score.gather(1, positive[:, None])) * negative).sum(1) / negative.sum(1)
+        (torch.sigmoid(score - score.gather(1, positive[:, None])) * negative).sum(1) / negative.sum(1).clamp(min=1)
     )
     (gradient,) = torch.autograd.grad(regulariser.sum(), score)
     assert gradient.gather(1, positive[:, None]).abs().max() < 1e-15
 
 
-def test_E9_cross_entropy_is_a_softmax_once_over_positive_and_negatives() -> None:
-    score, positive, negative = example()
-    loss = cross_entropy(score, positive, negative)
-    for lane in range(6):
-        r = score[lane].tolist()
-        own = int(positive[lane])
-        total = sum(math.exp(r[j]) for j in range(9) if negative[lane, j] or j == own)
-        assert loss[lane].item() == pytest.approx(-math.log(math.exp(r[own]) / total), abs=1e-12)
+@pytest.mark.parametrize("loss", LOSSES, ids=named)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_E20_every_loss_takes_every_activation_and_its_gradient_is_right(loss, activation: str, device: str) -> None:
+    made = objective(loss, activation)
+    score, positive, negative = (one.detach().to(device) for one in example())
+    assert torch.autograd.gradcheck(lambda s: made(s, positive, negative), (score.requires_grad_(),))
 
 
-@pytest.mark.parametrize("function", [top1, cross_entropy])
-@pytest.mark.parametrize("activation", ["softmax", "tanh", "linear"])
-def test_E20_every_loss_takes_every_activation_and_its_gradient_is_right(function, activation: str) -> None:
-    objective = Objective(function, activation, "batch", "mask")
-    score, positive, negative = example()
-    assert torch.autograd.gradcheck(lambda s: objective(s, positive, negative), (score,))
+@pytest.mark.parametrize("loss", LOSSES, ids=named)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_E10_gradients_stay_finite_where_every_negative_is_far_above_or_below(loss, activation: str) -> None:
+    for far in (1e4, -1e4):
+        score = torch.tensor([[0.0, far, far, far + 3]], requires_grad=True)
+        value = objective(loss, activation)(score, torch.tensor([0]), torch.tensor([[False, True, True, True]]))
+        value.sum().backward()
+        assert torch.isfinite(value).all()
+        assert torch.isfinite(score.grad).all()
+
+
+def test_elu_is_linear_above_0_and_bends_to_minus_its_alpha() -> None:
+    seen = []
+
+    def spy(score: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        seen.append(score)
+        return score.sum(1)
+
+    objective(spy, "elu", elu_alpha=0.25)(torch.tensor([[2.0, -1.0, -50.0]]), torch.tensor([0]), torch.ones(1, 3) > 0)
+    assert seen[0][0].tolist() == pytest.approx([2, 0.25 * (math.exp(-1) - 1), -0.25])
 
 
 def test_softmax_is_taken_over_the_candidates_only() -> None:
@@ -68,19 +130,53 @@ def test_softmax_is_taken_over_the_candidates_only() -> None:
         return score.sum(1)
 
     score, positive, negative = example()
-    Objective(spy, "softmax", "batch", "mask")(score, positive, negative)
+    objective(spy, "softmax")(score, positive, negative)
     candidates = negative.scatter(1, positive[:, None], True)
     assert torch.allclose(seen[0].sum(1), torch.ones(6, dtype=torch.float64))
     assert not seen[0][~candidates].any()
 
 
-@pytest.mark.parametrize("function", [top1, cross_entropy])
-def test_a_lane_without_negatives_has_loss_and_gradient_0(function) -> None:
+@pytest.mark.parametrize("loss", LOSSES, ids=named)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_lane_without_negatives_has_loss_and_gradient_0(loss, activation: str) -> None:
     score = torch.randn(1, 3, requires_grad=True)
-    loss = function(score, torch.tensor([1]), torch.zeros(1, 3, dtype=torch.bool))
-    loss.sum().backward()
-    assert loss.item() == pytest.approx(0, abs=1e-7)
+    value = objective(loss, activation)(score, torch.tensor([1]), torch.zeros(1, 3, dtype=torch.bool))
+    value.sum().backward()
+    assert value.item() == pytest.approx(0, abs=1e-7)
     assert not score.grad.any()
+
+
+@pytest.mark.parametrize("logq", [0.4, 1.0])
+def test_logq_takes_the_log_of_how_often_a_column_is_drawn_from_its_score(logq: float) -> None:
+    score, positive, negative = example()
+    log_q = torch.log(torch.rand(9, dtype=torch.float64))
+    loss = objective(cross_entropy, logq=logq)(score, positive, negative, log_q)
+    for lane in range(len(score)):
+        r = [x - logq * q for x, q in zip(score[lane].tolist(), log_q.tolist(), strict=True)]
+        others = [r[j] for j in range(9) if negative[lane, j]]
+        expected = REFERENCES["cross_entropy"](r[int(positive[lane])], others)
+        assert loss[lane].item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("logq", "hits", "exact"), [(1, "keep", True), (0, "keep", False), (1, "mask", False)])
+def test_with_logq_the_true_probabilities_are_where_the_expected_gradient_is_0(
+    logq: float, hits: str, exact: bool
+) -> None:
+    """Four items, two drawn negatives: the expectation over all positives and draws, without any sampling error."""
+    p = torch.tensor([0.6, 0.25, 0.1, 0.05], dtype=torch.float64)  # of being the next item
+    q = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)  # of being drawn
+    score = p.log().requires_grad_()
+    made = objective(cross_entropy, accidental_hits=hits, logq=logq)
+    expected = score.new_zeros(())
+    for columns in itertools.product(range(4), repeat=3):
+        negative = torch.tensor(
+            [[place > 0 and (hits == "keep" or columns[place] != columns[0]) for place in range(3)]]
+        )
+        chance = p[columns[0]] * q[columns[1]] * q[columns[2]]
+        index = torch.tensor(columns)
+        expected = expected + chance * made(score[None, index], torch.tensor([0]), negative, q[index].log())[0]
+    (gradient,) = torch.autograd.grad(expected, score)
+    assert (gradient.abs().max() < 1e-15) == exact
 
 
 def test_E25_the_divisor_is_the_number_of_lanes_dead_ones_included() -> None:
@@ -90,6 +186,20 @@ def test_E25_the_divisor_is_the_number_of_lanes_dead_ones_included() -> None:
 
 @pytest.mark.parametrize("setting", ["activation", "candidates", "accidental_hits"])
 def test_an_unknown_setting_names_the_known_ones(setting: str) -> None:
-    settings = {"activation": "linear", "candidates": "batch", "accidental_hits": "mask"} | {setting: "magic"}
     with pytest.raises(UserError, match=f"{setting}=magic: choose one of"):
-        Objective(top1, **settings)
+        objective(top1, **({"activation": "linear"} | {setting: "magic"}))
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "message"),
+    [
+        (cross_entropy, {"logq": 1.5}, r"logq=1\.5: must lie in \[0, 1\]"),
+        (cross_entropy, {"logq": 1.0, "candidates": "all"}, r"logq=1\.0: only cross_entropy with candidates=batch"),
+        (partial(bpr_max, bpreg=1.0), {"logq": 1.0}, r"logq=1\.0: only cross_entropy with candidates=batch"),
+        (top1, {"elu_alpha": 0.0}, r"elu_alpha=0\.0: must be above zero"),
+    ],
+)
+def test_a_setting_out_of_place_is_a_users_error(function, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        objective(function, **settings)
+    assert objective(partial(cross_entropy), logq=1.0).logq == 1

@@ -30,6 +30,18 @@ def test_a_lookup_reads_the_same_as_the_ids_and_its_gradient_has_its_rows_only()
     assert table.weight.grad._values()[:, 0].tolist() == [1, 2, 1]
 
 
+def test_the_gradient_of_one_read_lies_on_the_rows_that_the_table_remembers_and_of_two_reads_elsewhere() -> None:
+    table = RowTable(50, 3)
+    nn.init.normal_(table.weight)
+    first, second = lookups(torch.tensor([[7, 3, 7], [3, 9, 9]]), torch.ones(2, 3, dtype=torch.bool))
+    mixed = torch.randn(3, 2)
+    (table(second.rows, second) @ mixed).sum().backward()
+    assert table.weight.grad._indices().data_ptr() == table.weight.unique_rows.data_ptr() == second.rows.data_ptr()
+    table.zero_grad()
+    ((table(first.rows, first) + table(second.rows, second)) @ mixed).sum().backward()
+    assert table.weight.grad._indices().data_ptr() not in (first.rows.data_ptr(), second.rows.data_ptr())
+
+
 @pytest.mark.parametrize("lanes", [5, 7])  # fewer and more than the hidden size: spread after or before the product
 def test_some_scores_are_the_same_as_among_all(lanes: int) -> None:
     scorer = ItemScorer(40, 6).double()

@@ -68,7 +68,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_works() -> None:
     done = arnn(Path.cwd(), "--help")
-    assert "model: arnn, gru4rec, itemknn, pnn, pop" in done.stdout
+    assert "model: arnn, arnn_strong, gru4rec, gru4rec_strong, itemknn, pnn, pop" in done.stdout
 
 
 def test_the_default_run_ends_with_all_five_models_and_the_paired_difference(home: Path) -> None:
@@ -76,6 +76,15 @@ def test_the_default_run_ends_with_all_five_models_and_the_paired_difference(hom
     rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
     assert rows == ["pop", "itemknn", "gru4rec", "pnn", "arnn"]
     assert "arnn - gru4rec, paired: Recall@20" in printed
+
+
+def test_the_strong_models_keep_their_names_in_table_and_paths(home: Path) -> None:
+    small = [*SMALL, "model.session.n_sample=100"]
+    printed = arnn(home, *small, "model=arnn_strong").stdout
+    rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+    assert rows == ["pop", "itemknn", "gru4rec_strong", "pnn", "arnn_strong"]
+    (run,) = (home / "outputs" / "synthetic" / "arnn_strong").iterdir()
+    assert metrics_of(run)["parts"]["session"]["model"] == "gru4rec_strong"
 
 
 def test_the_run_folder_holds_what_it_promises(home: Path) -> None:
@@ -226,6 +235,9 @@ def test_a_typo_keeps_hydras_words(home: Path) -> None:
         ([*SMALL, "data.context_strength=3"], "context_strength=3: must lie in [0, 1]"),
         ([*SMALL, "pretrained.context=first/metrics.json"], "damaged, or no checkpoint"),
         ([*SMALL, "model=gru4rec", "model.optimizer.lr=-1"], "optimizer.lr=-1"),
+        ([*SMALL, "model=gru4rec", "model.loss.logq=1"], "logq=1: only cross_entropy with candidates=batch"),
+        ([*SMALL, "model=gru4rec", "model.n_sample=-1"], "model.n_sample=-1: must be 0 or more"),
+        ([*SMALL, "model=gru4rec", "model.lanes=1", "model.n_sample=0"], "model.lanes=1 leaves no negatives"),
     ],
 )
 def test_a_users_error_is_one_line_and_exit_code_2(

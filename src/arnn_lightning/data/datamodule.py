@@ -15,6 +15,7 @@ from arnn_lightning.data.contexts import PREFIX, Draw, draw_users
 from arnn_lightning.data.lanes import DEAD, schedule
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.data.window import Contexts, Lookup, Sessions, TrainingWindow, Window
+from arnn_lightning.errors import UserError
 
 Place = tuple[int, int]  # (epoch, window)
 
@@ -67,17 +68,42 @@ class Windows(Dataset[Window]):
 
 
 class TrainingWindows(Dataset[TrainingWindow]):
-    """Windows with each step's unique rows and extra negatives, drawn in bulk by popularity^alpha."""
+    """Windows with each step's unique rows and extra negatives, drawn in bulk by popularity^alpha.
+
+    Extra negatives are drawn with replacement, whatever the lanes' targets are; alpha 0 draws all items alike, those
+    without a training event included.
+
+    log q: a column chosen at random among those scored beside a lane's own, B - 1 other lanes' targets and N extra
+    items, shows an item with probability q = ((B - 1) p + N s) / (B - 1 + N), p its share of the training targets and
+    s its share under popularity^alpha. One q for all columns, whichever way an item came in: a positive and a negative
+    that are the same item must be corrected alike.
+    """
 
     def __init__(
-        self, windows: Windows, n_items: int, n_sample: int, sample_alpha: float, score_all: bool, seed: int
+        self,
+        windows: Windows,
+        n_items: int,
+        lanes: int,
+        n_sample: int,
+        sample_alpha: float,
+        score_all: bool,
+        log_q: bool,
+        seed: int,
     ) -> None:
         self.windows = windows
         self.n_sample = n_sample
         self.score_all = score_all
         self.seed = seed
-        popularity = np.bincount(windows.sessions.item, minlength=n_items).astype(np.float64) ** sample_alpha
-        self.cumulated = np.cumsum(popularity / popularity.sum())
+        sessions = windows.sessions
+        popularity = np.bincount(sessions.item, minlength=n_items).astype(np.float64) ** sample_alpha
+        share = popularity / popularity.sum()
+        self.cumulated = np.cumsum(share)
+        self.log_q: Tensor | None = None
+        if log_q:
+            targets = np.bincount(np.delete(sessions.item, sessions.offset[:-1]), minlength=n_items)
+            q = ((lanes - 1) * targets / targets.sum() + n_sample * share) / (lanes - 1 + n_sample)
+            with np.errstate(divide="ignore"):  # an item that no column shows
+                self.log_q = torch.from_numpy(np.log(q)).float()
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -87,7 +113,7 @@ class TrainingWindows(Dataset[TrainingWindow]):
         items = lookups(window.item, window.alive)
         full = window.alive.all(1).tolist()
         if self.score_all:
-            return TrainingWindow(window, full, items, [])
+            return TrainingWindow(window, full, items, [], None)
         scored, real = window.target, window.alive
         if self.n_sample:
             shape = (len(scored), self.n_sample)
@@ -96,7 +122,8 @@ class TrainingWindows(Dataset[TrainingWindow]):
             negatives = np.searchsorted(self.cumulated, chance, side="right").clip(max=len(self.cumulated) - 1)
             scored = torch.cat([scored, torch.from_numpy(negatives)], 1)
             real = torch.cat([real, torch.ones(shape, dtype=torch.bool)], 1)
-        return TrainingWindow(window, full, items, lookups(scored, real))
+        log_q = None if self.log_q is None else torch.where(real, self.log_q[scored], 0)
+        return TrainingWindow(window, full, items, lookups(scored, real), log_q)
 
 
 def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:
@@ -123,8 +150,12 @@ class SessionDataModule(LightningDataModule):
         n_sample: extra negatives per step.
         sample_alpha: exponent of the popularity by which they are drawn.
         score_all: True where the loss scores the whole catalogue, so that no rows need finding.
+        log_q: True where the loss corrects scores by how likely their columns are.
         draw: whose contexts a session sees.
         seed: seed of the draws.
+
+    Raises:
+        UserError: no lane, a negative number of negatives, or a loss that would never see a negative.
     """
 
     def __init__(
@@ -137,10 +168,20 @@ class SessionDataModule(LightningDataModule):
         n_sample: int,
         sample_alpha: float,
         score_all: bool,
+        log_q: bool,
         draw: Draw,
         seed: int,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("model.lanes", lanes, 1),
+            ("window_steps", steps, 1),
+            ("evaluation.lanes", evaluation_lanes, 1),
+            ("model.n_sample", n_sample, 0),
+            ("model.sample_alpha", sample_alpha, 0),
+        ):
+            if not value >= least:
+                raise UserError(f"{name}={value}: must be {least} or more")
         self.prepared = prepared
         self.lanes = lanes
         self.steps = steps
@@ -148,6 +189,7 @@ class SessionDataModule(LightningDataModule):
         self.n_sample = n_sample
         self.sample_alpha = sample_alpha
         self.score_all = score_all
+        self.log_q = log_q
         self.draw: Draw = draw
         self.seed = seed
 
@@ -157,12 +199,18 @@ class SessionDataModule(LightningDataModule):
         return Windows(sessions, users, lanes, self.steps)
 
     def train_dataloader(self) -> DataLoader[TrainingWindow]:
+        if self.lanes == 1 and not self.n_sample and not self.score_all:
+            raise UserError(
+                "model.lanes=1 leaves no negatives: add lanes or model.n_sample, or take model/loss=cross_entropy_full"
+            )
         windows = TrainingWindows(
             self._windows("train", self.lanes),
             int(self.prepared.dims["n_items"]),
+            self.lanes,
             self.n_sample,
             self.sample_alpha,
             self.score_all,
+            self.log_q,
             self.seed,
         )
         return _loader(windows)

@@ -43,13 +43,15 @@ class TrainingWindow(NamedTuple):
     ``items[k]`` looks up the (B,) input items of step k, ``scored[k]`` its (B + N,) scored items: the lanes' targets,
     then the extra negatives. Dead lanes point at some row of a lane alive; masks keep them out of the loss.
     ``scored`` is empty where all items are scored. ``full[k]``: all lanes are alive in step k, known without asking
-    the device.
+    the device. ``log_q`` (K, B + N): the logarithm of how likely a scored column is to show its item, where the loss
+    asks for it.
     """
 
     window: Window
     full: list[bool]
     items: list[Lookup]
     scored: list[Lookup]
+    log_q: Tensor | None
 
 
 class Step(NamedTuple):

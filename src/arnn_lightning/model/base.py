@@ -162,7 +162,7 @@ class SessionModel(LightningModule):
             raw_BC = self.scorer.some(query_BH, scored)
             positive_B = torch.arange(len(alive_B), device=raw_BC.device)
             negative_BC = self._negatives(scored.inverse, alive_B)
-        loss_B = self.objective(raw_BC, positive_B, negative_BC)
+        loss_B = self.objective(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
         return mean_over_lanes(loss_B, alive_B), tuple(part.detach() for part in state)
 
     def _negatives(self, inverse_C: Tensor, alive_B: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class RowAdagrad(Optimizer):
         torch._foreach_add_(weights, velocities)
 
     def _update_rows(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        rows, values = _unique_rows(gradient)
+        rows, values = _unique_rows(weight, gradient)
         if group["weight_decay"]:
             values = values.add(weight.index_select(0, rows), alpha=group["weight_decay"])
         accumulator = state["accumulator"].index_select(0, rows).addcmul_(values, values)
@@ -90,11 +90,13 @@ class RowAdagrad(Optimizer):
         weight.index_add_(0, rows, step)
 
 
-def _unique_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _unique_rows(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and values of a sparse gradient, every row once, duplicates added."""
     rows, values = gradient._indices()[0], gradient._values()
-    # A Lookup's rows are strictly ascending; anything else (two reads of one table, raw ids) is added up here.
-    if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
-        gradient = gradient.coalesce()
-        rows, values = gradient._indices()[0], gradient._values()
-    return rows, values
+    known = getattr(weight, "unique_rows", None)  # nn/table.py
+    # The same memory, so the same rows: known without looking at them, for which a GPU would have to wait.
+    if known is not None and rows.data_ptr() == known.data_ptr() and len(rows) == len(known):
+        return rows, values
+    # Anything else (two reads of one table, raw ids) is added up here.
+    gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()

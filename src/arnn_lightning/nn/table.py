@@ -32,7 +32,15 @@ class RowTable(nn.Module):
         """
         if rows is None:
             return F.embedding(ids, self.weight, sparse=self.sparse)
-        return F.embedding(rows.rows, self.weight, sparse=self.sparse)[rows.inverse]
+        return self.unique(rows.rows)[rows.inverse]
+
+    def unique(self, rows_R: Tensor) -> Tensor:
+        """(R, width) of rows that are sorted and unique, as a Lookup's are.
+
+        The weight remembers them: a gradient that lies on this very tensor is known to have every row once.
+        """
+        self.weight.unique_rows = rows_R  # type: ignore[attr-defined]
+        return F.embedding(rows_R, self.weight, sparse=self.sparse)
 
 
 class ItemScorer(nn.Module):
@@ -46,8 +54,7 @@ class ItemScorer(nn.Module):
 
     def some(self, query_BH: Tensor, rows: Lookup) -> Tensor:
         """Scores (B, C) of the C items that ``rows`` looks up: only their weights are read (E8)."""
-        weight_RH = F.embedding(rows.rows, self.items.weight, sparse=self.items.sparse)
-        bias_R1 = F.embedding(rows.rows, self.bias.weight, sparse=self.bias.sparse)
+        weight_RH, bias_R1 = self.items.unique(rows.rows), self.bias.unique(rows.rows)
         if len(query_BH) < query_BH.shape[1]:  # the scores are the smaller to spread over the C items, else the rows
             return torch.addmm(bias_R1[:, 0], query_BH, weight_RH.T).index_select(1, rows.inverse)
         weight_CH, bias_C = weight_RH.index_select(0, rows.inverse), bias_R1[:, 0].index_select(0, rows.inverse)

@@ -30,6 +30,7 @@ BEST, LAST, DONE = "best.ckpt", "last.ckpt", "done"
 
 def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any]) -> SessionDataModule:
     """The data as ``model`` (a model's config) wants it: its lanes, its negatives."""
+    loss = model.get("loss", {})
     return SessionDataModule(
         prepared,
         lanes=int(model.get("lanes", config.evaluation.lanes)),
@@ -37,7 +38,8 @@ def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any])
         evaluation_lanes=config.evaluation.lanes,
         n_sample=int(model.get("n_sample", 0)),
         sample_alpha=float(model.get("sample_alpha", 0.0)),
-        score_all=model.get("loss", {}).get("candidates") == "all",
+        score_all=loss.get("candidates") == "all",
+        log_q=bool(loss.get("logq", 0.0)),
         draw=config.data.contexts.draw,
         seed=config.seed,
     )
