@@ -113,7 +113,7 @@ class TrainingWindows(Dataset[TrainingWindow]):
         items = lookups(window.item, window.alive)
         full = window.alive.all(1).tolist()
         if self.score_all:
-            return TrainingWindow(window, full, items, [], None)
+            return TrainingWindow(window, full, items, [], [], None)
         scored, real = window.target, window.alive
         if self.n_sample:
             shape = (len(scored), self.n_sample)
@@ -122,8 +122,11 @@ class TrainingWindows(Dataset[TrainingWindow]):
             negatives = np.searchsorted(self.cumulated, chance, side="right").clip(max=len(self.cumulated) - 1)
             scored = torch.cat([scored, torch.from_numpy(negatives)], 1)
             real = torch.cat([real, torch.ones(shape, dtype=torch.bool)], 1)
-        log_q = None if self.log_q is None else torch.where(real, self.log_q[scored], 0)
-        return TrainingWindow(window, full, items, lookups(scored, real), log_q)
+        found = lookups(scored, real)
+        there_KC = real.float()
+        counts = [torch.zeros(len(one.rows)).index_add_(0, one.inverse, there_KC[k]) for k, one in enumerate(found)]
+        log_q = None if self.log_q is None else [self.log_q[one.rows] for one in found]
+        return TrainingWindow(window, full, items, found, counts, log_q)
 
 
 def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:

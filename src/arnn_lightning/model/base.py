@@ -159,23 +159,19 @@ class SessionModel(LightningModule):
             negative_BC = torch.ones_like(raw_BC, dtype=torch.bool).scatter_(1, positive_B[:, None], False)
         else:
             scored = batch.scored[k]
-            raw_BC = self.scorer.some(query_BH, scored)
-            positive_B = torch.arange(len(alive_B), device=raw_BC.device)
-            negative_BC = self._negatives(scored.inverse, alive_B)
+            raw_BC = self.scorer.some(query_BH, scored.rows)
+            positive_B = scored.inverse[: len(alive_B)]
+            negative_BC = self._negatives(positive_B, batch.counts[k])
         loss_B = self.objective(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
         return mean_over_lanes(loss_B, alive_B), tuple(part.detach() for part in state)
 
-    def _negatives(self, inverse_C: Tensor, alive_B: Tensor) -> Tensor:
-        """Which scored columns are negatives of each lane (B, C): columns of dead lanes are nobody's."""
+    def _negatives(self, positive_B: Tensor, count_R: Tensor) -> Tensor:
+        """How often each scored item is a negative of each lane (B, R)."""
         assert self.objective is not None
-        lanes = len(alive_B)
+        negative_BR, positive_B1 = count_R.repeat(len(positive_B), 1), positive_B[:, None]
         if self.objective.accidental_hits == "mask":
-            negative_BC = inverse_C[:lanes, None] != inverse_C
-        else:
-            negative_BC = torch.ones((lanes, len(inverse_C)), dtype=torch.bool, device=inverse_C.device)
-            negative_BC.fill_diagonal_(False)
-        negative_BC[:, :lanes] &= alive_B
-        return negative_BC
+            return negative_BR.scatter_(1, positive_B1, 0.0)
+        return negative_BR.scatter_add_(1, positive_B1, count_R.new_full(positive_B1.shape, -1.0))
 
     def _check_losses(self, losses_K: Tensor) -> None:
         finite_K = torch.isfinite(losses_K)
