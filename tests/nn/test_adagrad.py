@@ -118,3 +118,14 @@ def test_momentum_follows_its_formula() -> None:
 def test_a_negative_rate_is_a_users_error() -> None:
     with pytest.raises(UserError, match=r"optimizer\.lr=-1"):
         RowAdagrad([nn.Parameter(torch.zeros(1))], lr=-1, eps=0.0, weight_decay=0.0, momentum=0.0)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_the_fused_update_is_the_one_that_momentum_and_other_devices_take(
+    weight_decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = lambda weights: RowAdagrad(weights, 0.1, 1e-3, weight_decay, 0.0)  # noqa: E731
+    fused = run(make, sparse=True, unique=True)
+    monkeypatch.setattr(RowAdagrad, "_fused", lambda self, group: False)
+    for a, b in zip(fused, run(make, sparse=True, unique=True), strict=True):
+        assert torch.allclose(a, b, atol=1e-14)
