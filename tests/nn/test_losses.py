@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.instantiate import instantiate
 from arnn_lightning.nn.losses import Objective, bpr, bpr_max, cross_entropy, mean_over_lanes, top1, top1_max
 
 BPREG = 0.7
@@ -195,6 +196,14 @@ def test_an_item_that_is_a_negative_n_times_counts_as_n_columns_do(loss, activat
     assert torch.allclose(spread, once, atol=1e-12)
     gradients = [torch.autograd.grad(value.sum(), score)[0] for value in (spread, once)]
     assert torch.allclose(*gradients, atol=1e-12)
+
+
+def test_a_loss_from_a_config_is_called_without_asking_again_whether_it_is_allowed() -> None:
+    function = {"_target_": "arnn_lightning.nn.losses.bpr_max", "_partial_": True, "bpreg": BPREG}
+    made = objective(instantiate(function)).function
+    assert type(made) is partial
+    assert made.func is bpr_max
+    assert made.keywords == {"bpreg": BPREG}
 
 
 def test_E25_the_divisor_is_the_number_of_lanes_dead_ones_included() -> None:
