@@ -47,10 +47,10 @@ def test_a_dead_lane_holds_item_0_and_never_starts() -> None:
     assert not window.start[:, 1:].any()
 
 
-@given(st.integers(0, 1000))
-def test_lookups_give_back_the_ids_from_sorted_unique_rows(seed: int) -> None:
+@given(st.integers(0, 1000), st.sampled_from([1, 1000]))  # a small catalogue and a large one: two ways
+def test_lookups_give_back_the_ids_from_sorted_unique_rows(seed: int, spread: int) -> None:
     rng = np.random.default_rng(seed)
-    ids = torch.from_numpy(rng.integers(0, 6, (4, 8)))
+    ids = torch.from_numpy(rng.integers(0, 6, (4, 8))) * spread
     real = torch.from_numpy(rng.random((4, 8)) < 0.6)
     real[torch.arange(4), torch.from_numpy(rng.integers(0, 8, 4))] = True
     for k, lookup in enumerate(lookups(ids, real)):

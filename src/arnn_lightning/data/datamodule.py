@@ -135,7 +135,12 @@ def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:
     stride = int(ids_KC.max()) + 1
     first_K1 = torch.where(real_KC, ids_KC, stride).amin(1, keepdim=True)  # some real row of the step
     key = torch.where(real_KC, ids_KC, first_K1) + torch.arange(steps)[:, None] * stride
-    unique, inverse = torch.unique(key, return_inverse=True)
+    if stride <= 8 * ids_KC.shape[1]:  # a table over all items is shorter than sorting
+        there = torch.zeros(steps * stride, dtype=torch.bool)
+        there[key] = True
+        unique, inverse = there.nonzero()[:, 0], (there.cumsum(0) - 1)[key]
+    else:
+        unique, inverse = torch.unique(key, return_inverse=True)
     step_of = unique // stride
     bounds = torch.searchsorted(step_of, torch.arange(steps + 1)).tolist()
     rows = unique - step_of * stride
