@@ -118,6 +118,7 @@ class SessionModel(LightningModule):
         started = time.perf_counter()
         optimizer = cast(LightningOptimizer, self.optimizers())
         raw = optimizer.optimizer
+        weights = [weight for group in raw.param_groups for weight in group["params"]]
         steps, lanes = batch.window.item.shape
         state = self._training_state if self._training_state is not None else self.initial_state(lanes)
         losses = torch.empty(steps, device=self.device)
@@ -127,7 +128,8 @@ class SessionModel(LightningModule):
             loss.backward()
             # Lightning counts the last step of each window: global_step counts windows, and checkpoints get saved.
             (raw if k < steps - 1 else optimizer).step()
-            raw.zero_grad()
+            for weight in weights:  # zero_grad(), without its hooks
+                weight.grad = None
         self._training_state = state
         self._check_losses(losses)
         self.mini_batches += steps
