@@ -7,6 +7,7 @@ PATH is a checkout of one of the three, known by its files; none of their code i
 
 - GRU4Rec_PyTorch_Official: mini-batches of training (cross-entropy, tied vectors, H = 100), the ranks of an evaluation
   and their speed; with ``--accuracy``, Recall@20 and MRR@20 after the same epochs from the same initial weights.
+  Its Adagrad adds eps = 1e-6 inside the root, ours 1e-10 outside: ``--peer-eps 1e-20`` makes the two the same.
 - pyGRU4REC: mini-batches of the 2016 model (one-hot, tanh, TOP1), B = 50, as its own epoch runs them, metrics included.
 - session-rec: ItemKNN's fit and predictions.
 
@@ -281,6 +282,7 @@ def evaluate(
 
 def accuracy(module: ModuleType, evaluation: ModuleType, options: argparse.Namespace, loss: str) -> None:
     """Recall@20 and MRR@20 of both on the test split, from the same initial weights, after the same epochs."""
+    module.IndexedAdagradM.__init__.__defaults__ = (LEARNING_RATE, 0.0, options.peer_eps)
     rows: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     for seed in options.seeds:
         overrides = gru4rec(options.lanes, 100, options.n_sample, loss, options.embedding)
@@ -430,7 +432,8 @@ def main() -> None:
     parser.add_argument("--n-sample", type=int, default=0)
     parser.add_argument("--embedding", choices=["tied", "separate"], default="tied")
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--eps", type=float, default=1e-10, help="of our Adagrad; the peer has 1e-6 inside the root")
+    parser.add_argument("--eps", type=float, default=1e-10, help="of our Adagrad, outside the root")
+    parser.add_argument("--peer-eps", type=float, default=1e-6, help="of the official code's, inside the root")
     options = parser.parse_args()
     path = options.path.absolute()
     name = recognise(path)
