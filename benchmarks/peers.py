@@ -76,7 +76,7 @@ def ours(options: argparse.Namespace, *overrides: str, seed: int = 1) -> Ours:
         config = compose("config", overrides=[f"data={options.data}", f"seed={seed}", *overrides])
     config.paths.data = str(Path(config.paths.data).absolute())
     prepared = prepare_data(config)
-    config.model.dims = prepared.dims
+    config.model.dims = prepared.dims | {"n_items": max(prepared.dims["n_items"], options.catalogue)}
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
     torch.manual_seed(seed)
     return build(plain), datamodule(prepared, config, plain), prepared
@@ -331,7 +331,8 @@ def pygru4rec(path: Path, options: argparse.Namespace, race: Race) -> None:
     overrides = ["model=gru4rec", "model/loss=top1", "model.loss.activation=tanh", "model.loss.accidental_hits=keep"]
     overrides += ["model.lanes=50", "model.n_sample=0", "model.dropout_hidden=0", "model.optimizer.lr=0.01"]
     _, data, prepared = ours(options, *overrides)
-    n_items, steps = prepared.dims["n_items"], len(data._windows("train", 50).schedule.event)
+    n_items = max(prepared.dims["n_items"], options.catalogue)
+    steps = len(data._windows("train", 50).schedule.event)
     events = frame(prepared, "train")
     events = events[events["SessionId"] < options.sessions]
     loader, counted = module.SessionDataLoader, [0]
@@ -423,6 +424,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="", help="contests whose name has this word")
     parser.add_argument("--wide", action="store_true", help="H = 1000 too")
+    parser.add_argument("--catalogue", type=int, default=0, help="more items than the data has, for pyGRU4REC's race")
     parser.add_argument("--sessions", type=int, default=2_000, help="sessions that pyGRU4REC trains on")
     parser.add_argument("--predictions", type=int, default=200, help="predictions asked of ItemKNN")
     parser.add_argument("--accuracy", nargs="+", choices=["cross_entropy", "bpr_max"])
