@@ -25,7 +25,8 @@ lint: $(INSTALLED) ## check style and format
 types: $(INSTALLED) ## check types
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## measure speed against bare loops and reference implementations
+bench: $(INSTALLED) ## measure speed against reference implementations and bare loops
+	$(BIN)/python benchmarks/reference.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/product.py
 	$(BIN)/python benchmarks/scale.py

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from arnn_lightning.data.datamodule import TrainingWindows, Windows
-from arnn_lightning.data.window import Contexts, Sessions
+from arnn_lightning.data.window import Contexts, Sessions, TrainingWindow
 from arnn_lightning.model.base import SessionModel
 from arnn_lightning.model.checkpoint import build
 from arnn_lightning.nn.product import ProductLayer
@@ -114,18 +114,23 @@ def model(name: str, n_binary: int, *overrides: str, items: int = ITEMS, users: 
     return made.train()
 
 
-def training_step(made: SessionModel, lanes: int, items: int = ITEMS, users: int = USERS) -> Callable[[], None]:
-    """Ten mini-batches of training."""
+def random_window(lanes: int, items: int, users: int, steps: int) -> TrainingWindow:
+    """``steps`` mini-batches of random events, every lane alive."""
     rng = np.random.default_rng(1)
-    length, count = 11, lanes
+    length, count = steps + 1, lanes
     sessions = Sessions(
         item=rng.integers(0, items, length * count),
         offset=np.arange(0, length * count + 1, length),
         session=np.arange(count),
         user=rng.integers(0, users, count),
     )
-    windows = Windows(sessions, sessions.user, lanes, 10)
-    batch = TrainingWindows(windows, items, lanes, 0, 0.0, False, False, 1)[(0, 0)]
+    windows = Windows(sessions, sessions.user, lanes, steps)
+    return TrainingWindows(windows, items, lanes, 0, 0.0, False, False, 1)[(0, 0)]
+
+
+def training_step(made: SessionModel, lanes: int, items: int = ITEMS, users: int = USERS) -> Callable[[], None]:
+    """Ten mini-batches of training."""
+    batch = random_window(lanes, items, users, 10)
     optimizer = made.configure_optimizers()
 
     def run() -> None:

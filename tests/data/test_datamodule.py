@@ -47,10 +47,10 @@ def test_a_dead_lane_holds_item_0_and_never_starts() -> None:
     assert not window.start[:, 1:].any()
 
 
-@given(st.integers(0, 1000))
-def test_lookups_give_back_the_ids_from_sorted_unique_rows(seed: int) -> None:
+@given(st.integers(0, 1000), st.sampled_from([1, 1000]))  # a small catalogue and a large one: two ways
+def test_lookups_give_back_the_ids_from_sorted_unique_rows(seed: int, spread: int) -> None:
     rng = np.random.default_rng(seed)
-    ids = torch.from_numpy(rng.integers(0, 6, (4, 8)))
+    ids = torch.from_numpy(rng.integers(0, 6, (4, 8))) * spread
     real = torch.from_numpy(rng.random((4, 8)) < 0.6)
     real[torch.arange(4), torch.from_numpy(rng.integers(0, 8, 4))] = True
     for k, lookup in enumerate(lookups(ids, real)):
@@ -93,20 +93,19 @@ def test_log_q_is_how_often_columns_beside_ones_own_show_an_item() -> None:
         for k, lookup in enumerate(batch.scored):
             items = lookup.rows[lookup.inverse]
             seen.append(items[1:])  # beside the first lane's own
-            log_q |= dict(zip(items.tolist(), batch.log_q[k].tolist(), strict=True))
+            log_q |= dict(zip(lookup.rows.tolist(), batch.log_q[k].tolist(), strict=True))
     share = np.bincount(torch.cat(seen).numpy(), minlength=6) / sum(map(len, seen))
     q = np.exp([log_q[item] for item in range(6)])
     assert q.sum() == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(q, share, rtol=0.03)
 
 
-def test_log_q_is_finite_wherever_a_column_is_real_and_0_where_it_is_not() -> None:
+def test_log_q_is_finite_for_every_scored_item() -> None:
     for n_sample in (0, 3):
         windows = training_windows(n_sample, 0.5, log_q=True)
         for index in range(len(windows)):
             batch = windows[(0, index)]
-            assert torch.isfinite(batch.log_q).all()
-            assert not batch.log_q[:, :5][~batch.window.alive].any()
+            assert all(torch.isfinite(one).all() for one in batch.log_q)
     assert training_windows(3, 0.5)[(0, 0)].log_q is None
 
 

@@ -223,15 +223,18 @@ def test_the_watch_itself_sees_what_is_read_back() -> None:
 @pytest.mark.parametrize("hits", ["mask", "keep"])
 def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: Prepared) -> None:
     model = made("gru4rec", small_world, f"model.loss.accidental_hits={hits}")
-    inverse = torch.tensor([2, 0, 2, 1, 2, 0, 0])  # targets of four lanes, three extra negatives
-    negative = model._negatives(inverse, torch.tensor([True, True, True, False]))
-    expected = torch.ones(4, 7, dtype=torch.bool)  # an item that was drawn twice counts twice
-    expected[:, 3] = False  # the dead lane's column is nobody's negative
-    expected.fill_diagonal_(False)
-    if hits == "mask":
-        expected[0, [2, 4]] = expected[2, [0, 4]] = False
-        expected[1, [5, 6]] = False
-    assert torch.equal(negative[:3], expected[:3])
+    count = torch.tensor([3.0, 1.0, 3.0])  # targets 2, 0, 2 and extra negatives 2, 0, 0, 1: drawn twice counts twice
+    negative = model._negatives(torch.tensor([2, 0, 2]), count)
+    own = 0 if hits == "mask" else 2  # the positive itself is not among its negatives
+    assert negative.tolist() == [[3, 1, own], [own, 1, 3], [3, 1, own]]
+
+
+def test_a_dead_lanes_target_is_nobodys_negative(small_world: Prepared) -> None:
+    for batch in make_data(small_world, lanes=7, n_sample=4).train_dataloader():
+        for k, (lookup, count) in enumerate(zip(batch.scored, batch.counts, strict=True)):
+            real = torch.cat([batch.window.alive[k], torch.ones(4, dtype=torch.bool)])
+            columns = lookup.inverse[real].tolist()
+            assert count.tolist() == [columns.count(row) for row in range(len(lookup.rows))]
 
 
 def test_E11_both_dropouts_act_with_one_layer(small_world: Prepared) -> None:

@@ -52,18 +52,17 @@ def test_E21_two_reads_of_one_table_in_a_step_are_added_too() -> None:
     assert torch.allclose(trained(sparse=True), trained(sparse=False), atol=1e-15)
 
 
-@pytest.mark.parametrize("lanes", [3, 9])  # fewer and more than the hidden size: two ways to the scores
-def test_E21_a_tied_embedding_and_its_scorer_are_added_up_too(lanes: int) -> None:
+def test_E21_a_tied_embedding_and_its_scorer_are_added_up_too() -> None:
     def trained(optimizer: Callable[..., torch.optim.Optimizer], sparse: bool) -> list[Tensor]:
         torch.manual_seed(0)
         scorer = ItemScorer(20, 5).double()
         scorer.items.sparse = scorer.bias.sparse = sparse
         made = optimizer(scorer.parameters())
         for _ in range(5):
-            ids = torch.randint(0, 20, (2, lanes))
+            ids = torch.randint(0, 20, (2, 9))
             read, scored = lookups(ids, torch.ones_like(ids, dtype=torch.bool))
             made.zero_grad()
-            scorer.some(scorer.items(ids[0], read), scored).square().sum().backward()
+            scorer.some(scorer.items(ids[0], read), scored.rows).square().sum().backward()
             made.step()
         return [weight.detach() for weight in scorer.parameters()]
 
@@ -119,3 +118,14 @@ def test_momentum_follows_its_formula() -> None:
 def test_a_negative_rate_is_a_users_error() -> None:
     with pytest.raises(UserError, match=r"optimizer\.lr=-1"):
         RowAdagrad([nn.Parameter(torch.zeros(1))], lr=-1, eps=0.0, weight_decay=0.0, momentum=0.0)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_the_fused_update_is_the_one_that_momentum_and_other_devices_take(
+    weight_decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = lambda weights: RowAdagrad(weights, 0.1, 1e-3, weight_decay, 0.0)  # noqa: E731
+    fused = run(make, sparse=True, unique=True)
+    monkeypatch.setattr(RowAdagrad, "_fused", lambda self, group: False)
+    for a, b in zip(fused, run(make, sparse=True, unique=True), strict=True):
+        assert torch.allclose(a, b, atol=1e-14)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.instantiate import instantiate
 from arnn_lightning.nn.losses import Objective, bpr, bpr_max, cross_entropy, mean_over_lanes, top1, top1_max
 
 BPREG = 0.7
@@ -177,6 +178,32 @@ def test_with_logq_the_true_probabilities_are_where_the_expected_gradient_is_0(
         expected = expected + chance * made(score[None, index], torch.tensor([0]), negative, q[index].log())[0]
     (gradient,) = torch.autograd.grad(expected, score)
     assert (gradient.abs().max() < 1e-15) == exact
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=named)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hits", ["keep", "mask"])
+def test_an_item_that_is_a_negative_n_times_counts_as_n_columns_do(loss, activation: str, hits: str) -> None:
+    torch.manual_seed(0)
+    score = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    columns = torch.tensor([2, 0, 2, 3, 2, 1])  # the lanes' targets, then extra negatives
+    other = ~torch.eye(3, 6, dtype=torch.bool)
+    if hits == "mask":
+        other &= columns[:3, None] != columns
+    spread = objective(loss, activation)(score[:, columns], torch.arange(3), other)
+    count = torch.zeros(3, 4).index_add_(1, columns, other.float())
+    once = objective(loss, activation)(score, columns[:3], count)
+    assert torch.allclose(spread, once, atol=1e-12)
+    gradients = [torch.autograd.grad(value.sum(), score)[0] for value in (spread, once)]
+    assert torch.allclose(*gradients, atol=1e-12)
+
+
+def test_a_loss_from_a_config_is_called_without_asking_again_whether_it_is_allowed() -> None:
+    function = {"_target_": "arnn_lightning.nn.losses.bpr_max", "_partial_": True, "bpreg": BPREG}
+    made = objective(instantiate(function)).function
+    assert type(made) is partial
+    assert made.func is bpr_max
+    assert made.keywords == {"bpreg": BPREG}
 
 
 def test_E25_the_divisor_is_the_number_of_lanes_dead_ones_included() -> None:

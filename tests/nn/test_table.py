@@ -42,14 +42,13 @@ def test_the_gradient_of_one_read_lies_on_the_rows_that_the_table_remembers_and_
     assert table.weight.grad._indices().data_ptr() not in (first.rows.data_ptr(), second.rows.data_ptr())
 
 
-@pytest.mark.parametrize("lanes", [5, 7])  # fewer and more than the hidden size: spread after or before the product
-def test_some_scores_are_the_same_as_among_all(lanes: int) -> None:
+def test_some_scores_are_the_same_as_among_all() -> None:
     scorer = ItemScorer(40, 6).double()
     nn.init.normal_(scorer.bias.weight)
-    query = torch.randn(lanes, 6, dtype=torch.float64)
+    query = torch.randn(5, 6, dtype=torch.float64)
     ids = torch.randint(0, 40, (1, 12))
     (lookup,) = lookups(ids, torch.ones_like(ids, dtype=torch.bool))
-    assert torch.allclose(scorer.some(query, lookup), scorer.all(query)[:, ids[0]], atol=1e-12)
+    assert torch.allclose(scorer.some(query, lookup.rows), scorer.all(query)[:, lookup.rows], atol=1e-12)
 
 
 def test_E22_the_step_is_torchs_gru_cell() -> None:

@@ -141,7 +141,7 @@ class TrainingWindows(Dataset[TrainingWindow]):
         items = lookups(window.item, window.alive)
         full = window.alive.all(1).tolist()
         if self.score_all:
-            return TrainingWindow(window, full, items, [], None)
+            return TrainingWindow(window, full, items, [], [], None)
         scored, real = window.target, window.alive
         if self.n_sample:
             shape = (len(scored), self.n_sample)
@@ -150,8 +150,11 @@ class TrainingWindows(Dataset[TrainingWindow]):
             negatives = np.searchsorted(self.cumulated, chance, side="right").clip(max=len(self.cumulated) - 1)
             scored = torch.cat([scored, torch.from_numpy(negatives)], 1)
             real = torch.cat([real, torch.ones(shape, dtype=torch.bool)], 1)
-        log_q = None if self.log_q is None else torch.where(real, self.log_q[scored], 0)
-        return TrainingWindow(window, full, items, lookups(scored, real), log_q)
+        found = lookups(scored, real)
+        there_KC = real.float()
+        counts = [torch.zeros(len(one.rows)).index_add_(0, one.inverse, there_KC[k]) for k, one in enumerate(found)]
+        log_q = None if self.log_q is None else [self.log_q[one.rows] for one in found]
+        return TrainingWindow(window, full, items, found, counts, log_q)
 
 
 def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:
@@ -160,7 +163,12 @@ def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:
     stride = int(ids_KC.max()) + 1
     first_K1 = torch.where(real_KC, ids_KC, stride).amin(1, keepdim=True)  # some real row of the step
     key = torch.where(real_KC, ids_KC, first_K1) + torch.arange(steps)[:, None] * stride
-    unique, inverse = torch.unique(key, return_inverse=True)
+    if stride <= 8 * ids_KC.shape[1]:  # a table over all items is shorter than sorting
+        there = torch.zeros(steps * stride, dtype=torch.bool)
+        there[key] = True
+        unique, inverse = there.nonzero()[:, 0], (there.cumsum(0) - 1)[key]
+    else:
+        unique, inverse = torch.unique(key, return_inverse=True)
     step_of = unique // stride
     bounds = torch.searchsorted(step_of, torch.arange(steps + 1)).tolist()
     rows = unique - step_of * stride

@@ -42,16 +42,17 @@ class TrainingWindow(NamedTuple):
 
     ``items[k]`` looks up the (B,) input items of step k, ``scored[k]`` its (B + N,) scored items: the lanes' targets,
     then the extra negatives. Dead lanes point at some row of a lane alive; masks keep them out of the loss.
-    ``scored`` is empty where all items are scored. ``full[k]``: all lanes are alive in step k, known without asking
-    the device. ``log_q`` (K, B + N): the logarithm of how likely a scored column is to show its item, where the loss
-    asks for it.
+    ``counts[k]`` (R,): how often each scored row is a target of a lane alive or an extra negative. ``log_q[k]`` (R,):
+    the logarithm of how likely a scored column is to show the item, where the loss asks for it. The three are empty
+    where all items are scored. ``full[k]``: all lanes are alive in step k, known without asking the device.
     """
 
     window: Window
     full: list[bool]
     items: list[Lookup]
     scored: list[Lookup]
-    log_q: Tensor | None
+    counts: list[Tensor]
+    log_q: list[Tensor] | None
 
 
 class Step(NamedTuple):

@@ -128,6 +128,7 @@ class SessionModel(LightningModule):
             self._resumed = None
         optimizer = cast(LightningOptimizer, self.optimizers())
         raw = optimizer.optimizer
+        weights = [weight for group in raw.param_groups for weight in group["params"]]
         steps, lanes = batch.window.item.shape
         state = self._training_state if self._training_state is not None else self.initial_state(lanes)
         losses = torch.empty(steps, device=self.device)
@@ -137,7 +138,8 @@ class SessionModel(LightningModule):
             loss.backward()
             # Lightning counts the last step of each window: global_step counts windows, and checkpoints get saved.
             (raw if k < steps - 1 else optimizer).step()
-            raw.zero_grad()
+            for weight in weights:  # zero_grad(), without its hooks
+                weight.grad = None
         self._training_state = state
         self._check_losses(losses)
         self.mini_batches += steps
@@ -165,28 +167,24 @@ class SessionModel(LightningModule):
         scored = None if self.objective.candidates == "all" else batch.scored[k]
         with torch.autocast(alive_B.device.type, torch.bfloat16, enabled=self.bf16):
             query_BH, state = self.represent(step, state)
-            raw_BC = self.scorer.all(query_BH) if scored is None else self.scorer.some(query_BH, scored)
+            raw_BC = self.scorer.all(query_BH) if scored is None else self.scorer.some(query_BH, scored.rows)
         raw_BC = raw_BC.float() if self.bf16 else raw_BC
         if scored is None:
             positive_B = window.target[k]
             negative_BC = torch.ones_like(raw_BC, dtype=torch.bool).scatter_(1, positive_B[:, None], False)
         else:
-            positive_B = torch.arange(len(alive_B), device=raw_BC.device)
-            negative_BC = self._negatives(scored.inverse, alive_B)
+            positive_B = scored.inverse[: len(alive_B)]
+            negative_BC = self._negatives(positive_B, batch.counts[k])
         loss_B = self.objective(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
         return mean_over_lanes(loss_B, alive_B), tuple(part.detach() for part in state)
 
-    def _negatives(self, inverse_C: Tensor, alive_B: Tensor) -> Tensor:
-        """Which scored columns are negatives of each lane (B, C): columns of dead lanes are nobody's."""
+    def _negatives(self, positive_B: Tensor, count_R: Tensor) -> Tensor:
+        """How often each scored item is a negative of each lane (B, R)."""
         assert self.objective is not None
-        lanes = len(alive_B)
+        negative_BR, positive_B1 = count_R.repeat(len(positive_B), 1), positive_B[:, None]
         if self.objective.accidental_hits == "mask":
-            negative_BC = inverse_C[:lanes, None] != inverse_C
-        else:
-            negative_BC = torch.ones((lanes, len(inverse_C)), dtype=torch.bool, device=inverse_C.device)
-            negative_BC.fill_diagonal_(False)
-        negative_BC[:, :lanes] &= alive_B
-        return negative_BC
+            return negative_BR.scatter_(1, positive_B1, 0.0)
+        return negative_BR.scatter_add_(1, positive_B1, count_R.new_full(positive_B1.shape, -1.0))
 
     def _check_losses(self, losses_K: Tensor) -> None:
         finite_K = torch.isfinite(losses_K)

@@ -98,4 +98,4 @@ class GRU4REC(SessionModel):
             fresh_BH = cell(gates_BG, hidden_LBH[layer])
             hidden_BH = F.dropout(fresh_BH, self.dropout_hidden, self.training)
             carried.append(hidden_BH if self.carry_dropout else fresh_BH)
-        return hidden_BH, (torch.stack(carried),)
+        return hidden_BH, (torch.stack(carried) if len(carried) > 1 else carried[0][None],)

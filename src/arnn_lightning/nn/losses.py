@@ -1,8 +1,9 @@
 """Ranking losses over a positive and its negatives, one value per lane, chosen by config.
 
-Every function takes scores (B, C), the column of each lane's positive (B,) and which columns are its negatives
-(B, C), never the positive itself; it returns (B,). A lane without negatives has loss 0. Every negative column counts:
-an item that was drawn twice counts twice.
+Every function takes scores (B, C) of distinct items, the column of each lane's positive (B,) and how often each column
+is its negative (B, C), numbers or booleans; it returns (B,). An item that was drawn twice has one column that counts
+twice. The positive itself is not among its own negatives; where another lane has the same target, it is as often as
+there are such lanes. A lane without negatives has loss 0.
 
 r_i is the positive's score, r_j a negative's; s_j the softmax over the negatives alone.
 """
@@ -89,8 +90,9 @@ def bpr_max(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor, bpreg: fl
 
 def cross_entropy(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
     """-log softmax of the positive among itself and its negatives; softmax once, on what it is given (E9)."""
-    candidate_BC = _candidates(score_BC, positive_B, negative_BC)
-    return torch.logsumexp(candidate_BC, 1) - _own(score_BC, positive_B)[:, 0]
+    weight_BC = _candidates(score_BC, positive_B, negative_BC)
+    log_own_B = _own(weight_BC, positive_B)[:, 0].log()
+    return F.cross_entropy(score_BC + weight_BC.log(), positive_B, reduction="none") + log_own_B
 
 
 def _own(score_BC: Tensor, positive_B: Tensor) -> Tensor:
@@ -100,15 +102,14 @@ def _own(score_BC: Tensor, positive_B: Tensor) -> Tensor:
 
 def _softmax_over_negatives(score_BC: Tensor, negative_BC: Tensor) -> Tensor:
     """s (B, C), 0 elsewhere; all 0 for a lane without negatives, where a softmax over -inf would be NaN."""
-    lowest = torch.finfo(score_BC.dtype).min
-    return torch.softmax(score_BC.masked_fill(~negative_BC, lowest), 1) * negative_BC
+    log_BC = negative_BC.to(score_BC.dtype).log().clamp_(min=torch.finfo(score_BC.dtype).min)
+    return torch.softmax(score_BC + log_BC, 1) * (negative_BC > 0)
 
 
 def _candidates(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
-    """The scores of the positive and its negatives, -inf elsewhere."""
-    candidate_BC = negative_BC.scatter(1, positive_B[:, None], True)
-    # Added, not masked: an addition costs nothing on the way back.
-    return score_BC + torch.where(candidate_BC, 0.0, -torch.inf)
+    """How often each column is the positive or one of its negatives."""
+    once_B1 = score_BC.new_ones(len(score_BC), 1)
+    return negative_BC.to(score_BC.dtype).scatter_add(1, positive_B[:, None], once_B1)
 
 
 Activation = Literal["softmax", "tanh", "linear", "elu"]
@@ -155,6 +156,10 @@ class Objective:
         if not 0 <= self.logq <= 1:
             raise UserError(f"model.loss.logq={self.logq}: must lie in [0, 1]")
         function = self.function.func if isinstance(self.function, partial) else self.function
+        if isinstance(self.function, partial) and getattr(function, "__module__", None) == __name__:
+            # Hydra's partial asks at every call anew whether its target is allowed, which takes a tenth of a small
+            # step; a loss of this file was asked for when it was made.
+            object.__setattr__(self, "function", partial(function, *self.function.args, **self.function.keywords))
         if self.logq and (function is not cross_entropy or self.candidates == "all"):
             raise UserError(
                 f"model.loss.logq={self.logq}: only cross_entropy with candidates=batch can be corrected; set it to 0"
@@ -169,7 +174,8 @@ class Objective:
         elif self.activation == "elu":
             score_BC = F.elu(raw_BC, self.elu_alpha)
         elif self.activation == "softmax":
-            score_BC = torch.softmax(_candidates(raw_BC, positive_B, negative_BC), 1)
+            weight_BC = _candidates(raw_BC, positive_B, negative_BC)
+            score_BC = torch.softmax(raw_BC + weight_BC.log(), 1) / weight_BC.clamp_(min=1)
         else:
             score_BC = raw_BC
         if self.logq:
@@ -184,4 +190,4 @@ def mean_over_lanes(loss_B: Tensor, alive_B: Tensor) -> Tensor:
     Divided by the lanes alive instead, the last steps of an epoch, where few lanes still have a session, would move the
     weights as far as full steps do, on a handful of events; behind a batch normalisation that ruins a trained model.
     """
-    return torch.where(alive_B, loss_B, 0).sum() / len(alive_B)
+    return torch.where(alive_B, loss_B, 0).mean()

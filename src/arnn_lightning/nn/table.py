@@ -32,7 +32,10 @@ class RowTable(nn.Module):
         """
         if rows is None:
             return F.embedding(ids, self.weight, sparse=self.sparse)
-        return self.unique(rows.rows)[rows.inverse]
+        unique_RD = self.unique(rows.rows)
+        if rows.inverse.dim() == 1:  # a third of what indexing costs, there and back
+            return unique_RD.index_select(0, rows.inverse)
+        return unique_RD[rows.inverse]
 
     def unique(self, rows_R: Tensor) -> Tensor:
         """(R, width) of rows that are sorted and unique, as a Lookup's are.
@@ -52,13 +55,9 @@ class ItemScorer(nn.Module):
         self.bias = RowTable(n_items, 1)
         glorot_(self.items.weight, n_items, hidden_size)
 
-    def some(self, query_BH: Tensor, rows: Lookup) -> Tensor:
-        """Scores (B, C) of the C items that ``rows`` looks up: only their weights are read (E8)."""
-        weight_RH, bias_R1 = self.items.unique(rows.rows), self.bias.unique(rows.rows)
-        if len(query_BH) < query_BH.shape[1]:  # the scores are the smaller to spread over the C items, else the rows
-            return torch.addmm(bias_R1[:, 0], query_BH, weight_RH.T).index_select(1, rows.inverse)
-        weight_CH, bias_C = weight_RH.index_select(0, rows.inverse), bias_R1[:, 0].index_select(0, rows.inverse)
-        return torch.addmm(bias_C, query_BH, weight_CH.T)
+    def some(self, query_BH: Tensor, rows_R: Tensor) -> Tensor:
+        """Scores (B, R) of the items ``rows_R``, sorted and unique: only their weights are read (E8)."""
+        return torch.addmm(self.bias.unique(rows_R)[:, 0], query_BH, self.items.unique(rows_R).T)
 
     def all(self, query_BH: Tensor) -> Tensor:
         """Scores (B, I) of the whole catalogue."""
