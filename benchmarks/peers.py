@@ -243,6 +243,7 @@ def evaluate(
         config = compose("config", overrides=["data=xing", *gru4rec(lanes, 100, 0)])
     config.model.dims = {"n_items": n_items, "single_sizes": [], "n_binary": 0}
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
+    torch.manual_seed(0)
     model = build(plain).eval()
     peer = make_peer(module, model, np.arange(n_items), layers=[100], batch_size=lanes, n_sample=0)
     peer.model = module.GRU4RecModel(n_items, [100], 0.0, 0.0, 0, True).eval()
