@@ -22,11 +22,13 @@ def rows(run: Path) -> list[dict[str, Any]]:
     metrics = json.loads((run / "metrics.json").read_text())
     config: Any = OmegaConf.load(run / ".hydra" / "config.yaml")
     loss = config.model.get("loss")
+    name = "" if loss is None else loss.function._target_.rsplit(".", 1)[-1]
+    corrected = ", logQ" if loss is not None and loss.get("logq") else ""
     about = {
         "data": metrics["data"],
         "context_strength": config.data.get("context_strength", ""),
         "draw": config.data.contexts.draw,
-        "loss": "" if loss is None else f"{loss.function._target_.rsplit('.', 1)[-1]} over {loss.candidates}",
+        "loss": "" if loss is None else f"{name} on {loss.activation} over {loss.candidates}{corrected}",
         "seed": metrics["seed"],
         "run_model": metrics["model"],
     }

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,7 +185,7 @@ def _build(
     def count(step: str, frame: pl.DataFrame, sessions: int | None = None) -> pl.DataFrame:
         counts = {
             "events": frame.height,
-            "sessions": frame["sid"].n_unique() if "sid" in frame.columns else sessions,
+            "sessions": len(_starts(frame["sid"].to_numpy())) if "sid" in frame.columns else sessions,
             "users": int(np.count_nonzero(_tally(frame[USER], len(user_ids)))),
             "items": int(np.count_nonzero(_tally(frame[ITEM], len(item_ids)))),
         }
@@ -205,7 +206,7 @@ def _build(
     progress(f"rows in the file: {raw.rows:,}")
     read = time.perf_counter()
     frame = count("events of the modelled kind", frame, _count_sessions(frame, data["session"], data["gap"]))
-    log_items = _tally(frame[ITEM], len(item_ids))
+    log_items = _tally(frame[ITEM], len(item_ids)) if data["items"]["counted_over"] == "log" else None
 
     frame = _window(frame, data["window_days"])
     frame = count("in the time window", _mark_sessions(frame, data["session"], data["gap"]))
@@ -213,7 +214,7 @@ def _build(
     frame = _assign_split(frame, data["split"])
     for name in SPLITS:
         require(name, frame)
-    frame = count("of popular items", _popular_items(frame, data["items"], log_items))
+    frame = count("of popular items", _popular_items(frame, data["items"], len(item_ids), log_items))
     shortest = int(data["min_session_length"])
     if shortest < 2:
         raise UserError(
@@ -237,8 +238,8 @@ def _build(
         splits[name] = {
             "events": part.height,
             "sessions": part[SESSION].n_unique(),
-            "users": part[USER].n_unique(),
-            "items": part[ITEM].n_unique(),
+            "users": int(np.count_nonzero(_tally(part[USER], len(users)))),
+            "items": int(np.count_nonzero(_tally(part[ITEM], len(items)))),
         }
         if name == "train":
             train_events = pl.Series("events", _tally(part[USER], len(users)))
@@ -288,8 +289,8 @@ def _read(reader: Reader, source: Path) -> tuple[RawData, pl.DataFrame, pl.Serie
     Everything after works on codes: they are small, whatever the ids are, and count with ``bincount``.
     """
     raw = events.check(reader.read(), source)
-    user, user_ids = _codes(raw.events[USER])
-    item, item_ids = _codes(raw.events[ITEM])
+    with ThreadPoolExecutor() as pool:
+        (user, user_ids), (item, item_ids) = pool.map(_codes, (raw.events[USER], raw.events[ITEM]))
     frame = pl.DataFrame({USER: user, ITEM: item, TIME: raw.events[TIME].rechunk()})
     if SESSION in raw.events.columns:
         frame = frame.with_columns(_codes(raw.events[SESSION])[0].alias(SESSION))
@@ -349,17 +350,18 @@ def _by_user(frame: pl.DataFrame, where: pl.Expr, pause: int) -> pl.Expr:
     """One number that sorts as (user, where) do; from a user to the next it grows by more than ``pause``."""
     low, high = frame.lazy().select(where.min(), where.max().alias("high")).collect().row(0)
     span = high - low + pause + 1
-    if (cast(int, frame[USER].max()) + 1) * span >= 2**63:
+    users = cast(int, frame[USER].max()) + 1
+    if users * span >= 2**63:
         raise UserError(f"event times reach from {low} to {high}: these are no unix seconds; mend the time column")
     place: pl.Expr = pl.col(USER).cast(pl.Int64) * span + (where - low)
-    return place
+    return place.cast(pl.UInt32) if users * span < 2**32 else place  # half as wide, and sorted in half the time
 
 
 def _count_sessions(frame: pl.DataFrame, session: str, gap: str | int) -> int:
     where, pause = _rule(frame, session, gap)
     # Lazily, piece by piece: of a large log only the sorted column is ever there as a whole.
-    places = frame.lazy().select(_by_user(frame, where, pause)).collect().to_series().sort()
-    return int((places.diff() > pause).sum()) + 1
+    places = frame.lazy().select(_by_user(frame, where, pause)).collect().to_series().sort().to_numpy()
+    return int(np.count_nonzero(places[1:] - places[:-1] > pause)) + 1
 
 
 def _mark_sessions(frame: pl.DataFrame, session: str, gap: str | int) -> pl.DataFrame:
@@ -373,18 +375,20 @@ def _mark_sessions(frame: pl.DataFrame, session: str, gap: str | int) -> pl.Data
     )
 
 
-def _popular_items(frame: pl.DataFrame, items: Mapping[str, Any], in_log: np.ndarray) -> pl.DataFrame:
-    """Keeps the most popular items (4.2.3), counted over the whole log, the window, or its training days."""
+def _popular_items(
+    frame: pl.DataFrame, items: Mapping[str, Any], n_items: int, in_log: np.ndarray | None
+) -> pl.DataFrame:
+    """Keeps the most popular items (4.2.3), counted over the whole log, the window, or its training days.
+
+    ``in_log`` (n_items,): the counts over the whole log, where they are asked for.
+    """
     over, coverage = items["counted_over"], float(items["coverage"])
     if int(items["min_events"]) < 1:
         raise UserError(f"data.items.min_events={items['min_events']}: at least 1")
-    if over == "log":
-        counts = in_log
-    elif over in ("window", "train"):
-        counted = frame.filter(pl.col("split") == 0) if over == "train" else frame
-        counts = _tally(counted[ITEM], len(in_log))
-    else:
+    if over not in ("log", "window", "train"):
         raise UserError(f"data.items.counted_over={over}: choose log, window or train")
+    counted = frame.filter(pl.col("split") == 0) if over == "train" else frame
+    counts = _tally(counted[ITEM], n_items) if in_log is None else in_log
     table = pl.DataFrame({ITEM: np.arange(len(counts)), "events": counts}).filter(pl.col("events") > 0)
     kept = contexts.popular(table, coverage).filter(pl.col("events") >= int(items["min_events"]))
     is_kept = _tally(kept[ITEM], len(counts)) > 0
@@ -411,7 +415,7 @@ def _assign_split(frame: pl.DataFrame, split: Mapping[str, Any]) -> pl.DataFrame
 
 def _starts(session: np.ndarray) -> np.ndarray:
     """Where each session starts among sorted events."""
-    return np.flatnonzero(np.diff(session.astype(np.int64), prepend=-1))
+    return np.append(0, np.flatnonzero(session[1:] != session[:-1]) + 1)
 
 
 def _encode(frame: pl.DataFrame, users: pl.Series, items: pl.Series) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
