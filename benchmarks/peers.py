@@ -171,17 +171,17 @@ def make_peer(module: ModuleType, model: SessionModel, ids: np.ndarray, **settin
 
     def take(network: Any) -> None:
         with torch.no_grad():
-            network.Wy.weight.copy_(model.scorer.items.weight[ids])  # type: ignore[union-attr]
+            network.Wy.weight.copy_(model.scorer.items.weight[ids])
             network.By.weight.zero_()
             if not network.constrained_embedding:
-                network.E.weight.copy_(model.item_embedding.weight[ids])  # type: ignore[index, union-attr]
+                network.E.weight.copy_(model.item_embedding.weight[ids])
             (cell,) = network.G
-            cell.weight_ih.copy_(model.input_weights[0])  # type: ignore[index]
-            cell.weight_hh.copy_(model.cells[0].weight)  # type: ignore[index]
+            cell.weight_ih.copy_(model.input_weights[0])
+            cell.weight_hh.copy_(model.cells[0].weight)
             cell.bias_ih.zero_()
             cell.bias_hh.zero_()
 
-    module.GRU4RecModel._reset_weights_to_compatibility_mode = take  # type: ignore[attr-defined]
+    module.GRU4RecModel._reset_weights_to_compatibility_mode = take
     return module.GRU4Rec(device=CPU, learning_rate=LEARNING_RATE, sample_alpha=SAMPLE_ALPHA, **settings)
 
 
@@ -192,7 +192,7 @@ def official(path: Path, options: argparse.Namespace, race: Race) -> None:
             accuracy(module, evaluation, options, loss)
         return
     watch = Stopwatch()
-    module.time = watch  # type: ignore[attr-defined]
+    module.time = watch
     shapes = [(100, 50, 0), (100, 500, 0), (100, 50, 2048)]
     shapes += [(1000, 50, 0), (1000, 500, 0)] if options.wide else []
     for hidden, lanes, n_sample in shapes:
@@ -338,13 +338,13 @@ def pygru4rec(path: Path, options: argparse.Namespace, race: Race) -> None:
     events = events[events["SessionId"] < options.sessions]
     loader, counted = module.SessionDataLoader, [0]
 
-    class Counting(loader):  # type: ignore[misc, valid-type]
+    class Counting(loader):
         def __iter__(self) -> Iterator[Any]:
             for batch in super().__iter__():
                 counted[0] += 1
                 yield batch
 
-    module.SessionDataLoader = Counting  # type: ignore[attr-defined]
+    module.SessionDataLoader = Counting
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.tsv"
         events.to_csv(file, sep="\t", header=False, index=False)
@@ -366,7 +366,7 @@ def pygru4rec(path: Path, options: argparse.Namespace, race: Race) -> None:
 
 def session_rec(path: Path, options: argparse.Namespace, race: Race) -> None:
     if not hasattr(np, "in1d"):
-        np.in1d = np.isin  # type: ignore[attr-defined]  # noqa: NPY201  # the name when the peer was written
+        np.in1d = np.isin  # noqa: NPY201  # the name when the peer was written
     module = load(path, "algorithms/knn/iknn")
     overrides = ["model=itemknn", "model.neighbours=100", "model.shrinkage=20", "model.alpha=0.5"]
     model, _, prepared = ours(options, *overrides)

@@ -56,7 +56,7 @@ class NaivePairs(nn.Module):
 def layer(name: str, n_binary: int) -> nn.Module:
     if name == "naive":
         return NaivePairs(n_binary)
-    return ProductLayer(n_binary, SINGLE, EMBEDDING, HIDDEN, method=name)  # type: ignore[arg-type]
+    return ProductLayer(n_binary, SINGLE, EMBEDDING, HIDDEN, method=name)
 
 
 def one_pass(module: nn.Module, n_binary: int, lanes: int) -> Callable[[], None]:

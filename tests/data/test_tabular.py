@@ -363,6 +363,11 @@ def test_tables_that_do_not_fit_at_all_are_refused(log: Any) -> None:
         read(path, f"data.titles={titles}")
 
 
+def test_a_header_alone_is_a_table_without_events(log: Any) -> None:
+    with pytest.raises(UserError, match=r"clicks\.csv: no events left after reading 0 rows"):
+        read(log("user,item,time\n"))
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

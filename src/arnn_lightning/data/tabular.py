@@ -132,13 +132,14 @@ class TabularReader:
         if self.titles is None:
             return None
         own, title = self.columns["item_in_titles"], self.columns["title"]
+        files = _find("titles", self.titles)
         parts = [
             self._read(file, [own, title], ids=[own]).select(
                 pl.col(own).alias(ITEM), pl.col(title).cast(pl.String).alias(TITLE)
             )
-            for file in _find("titles", self.titles)
+            for file in files
         ]
-        return _stack(parts, _find("titles", self.titles))
+        return _stack(parts, files)
 
     def _values(self, frame: pl.DataFrame, name: str) -> pl.Series:
         """An attribute as the canonical tables have it: String, or List(String)."""
@@ -240,7 +241,7 @@ def _matched(table: pl.DataFrame, events: pl.DataFrame, column: str, name: str) 
     if table[column].dtype != events[column].dtype:
         as_text = pl.col(column).cast(pl.String)
         table, events = table.with_columns(as_text), events.with_columns(as_text)
-    if not table[column].is_in(events[column].implode()).any():
+    if events.height and not table[column].is_in(events[column].implode()).any():
         raise UserError(
             f"data.{name}: no {column} of the events is in this table; its ids look like {table[column].first()!r}, "
             f"theirs like {events[column].first()!r}"

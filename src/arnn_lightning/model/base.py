@@ -7,6 +7,7 @@ because Lightning's loop costs more than a small step does.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -165,7 +166,8 @@ class SessionModel(LightningModule):
         state = reset(state, window.start[k])
         step = Step(window.item[k], window.user[k], None if batch.full[k] else alive_B, batch.items[k])
         scored = None if self.objective.candidates == "all" else batch.scored[k]
-        with torch.autocast(alive_B.device.type, torch.bfloat16, enabled=self.bf16):
+        products = torch.autocast(alive_B.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        with products:
             query_BH, state = self.represent(step, state)
             raw_BC = self.scorer.all(query_BH) if scored is None else self.scorer.some(query_BH, scored.rows)
         raw_BC = raw_BC.float() if self.bf16 else raw_BC
