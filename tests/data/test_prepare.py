@@ -104,6 +104,7 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
         "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
         "min_session_length": 2,
         "split": {"test_days": 1, "val_days": 0},
+        "held_out_users": 0.0,
         "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "draw": "user"},
         "paper": None,
     }
@@ -886,6 +887,7 @@ def test_the_manifest_tells_where_the_data_comes_from(raw: Path) -> None:
         "reader": {"_target_": data["reader"]["_target_"]},
         "contexts": {key: value for key, value in data["contexts"].items() if key != "draw"},
         **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
+        "held_out_users": 0.0,
     }
     assert (manifest["name"], manifest["layout"]) == ("xing", LAYOUT)
     assert manifest["version"] == arnn_lightning.__version__

@@ -5,9 +5,9 @@ A multi-valued attribute gives one two-valued field (absent, present) per popula
 categories that covers ``coverage`` of the training events, ties at the threshold kept - and one field "other".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -137,6 +137,29 @@ def _describe(fields: pl.DataFrame, name: str, kind: str) -> pl.DataFrame:
         code=pl.col("code").cast(pl.UInt32),
         category=pl.col("category").cast(pl.String),
         events=pl.col("events").cast(pl.Int64),
+    )
+
+
+def show(users: pl.DataFrame, vocabulary: pl.DataFrame, fields: Mapping[str, Any], shown: int) -> pl.DataFrame:
+    """Hides all but the first ``shown`` attributes of every user, as if they were unknown.
+
+    Args:
+        users: as ``EncodedContexts.table``.
+        vocabulary: as ``EncodedContexts.vocabulary``.
+        fields: the data set's ``contexts``; the first attributes are its ``multi``, then its ``single`` ones.
+        shown: how many attributes are left.
+
+    Raises:
+        UserError: ``shown`` is no number of attributes.
+    """
+    attributes = [*fields["multi"], *fields["single"]]
+    if isinstance(shown, bool) or not isinstance(shown, int) or shown < 0:
+        raise UserError(f"data.contexts.shown={shown}: null for all attributes, or how many of the {len(attributes)}")
+    hidden = attributes[shown:]
+    lists = vocabulary.filter((pl.col("kind") == "multi") & pl.col("attribute").is_in(hidden))["code"]
+    return users.with_columns(
+        *(pl.lit(0, pl.UInt32).alias(f"{PREFIX}{name}") for name in fields["single"] if name in hidden),
+        active=pl.col("active").list.set_difference(pl.lit(lists.implode())),
     )
 
 

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from arnn_lightning.data.contexts import PREFIX, Draw, draw_users
+from arnn_lightning.data.contexts import PREFIX, Draw, draw_users, show
 from arnn_lightning.data.lanes import DEAD, schedule
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.data.window import Contexts, Lookup, Sessions, TrainingWindow, Window
@@ -188,6 +188,7 @@ class SessionDataModule(LightningDataModule):
         score_all: True where the loss scores the whole catalogue, so that no rows need finding.
         log_q: True where the loss corrects scores by how likely their columns are.
         draw: whose contexts a session sees.
+        shown: how many attributes of a user the model is told; None for all.
         seed: seed of the draws.
 
     Raises:
@@ -206,6 +207,7 @@ class SessionDataModule(LightningDataModule):
         score_all: bool,
         log_q: bool,
         draw: Draw,
+        shown: int | None,
         seed: int,
     ) -> None:
         super().__init__()
@@ -227,6 +229,7 @@ class SessionDataModule(LightningDataModule):
         self.score_all = score_all
         self.log_q = log_q
         self.draw: Draw = draw
+        self.shown = shown
         self.seed = seed
 
     def _windows(self, split: str, lanes: int) -> Windows:
@@ -264,6 +267,9 @@ class SessionDataModule(LightningDataModule):
     def contexts(self) -> Contexts:
         """Every user's context codes, with a last row for "everything unknown"."""
         users = self.prepared.users()
+        if self.shown is not None:
+            fields = self.prepared.manifest["config"]["contexts"]
+            users = show(users, self.prepared.vocabulary(), fields, self.shown)
         active = users["active"].to_list()
         width = max(map(len, active), default=0)
         padded = np.full((users.height + 1, max(width, 1)), -1, np.int64)
@@ -272,6 +278,7 @@ class SessionDataModule(LightningDataModule):
         columns = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         padded[rows, columns] = users["active"].explode().drop_nulls().to_numpy()
         single = users.select(pl.col(f"^{re.escape(PREFIX)}.*$")).to_numpy().astype(np.int64)
+        single = single.reshape(users.height, -1)  # a frame without columns has no rows
         unknown = np.zeros((1, single.shape[1]), np.int64)
         return Contexts(torch.from_numpy(np.concatenate([single, unknown])), torch.from_numpy(padded))
 
