@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from arnn_lightning.data.window import Contexts, Sessions, Step, TrainingWindow, Window
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metrics
-from arnn_lightning.evaluation.ranks import count_ranks, rank
+from arnn_lightning.evaluation.ranks import count_lists, count_ranks, rank
 from arnn_lightning.nn.losses import Objective, mean_over_lanes
 from arnn_lightning.nn.table import ItemScorer, RowTable
 
@@ -58,6 +58,7 @@ class SessionModel(LightningModule):
         self.prefix = ""  # "session/" and "context/" for ARNN's parts
         self.ties = "conservative"
         self.cutoffs: list[int] = [20]
+        self.keeps_lists = False  # a second pass in evaluation counts how often each item is recommended
         self.bf16 = False  # matrix products of training in bfloat16; losses, updates and ranks stay in float32
         self.about: dict[str, Any] = {}  # plain values that travel in the checkpoint: config, manifest
         self.register_buffer("mini_batches", torch.zeros((), dtype=torch.int64))
@@ -66,6 +67,7 @@ class SessionModel(LightningModule):
         self._evaluation_state: State | None = None
         self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
         self.evaluated: dict[str, Tensor] = {}  # the last evaluation: session, position, higher, equal
+        self.listed: Tensor | None = None  # (I,) how often each item was recommended in it
         self.events_trained = 0
         self.seconds_trained = 0.0
         self._epoch_loss = (0.0, 0)  # sum over events, events
@@ -226,11 +228,14 @@ class SessionModel(LightningModule):
     def _start_evaluation(self) -> None:
         self._evaluation_state = None
         self._counts = []
+        self.listed = torch.zeros(self.n_items, dtype=torch.int64) if self.keeps_lists else None
 
     def _evaluate(self, window: Window) -> None:
         query_NH, target_N = self.evaluation_step(window)
         counts = count_ranks(self.score, query_NH, target_N, self.n_items)
         self._counts.append((window.session[window.alive], window.position[window.alive], counts))
+        if self.listed is not None:
+            self.listed += count_lists(self.score, query_NH, self.n_items).cpu()
 
     def _end_evaluation(self) -> dict[str, float | int]:
         session, position, counts = (torch.cat(column).cpu() for column in zip(*self._counts, strict=True))

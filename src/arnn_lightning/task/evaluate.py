@@ -13,7 +13,6 @@ from arnn_lightning.report.table import results_table
 from arnn_lightning.task.prepare import prepare_data
 from arnn_lightning.task.train import (
     METRICS_FILE,
-    RANKS_FILE,
     _set_up,
     check_cutoffs,
     paper_figures,
@@ -49,7 +48,7 @@ def run(config: DictConfig) -> None:
     model.assemble()
     load_weights(model, checkpoint, config.checkpoint)
     tested = test(model, config, prepared, [])
-    tested.write(folder / RANKS_FILE)
+    tested.write(folder)
     write_json(
         folder / METRICS_FILE,
         {

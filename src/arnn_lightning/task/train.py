@@ -25,7 +25,7 @@ from arnn_lightning.report.table import difference_line, results_table
 from arnn_lightning.task.prepare import prepare_data
 from arnn_lightning.task.stage import datamodule, train_stage, trainer
 
-METRICS_FILE, RANKS_FILE = "metrics.json", "test_ranks.parquet"
+METRICS_FILE = "metrics.json"
 
 
 def train(config: DictConfig) -> float | None:
@@ -78,8 +78,8 @@ def train(config: DictConfig) -> float | None:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # or the next job of a multirun would go on in this run
     for role, one in [*parts.items(), *baselines.items()]:
-        one.write(folder / f"test_ranks_{role}.parquet")
-    tested.write(folder / RANKS_FILE)
+        one.write(folder, role)
+    tested.write(folder)
     cutoffs = list(config.evaluation.cutoffs)
     write_json(
         folder / METRICS_FILE,
@@ -151,7 +151,7 @@ def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: l
     data = datamodule(prepared, config, {})
     trainer(config, Path(), loggers, []).test(model, data.test_dataloader(), verbose=False)
     split = pl.read_parquet(prepared.folder / "test.parquet")
-    return result(model.name, model.evaluated, split, config.evaluation.ties)
+    return result(model.name, model.evaluated, split, config.evaluation.ties, model.listed)
 
 
 def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared: Prepared, role: str = "") -> None:
@@ -160,6 +160,7 @@ def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared
         raise UserError(f"precision={config.precision}: choose 32 or bf16")
     model.bf16 = str(config.precision) == "bf16"
     model.ties = config.evaluation.ties
+    model.keeps_lists = config.evaluation.lists
     model.cutoffs = sorted({20, *config.evaluation.cutoffs})
     model.about = about(config, stage, prepared)
     model.set_contexts(datamodule(prepared, config, {}).contexts())
@@ -211,8 +212,8 @@ def _print(config: DictConfig, folder: Path, results: list[Result]) -> None:
 def _show_finished(config: DictConfig, folder: Path) -> float | None:
     metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
     roles = [*metrics["baselines"].items(), *metrics["parts"].items()]
-    results = [Result.read(one["model"], folder / f"test_ranks_{role}.parquet") for role, one in roles]
-    results.append(Result.read(metrics["model"], folder / RANKS_FILE))
+    results = [Result.read(one["model"], folder, role) for role, one in roles]
+    results.append(Result.read(metrics["model"], folder))
     _print(config, folder, results)
     value = metrics["val"].get("mrr@20")
     return None if value is None else float(value)
