@@ -140,27 +140,37 @@ def _describe(fields: pl.DataFrame, name: str, kind: str) -> pl.DataFrame:
     )
 
 
-def show(users: pl.DataFrame, vocabulary: pl.DataFrame, fields: Mapping[str, Any], shown: int) -> pl.DataFrame:
-    """Hides all but the first ``shown`` attributes of every user, as if they were unknown.
+def show(
+    users: pl.DataFrame, dims: Mapping[str, Any], vocabulary: pl.DataFrame, fields: Mapping[str, Any], shown: int
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Leaves the first ``shown`` attributes of every user, as if there were no others.
 
     Args:
         users: as ``EncodedContexts.table``.
+        dims: the sizes that models measure from data, with all attributes.
         vocabulary: as ``EncodedContexts.vocabulary``.
         fields: the data set's ``contexts``; the first attributes are its ``multi``, then its ``single`` ones.
         shown: how many attributes are left.
 
+    Returns:
+        users and sizes with the attributes left.
+
     Raises:
         UserError: ``shown`` is no number of attributes.
     """
-    attributes = [*fields["multi"], *fields["single"]]
+    multi, single = fields["multi"], fields["single"]
     if isinstance(shown, bool) or not isinstance(shown, int) or shown < 0:
-        raise UserError(f"data.contexts.shown={shown}: null for all attributes, or how many of the {len(attributes)}")
-    hidden = attributes[shown:]
-    lists = vocabulary.filter((pl.col("kind") == "multi") & pl.col("attribute").is_in(hidden))["code"]
-    return users.with_columns(
-        *(pl.lit(0, pl.UInt32).alias(f"{PREFIX}{name}") for name in fields["single"] if name in hidden),
-        active=pl.col("active").list.set_difference(pl.lit(lists.implode())),
+        raise UserError(
+            f"data.contexts.shown={shown}: how many of the {len(multi) + len(single)} attributes, or null for all"
+        )
+    left = single[: max(shown - len(multi), 0)]
+    # Codes of two-valued fields follow the order of their attributes: the first attributes have the lowest.
+    n_binary = vocabulary.filter((pl.col("kind") == "multi") & pl.col("attribute").is_in(multi[:shown])).height
+    sizes = [size for name, size in zip(single, dims["single_sizes"], strict=True) if name in left]
+    told = users.drop(f"{PREFIX}{name}" for name in single if name not in left).with_columns(
+        pl.col("active").list.filter(pl.element() < n_binary)
     )
+    return told, {**dims, "single_sizes": sizes, "n_binary": n_binary}
 
 
 def draw_users(users: np.ndarray, n_users: int, draw: Draw, seed: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from arnn_lightning.data.contexts import PREFIX, Draw, draw_users, show
+from arnn_lightning.data.contexts import PREFIX, Draw, draw_users
 from arnn_lightning.data.lanes import DEAD, schedule
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.data.window import Contexts, Lookup, Sessions, TrainingWindow, Window
@@ -266,10 +266,7 @@ class SessionDataModule(LightningDataModule):
 
     def contexts(self) -> Contexts:
         """Every user's context codes, with a last row for "everything unknown"."""
-        users = self.prepared.users()
-        if self.shown is not None:
-            fields = self.prepared.manifest["config"]["contexts"]
-            users = show(users, self.prepared.vocabulary(), fields, self.shown)
+        users, _ = self.prepared.told(self.shown)
         active = users["active"].to_list()
         width = max(map(len, active), default=0)
         padded = np.full((users.height + 1, max(width, 1)), -1, np.int64)

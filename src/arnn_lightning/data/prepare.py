@@ -75,8 +75,12 @@ class Prepared:
     def users(self) -> pl.DataFrame:
         return pl.read_parquet(self.folder / "users.parquet")
 
-    def vocabulary(self) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / "contexts.parquet")
+    def told(self, shown: int | None) -> tuple[pl.DataFrame, dict[str, Any]]:
+        """Users and sizes as models see them that are told ``shown`` attributes; None for all."""
+        if shown is None:
+            return self.users(), self.dims
+        vocabulary = pl.read_parquet(self.folder / "contexts.parquet")
+        return contexts.show(self.users(), self.dims, vocabulary, self.manifest["config"]["contexts"], shown)
 
 
 def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: None) -> Prepared:

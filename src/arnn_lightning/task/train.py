@@ -42,9 +42,10 @@ def train(config: DictConfig) -> float | None:
     clock.lap("prepare")
     check_cutoffs(config, prepared)
     # Sizes measured from data have one place in the config, filled here.
-    config.model.dims = prepared.dims
+    _, dims = prepared.told(config.data.contexts.shown)
+    config.model.dims = dims
     for baseline in config.baselines.values():
-        baseline.dims = prepared.dims
+        baseline.dims = dims
     loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values()]
     try:
         seed_everything(config.seed, verbose=False)
