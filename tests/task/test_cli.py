@@ -68,7 +68,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_works() -> None:
     done = arnn(Path.cwd(), "--help")
-    assert "model: arnn, arnn_strong, gru4rec, gru4rec_strong, itemknn, pnn, pop" in done.stdout
+    assert "model: arnn, arnn_strong, concat, gru4rec, gru4rec_strong, itemknn, pnn, pop" in done.stdout
 
 
 def test_the_default_run_ends_with_all_five_models_and_the_paired_difference(home: Path) -> None:
