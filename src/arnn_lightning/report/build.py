@@ -284,8 +284,10 @@ def _other_settings(main: Part, others: Sequence[Part], settings: Settings) -> l
                 continue  # a model that does not look at what differs
             one, gain = row.metrics[metric], row.gains.get(metric)
             line: list[str] = [part.section.label, row.variant.label]
-            line.append(page.cell(f"{one.mean:.4f}", f"{one.low:.4f} to {one.high:.4f}"))
-            line.append("" if gain is None else page.cell(f"{gain.mean:+.4f}", f"{gain.low:+.4f} to {gain.high:+.4f}"))
+            line.append(page.cell(f"{one.mean:.4f}", below=f"{one.low:.4f} to {one.high:.4f}"))
+            line.append(
+                "" if gain is None else page.cell(f"{gain.mean:+.4f}", below=f"{gain.low:+.4f} to {gain.high:+.4f}")
+            )
             line.append(_against(row.variant, known.get(row.variant.name) if same else None, metric, main, settings))
             line.append(str(len(one.by_seed)))
             lines.append(line)
@@ -337,7 +339,7 @@ def _against(variant: Variant, other: Variant | None, metric: str, main: Part, s
     cluster = main.section.attempts[settings.bootstrap["unit"]].to_numpy()
     gains = [variant.results[seed].values(metric) - other.results[seed].values(metric) for seed in seeds]
     (one,) = estimates([gains], cluster, settings.bootstrap, settings.seed)
-    return page.cell(f"{one.mean:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}")
+    return page.cell(f"{one.mean:+.4f}", below=f"{one.low:+.4f} to {one.high:+.4f}")
 
 
 def _only_shown_differs(part: Part, main: Part) -> bool:
@@ -408,7 +410,7 @@ def _speed(parts: Sequence[Part]) -> list[str]:
             values := [run.metrics["train_events_per_second"] for run in runs if run.metrics["train_events_per_second"]]
         )
     }
-    if speeds:
+    if len(speeds) > 1:
         drawn = charts.bars("Training", "events per second, inside training windows", speeds)
         body.append(page.charts([(drawn, "The model's own last stage: the merging layer of an ARNN, not its parts.")]))
     stages = list(dict.fromkeys(stage for runs in timed.values() for run in runs for stage in run.metrics["seconds"]))
@@ -432,7 +434,10 @@ def _configurations(by_data: Mapping[str, Sequence[Part]]) -> list[str]:
         told: dict[tuple[tuple[str, str], ...], list[Run]] = {}
         for part in group:
             for run in part.section.runs:
-                settings = {key: str(value) for key, value in flat(run.config).items() if _is_config(key)}
+                told_of_run = flat(run.config).items()
+                settings = {
+                    key: "null" if value is None else str(value) for key, value in told_of_run if _is_config(key)
+                }
                 told.setdefault(tuple(sorted(settings.items())), []).append(run)
         configs = [dict(key) for key in told]
         keys = sorted({key for one in configs for key in one if len({other.get(key) for other in configs}) > 1})
@@ -441,7 +446,11 @@ def _configurations(by_data: Mapping[str, Sequence[Part]]) -> list[str]:
             body.append(page.paragraph(f"{name}: nothing but the seed ({seeds})."))
             continue
         lines = [
-            [runs[0].folder.name, ", ".join(str(run.seed) for run in runs), *(config.get(key, "") for key in keys)]
+            [
+                "/".join(runs[0].folder.parts[-2:]),
+                ", ".join(str(run.seed) for run in runs),
+                *(config.get(key, "") for key in keys),
+            ]
             for config, runs in zip(configs, told.values(), strict=True)
         ]
         body.append(page.heading(3, name))
@@ -450,7 +459,7 @@ def _configurations(by_data: Mapping[str, Sequence[Part]]) -> list[str]:
 
 
 def _is_config(key: str) -> bool:
-    outside = ("seed", "paths.", "pretrained.", "data.raw_dir", "logger.", "resume")
+    outside = ("seed", "paths.", "pretrained.", "data.raw_dir", "logger.", "resume", "evaluation.lists")
     return not key.startswith(outside) and "dims" not in key.split(".")
 
 

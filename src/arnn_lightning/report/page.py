@@ -13,13 +13,12 @@ h2 { font-size: 1.35rem; margin: 2.6rem 0 .4rem; padding-top: .6rem; border-top:
 h3 { font-size: 1.08rem; margin: 1.8rem 0 .3rem; }
 p, ul { max-width: 46rem; margin: .4rem 0; }
 .lead { font-size: 1.12rem; }
-.small, caption, figcaption { color: #555; font-size: .875rem; }
+.small, figcaption { color: #555; font-size: .875rem; }
 .note { background: #fff4e0; border-left: 4px solid #e69f00; padding: .5rem .8rem; margin: .6rem 0; max-width: 46rem; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
-caption { text-align: left; padding: .2rem 0; caption-side: bottom; max-width: 46rem; }
 th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e3e3; }
-th { border-bottom: 2px solid #999; vertical-align: bottom; }
+th { border-bottom: 2px solid #999; vertical-align: bottom; white-space: normal; min-width: 5.2rem; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 td.text, th.text { text-align: left; }
 td b { font-weight: 700; }
@@ -99,10 +98,11 @@ class Cell(str):
     """A cell of a table that is HTML already."""
 
 
-def cell(main: str, aside: str = "", bold: bool = False) -> Cell:
-    """A number, and in smaller type what goes with it on a line of its own."""
+def cell(main: str, beside: str = "", below: str = "", bold: bool = False) -> Cell:
+    """A number, and in smaller type what goes with it: beside it, and on a line of its own."""
     shown = f"<b>{escape(main)}</b>" if bold else escape(main)
-    return Cell(f"{shown}<br><i>{escape(aside)}</i>" if aside else shown)
+    shown += f" <i>{escape(beside)}</i>" if beside else ""
+    return Cell(f"{shown}<br><i>{escape(below)}</i>" if below else shown)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", text: Sequence[int] = ()) -> str:
@@ -115,6 +115,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "
             drawn.append(f"<{tag}{kind}>{one if isinstance(one, Cell) else escape(str(one))}</{tag}>")
         return f"<tr>{''.join(drawn)}</tr>"
 
-    under = f"<caption>{escape(caption)}</caption>" if caption else ""
     lines = "".join(line("td", row) for row in rows)
-    return f'<div class="wide"><table>{under}<thead>{line("th", header)}</thead><tbody>{lines}</tbody></table></div>'
+    drawn = f'<div class="wide"><table><thead>{line("th", header)}</thead><tbody>{lines}</tbody></table></div>'
+    return drawn + (paragraph(caption, "small") if caption else "")  # outside of what scrolls

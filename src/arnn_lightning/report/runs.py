@@ -143,7 +143,7 @@ class Run:
     @property
     def command(self) -> str:
         """What repeats this run; hydra.mode=RUN, since an experiment may ask for many. Parts are trained anew."""
-        given = [one for one in self.overrides if not one.startswith(("pretrained.", "hydra."))]
+        given = [one for one in self.overrides if not one.startswith(("pretrained.", "hydra.", "resume="))]
         return f"python -m arnn_lightning hydra.mode=RUN {shlex.join(given)}".strip()
 
 

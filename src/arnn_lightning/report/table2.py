@@ -34,15 +34,15 @@ def html(section: Section, rows: Sequence[Row], metrics: Sequence[str], confiden
         line: list[str] = [row.variant.label]
         for metric in metrics:
             one = row.metrics[metric]
-            line.append(cell(f"{one.mean:.4f}", f"{_span(one, '.4f')}{_deviation(one)}", _is_best(row, rows, metric)))
+            line.append(cell(f"{one.mean:.4f}", _deviation(one), _span(one, ".4f"), _is_best(row, rows, metric)))
             if section.paper:
                 line.append(_paper(section, row, metric))
         line += [_gain(row, metric) for metric in metrics]
         line.append(str(len(next(iter(row.metrics.values())).by_seed)))
         lines.append(line)
     caption = (
-        f"Below each figure its {100 * confidence:g} % bootstrap interval and, after ±, the standard deviation over "
-        "seeds. Differences are paired on the same attempts: to the session part of the same run where the model has "
+        f"Below each figure its {100 * confidence:g} % bootstrap interval; after ± the standard deviation over seeds. "
+        "Differences are paired on the same attempts: to the session part of the same run where the model has "
         f"one, else to {rows[0].base}. The best is bold."
     )
     return table(header, lines, caption)
@@ -61,7 +61,7 @@ def markdown(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[s
             line = [row.variant.label]
             for metric in metrics:
                 one = row.metrics[metric]
-                value = f"{one.mean:.4f}{_deviation(one)}"
+                value = f"{one.mean:.4f} {_deviation(one)}".strip()
                 line += [f"**{value}**" if _is_best(row, rows, metric) else value, _span(one, ".4f")]
                 if section.paper:
                     line.append(_paper(section, row, metric))
@@ -115,7 +115,7 @@ def _span(one: Estimate, form: str) -> str:
 
 
 def _deviation(one: Estimate) -> str:
-    return "" if one.deviation is None else f" ± {one.deviation:.4f}"
+    return "" if one.deviation is None else f"± {one.deviation:.4f}"
 
 
 def _paper(section: Section, row: Row, metric: str) -> str:
@@ -128,8 +128,8 @@ def _gain(row: Row, metric: str) -> Cell:
     if gain is None:
         return cell("")
     before = row.metrics[metric].mean - gain.mean
-    share = f" ({gain.mean / before:+.1%})" if before else ""
-    return cell(f"{gain.mean:+.4f}{share}", f"{_span(gain, '+.4f')}{_deviation(gain)}")
+    share = f"({gain.mean / before:+.1%})" if before else ""
+    return cell(f"{gain.mean:+.4f}", share, _span(gain, "+.4f"))
 
 
 def _plain(text: str) -> str:
