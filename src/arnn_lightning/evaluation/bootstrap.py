@@ -9,8 +9,8 @@ def resampled_means(value: np.ndarray, cluster: np.ndarray, resamples: int, seed
     """(R, M) means of (N, M) values when whole clusters are drawn with replacement, R times; NaN where none was drawn.
 
     Values are added up per cluster first; then the sums of many resamples are one matrix product of how often each
-    cluster was drawn. Rows of ``value`` that are NaN throughout a column are no part of that column's mean, so that one
-    call does many groups of attempts, all with the same draws.
+    cluster was drawn. An attempt whose value is NaN is no part of its column's mean, so that one call does many groups
+    of attempts, all with the same draws.
 
     Args:
         value: (N, M) values of N recommendation attempts.
@@ -19,9 +19,10 @@ def resampled_means(value: np.ndarray, cluster: np.ndarray, resamples: int, seed
         seed: of the draws; equal seeds draw the same clusters whatever the values, so that results can be paired.
     """
     _, of = np.unique(cluster, return_inverse=True)
-    there = ~np.isnan(value)
+    there, columns = ~np.isnan(value), value.shape[1]
     filled = np.where(there, value, 0.0)
-    sums = np.stack([np.bincount(of, column) for column in (*filled.T, *there.T)], 1)
+    counted = there.T[:1] if there.all() else there.T  # once for all columns where none lacks a row
+    sums = np.stack([np.bincount(of, column) for column in (*filled.T, *counted)], 1)
     n = len(sums)
     rng = np.random.default_rng(seed)
     drawn = np.empty((resamples, sums.shape[1]))
@@ -30,7 +31,7 @@ def resampled_means(value: np.ndarray, cluster: np.ndarray, resamples: int, seed
         rows = range(first, min(first + step, resamples))
         weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in rows]).astype(np.float64)
         drawn[rows.start : rows.stop] = weights @ sums
-    total, count = np.split(drawn, 2, axis=1)
+    total, count = np.split(drawn, [columns], axis=1)
     return np.divide(total, count, where=count > 0, out=np.full_like(total, np.nan))
 
 
