@@ -164,7 +164,8 @@ class SessionModel(LightningModule):
         window = batch.window
         alive_B = window.alive[k]
         state = reset(state, window.start[k])
-        step = Step(window.item[k], window.user[k], None if batch.full[k] else alive_B, batch.items[k])
+        alive = None if batch.full[k] else alive_B
+        step = Step(window.item[k], window.user[k], alive, batch.items[k], (batch.place, k))
         scored = None if self.objective.candidates == "all" else batch.scored[k]
         products = torch.autocast(alive_B.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with products:
