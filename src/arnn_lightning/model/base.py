@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from arnn_lightning.data.window import Contexts, Sessions, Step, TrainingWindow, Window
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metrics
-from arnn_lightning.evaluation.ranks import count_ranks, rank
+from arnn_lightning.evaluation.ranks import count_ranks, count_ranks_of_products, rank
 from arnn_lightning.nn.losses import Objective, mean_over_lanes
 from arnn_lightning.nn.table import ItemScorer, RowTable
 
@@ -224,13 +224,19 @@ class SessionModel(LightningModule):
         self._evaluation_state = state
         return torch.cat(queries), window.target[window.alive]
 
+    def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
+        """(N, 2): how many items score higher than the target, and how many the same."""
+        if self.scorer is None:
+            return count_ranks(self.score, query_NH, target_N, self.n_items)
+        return count_ranks_of_products(query_NH, target_N, self.scorer.items.weight, self.scorer.bias.weight[:, 0])
+
     def _start_evaluation(self) -> None:
         self._evaluation_state = None
         self._counts = []
 
     def _evaluate(self, window: Window) -> None:
         query_NH, target_N = self.evaluation_step(window)
-        counts = count_ranks(self.score, query_NH, target_N, self.n_items)
+        counts = self.count_ranks(query_NH, target_N)
         self._counts.append((window.session[window.alive], window.position[window.alive], counts))
 
     def _end_evaluation(self) -> dict[str, float | int]:
