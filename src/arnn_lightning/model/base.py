@@ -20,6 +20,7 @@ from arnn_lightning.data.window import Contexts, Sessions, Step, TrainingWindow,
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metrics
 from arnn_lightning.evaluation.ranks import count_ranks, count_ranks_of_products, rank
+from arnn_lightning.nn.gru import GRUStep
 from arnn_lightning.nn.losses import Objective, mean_over_lanes
 from arnn_lightning.nn.table import ItemScorer, RowTable
 
@@ -54,6 +55,7 @@ class SessionModel(LightningModule):
         self.n_items = n_items
         self.optimizer_factory = optimizer
         self.objective = loss
+        self.lane_losses: Callable[..., Tensor] | None = loss  # the same, compiled or not
         self.frozen = False  # a part of ARNN that learns no more
         self.prefix = ""  # "session/" and "context/" for ARNN's parts
         self.ties = "conservative"
@@ -109,6 +111,17 @@ class SessionModel(LightningModule):
             if isinstance(module, RowTable):
                 module.sparse = getattr(optimizer, "sparse_gradients", False)
         return optimizer
+
+    def compile_inner(self) -> None:
+        """Compiles what repeats at every step: the recurrent cells and the loss; names of weights stay.
+
+        No more than that: Inductor cannot lower the tables' sparse gradients.
+        """
+        for module in self.modules():
+            if isinstance(module, GRUStep):
+                module.compile()
+        if self.objective is not None:
+            self.lane_losses = torch.compile(self.objective)
 
     def on_train_start(self) -> None:
         self.events_trained, self.seconds_trained = 0, 0.0
@@ -178,7 +191,8 @@ class SessionModel(LightningModule):
         else:
             positive_B = scored.inverse[: len(alive_B)]
             negative_BC = self._negatives(positive_B, batch.counts[k])
-        loss_B = self.objective(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
+        assert self.lane_losses is not None
+        loss_B = self.lane_losses(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
         return mean_over_lanes(loss_B, alive_B), tuple(part.detach() for part in state)
 
     def _negatives(self, positive_B: Tensor, count_R: Tensor) -> Tensor:
