@@ -126,6 +126,25 @@ def test_what_frozen_parts_said_in_the_first_epoch_is_what_they_would_say_again(
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_what_frozen_parts_said_before_their_weights_changed_is_forgotten(
+    small_world: Prepared, tmp_path: Path
+) -> None:
+    weights = []
+    for trained_before in (True, False):
+        torch.manual_seed(0)
+        model = assembled(small_world)
+        fresh = {name: value.clone() for name, value in model.state_dict().items()}
+        batch = next(iter(make_data(small_world).train_dataloader()))
+        if trained_before:
+            with torch.no_grad():
+                model.session.item_gates.weight.add_(1.0)
+            model.step_loss(batch, 0, model.initial_state(batch.window.item.shape[1]))
+        model.load_state_dict(fresh)
+        fit(model, small_world, tmp_path)
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_parts_that_learn_on_are_asked_at_every_step(small_world: Prepared, tmp_path: Path) -> None:
     asked = []
     for overrides in (["model.freeze=none"], ["model.retrain_batchnorm=true"], ["model.cache_mb=0"]):

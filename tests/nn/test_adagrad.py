@@ -58,8 +58,8 @@ def test_E21_rows_of_an_earlier_read_are_not_taken_for_those_of_raw_ids() -> Non
         table.sparse = sparse
         optimizer = RowAdagrad(table.parameters(), 0.1, 1e-10, 0.0, 0.0)
         (rows,) = lookups(torch.tensor([[1, 2, 4]]), torch.ones(1, 3, dtype=torch.bool))
-        raw = torch.tensor([3, 3, 1])  # as many as rows were
-        for ids, known in ((rows.rows, rows), (raw, None), (rows.rows, rows), (raw, None)):
+        raw, other = torch.tensor([3, 3, 1]), torch.tensor([3, 1, 1])  # as many as rows were
+        for ids, known in ((rows.rows, rows), (raw, None), (rows.rows, rows), (other, None)):
             optimizer.zero_grad()
             table(ids, known).sum().backward()
             optimizer.step()
