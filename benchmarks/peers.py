@@ -45,7 +45,7 @@ from torch import Tensor
 from arnn_lightning.data.datamodule import SessionDataModule, Windows
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.data.window import Sessions
-from arnn_lightning.evaluation.ranks import count_ranks, rank
+from arnn_lightning.evaluation.ranks import rank
 from arnn_lightning.model.base import SessionModel
 from arnn_lightning.model.checkpoint import build
 from arnn_lightning.task.prepare import prepare_data
@@ -261,7 +261,7 @@ def evaluate(
         started = time.perf_counter()
         model._start_evaluation()
         query, target = model.evaluation_step(Windows(sessions, count, lanes, attempts)[(0, 0)])
-        counts = count_ranks(model.score, query, target, n_items)
+        counts = model.count_ranks(query, target)
         found["ours"] = rank(counts[:, 0], counts[:, 1], "conservative")
         return (time.perf_counter() - started) / attempts
 

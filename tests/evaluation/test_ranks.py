@@ -10,7 +10,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation import ranks
 from arnn_lightning.evaluation.bootstrap import interval
 from arnn_lightning.evaluation.metrics import metrics
-from arnn_lightning.evaluation.ranks import count_ranks, rank
+from arnn_lightning.evaluation.ranks import count_ranks, count_ranks_of_products, rank
 
 
 def reference_rank(score: np.ndarray, target: int, ties: str) -> float:
@@ -37,6 +37,53 @@ def test_ranks_do_not_depend_on_how_queries_are_cut(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ranks, "BLOCK", 300 * 7)
     monkeypatch.setattr(ranks, "SMALLEST_BLOCK", 1)
     assert torch.equal(count_ranks(lambda block: block @ weight.T, query, target, 300), whole)
+
+
+@pytest.mark.parametrize(("queries", "piece"), [(256, 1 << 19), (7, 7 * 11), (1, 1), (64, 64 * 300)])
+def test_products_in_pieces_have_the_ranks_of_all_scores_at_once(
+    queries: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    # Whole numbers: every product is exact, so that ties are ties however they are computed.
+    weight = torch.from_numpy(rng.integers(-2, 3, (300, 4)).astype(np.float32))
+    query = torch.from_numpy(rng.integers(-2, 3, (100, 4)).astype(np.float32))
+    bias, target = (
+        torch.from_numpy(rng.integers(0, 2, 300).astype(np.float32)),
+        torch.from_numpy(rng.integers(0, 300, 100)),
+    )
+    whole = count_ranks(lambda block: block @ weight.T + bias, query, target, 300)
+    monkeypatch.setattr(ranks, "QUERIES", queries)
+    monkeypatch.setattr(ranks, "PIECE", piece)
+    assert whole[:, 1].max() > 1
+    assert torch.equal(count_ranks_of_products(query, target, weight, bias), whole)
+    assert count_ranks_of_products(query[:0], target[:0], weight, bias).shape == (0, 2)
+
+
+def test_a_target_whose_own_score_was_rounded_otherwise_is_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, weight, bias, target = torch.randn(50, 8), torch.randn(90, 8), torch.zeros(90), torch.arange(50)
+    right = count_ranks(lambda block: block @ weight.T, query, target, 90)
+    usual = torch.addmm
+
+    def rounded(bias_C: torch.Tensor, *products: torch.Tensor, **where: torch.Tensor) -> torch.Tensor:
+        result = usual(bias_C, *products, **where)
+        return result if where else result * (1 + 1e-3 * (result.shape == (50, 50)))  # the targets' own product
+
+    monkeypatch.setattr(torch, "addmm", rounded)
+    assert torch.equal(count_ranks_of_products(query, target, weight, bias), right)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("where", ["query", "weight", "bias"])
+def test_V8_products_that_are_not_finite_raise(bad: float, where: str) -> None:
+    values = {"query": torch.full((3, 4), 10.0), "weight": torch.ones(5, 4), "bias": torch.zeros(5)}
+    values[where][1:2] = bad
+    arguments = values["query"], torch.zeros(3, dtype=torch.int64), values["weight"], values["bias"]
+    if (where, bad) == ("bias", 1e38):
+        assert count_ranks_of_products(*arguments).tolist() == [[1, 4]] * 3
+        return
+    with pytest.raises(UserError, match="NaN or infinite"):
+        count_ranks_of_products(*arguments)
 
 
 def test_V5_a_constant_model_has_conservative_recall_0_and_an_oracle_1() -> None:

@@ -8,8 +8,10 @@ from pytorch_lightning import Trainer
 from test_laws import LSTMRec
 
 from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.data.window import Step
 from arnn_lightning.errors import UserError
 from arnn_lightning.model.arnn import ARNN
+from arnn_lightning.model.base import SessionModel, State
 from conftest import make_data, make_model
 
 SMALL = ["model.hidden_size=8", "model.session.hidden_size=6", "model.context.hidden_size=5"]
@@ -86,6 +88,7 @@ def test_any_session_model_can_take_the_session_role(small_world: Prepared, tmp_
         dropout=0.0,
         freeze="parts",
         retrain_batchnorm=False,
+        cache_mb=1,
         optimizer=usual.optimizer_factory,
         loss=usual.objective,
     )
@@ -105,3 +108,59 @@ def test_new_weights_make_the_cached_users_part_stale(small_world: Prepared) -> 
     state = {name: value + 1 if "product.bias" in name else value for name, value in model.state_dict().items()}
     model.load_state_dict(state)
     assert torch.allclose(model.context._users(), before + 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("megabytes", [1.0, 0.001], ids=["room for all", "room for a few steps"])
+def test_what_frozen_parts_said_in_the_first_epoch_is_what_they_would_say_again(
+    small_world: Prepared, tmp_path: Path, megabytes: float
+) -> None:
+    asked, weights = [], []
+    for size in (megabytes, 0.0):
+        torch.manual_seed(0)
+        model = assembled(small_world, f"model.cache_mb={size}")
+        calls = count_calls(model.session)
+        fit(model, small_world, tmp_path)
+        asked.append(calls[0])
+        weights.append(model.state_dict())
+    assert asked[0] < asked[1]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_what_frozen_parts_said_before_their_weights_changed_is_forgotten(
+    small_world: Prepared, tmp_path: Path
+) -> None:
+    weights = []
+    for trained_before in (True, False):
+        torch.manual_seed(0)
+        model = assembled(small_world)
+        fresh = {name: value.clone() for name, value in model.state_dict().items()}
+        batch = next(iter(make_data(small_world).train_dataloader()))
+        if trained_before:
+            with torch.no_grad():
+                model.session.item_gates.weight.add_(1.0)
+            model.step_loss(batch, 0, model.initial_state(batch.window.item.shape[1]))
+        model.load_state_dict(fresh)
+        fit(model, small_world, tmp_path)
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_parts_that_learn_on_are_asked_at_every_step(small_world: Prepared, tmp_path: Path) -> None:
+    asked = []
+    for overrides in (["model.freeze=none"], ["model.retrain_batchnorm=true"], ["model.cache_mb=0"]):
+        model = assembled(small_world, *overrides)
+        calls = count_calls(model.session)
+        fit(model, small_world, tmp_path)
+        asked.append(calls[0])
+    assert asked[0] == asked[1] == asked[2]
+
+
+def count_calls(part: SessionModel) -> list[int]:
+    calls, usual = [0], part.represent
+
+    def represent(step: Step, state: State) -> tuple[torch.Tensor, State]:
+        calls[0] += 1
+        return usual(step, state)
+
+    part.represent = represent  # type: ignore[method-assign]
+    return calls

@@ -15,6 +15,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.model.base import SessionModel, State
 from arnn_lightning.nn.losses import Objective, cross_entropy
 from arnn_lightning.nn.table import ItemScorer
+from arnn_lightning.task.train import check_compiler
 from conftest import make_data, make_model, random_sessions, write_world
 
 LEARNERS = ["gru4rec", "pnn", "arnn"]
@@ -364,3 +365,35 @@ def test_bf16_rounds_the_products_and_nothing_else(name: str, small_world: Prepa
     for key, exact in found[False][1].items():
         scale = exact.abs().max()
         assert (found[True][1][key] - exact).abs().max() <= 0.1 * scale + 1e-6, key
+
+
+# --- torch.compile ---
+
+
+def test_a_compiled_step_is_the_eager_one(small_world: Prepared) -> None:
+    batch = next(iter(make_data(small_world).train_dataloader()))
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = made("gru4rec", small_world).train()
+        if compiled:
+            model.compile_inner()
+        optimizer, state = model.configure_optimizers(), model.initial_state(4)
+        for k in range(len(batch.items)):
+            loss, state = model.step_loss(batch, k, state)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append({"loss": loss.detach(), **model.state_dict()})
+    assert all(torch.allclose(value, found[1][name], atol=1e-5) for name, value in found[0].items())
+    assert list(found[0]) == list(found[1])
+
+
+def test_where_nothing_compiles_compile_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no working C++ compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda _: broken)
+    check_compiler.cache_clear()
+    with pytest.raises(UserError, match=r"compile=true: .*no working C\+\+ compiler\); set compile=false"):
+        check_compiler(torch.device("cpu"))

@@ -52,6 +52,22 @@ def test_E21_two_reads_of_one_table_in_a_step_are_added_too() -> None:
     assert torch.allclose(trained(sparse=True), trained(sparse=False), atol=1e-15)
 
 
+def test_E21_rows_of_an_earlier_read_are_not_taken_for_those_of_raw_ids() -> None:
+    def trained(sparse: bool) -> Tensor:
+        table = RowTable(6, 2).double()
+        table.sparse = sparse
+        optimizer = RowAdagrad(table.parameters(), 0.1, 1e-10, 0.0, 0.0)
+        (rows,) = lookups(torch.tensor([[1, 2, 4]]), torch.ones(1, 3, dtype=torch.bool))
+        raw, other = torch.tensor([3, 3, 1]), torch.tensor([3, 1, 1])  # as many as rows were
+        for ids, known in ((rows.rows, rows), (raw, None), (rows.rows, rows), (other, None)):
+            optimizer.zero_grad()
+            table(ids, known).sum().backward()
+            optimizer.step()
+        return table.weight.detach()
+
+    assert torch.allclose(trained(sparse=True), trained(sparse=False), atol=1e-15)
+
+
 def test_E21_a_tied_embedding_and_its_scorer_are_added_up_too() -> None:
     def trained(optimizer: Callable[..., torch.optim.Optimizer], sparse: bool) -> list[Tensor]:
         torch.manual_seed(0)

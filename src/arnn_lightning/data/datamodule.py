@@ -141,7 +141,7 @@ class TrainingWindows(Dataset[TrainingWindow]):
         items = lookups(window.item, window.alive)
         full = window.alive.all(1).tolist()
         if self.score_all:
-            return TrainingWindow(window, full, items, [], [], None)
+            return TrainingWindow(place[1], window, full, items, [], [], None)
         scored, real = window.target, window.alive
         if self.n_sample:
             shape = (len(scored), self.n_sample)
@@ -154,7 +154,7 @@ class TrainingWindows(Dataset[TrainingWindow]):
         there_KC = real.float()
         counts = [torch.zeros(len(one.rows)).index_add_(0, one.inverse, there_KC[k]) for k, one in enumerate(found)]
         log_q = None if self.log_q is None else [self.log_q[one.rows] for one in found]
-        return TrainingWindow(window, full, items, found, counts, log_q)
+        return TrainingWindow(place[1], window, full, items, found, counts, log_q)
 
 
 def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:

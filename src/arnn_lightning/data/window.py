@@ -45,8 +45,10 @@ class TrainingWindow(NamedTuple):
     ``counts[k]`` (R,): how often each scored row is a target of a lane alive or an extra negative. ``log_q[k]`` (R,):
     the logarithm of how likely a scored column is to show the item, where the loss asks for it. The three are empty
     where all items are scored. ``full[k]``: all lanes are alive in step k, known without asking the device.
+    ``place``: which window of the epoch this is; the same place shows the same events in every epoch.
     """
 
+    place: int
     window: Window
     full: list[bool]
     items: list[Lookup]
@@ -56,12 +58,16 @@ class TrainingWindow(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One mini-batch as a model sees it; (B,) each. ``alive`` None means that all lanes are."""
+    """One mini-batch as a model sees it; (B,) each. ``alive`` None means that all lanes are.
+
+    ``place``, in training: the window of the epoch and the step of the window.
+    """
 
     item: Tensor
     user: Tensor
     alive: Tensor | None
     rows: Lookup | None = None  # the input items' rows, in training
+    place: tuple[int, int] | None = None
 
 
 class Contexts(NamedTuple):

@@ -21,6 +21,8 @@ from arnn_lightning.nn.batchnorm import MaskedBatchNorm
 from arnn_lightning.nn.losses import Objective
 from arnn_lightning.nn.table import ItemScorer, glorot_
 
+Said = tuple[tuple[Tensor, Tensor], State]  # c_t and h_t of a step, and the parts' state after it
+
 
 class ARNN(SessionModel):
     """Augmented RNN.
@@ -34,6 +36,7 @@ class ARNN(SessionModel):
         dropout: on the merging layer.
         freeze: ``parts`` (the paper's) or ``none`` (the parts go on learning with the merging layer).
         retrain_batchnorm: with frozen parts, the context part's batch normalisation learns on (footnote 2).
+        cache_mb: what frozen parts say of the training events is kept from the first epoch on, up to so many MB.
         optimizer: makes the merging stage's optimizer.
         loss: its objective.
     """
@@ -48,6 +51,7 @@ class ARNN(SessionModel):
         dropout: float,
         freeze: Literal["parts", "none"],
         retrain_batchnorm: bool,
+        cache_mb: float,
         optimizer: OptimizerFactory,
         loss: Objective,
     ) -> None:
@@ -67,6 +71,7 @@ class ARNN(SessionModel):
         self.norm = MaskedBatchNorm(hidden_size)
         self.scorer = ItemScorer(self.n_items, hidden_size)
         self._assembled = False
+        self._cache = Cache(int(cache_mb * 1e6) if self.freeze_parts and not retrain_batchnorm else 0)
 
     @property
     def parts(self) -> Mapping[str, SessionModel]:
@@ -105,12 +110,54 @@ class ARNN(SessionModel):
         return (*self.session.initial_state(lanes), *self.context.initial_state(lanes))
 
     def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
+        said = self._cache.get(step.place)
+        if said is None:
+            said = self._parts_say(step, state)
+            self._cache.put(step.place, said)
+        (context_BC, hidden_BH), state = said
+        merged_BM = F.relu(self.merge(torch.cat([context_BC, hidden_BH], 1)))
+        merged_BM = self.norm(merged_BM, step.alive)
+        return F.dropout(merged_BM, self.dropout, self.training), state
+
+    def _parts_say(self, step: Step, state: State) -> Said:
         split = len(self.session.initial_state(0))
         learns = torch.is_grad_enabled()
         with torch.set_grad_enabled(learns and not self.freeze_parts):
             hidden_BH, session_state = self.session.represent(step, state[:split])
         with torch.set_grad_enabled(learns and (not self.freeze_parts or self.retrain_batchnorm)):
             context_BC, context_state = self.context.represent(step, state[split:])
-        merged_BM = F.relu(self.merge(torch.cat([context_BC, hidden_BH], 1)))
-        merged_BM = self.norm(merged_BM, step.alive)
-        return F.dropout(merged_BM, self.dropout, self.training), (*session_state, *context_state)
+        return (context_BC, hidden_BH), (*session_state, *context_state)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._cache.clear()  # weights may have been loaded since
+
+    def on_train_end(self) -> None:
+        self._cache.clear()
+
+
+class Cache:
+    """What frozen parts say at each step of an epoch, up to ``size`` bytes of it.
+
+    Every epoch of a stage shows the same events in the same lanes, and parts that learn no more say the same of them:
+    from the second epoch on a step is the merging layer alone.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.clear()
+
+    def clear(self) -> None:
+        self._said: dict[tuple[int, int], Said] = {}
+        self._left = self.size
+
+    def get(self, place: tuple[int, int] | None) -> Said | None:
+        return None if place is None else self._said.get(place)
+
+    def put(self, place: tuple[int, int] | None, said: Said) -> None:
+        """Keeps ``said`` where there is room; places that find none are computed anew in every epoch."""
+        if place is None or self._left <= 0:
+            return
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in (*said[0], *said[1])}
+        self._left -= sum(storages.values())
+        self._said[place] = said

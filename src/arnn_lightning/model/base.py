@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from arnn_lightning.data.window import Contexts, Sessions, Step, TrainingWindow, Window
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metrics
-from arnn_lightning.evaluation.ranks import count_lists, count_ranks, rank
+from arnn_lightning.evaluation.ranks import count_lists, count_ranks, count_ranks_of_products, rank
+from arnn_lightning.nn.gru import GRUStep
 from arnn_lightning.nn.losses import Objective, mean_over_lanes
 from arnn_lightning.nn.table import ItemScorer, RowTable
 
@@ -54,6 +55,7 @@ class SessionModel(LightningModule):
         self.n_items = n_items
         self.optimizer_factory = optimizer
         self.objective = loss
+        self.lane_losses: Callable[..., Tensor] | None = loss  # the same, compiled or not
         self.frozen = False  # a part of ARNN that learns no more
         self.prefix = ""  # "session/" and "context/" for ARNN's parts
         self.ties = "conservative"
@@ -112,6 +114,17 @@ class SessionModel(LightningModule):
                 module.sparse = getattr(optimizer, "sparse_gradients", False)
         return optimizer
 
+    def compile_inner(self) -> None:
+        """Compiles what repeats at every step: the recurrent cells and the loss; names of weights stay.
+
+        No more than that: Inductor cannot lower the tables' sparse gradients.
+        """
+        for module in self.modules():
+            if isinstance(module, GRUStep):
+                module.compile()
+        if self.objective is not None:
+            self.lane_losses = torch.compile(self.objective)
+
     def on_train_start(self) -> None:
         self.events_trained, self.seconds_trained = 0, 0.0
         if self._resumed is not None:
@@ -166,7 +179,8 @@ class SessionModel(LightningModule):
         window = batch.window
         alive_B = window.alive[k]
         state = reset(state, window.start[k])
-        step = Step(window.item[k], window.user[k], None if batch.full[k] else alive_B, batch.items[k])
+        alive = None if batch.full[k] else alive_B
+        step = Step(window.item[k], window.user[k], alive, batch.items[k], (batch.place, k))
         scored = None if self.objective.candidates == "all" else batch.scored[k]
         products = torch.autocast(alive_B.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with products:
@@ -179,7 +193,8 @@ class SessionModel(LightningModule):
         else:
             positive_B = scored.inverse[: len(alive_B)]
             negative_BC = self._negatives(positive_B, batch.counts[k])
-        loss_B = self.objective(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
+        assert self.lane_losses is not None
+        loss_B = self.lane_losses(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
         return mean_over_lanes(loss_B, alive_B), tuple(part.detach() for part in state)
 
     def _negatives(self, positive_B: Tensor, count_R: Tensor) -> Tensor:
@@ -225,6 +240,12 @@ class SessionModel(LightningModule):
         self._evaluation_state = state
         return torch.cat(queries), window.target[window.alive]
 
+    def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
+        """(N, 2): how many items score higher than the target, and how many the same."""
+        if self.scorer is None:
+            return count_ranks(self.score, query_NH, target_N, self.n_items)
+        return count_ranks_of_products(query_NH, target_N, self.scorer.items.weight, self.scorer.bias.weight[:, 0])
+
     def _start_evaluation(self) -> None:
         self._evaluation_state = None
         self._counts = []
@@ -232,7 +253,7 @@ class SessionModel(LightningModule):
 
     def _evaluate(self, window: Window) -> None:
         query_NH, target_N = self.evaluation_step(window)
-        counts = count_ranks(self.score, query_NH, target_N, self.n_items)
+        counts = self.count_ranks(query_NH, target_N)
         self._counts.append((window.session[window.alive], window.position[window.alive], counts))
         if self.listed is not None:
             self.listed += count_lists(self.score, query_NH, self.n_items).cpu()

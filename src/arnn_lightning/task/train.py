@@ -5,10 +5,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
@@ -136,6 +138,16 @@ def check_cutoffs(config: DictConfig, prepared: Prepared) -> None:
             )
 
 
+@cache
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError where torch.compile does not work, as without a C++ compiler."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever it is, it is told before anything is trained
+        cause = next(line for line in str(error).splitlines() if line.strip())
+        raise UserError(f"compile=true: torch.compile does not work here ({cause}); set compile=false") from error
+
+
 def about(config: DictConfig, model: DictConfig, prepared: Prepared) -> dict[str, Any]:
     """What a checkpoint says of itself, enough to evaluate it in another process and folder."""
     return {
@@ -160,6 +172,9 @@ def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared
     if str(config.precision) not in ("32", "bf16"):
         raise UserError(f"precision={config.precision}: choose 32 or bf16")
     model.bf16 = str(config.precision) == "bf16"
+    if config.compile:
+        check_compiler(model.device)
+        model.compile_inner()
     model.ties = config.evaluation.ties
     model.keeps_lists = config.evaluation.lists
     model.cutoffs = sorted({20, *config.evaluation.cutoffs})
