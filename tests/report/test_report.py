@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.cli import main
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import result
+from arnn_lightning.evaluation.result import Result, result
 from arnn_lightning.report.build import Report, Settings, build
 from arnn_lightning.report.runs import DataSet, LeftOut, Run, find, read
 from conftest import compose_config
@@ -144,6 +144,15 @@ def test_V14_means_deviations_and_paired_differences_over_seeds(home: Path) -> N
         assert float(table["arnn"][f"{metric}_gain_deviation"]) == pytest.approx(np.std(gain, ddof=1), abs=1e-12)
         low, high = (float(table["arnn"][f"{metric}_gain_{end}"]) for end in ("low", "high"))
         assert low < gain.mean() < high
+    # The interval is that of the mean over the seeds: users are drawn, trainings are not.
+    ranks = [Result.read("arnn", folder).ranks for folder in seeds_of(home)]
+    of_user = {user: np.flatnonzero(ranks[0]["user"] == user) for user in sorted(ranks[0]["user"].unique())}
+    hits = np.mean([(one["rank"] <= 20).to_numpy() for one in ranks], axis=0)
+    rng, users = np.random.default_rng(1), list(of_user)
+    draws = [np.concatenate([of_user[users[i]] for i in rng.integers(0, len(users), len(users))]) for _ in range(50)]
+    expected = np.quantile([hits[draw].mean() for draw in draws], [0.025, 0.975])
+    told_interval = [float(table["arnn"][f"recall@20_{end}"]) for end in ("low", "high")]
+    assert told_interval == pytest.approx(expected.tolist(), abs=1e-9)
     assert table["itemknn"]["seeds"] == "1"  # it draws nothing: three times the same is one result
     assert table["gru4rec"]["recall@20_gain"] == ""
     assert float(table["arnn"]["recall@20_paper"]) == 0.3106
