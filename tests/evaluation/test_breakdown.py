@@ -231,3 +231,9 @@ def test_V14_the_interval_over_users_holds_the_truth_88_to_99_times_of_100() -> 
         by_event += low <= truth <= high
     assert 88 <= by_user <= 99
     assert by_event < 88  # what ignoring users would cost
+
+
+def test_the_head_is_a_hundredth_of_the_items_and_the_tail_the_second_half() -> None:
+    train = pl.DataFrame({"user": 0, "item": np.repeat(np.arange(230), np.arange(230))})  # item 229 leads
+    labels = by_popularity(pl.Series(range(230)), train, 230)
+    assert labels.to_list() == ["tail"] * 115 + ["middle"] * 112 + ["head 1 %"] * 3
