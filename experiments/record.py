@@ -6,8 +6,8 @@ python -m arnn_lightning task=report runs=experiments/results/NAME paths.data=ex
 DATA is the folder given as paths.data (ARNN_DATA) when the runs were made. Kept are the configs, metrics.json, the
 validation lines of metrics.csv, (higher, equal) of every attempt, and of the prepared data the manifest, the test split
 without times, who was trained on which item how often, and how many attributes are known. Ranks of a baseline that an
-earlier run of the same data has already are left out; so are `pretrained.*` overrides, since a part that is taken over
-from a run of the same seed and data is the one that would have been trained.
+earlier run of the same data and seed has already are left out; so are `pretrained.*` overrides, since a part that is
+taken over from a run of the same seed and data is the one that would have been trained.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def record_data(folder: Path, target: Path) -> None:
     test.write_parquet(target / "test.parquet", **SMALL)
 
 
-def record_run(folder: Path, target: Path, known: set[tuple[str, str]]) -> str:
-    """Copies one run; returns its manifest's sha256. ``known``: (manifest, baseline) that are recorded already."""
+def record_run(folder: Path, target: Path, known: set[tuple[str, str, int]]) -> str:
+    """Copies one run; returns its manifest's sha256. ``known``: recorded (manifest, baseline, seed)."""
     (target / ".hydra").mkdir(parents=True)
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
     for part in config.pretrained:
@@ -48,9 +48,9 @@ def record_run(folder: Path, target: Path, known: set[tuple[str, str]]) -> str:
     ]
     OmegaConf.save(OmegaConf.create(overrides), target / ".hydra" / "overrides.yaml")
     metrics = json.loads((folder / "metrics.json").read_text())
-    data: str = metrics["manifest"]
-    metrics["baselines"] = {name: one for name, one in metrics["baselines"].items() if (data, name) not in known}
-    known |= {(data, name) for name in metrics["baselines"]}
+    data, seed = metrics["manifest"], metrics["seed"]
+    metrics["baselines"] = {name: one for name, one in metrics["baselines"].items() if (data, name, seed) not in known}
+    known |= {(data, name, seed) for name in metrics["baselines"]}
     (target / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
     (target / "metrics.csv").write_text("".join(line for line in lines if "val/" in line or line == lines[0]))
@@ -60,7 +60,7 @@ def record_run(folder: Path, target: Path, known: set[tuple[str, str]]) -> str:
         ranks.write_parquet(target / name, **SMALL)
     for lists in folder.glob("test_lists*.parquet"):
         pl.read_parquet(lists).cast(pl.UInt32).write_parquet(target / lists.name, **SMALL)
-    return data
+    return str(data)
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
         hashlib.sha256(file.read_bytes()).hexdigest(): file.parent
         for file in (options.data / "prepared").glob("*/manifest.json")
     }
-    known: set[tuple[str, str]] = set()
+    known: set[tuple[str, str, int]] = set()
     needed: set[str] = set()
     for folder in find(options.runs):
         if (folder / "metrics.json").is_file():
