@@ -311,6 +311,8 @@ def test_task_report_writes_three_files(
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"table2.md", "table2.csv", "report.html"}
     assert "| arnn |" in capsys.readouterr().out
     assert "by known attributes" in (tmp_path / "out" / "report.html").read_text()
+    assert arnn(monkeypatch, "task=report", runs, "report.metrics=[ndcg@20]") == 2
+    assert "error: report.metrics=['ndcg@20']: one to 4 of recall@K" in capsys.readouterr().err
     assert arnn(monkeypatch, "task=report", "runs=nowhere") == 2
     assert "error: runs: there is no folder nowhere" in capsys.readouterr().err
 

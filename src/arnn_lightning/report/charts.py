@@ -21,6 +21,7 @@ MODELS = {
     "pnn": ("#009E73", "^"),
     "arnn": ("#D55E00", "s"),
 }
+OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#8B6B00", "#7F5FBF")  # beside those
 SIZE = (4.6, 3.2)  # inches of 72 pt: a phone shows it at about its own size, so that 10 pt stays legible
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -58,7 +59,7 @@ class Series:
 
 def look(name: str, index: int) -> tuple[str, str]:
     """Colour and marker of a model by its name, else by its place."""
-    return MODELS.get(name, (PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]))
+    return MODELS.get(name, (OTHERS[index % len(OTHERS)], MARKERS[index % len(MARKERS)]))
 
 
 @mpl.rc_context(STYLE)
@@ -118,7 +119,7 @@ def intervals(
 @mpl.rc_context(STYLE)
 def ranked(title: str, x_label: str, names: Sequence[str], series: Sequence[Series], zero: bool = True) -> str:
     """Names from top to bottom, a dot with its interval for each; for names that are too long for a horizontal axis."""
-    height = max(1.3 + 0.42 * len(names), 2.0)
+    height = max(1.3 + 0.42 * sum(1 + _broken(name).count("\n") / 2 for name in names), 2.0)
     figure, axes = _figure(title, x_label, "", (SIZE[0], height))
     for index, one in enumerate(series):
         shift = (index - (len(series) - 1) / 2) * 0.25
@@ -130,7 +131,7 @@ def ranked(title: str, x_label: str, names: Sequence[str], series: Sequence[Seri
         axes.errorbar(
             one.mean, y, xerr=errors, fmt=MARKERS[index], color=PALETTE[index], capsize=3, linewidth=1.6, label=one.name
         )
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_broken(name) for name in names], fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     if zero:
         axes.axvline(0, color="#444444", linewidth=1)
@@ -151,6 +152,11 @@ def bars(title: str, x_label: str, values: Mapping[str, float]) -> str:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.tick_params(axis="x", labelsize=9)
     return _finish(figure, axes, False, legend=False)
+
+
+def _broken(name: str) -> str:
+    """A long name on several lines, or it would leave no room for the chart."""
+    return name.replace(" (", "\n(").replace(", ", ",\n") if len(name) > 18 else name
 
 
 def _figure(title: str, x_label: str, y_label: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:

@@ -207,6 +207,7 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     ['', 'lr=2', 'c=concat']
     """
     keys = sorted({key for config in configs for key in config})
+    keys = [key for key in keys if not key.endswith("_target_")]  # a name tells better
     differing = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
     replaced = [key.removesuffix(".name") for key in differing if key.endswith(".name")]
     usual = {}

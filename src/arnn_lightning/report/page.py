@@ -20,6 +20,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e3e3; }
 th { border-bottom: 2px solid #999; vertical-align: bottom; white-space: normal; min-width: 5.2rem; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+td:first-child { white-space: normal; max-width: 15rem; }
 td.text, th.text { text-align: left; }
 td b { font-weight: 700; }
 td i { font-style: normal; color: #555; font-size: .8125rem; }

@@ -101,7 +101,7 @@ def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[s
                     if one is not None:
                         line |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
                         line |= {f"{name}_deviation": one.deviation}
-                line[f"{metric}_paper"] = section.paper.get(row.variant.name, {}).get(metric)
+                line[f"{metric}_paper"] = _paper_figure(section, row, metric)
             writer.writerow(line)
     return written.getvalue()
 
@@ -119,8 +119,14 @@ def _deviation(one: Estimate) -> str:
 
 
 def _paper(section: Section, row: Row, metric: str) -> str:
-    theirs = section.paper.get(row.variant.name, {}).get(metric)
+    theirs = _paper_figure(section, row, metric)
     return "" if theirs is None else f"{theirs:.4f}"
+
+
+def _paper_figure(section: Section, row: Row, metric: str) -> float | None:
+    """The paper's, for the usual configuration of a model alone."""
+    usual = row.variant.label == row.variant.name
+    return section.paper.get(row.variant.name, {}).get(metric) if usual else None
 
 
 def _gain(row: Row, metric: str) -> Cell:

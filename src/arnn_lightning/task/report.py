@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from arnn_lightning.errors import UserError
 from arnn_lightning.report.build import Settings, build, write
 from arnn_lightning.report.runs import DataSet, LeftOut, Run, data_place, find, read
+
+MOST_METRICS = 4  # that one chart can show side by side
 
 
 def run(config: DictConfig) -> None:
@@ -31,8 +34,15 @@ def run(config: DictConfig) -> None:
         raise UserError(
             f"runs: none of the {len(told)} run folders is a finished training run: {told[0].folder} is not"
         )
+    metrics = list(config.report.metrics)
+    if not 1 <= len(metrics) <= MOST_METRICS or not all(
+        re.fullmatch(r"(recall|mrr)@[1-9]\d*", str(one)) for one in metrics
+    ):
+        raise UserError(
+            f"report.metrics={metrics}: one to {MOST_METRICS} of recall@K and mrr@K, as in [recall@20,mrr@20]"
+        )
     settings = Settings(
-        metrics=list(config.report.metrics),
+        metrics=metrics,
         base=config.report.base,
         cutoffs=list(config.report.cutoffs),
         ties=config.evaluation.ties,
