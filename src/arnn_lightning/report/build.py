@@ -187,6 +187,8 @@ def _charts(part: Part, settings: Settings) -> list[tuple[str, str]]:
             ]
         cluster = ranks[settings.bootstrap["unit"]].to_numpy()
         for title, x_label, label in groups:
+            if label.n_unique() == 1:
+                continue  # one group is the table's row once more
             series = []
             for metric in settings.metrics:
                 gain = np.mean(row.variant.gains(metric, None), axis=0)
