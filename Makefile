@@ -25,11 +25,8 @@ lint: $(INSTALLED) ## check style and format
 types: $(INSTALLED) ## check types
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## measure speed against reference implementations and bare loops
+bench: $(INSTALLED) ## measure speed against reference implementations and the bare loop
 	$(BIN)/python benchmarks/reference.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/product.py
-	$(BIN)/python benchmarks/scale.py
 
 wheel: $(INSTALLED) ## build the wheel and try it in an empty environment and folder
 	rm -rf build dist
