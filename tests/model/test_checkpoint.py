@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.model.base import LAYOUT
 from arnn_lightning.model.checkpoint import build, load_weights, read_checkpoint
 from conftest import make_model, model_config
 
@@ -42,7 +43,7 @@ def test_a_checkpoints_config_can_name_models_only(target: str) -> None:
 
 def test_truncated_and_foreign_files_are_one_line(tmp_path: Path) -> None:
     whole = tmp_path / "whole.ckpt"
-    torch.save({"about": {}, "state_dict": {"a": torch.zeros(1000)}}, whole)
+    torch.save({"about": {}, "layout": LAYOUT, "state_dict": {"a": torch.zeros(1000)}}, whole)
     (tmp_path / "half.ckpt").write_bytes(whole.read_bytes()[:900])
     (tmp_path / "empty.ckpt").write_bytes(b"")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")

@@ -45,6 +45,9 @@ class TrainingWindow(NamedTuple):
     ``counts[k]`` (R,): how often each scored row is a target of a lane alive or an extra negative. ``log_q[k]`` (R,):
     the logarithm of how likely a scored column is to show the item, where the loss asks for it. The three are empty
     where all items are scored. ``full[k]``: all lanes are alive in step k, known without asking the device.
+
+    On many devices the rows are those of all their lanes. Where a device scores its own candidates alone, ``own[k]``
+    (C,) are their places among ``scored[k].rows``, and ``scored[k].inverse``, ``counts`` and ``log_q`` go by these.
     """
 
     window: Window
@@ -52,6 +55,7 @@ class TrainingWindow(NamedTuple):
     items: list[Lookup]
     scored: list[Lookup]
     counts: list[Tensor]
+    own: list[Tensor]
     log_q: list[Tensor] | None
 
 
