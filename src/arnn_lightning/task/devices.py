@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from arnn_lightning.instantiate import instantiate
 T = TypeVar("T")
 _TELLER, _FAILED = "teller", "failed"
 _PATIENCE = 60  # seconds that a process that has failed waits for the others to end
-_SECONDS = 0.5  # between two looks
+_LOOK = 0.5  # seconds between two looks at whether another process has failed
 
 
 class Processes(DDPStrategy):
@@ -129,7 +129,7 @@ def together(config: DictConfig, folder: Path) -> Iterator[Path]:
         if device():
             _leave(folder, common)
         yield common
-        end.near = True
+        end.ends = True
         strategy.barrier()
     except BaseException as error:
         end.failed(error)
@@ -144,7 +144,7 @@ class CommonEnd:
     """
 
     def __init__(self, strategy: Processes) -> None:
-        self.near = False  # all is done: the others may leave
+        self.ends = False  # of its own accord: no more looks
         environment = strategy.cluster_environment
         assert environment is not None
         address = environment.main_address, environment.main_port
@@ -159,15 +159,16 @@ class CommonEnd:
     def _watch(self) -> None:
         try:
             while not self._store.check([_FAILED]):
-                time.sleep(_SECONDS)
+                time.sleep(_LOOK)
+                if self.ends:
+                    return
             who, code = map(int, self._store.get(_FAILED).split())
-        except RuntimeError:  # the process that held the store has ended
-            if self.near:
-                return
+        except RuntimeError:  # the process that held the store has been killed
             who, code = -1, 1
         if who != device():
             sys.stdout.flush()
-            os._exit(code)
+            # Lightning kills the first process as soon as it sees that another has ended with anything but 0.
+            os._exit(0 if device() and who == 0 else code)
 
     def failed(self, error: BaseException) -> None:
         """Returns in the one process that is to tell the error; the others wait here to be ended."""
@@ -179,22 +180,19 @@ class CommonEnd:
             code = 2 if isinstance(error, UserError | OSError | OmegaConfBaseException) else 1
         try:
             teller = int(self._store.compare_set(_TELLER, "", str(device())))
-        except RuntimeError:  # the process that held the store has ended
+        except RuntimeError:  # the process that held the store has been killed
             os._exit(1)
         if teller != device():
             time.sleep(_PATIENCE)
+        self.ends = True
         atexit.register(self._announce, code)
 
     def _announce(self, code: int) -> None:
-        try:
+        with suppress(RuntimeError):
             self._store.set(_FAILED, f"{device()} {code}")
-            # The first one is to end by itself, not because Lightning sees that this one has ended.
-            until = time.monotonic() + _PATIENCE * bool(device())
-            while time.monotonic() < until:
-                self._store.check([_FAILED])
-                time.sleep(_SECONDS)
-        except RuntimeError:
-            return
+        # The others are to see it before the first, which holds the store, ends; and that one before Lightning sees
+        # that this one has ended.
+        time.sleep(3 * _LOOK)
 
 
 def _refuse_sweeps() -> None:
