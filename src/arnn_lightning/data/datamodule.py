@@ -210,7 +210,9 @@ class TrainingWindows(Dataset[TrainingWindow]):
 def _counted(ids_KC: Tensor, real_KC: Tensor) -> tuple[list[Lookup], list[Tensor]]:
     """The Lookup of every step, and how often each row is real in it."""
     found, there_KC = lookups(ids_KC, real_KC), real_KC.float()
-    return found, [there_KC.new_zeros(len(one.rows)).index_add_(0, one.inverse, there_KC[k]) for k, one in enumerate(found)]
+    return found, [
+        there_KC.new_zeros(len(one.rows)).index_add_(0, one.inverse, there_KC[k]) for k, one in enumerate(found)
+    ]
 
 
 def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:

@@ -129,7 +129,7 @@ class SessionModel(LightningModule):
     def training_step(self, batch: TrainingWindow, index: int) -> None:
         started = time.perf_counter()
         if self._resumed is not None:  # not earlier: whatever starts a run may draw numbers too
-            torch.set_rng_state(self._resumed["rng"][world()[0]].cpu())
+            torch.set_rng_state(self._resumed["rng"][world()[0]].cpu().clone())  # a view crashes torch
             self._resumed = None
         devices = world()[1]
         optimizer = cast(LightningOptimizer, self.optimizers())
