@@ -123,16 +123,21 @@ def together(config: DictConfig, folder: Path) -> Iterator[Path]:
     _check_started(strategy)
     assert strategy.launcher is not None
     strategy.launcher.launch(strategy.setup_environment, trainer=made)
-    end = CommonEnd(strategy)
+    end, common = CommonEnd(strategy), folder
     try:
-        common = agreed(folder)
+        common, logs = agreed((folder, [Path(one.baseFilename) for one in _log_files()]))
         if device():
-            _leave(folder, common)
+            _leave(folder, common, logs)
         yield common
         end.ends = True
         strategy.barrier()
     except BaseException as error:
         end.failed(error)
+        if isinstance(error, RuntimeError) and "gloo" in str(error):
+            raise UserError(
+                "another process of this run has ended, perhaps killed for want of memory; go on with the same command "
+                f"and resume=true hydra.run.dir={os.path.relpath(common)}"
+            ) from error
         raise
 
 
@@ -177,7 +182,7 @@ class CommonEnd:
                 time.sleep(_PATIENCE)  # the first one tells how to go on, and ends all
             code = 130
         else:
-            code = 2 if isinstance(error, UserError | OSError | OmegaConfBaseException) else 1
+            code = 2 if isinstance(error, UserError | OSError | OmegaConfBaseException) else 1  # as in cli.py
         try:
             teller = int(self._store.compare_set(_TELLER, "", str(device())))
         except RuntimeError:  # the process that held the store has been killed
@@ -214,15 +219,18 @@ def _check_started(strategy: Processes) -> None:
         ) from error
 
 
-def _leave(folder: Path, common: Path) -> None:
+def _log_files() -> list[logging.FileHandler]:
+    return [one for one in logging.getLogger().handlers if isinstance(one, logging.FileHandler)]
+
+
+def _leave(folder: Path, common: Path, logs: list[Path]) -> None:
     """Keeps a process other than the first from writing: its log file, and its own folder where it got one."""
     logging.getLogger("arnn_lightning").setLevel(logging.WARNING)
-    root = logging.getLogger()
-    for handler in [one for one in root.handlers if isinstance(one, logging.FileHandler)]:
-        root.removeHandler(handler)
+    for handler in _log_files():
+        logging.getLogger().removeHandler(handler)
         handler.close()
         written = Path(handler.baseFilename)
-        if written.is_file() and not written.stat().st_size:
+        if written not in logs and written.is_file() and not written.stat().st_size:
             written.unlink()
     # Made by Hydra a moment ago; nobody else's is touched.
     if folder.resolve() != common.resolve() and {one.name for one in folder.iterdir()} <= {".hydra"}:
