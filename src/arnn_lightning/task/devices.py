@@ -9,6 +9,7 @@ import atexit
 import logging
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -122,6 +124,8 @@ def together(config: DictConfig, folder: Path) -> Iterator[Path]:
     _refuse_sweeps()
     _check_started(strategy)
     assert strategy.launcher is not None
+    if strategy.global_rank:
+        _find_first(strategy)
     strategy.launcher.launch(strategy.setup_environment, trainer=made)
     end, common = CommonEnd(strategy), folder
     try:
@@ -198,6 +202,25 @@ class CommonEnd:
         # The others are to see it before the first, which holds the store, ends; and that one before Lightning sees
         # that this one has ended.
         time.sleep(3 * _LOOK)
+
+
+def _find_first(strategy: Processes) -> None:
+    """Waits until the first process can be reached; Lightning would wait an hour for one that was killed by now."""
+    environment = strategy.cluster_environment
+    assert environment is not None
+    address = environment.main_address, environment.main_port
+    # Lightning's own launcher is the first process, which listens as soon as it has started the others.
+    until = time.monotonic() + (30 if isinstance(environment, LightningEnvironment) else 300)
+    while True:
+        try:
+            socket.create_connection(address, timeout=10).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise UserError(
+                    f"the first process of this run does not answer at {address[0]}:{address[1]}"
+                ) from error
+            time.sleep(_LOOK)
 
 
 def _refuse_sweeps() -> None:
