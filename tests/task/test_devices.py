@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -19,9 +20,10 @@ from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.errors import UserError
 from arnn_lightning.model.base import SessionModel
 from arnn_lightning.model.checkpoint import build
+from arnn_lightning.nn.exchange import sum_gradients
 from arnn_lightning.task import train as train_task
 from arnn_lightning.task.stage import BEST, DONE, LAST, datamodule, train_stage, trainer
-from conftest import compose_config, make_sessions, random_sessions, write_world
+from conftest import WideTensors, compose_config, make_sessions, random_sessions, write_world
 
 LANES, STEPS = 8, 50  # lanes of each of two devices; steps that are compared
 NO_DROPOUT = ["model.dropout_hidden=0"]
@@ -264,6 +266,29 @@ def test_another_number_of_devices_cannot_go_on(folder: Path, world: Prepared) -
     (folder / "cut_4" / DONE).unlink()
     with pytest.raises(UserError, match=r"started on 2 device\(s\) and cannot go on with 1"):
         train_stage(made(config, world), datamodule(world, config, stage), config, stage, folder / "cut_4", [])
+
+
+@pytest.mark.parametrize("model", ["gru4rec", "gru4rec_strong", "pnn"])
+def test_E8_what_devices_exchange_is_not_as_wide_as_the_catalogue(model: str, tmp_path: Path) -> None:
+    n_items = 5003
+    world = write_world(tmp_path, {"train": (random_sessions(0, 20, n_items), [0] * 20)}, n_items, {"level": [1]})
+    config = config_of(model, 1, "model.n_sample=7")
+    one = made(config, world)
+    one.configure_optimizers()
+    stage = OmegaConf.to_container(config.model, resolve=True)
+    batch = datamodule(world, config, stage).train_dataloader().dataset[0, 0]
+    one.step_loss(batch, 0, one.initial_state(2 * LANES))[0].backward()
+    learning = [weight for weight in one.parameters() if weight.grad is not None]
+    before = [weight.grad.to_dense() for weight in learning]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with WideTensors(n_items, set()) as wide:
+            sum_gradients(one.parameters())
+    finally:
+        dist.destroy_process_group()
+    assert wide.found == []
+    assert one.scorer.items.weight.grad.is_sparse
+    assert all(torch.equal(weight.grad.to_dense(), was) for weight, was in zip(learning, before, strict=True))
 
 
 # --- windows ---

@@ -23,6 +23,10 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             return super().forward(x_BH)
         if alive_B is None:
             alive_B = x_BH.new_ones(len(x_BH), dtype=torch.bool)
+        running_mean, running_var = self.running_mean, self.running_var
+        assert running_mean is not None
+        assert running_var is not None
+        x_BH = x_BH.to(running_mean.dtype)  # products may come in bfloat16, which cannot even count lanes beyond 256
         weight_B1 = alive_B.to(x_BH.dtype)[:, None]
         count = weight_B1.sum()
         divisor = count.clamp(min=1)
@@ -31,9 +35,6 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         if processes > 1:
             count, mean_H, variance_H = _joined(count, mean_H, variance_H)
         enough = count >= 2
-        running_mean, running_var = self.running_mean, self.running_var
-        assert running_mean is not None
-        assert running_var is not None
         assert self.momentum is not None
         used_mean_H = torch.where(enough, mean_H, running_mean)
         used_variance_H = torch.where(enough, variance_H, running_var)

@@ -121,7 +121,7 @@ def together(config: DictConfig, folder: Path) -> Iterator[Path]:
     if made.world_size == 1 or not isinstance(strategy, Processes):
         yield folder
         return
-    _refuse_sweeps()
+    _refuse_sweeps(strategy)
     _check_started(strategy)
     assert strategy.launcher is not None
     if strategy.global_rank:
@@ -133,8 +133,9 @@ def together(config: DictConfig, folder: Path) -> Iterator[Path]:
         if device():
             _leave(folder, common, logs)
         yield common
+        strategy.barrier()  # all are done,
         end.ends = True
-        strategy.barrier()
+        strategy.barrier()  # and nobody looks any more: the first may take the store with it
     except BaseException as error:
         end.failed(error)
         if isinstance(error, RuntimeError) and "gloo" in str(error):
@@ -223,10 +224,15 @@ def _find_first(strategy: Processes) -> None:
             time.sleep(_LOOK)
 
 
-def _refuse_sweeps() -> None:
-    """Lightning starts the other processes by this one's command line, which is not that of one job of a sweep."""
+def _refuse_sweeps(strategy: Processes) -> None:
+    """Lightning starts the other processes by this one's command line, which is not that of one job of a sweep.
+
+    A cluster may start all processes of a job; then each runs that job alone.
+    """
+    assert strategy.cluster_environment is not None
     hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN and "submitit" not in hydra.launcher._target_:
+    by_cluster = "submitit" in hydra.launcher._target_ and strategy.cluster_environment.creates_processes_externally
+    if hydra.mode == RunMode.MULTIRUN and not by_cluster:
         raise UserError("--multirun cannot be used with trainer=ddp on one machine: start one run after the other")
 
 
