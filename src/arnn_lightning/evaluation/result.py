@@ -85,3 +85,36 @@ def result(name: str, evaluated: Mapping[str, Tensor], test: pl.DataFrame, ties:
     if not counted.select("session", "position").equals(attempts.select("session", "position")):
         raise RuntimeError(f"{name} was not evaluated once on each of the {attempts.height} attempts of the test split")
     return Result(name, pl.concat([attempts, counted.drop("session", "position")], how="horizontal").select(RANKS))
+
+
+POSITIONS = {"1": 1, "2": 2, "3-4": 3, "5-9": 5, "10+": 10}  # name -> the first of it
+
+
+def by_position(ranks: pl.DataFrame) -> pl.DataFrame:
+    """Recall@20 and MRR@20 by how many events of the session had been seen.
+
+    Args:
+        ranks: position and rank of every attempt.
+
+    Returns:
+        position (1, 2, 3-4, 5-9, 10+), first (the smallest of it), attempts, recall@20, mrr@20; groups without an
+        attempt are left out.
+    """
+    hit = pl.col("rank") <= 20
+    breaks, names = [first - 1 for first in POSITIONS.values()][1:], list(POSITIONS)
+    return (
+        ranks.with_columns(group=pl.col("position").cut(breaks, labels=names).cast(pl.String))
+        .group_by("group")
+        .agg(
+            pl.len().alias("attempts"),
+            hit.mean().alias("recall@20"),
+            pl.when(hit).then(1 / pl.col("rank")).otherwise(0.0).mean().alias("mrr@20"),
+        )
+        .select(
+            position="group",
+            first=pl.col("group").replace_strict(POSITIONS, return_dtype=pl.Int64),
+            attempts="attempts",
+            **{name: pl.col(name) for name in ("recall@20", "mrr@20")},
+        )
+        .sort("first")
+    )
