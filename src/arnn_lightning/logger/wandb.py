@@ -94,7 +94,7 @@ class WandbRun(Logger):
         run_id = known.run_id or (remembered.read_text() if remembered.is_file() else None)
         mode = known.mode
         if mode == "online" and not (_logged_in(known.base_url) and _answers(known.base_url, self.answer_seconds)):
-            mode = "offline"
+            mode = known.mode = "offline"  # known: or wandb itself would ask the server who the user is, at the end
         about = {**self._about, "id": run_id, "resume": "allow" if run_id else None, "dir": str(self.folder)}
         try:
             return wandb.init(**about, settings=self._settings(mode))

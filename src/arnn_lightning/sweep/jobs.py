@@ -140,6 +140,7 @@ def tell() -> int:
     """Prints what became of the multirun's jobs, if there was one, a line for each that failed; returns the exit code."""
     folder = Multirun.folder
     Multirun.folder = None
+    study.release()
     if folder is None:
         return 0
     files = [path for path in folder.rglob(f"*{OUTCOME}") if Multirun.before.get(path) != path.stat().st_mtime_ns]

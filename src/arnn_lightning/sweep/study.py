@@ -19,7 +19,7 @@ from arnn_lightning.errors import UserError
 OWN_CONFIGS = Path("arnn_conf")
 SQLITE = "sqlite:///"
 NO_MATTER = {"logger", "resume", "threads", "paths.data", "paths.studies"}  # settings that change no value
-_held: list[FileLock] = []  # until the process ends
+_held: list[FileLock] = []
 
 
 class Best(NamedTuple):
@@ -54,11 +54,11 @@ def set_up(config: DictConfig) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     sweeper, choices = config.hydra.sweeper, config.hydra.runtime.choices
     given = {override.partition("=")[0] for override in config.hydra.overrides.hydra}
-    name = f"{choices.data}_{choices.model}"
+    file = study_file(Path(config.paths.studies), choices.data, choices.model)
     settings = {
         "direction": "maximize",
-        "storage": f"{SQLITE}{config.paths.studies}/{name}.db",
-        "study_name": name,
+        "storage": f"{SQLITE}{file}",
+        "study_name": file.stem,
         "n_jobs": 1,
         "max_failure_rate": 1.0,  # a failed trial is told of at the end
     }
@@ -100,6 +100,17 @@ def set_up(config: DictConfig) -> None:
     sweeper.n_trials = max(0, int(sweeper.n_trials) - len(ended))
     if "hydra.sweeper.sampler.seed" not in given and "seed" in sweeper.sampler:
         sweeper.sampler.seed = int(config.seed) + len(trials)  # else the first draws would be drawn again
+
+
+def study_file(folder: Path, data: str, model: str) -> Path:
+    """Where a pair's study lies."""
+    return folder / f"{data}_{model}.db"
+
+
+def release() -> None:
+    """Lets other processes go on with the studies held."""
+    while _held:
+        _held.pop().release()
 
 
 def _parse(config: DictConfig) -> tuple[dict[str, str], list[str]]:
