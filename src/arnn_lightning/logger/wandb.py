@@ -5,6 +5,7 @@ Nothing here asks or waits: without an account, or where the server does not ans
 """
 
 import logging
+import re
 import urllib.error
 import urllib.request
 from argparse import Namespace
@@ -226,9 +227,18 @@ def _said_beside() -> str:
         return ""
     said = [override.partition("=") for override in HydraConfig.get().overrides.task]
     apart = ("model", "data", "seed", "logger", "resume", "task", "paths.data")
-    words = [f"{key.removeprefix('model.')}={_without_folders(value)}" for key, _, value in said if key not in apart]
-    text = " ".join(["", *words])
-    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
+    words = [f"{_short(key)}={_without_folders(value)}" for key, _, value in said if key not in apart]
+    return " ".join(["", *words])[:LONGEST_NAME]
+
+
+def _short(key: str) -> str:
+    """The last word of a key, and the part of the model that it belongs to.
+
+    >>> _short("model.optimizer.lr"), _short("model/loss@model.session.loss")
+    ('lr', 'session.loss')
+    """
+    words = re.split(r"[./@]", key)
+    return ".".join([*(word for word in words[:-1] if word in ("session", "context")), words[-1]])
 
 
 def _without_folders(value: Any) -> Any:
