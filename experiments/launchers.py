@@ -1,6 +1,6 @@
 """Every launcher and Optuna's sweeper, each running the real program on a small synthetic set.
 
-python experiments/launchers.py > experiments/results/launchers.md     # needs pip install -e '.[sweeps]'; a minute or two
+python experiments/launchers.py > experiments/results/launchers.md     # needs pip install -e '.[sweeps]'
 """
 
 import json
@@ -14,7 +14,13 @@ from pathlib import Path
 
 SMALL = ["data.generate.events=20000", "window_steps=10", "trainer.max_epochs=1", "evaluation.bootstrap.resamples=50"]
 GRID = ["model=gru4rec", "model.optimizer.lr=0.03,0.07", "seed=1,2"]
-PACKAGES = ("hydra-core", "hydra-joblib-launcher", "hydra-submitit-launcher", "hydra-ray-launcher", "hydra-optuna-sweeper")
+PACKAGES = (
+    "hydra-core",
+    "hydra-joblib-launcher",
+    "hydra-submitit-launcher",
+    "hydra-ray-launcher",
+    "hydra-optuna-sweeper",
+)
 ENGINES = ("joblib", "submitit", "ray", "optuna", "sqlalchemy", "torch", "pytorch-lightning", "wandb")
 RUNS = {
     "basic": GRID,
@@ -29,13 +35,21 @@ RUNS = {
     "ray": ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", *GRID],
     "optuna": ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "model=gru4rec"],
     "optuna, gone on with": ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "model=gru4rec"],
-    "optuna on joblib": ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "model=itemknn"]
-    + ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "optuna on joblib": [
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=4",
+        "hydra.sweeper.n_jobs=2",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "model=itemknn",
+    ],
 }
 
 
 def main() -> None:
-    print(f"# Launchers\n\n`python experiments/launchers.py`, Python {platform.python_version()}, {platform.machine()}.\n")
+    print(
+        f"# Launchers\n\n`python experiments/launchers.py`, Python {platform.python_version()}, {platform.machine()}.\n"
+    )
     for names in (PACKAGES, ENGINES):
         print(", ".join(f"{name} {version(name)}" for name in names), end=".\n\n")
     print("| | exit code | jobs | failed | seconds | validation MRR@20 |\n|---|---|---|---|---|---|")
@@ -45,7 +59,11 @@ def main() -> None:
             command = ["-m", *SMALL, *arguments, f"hydra.sweep.dir={folder}"]
             started = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, "-m", "arnn_lightning", *command], cwd=home, capture_output=True, text=True, check=False
+                [sys.executable, "-m", "arnn_lightning", *command],
+                cwd=home,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             seconds = time.perf_counter() - started
             jobs = [json.loads(path.read_text()) for path in sorted(Path(home, folder).glob("*/outcome.json"))]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from arnn_lightning.logger.wandb import _answers, _logged_in
+from logger.wandb_file import Read, read
 from task.test_cli import SMALL, arnn
-from wandb_file import Read, read
 
 SMALL = [one for one in SMALL if one != "logger=csv"]
 
@@ -26,7 +26,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = arnn(folder, "-m", *SMALL, *four, code=2)
         assert "Traceback" not in done.stderr
         assert "wandb" not in done.stdout.lower()
-        arnn(folder, *SMALL, "model=arnn", "hydra.run.dir=one", "logger.wandb.artifacts=true", f"data.raw_dir={raw(folder)}")
+        arnn(
+            folder,
+            *SMALL,
+            "model=arnn",
+            "hydra.run.dir=one",
+            "logger.wandb.artifacts=true",
+            f"data.raw_dir={raw(folder)}",
+        )
     return folder
 
 

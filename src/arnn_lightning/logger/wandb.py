@@ -17,7 +17,7 @@ import polars as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers.logger import rank_zero_experiment  # type: ignore[attr-defined]
 from pytorch_lightning.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,12 @@ class WandbRun(Logger):
         about = {**self._about, "id": run_id, "resume": "allow" if run_id else None, "dir": str(self.folder)}
         try:
             return wandb.init(**about, settings=self._settings(mode))
-        except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError, TimeoutError) as error:
+        except (
+            wandb.errors.CommError,
+            wandb.errors.AuthenticationError,
+            wandb.errors.UsageError,
+            TimeoutError,
+        ) as error:
             log.warning(f"Weights & Biases: {type(error).__name__}; the run stays offline")
             return wandb.init(**about, settings=self._settings("offline"))
 
@@ -162,7 +167,7 @@ class WandbRun(Logger):
         import wandb
 
         rows = [[model, *row] for model, frame in positions.items() for row in frame.rows()]
-        columns = ["model", *next(iter(positions.values())).columns]
+        columns: list[str | int] = ["model", *next(iter(positions.values())).columns]
         shown: dict[str, Any] = {"test/by_position": wandb.Table(columns=columns, data=rows)}
         for metric in ("recall@20", "mrr@20"):
             shown[f"test/{metric}_by_position"] = wandb.plot.line_series(

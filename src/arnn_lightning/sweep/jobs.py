@@ -14,7 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
@@ -66,7 +66,7 @@ class Multirun(Callback):
             sys.exit(1 if said is None else 2)
         folder.mkdir(parents=True, exist_ok=True)
         Multirun.folder = folder
-        Multirun.before = {path: path.stat().st_mtime_ns for path in folder.rglob(OUTCOME)}
+        Multirun.before = {path: path.stat().st_mtime_ns for path in folder.rglob(f"*{OUTCOME}")}
 
 
 def run(task: Task, config: DictConfig) -> float | None:
@@ -106,7 +106,9 @@ def _attempt_apart(task: Task, config: DictConfig, outcome: Outcome) -> Outcome:
     # Not by multiprocessing, whose children would start the way their pool's workers do.
     hydra = HydraConfig.get()
     # Plain, since the plugins' own classes do not pickle; folders resolved, since a time in them is to stay.
-    whole: Any = OmegaConf.to_container(OmegaConf.masked_copy(HydraConfig.instance().cfg, "hydra"), resolve=False)
+    whole: Any = OmegaConf.to_container(
+        OmegaConf.masked_copy(cast(DictConfig, HydraConfig.instance().cfg), "hydra"), resolve=False
+    )
     whole["hydra"]["sweep"] |= {"dir": hydra.sweep.dir, "subdir": hydra.sweep.subdir}
     answer = Path(hydra.runtime.output_dir) / ".answer.pickle"
     handed_over = pickle.dumps((answer, task, config, outcome, whole))
@@ -123,7 +125,7 @@ def run_handed_over() -> None:
     answer, task, config, outcome, hydra = pickle.load(sys.stdin.buffer)
     setup_globals()
     HydraConfig.instance().cfg = OmegaConf.create(hydra)
-    configure_log(HydraConfig.get().job_logging, HydraConfig.get().verbose)
+    configure_log(cast(DictConfig, HydraConfig.get().job_logging), HydraConfig.get().verbose)
     try:
         answer.write_bytes(pickle.dumps(_attempt(task, config, outcome)))
     except KeyboardInterrupt:
@@ -137,7 +139,7 @@ def _write(file: Path, outcome: Outcome) -> None:
 
 
 def tell() -> int:
-    """Prints what became of the multirun's jobs, if there was one, a line for each that failed; returns the exit code."""
+    """Prints what became of a multirun's jobs, and a line for each that failed; returns the exit code."""
     folder = Multirun.folder
     Multirun.folder = None
     study.release()

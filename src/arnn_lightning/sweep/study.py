@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from arnn_lightning.errors import UserError
 
@@ -50,7 +50,7 @@ def set_up(config: DictConfig) -> None:
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     sweeper, choices = config.hydra.sweeper, config.hydra.runtime.choices
     given = {override.partition("=")[0] for override in config.hydra.overrides.hydra}
@@ -116,7 +116,9 @@ def release() -> None:
 def _parse(config: DictConfig) -> tuple[dict[str, str], list[str]]:
     """The command line's overrides that do not vary (as the sweeper notes them with a trial), and the keys that do."""
     parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    fixed = {one.get_key_element(): str(one.get_value_element_as_str()) for one in parsed if not one.is_sweep_override()}
+    fixed = {
+        one.get_key_element(): str(one.get_value_element_as_str()) for one in parsed if not one.is_sweep_override()
+    }
     return fixed, [one.get_key_element() for one in parsed if one.is_sweep_override()]
 
 

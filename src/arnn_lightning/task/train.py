@@ -83,7 +83,9 @@ def train(config: DictConfig) -> float | None:
         failed = False
     except KeyboardInterrupt:
         hydra = HydraConfig.get()
-        place = f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={os.path.relpath(folder)}"
+        place = (
+            f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={os.path.relpath(folder)}"
+        )
         sys.stderr.write(f"interrupted; go on with the same command and resume=true hydra.{place}\n")
         raise
     finally:

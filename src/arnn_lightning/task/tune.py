@@ -19,7 +19,7 @@ def run(config: DictConfig) -> None:
     said = [one for one in hydra.overrides.task if not one.startswith(OWN)]
     sweeper = [one for one in hydra.overrides.hydra if not one.startswith(("hydra.mode=", "hydra.run.dir="))]
     for model in config.models:
-        file = study_file(Path(config.paths.studies), hydra.runtime.choices.data, model)
+        file = study_file(Path(config.paths.studies), hydra.runtime.choices["data"], model)
         trials = f"hydra.sweeper.n_trials={config.trials}"
         _arnn("-m", "hydra/sweeper=optuna", trials, f"model={model}", *said, *sweeper)
         _arnn("task=tuned", f"study={file}")

@@ -32,7 +32,7 @@ def run(config: DictConfig) -> None:
 
 
 def tuned(found: Best) -> dict[str, Any]:
-    """Every value in which the winning model differs from its own defaults; those of the tuned file it started from too."""
+    """Every value in which the winning model differs from its own defaults, by an older tuned file's too."""
     groups = [f"data={found.data}", f"model={found.model}", *_choices(found)]
     values = [f"{key}={value}" for key, value in found.overrides.items() if key.startswith("model.")]
     ours, plain = (
