@@ -85,7 +85,10 @@ def run(task: Task, config: DictConfig) -> float | None:
     outcome = Outcome(hydra.job.num, overrides, None, UNENDED, False, 0.0)
     _write(file, outcome)
     apart = hydra.runtime.choices["hydra/launcher"] != "basic"
-    attempt = (_attempt_apart if apart else _attempt)(task, config, outcome)
+    try:
+        attempt = (_attempt_apart if apart else _attempt)(task, config, outcome)
+    except Exception as error:  # of what lies between: no job may raise
+        attempt = _defect(outcome, error)
     _write(file, attempt._replace(seconds=round(time.perf_counter() - started, 1)))
     return attempt.value
 
@@ -98,17 +101,22 @@ def _attempt(task: Task, config: DictConfig, outcome: Outcome) -> Outcome:
         if said is not None:
             sys.stderr.write(f"error: {said}\n")
             return outcome._replace(error=said, mistake=True)
-        traceback.print_exc()
-        return outcome._replace(error=" ".join(f"{type(error).__name__}: {error}".split()))
+        return _defect(outcome, error)
+
+
+def _defect(outcome: Outcome, error: Exception) -> Outcome:
+    traceback.print_exception(error)
+    return outcome._replace(error=" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _attempt_apart(task: Task, config: DictConfig, outcome: Outcome) -> Outcome:
     # Not by multiprocessing, whose children would start the way their pool's workers do.
     hydra = HydraConfig.get()
-    # Plain, since the plugins' own classes do not pickle; folders resolved, since a time in them is to stay.
+    # Plain and without the plugins' settings, whose classes do not pickle; the folder resolved: a time in it is to stay.
     whole: Any = OmegaConf.to_container(
         OmegaConf.masked_copy(cast(DictConfig, HydraConfig.instance().cfg), "hydra"), resolve=False
     )
+    whole["hydra"] |= {"launcher": None, "sweeper": None}
     whole["hydra"]["sweep"] |= {"dir": hydra.sweep.dir, "subdir": hydra.sweep.subdir}
     answer = Path(hydra.runtime.output_dir) / ".answer.pickle"
     handed_over = pickle.dumps((answer, task, config, outcome, whole))
