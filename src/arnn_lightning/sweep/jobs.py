@@ -112,7 +112,7 @@ def _defect(outcome: Outcome, error: Exception) -> Outcome:
 def _attempt_apart(task: Task, config: DictConfig, outcome: Outcome) -> Outcome:
     # Not by multiprocessing, whose children would start the way their pool's workers do.
     hydra = HydraConfig.get()
-    # Plain and without the plugins' settings, whose classes do not pickle; the folder resolved: a time in it is to stay.
+    # Plain, without the plugins' settings, whose classes do not pickle; folders resolved: a time in them is to stay.
     whole: Any = OmegaConf.to_container(
         OmegaConf.masked_copy(cast(DictConfig, HydraConfig.instance().cfg), "hydra"), resolve=False
     )
