@@ -91,7 +91,7 @@ class WandbRun(Logger):
 
         known = wandb.setup().settings
         remembered = self.folder / ID_FILE
-        # An agent of a sweep says itself which run it is.
+        # In a sweep of theirs it is told which run it is.
         run_id = known.run_id or (remembered.read_text() if remembered.is_file() else None)
         mode = known.mode
         if mode == "online" and not (_logged_in(known.base_url) and _answers(known.base_url, self.answer_seconds)):
@@ -128,6 +128,7 @@ class WandbRun(Logger):
             x_save_requirements=False,
         )
 
+    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The run's whole config, ``params``; paths are shown from the current folder on, others by their last part."""
         if isinstance(params, dict):

@@ -160,7 +160,8 @@ def tell() -> int:
     own = {one.job: " ".join(each for each in one.overrides if times[each] < len(told)) for one in told}
     failed = [one for one in told if one.error is not None]
     if told:
-        Console().print(_table(f"{folder}: {len(told)} jobs, {len(failed)} failed", told, own))
+        Console().print(f"{folder}: {len(told)} jobs, {len(failed)} failed", soft_wrap=True, highlight=False)
+        Console().print(_table(told, own))
     for one in failed:
         sys.stderr.write(f"error: job {one.job} ({own[one.job] or ' '.join(one.overrides)}): {one.error}\n")
     if not failed:
@@ -168,8 +169,8 @@ def tell() -> int:
     return 2 if all(one.mistake for one in failed) else 1
 
 
-def _table(title: str, told: list[Outcome], own: Mapping[int, str]) -> Table:
-    table = Table("job", "overrides", title=title, title_justify="left")
+def _table(told: list[Outcome], own: Mapping[int, str]) -> Table:
+    table = Table("job", "overrides")
     table.add_column("validation MRR@20", justify="right")
     table.add_column("seconds", justify="right")
     for one in told:
