@@ -101,20 +101,16 @@ def by_position(ranks: pl.DataFrame) -> pl.DataFrame:
         attempt are left out.
     """
     hit = pl.col("rank") <= 20
-    breaks, names = [first - 1 for first in POSITIONS.values()][1:], list(POSITIONS)
+    first = pl.Series(list(POSITIONS.values()))
+    group = first.gather(first.search_sorted(ranks["position"], side="right") - 1)
+    names = {first: name for name, first in POSITIONS.items()}
     return (
-        ranks.with_columns(group=pl.col("position").cut(breaks, labels=names).cast(pl.String))
-        .group_by("group")
+        ranks.with_columns(first=group)
+        .group_by("first")
         .agg(
-            pl.len().alias("attempts"),
-            hit.mean().alias("recall@20"),
-            pl.when(hit).then(1 / pl.col("rank")).otherwise(0.0).mean().alias("mrr@20"),
-        )
-        .select(
-            position="group",
-            first=pl.col("group").replace_strict(POSITIONS, return_dtype=pl.Int64),
-            attempts="attempts",
-            **{name: pl.col(name) for name in ("recall@20", "mrr@20")},
+            attempts=pl.len(),
+            **{"recall@20": hit.mean(), "mrr@20": pl.when(hit).then(1 / pl.col("rank")).otherwise(0.0).mean()},
         )
         .sort("first")
+        .select(pl.col("first").replace_strict(names, return_dtype=pl.String).alias("position"), pl.all())
     )
