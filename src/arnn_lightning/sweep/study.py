@@ -6,6 +6,7 @@ starts.
 """
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ def set_up(config: DictConfig) -> None:
     import optuna
 
     optuna.logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     sweeper, choices = config.hydra.sweeper, config.hydra.runtime.choices
     given = {override.partition("=")[0] for override in config.hydra.overrides.hydra}
