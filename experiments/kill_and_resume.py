@@ -26,6 +26,7 @@ OVERRIDES = [
     "data.generate.events=60000",
     "window_steps=4",
     "trainer.max_epochs=3",
+    "logger=csv",
     "model.patience=2",
     "model.session.patience=2",
     "model.context.patience=2",

@@ -230,5 +230,8 @@ class EpochLines(Callback):
         values = [f"loss {pl_module.epoch_loss:.4f}"]
         values += [f"{name} {shown[name]:.4f}" for name in ("val/recall@20", "val/mrr@20") if name in shown]
         speed = pl_module.train_events_per_second
+        about = {"epoch_loss": pl_module.epoch_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        about |= {"events_per_second": speed} if speed else {}
+        pl_module.log_dict({f"{pl_module.prefix}train/{name}": value for name, value in about.items()})
         values += [f"{speed:,.0f} events/s"] if speed else []
         log.info(f"{pl_module.name}: epoch {trainer.current_epoch + 1} of {self.epochs}: {', '.join(values)}")

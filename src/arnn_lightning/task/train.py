@@ -12,21 +12,23 @@ from typing import Any
 import polars as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import Result, result
+from arnn_lightning.evaluation.result import Result, by_position, result
 from arnn_lightning.instantiate import instantiate
+from arnn_lightning.logger.wandb import WandbRun
 from arnn_lightning.model.base import SessionModel
 from arnn_lightning.model.checkpoint import build, check_data, load_weights, read_checkpoint
 from arnn_lightning.report.table import difference_line, results_table
 from arnn_lightning.task.devices import agreed, device, first_once, together
 from arnn_lightning.task.prepare import prepare_data
-from arnn_lightning.task.stage import datamodule, train_stage, trainer
+from arnn_lightning.task.stage import BEST, datamodule, train_stage, trainer
 
 METRICS_FILE, RANKS_FILE = "metrics.json", "test_ranks.parquet"
 
@@ -53,7 +55,11 @@ def _train(config: DictConfig, folder: Path) -> float | None:
     for baseline in config.baselines.values():
         baseline.dims = prepared.dims
     loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values() if device() == 0]
+    dashboards = [logger for logger in loggers if isinstance(logger, WandbRun)]
+    failed = True
     try:
+        for dashboard in dashboards:
+            dashboard.log_hyperparams(plain(config))
         seed_everything(config.seed, verbose=False)
         model = build(plain(config.model))
         _set_up(model, config, config.model, prepared)
@@ -75,17 +81,25 @@ def _train(config: DictConfig, folder: Path) -> float | None:
             if baseline.name != config.model.name
         }
         validation = _validation(model, config, prepared)
+        for dashboard in dashboards:
+            dashboard.log_positions(
+                {one.name: by_position(one.ranks) for one in (*baselines.values(), *parts.values(), tested)}
+            )
+            dashboard.log_files(model.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
         clock.lap("test")
+        failed = False
     except KeyboardInterrupt:
         if device():
             raise
-        path = os.path.relpath(folder)
-        sys.stderr.write(f"interrupted; go on with the same command and resume=true hydra.run.dir={path}\n")
+        hydra = HydraConfig.get()
+        place = (
+            f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={os.path.relpath(folder)}"
+        )
+        sys.stderr.write(f"interrupted; go on with the same command and resume=true hydra.{place}\n")
         raise
     finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # or the next job of a multirun would go on in this run
+        for dashboard in dashboards:
+            dashboard.finish(failed)
     if device():
         return validation.get("mrr@20")
     for role, one in [*parts.items(), *baselines.items()]:
