@@ -25,11 +25,8 @@ lint: $(INSTALLED) ## check style and format
 types: $(INSTALLED) ## check types
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## measure speed against reference implementations and bare loops
+bench: $(INSTALLED) ## measure speed against reference implementations and the bare loop
 	$(BIN)/python benchmarks/reference.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/product.py
-	$(BIN)/python benchmarks/scale.py
 
 RECORDED := experiments/results/recorded
 REPORT := outputs/report/recorded

@@ -206,6 +206,7 @@ def official(path: Path, options: argparse.Namespace, race: Race) -> None:
 
         def mine(overrides: list[str] = overrides, steps: int = steps) -> float:
             model, data, _ = ours(options, *overrides)
+            model.bf16 = options.precision == "bf16"
             return lightning(model, data) / steps
 
         def theirs(
@@ -425,6 +426,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="", help="contests whose name has this word")
     parser.add_argument("--wide", action="store_true", help="H = 1000 too")
+    parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="of our matrix products in training")
     parser.add_argument("--catalogue", type=int, default=0, help="more items than the data has, for pyGRU4REC's race")
     parser.add_argument("--sessions", type=int, default=2_000, help="sessions that pyGRU4REC trains on")
     parser.add_argument("--predictions", type=int, default=200, help="predictions asked of ItemKNN")

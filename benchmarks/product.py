@@ -132,6 +132,7 @@ def random_window(lanes: int, items: int, users: int, steps: int) -> TrainingWin
 def training_step(made: SessionModel, lanes: int, items: int = ITEMS, users: int = USERS) -> Callable[[], None]:
     """Ten mini-batches of training."""
     batch = random_window(lanes, items, users, 10)
+    made.assemble()  # forgets what ARNN's parts said of another window
     optimizer = made.configure_optimizers()
 
     def run() -> None:

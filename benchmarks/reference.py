@@ -6,7 +6,9 @@
   nn.Embedding, runs nn.GRUCell, scores the whole catalogue, picks the batch's columns and has torch.optim.Adagrad move
   every row. The mathematics is the same.
 - The PNN's product layer, forward and backward; the reference gathers and multiplies all pairs of fields.
-- ARNN's merge, a training step; the reference is a step of the PNN that it has frozen.
+- ARNN's merge, a training step; the reference is a step of the PNN that it has frozen. What the frozen parts say is
+  kept from the first epoch on: this is a step of the later ones (`product.py` has both).
+- GRU4REC through Lightning, as users run it, on the default data; the reference is the bare loop of the same steps.
 
 Interleaved, medians, milliseconds. `training.py`, `product.py`, `scale.py` and `peers.py` look closer.
 """
@@ -14,6 +16,8 @@ Interleaved, medians, milliseconds. `training.py`, `product.py`, `scale.py` and 
 import argparse
 import os
 import platform
+import statistics
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -23,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from product import ITEMS, SINGLE, USERS, interleaved, layer, model, one_pass, random_window, training_step
+from training import contestants
 
 HIDDEN, STEPS = 100, 10
 
@@ -63,12 +68,14 @@ def dense_step(n_items: int, lanes: int) -> Callable[[], None]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=3, help="of the race through Lightning; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--items", type=int, default=ITEMS)
     parser.add_argument("--fields", type=int, default=368)
     parser.add_argument("--lanes", type=int, nargs="+", default=[50, 500])
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     table = Table(title=f"{machine}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}")
     for column in ("what", "reference", "ours", "reference", "ratio"):
@@ -92,6 +99,12 @@ def main(arguments: list[str] | None = None) -> None:
         race(f"PNN layer, B={lanes}", "all pairs gathered", *layers, 1)
         steps = [training_step(one, lanes, options.items) for one in (merge, pnn)]
         race(f"ARNN's merge, B={lanes}", "the live PNN", *steps, STEPS)
+        if options.epochs:
+            through, loop, count = contestants(lanes)
+            spent = [(through(), loop()) for _ in range(options.epochs + 1)][1:]  # the first warms up
+            a, b = (1e3 * statistics.median(side) / count for side in zip(*spent, strict=True))
+            what = f"GRU4REC through Lightning, B={lanes}"
+            table.add_row(what, "bare loop", f"{a:.2f} ms", f"{b:.2f} ms", f"{b / a:.2f}")
     Console().print(table)
 
 

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def lightning(model: SessionModel, data: SessionDataModule) -> float:
     return clock.seconds
 
 
+def contestants(lanes: int) -> tuple[Callable[[], float], Callable[[], float], int]:
+    """Seconds of an epoch through Lightning, seconds in a bare loop, and its mini-batches."""
+    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
+        config = compose("config", overrides=["model=gru4rec", f"model.lanes={lanes}", "model.n_sample=0"])
+    config.paths.data = str(Path(config.paths.data).absolute())
+    prepared = prepare_data(config)
+    config.model.dims = prepared.dims
+    plain: Any = OmegaConf.to_container(config.model, resolve=True)
+    data = datamodule(prepared, config, plain)
+
+    def fresh() -> SessionModel:
+        torch.manual_seed(0)
+        return build(plain)
+
+    steps = len(data._windows("train", lanes).schedule.event)
+    return (lambda: lightning(fresh(), data)), (lambda: bare(fresh(), data)), steps
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=5)
@@ -81,19 +100,11 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=["model=gru4rec", f"model.lanes={options.lanes}", "model.n_sample=0"])
-    config.paths.data = str(Path(config.paths.data).absolute())
-    prepared = prepare_data(config)
-    config.model.dims = prepared.dims
-    model_config: Any = OmegaConf.to_container(config.model, resolve=True)
-    data = datamodule(prepared, config, model_config)
-    steps = len(data._windows("train", options.lanes).schedule.event)
+    through, loop, steps = contestants(options.lanes)
     seconds: dict[str, list[float]] = {"bare loop": [], "Lightning": []}
     for round_number in range(options.rounds + 1):
-        for name, run in (("bare loop", bare), ("Lightning", lightning)):
-            torch.manual_seed(0)
-            spent = run(build(model_config), data)
+        for name, run in (("bare loop", loop), ("Lightning", through)):
+            spent = run()
             if round_number:  # the first round warms up
                 seconds[name].append(spent)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} thread(s)")

@@ -1,11 +1,12 @@
 """Kills runs at random moments, resumes them, and compares what they leave with an uninterrupted run's.
 
-    python experiments/kill_and_resume.py [--kills 20] [--seed 1]
+    python experiments/kill_and_resume.py [--kills 20] [--seed 1] [--devices 2]
 
 Each run trains ARNN with both its parts, dropout and early stopping included, on a small synthetic set, saving after
 every window. It is killed (SIGKILL) at a moment drawn uniformly from the uninterrupted run's time, then resumed, once
 in three times killed and resumed once more. All weights must be equal (torch.equal), all ranks byte by byte, and
-metrics.json but for its times. Prints a line per kill and ends with exit code 1 if any run differs.
+metrics.json but for its times. With several devices (processes on a CPU) the first process is killed. Prints a line per
+kill and ends with exit code 1 if any run differs.
 """
 
 import argparse
@@ -25,6 +26,7 @@ OVERRIDES = [
     "data.generate.events=60000",
     "window_steps=4",
     "trainer.max_epochs=3",
+    "logger=csv",
     "model.patience=2",
     "model.session.patience=2",
     "model.context.patience=2",
@@ -84,7 +86,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--devices", type=int, default=1)
     options = parser.parse_args()
+    if options.devices > 1:
+        OVERRIDES.extend(["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={options.devices}"])
     rng = random.Random(options.seed)
     equal = 0
     with tempfile.TemporaryDirectory(prefix="arnn-") as name:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from arnn_lightning.data.datamodule import SessionDataModule
 from arnn_lightning.data.prepare import Prepared
@@ -133,3 +135,19 @@ def small_world(tmp_path: Path) -> Prepared:
         single={"level": [0, 1, 2, 1, 0, 2], "country": [1, 1, 0, 2, 3, 0]},
         active=[[], [0, 4], [1], [2, 3, 4], [0], [1, 2]],
     )
+
+
+class WideTensors(TorchDispatchMode):
+    """Collects dense results that are as wide as the catalogue and own their memory."""
+
+    def __init__(self, n_items: int, known: set[int]) -> None:
+        super().__init__()
+        self.n_items, self.known, self.found = n_items, known, []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            wide = isinstance(one, Tensor) and one.layout == torch.strided and self.n_items in one.shape
+            if wide and one.untyped_storage().data_ptr() not in self.known:
+                self.found.append((str(function), tuple(one.shape)))
+        return out

@@ -15,14 +15,15 @@ import arnn_lightning
 PACKAGE = Path(arnn_lightning.__file__).parent
 ANYWHERE = {"errors", "instantiate", ""}
 MAY_IMPORT = {
-    "cli": {"task"},
-    "task": {"task", "data", "report", "evaluation", "model.base", "model.checkpoint"},
+    "cli": {"task", "sweep"},
+    "task": {"task", "data", "report", "evaluation", "model.base", "model.checkpoint", "logger", "sweep"},
     "data": {"data"},
     "model": {"model", "nn", "evaluation", "data.window"},
     "nn": {"nn", "data.window"},
     "evaluation": {"evaluation"},
     "report": {"report", "evaluation"},
     "logger": set(),
+    "sweep": {"sweep"},
 }
 
 

@@ -4,49 +4,59 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from arnn_lightning.errors import UserError
-
-_failed: list[Exception] = []
+from arnn_lightning.errors import one_line
+from arnn_lightning.sweep import jobs
+from arnn_lightning.sweep.study import OWN_CONFIGS
 
 
 @hydra.main(version_base="1.3", config_path="pkg://arnn_lightning.conf", config_name="config")
 def _job(config: DictConfig) -> float | None:
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return jobs.run(_task, config)
     try:
-        config.paths.data = str(Path(config.paths.data).expanduser().absolute())
-        objective: float | None = get_method(config.task._target_)(config)
-        return objective
-    except (UserError, OSError, OmegaConfBaseException) as error:
-        said = _one_line(error)
+        return _task(config)
+    except Exception as error:
+        said = one_line(error)
         if said is None:
             raise
-        # Told here and remembered for main, so that the other jobs of a multirun go on.
-        _failed.append(error)
         sys.stderr.write(f"error: {said}\n")
-        return None
+        sys.exit(2)
 
 
-def _one_line(error: Exception) -> str | None:
-    """What a user can mend, in one line; None for anything else."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename is not None:  # no permission, no space, no such folder
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
-        key = str(error.full_key).replace(".reader.", ".")
-        return f"{key} is missing; give it on the command line"
-    return None
+def _task(config: DictConfig) -> float | None:
+    config.paths.data = str(Path(config.paths.data).expanduser().absolute())
+    objective: float | None = get_method(config.task._target_)(config)
+    return objective
+
+
+class OwnConfigs(SearchPathPlugin):
+    """A folder ``arnn_conf`` where a run starts comes before the package's own configs, file by file.
+
+    Registered by hand: Hydra does not find plugins of packages that are installed in place.
+    """
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if OWN_CONFIGS.is_dir():
+            search_path.prepend("own", f"file://{OWN_CONFIGS.absolute()}", anchor="main")
 
 
 def main() -> None:
     """Entry point of ``python -m arnn_lightning`` and ``arnn``."""
-    _failed.clear()
+    Plugins.instance().register(OwnConfigs)
+    code = 0
     try:
         _job()
     except KeyboardInterrupt:
         sys.exit(130)
-    if _failed:
-        sys.exit(2)
+    finally:
+        code = jobs.tell()  # also after Hydra's own error: what the other jobs achieved
+    if code:
+        sys.exit(code)

@@ -3,12 +3,30 @@
 import difflib
 from collections.abc import Iterable
 
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+
 
 class UserError(Exception):
     """Input or configuration that the user can mend: one line that says what is wrong and what to do.
 
-    Only the command line's ``main`` catches it, prints the line and exits with code 2.
+    Only the command line catches it, prints the line and exits with code 2.
     """
+
+
+def one_line(error: Exception) -> str | None:
+    """What a user can mend, in one line; None for anything else.
+
+    >>> one_line(UserError("no item; give one")), one_line(ValueError("a defect"))
+    ('no item; give one', None)
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # no permission, no space, no such folder
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
+        key = str(error.full_key).replace(".reader.", ".")
+        return f"{key} is missing; give it on the command line"
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.model.checkpoint import build, load_weights, read_checkpoint
+from arnn_lightning.model.base import LAYOUT
+from arnn_lightning.model.checkpoint import build, check_data, load_weights, read_checkpoint
 from conftest import make_model, model_config
 
 DIMS = {"n_items": 7, "single_sizes": [3], "n_binary": 2}
@@ -42,7 +43,7 @@ def test_a_checkpoints_config_can_name_models_only(target: str) -> None:
 
 def test_truncated_and_foreign_files_are_one_line(tmp_path: Path) -> None:
     whole = tmp_path / "whole.ckpt"
-    torch.save({"about": {}, "state_dict": {"a": torch.zeros(1000)}}, whole)
+    torch.save({"about": {}, "layout": LAYOUT, "state_dict": {"a": torch.zeros(1000)}}, whole)
     (tmp_path / "half.ckpt").write_bytes(whole.read_bytes()[:900])
     (tmp_path / "empty.ckpt").write_bytes(b"")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
@@ -55,6 +56,21 @@ def test_truncated_and_foreign_files_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             read_checkpoint(tmp_path / f"{name}.ckpt")
         assert "\n" not in str(caught.value)
+
+
+def test_an_older_layout_says_so(tmp_path: Path) -> None:
+    torch.save({"about": {}, "state_dict": {}}, tmp_path / "old.ckpt")  # the first layout had no number
+    torch.save({"about": {}, "state_dict": {}, "layout": LAYOUT + 1}, tmp_path / "new.ckpt")
+    for name, layout in (("old", 1), ("new", LAYOUT + 1)):
+        with pytest.raises(UserError, match=f"of layout {layout}, this version .* reads layout {LAYOUT}"):
+            read_checkpoint(tmp_path / f"{name}.ckpt")
+
+
+def test_another_data_sets_checkpoint_says_so() -> None:
+    checkpoint = {"about": {"prepared": "xing-1"}}
+    check_data(checkpoint, "xing-1", "x.ckpt")
+    with pytest.raises(UserError, match=r"x.ckpt was trained on xing-1, this run is on tmall-2"):
+        check_data(checkpoint, "tmall-2", "x.ckpt")
 
 
 def test_another_catalogues_weights_do_not_fit() -> None:

@@ -16,7 +16,7 @@ from arnn_lightning.model.base import SessionModel, State
 from arnn_lightning.nn.losses import Objective, cross_entropy
 from arnn_lightning.nn.table import ItemScorer
 from arnn_lightning.task.train import check_compiler
-from conftest import make_data, make_model, random_sessions, write_world
+from conftest import WideTensors, make_data, make_model, random_sessions, write_world
 
 LEARNERS = ["gru4rec", "pnn", "arnn"]
 
@@ -123,22 +123,6 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     defaults = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     return Trainer(default_root_dir=folder, **(defaults | quiet | settings))
-
-
-class WideTensors(TorchDispatchMode):
-    """Collects dense results that are as wide as the catalogue and own their memory."""
-
-    def __init__(self, n_items: int, known: set[int]) -> None:
-        super().__init__()
-        self.n_items, self.known, self.found = n_items, known, []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for one in out if isinstance(out, tuple | list) else (out,):
-            wide = isinstance(one, Tensor) and one.layout == torch.strided and self.n_items in one.shape
-            if wide and one.untyped_storage().data_ptr() not in self.known:
-                self.found.append((str(function), tuple(one.shape)))
-        return out
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "pnn", "arnn"])

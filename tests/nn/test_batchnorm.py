@@ -61,3 +61,10 @@ def test_in_evaluation_it_is_torchs_own() -> None:
     ours, theirs = norms()
     x = torch.randn(5, 3, dtype=torch.float64)
     assert torch.equal(ours.eval()(x, torch.zeros(5, dtype=torch.bool)), theirs.eval()(x))
+
+
+def test_statistics_of_bfloat16_are_taken_in_float32() -> None:
+    x, alive = torch.randn(600, 3).bfloat16(), torch.arange(600) < 500
+    ours, theirs = MaskedBatchNorm(3), MaskedBatchNorm(3)
+    assert torch.equal(ours(x, alive), theirs(x.float(), alive))
+    assert torch.equal(ours.running_mean, theirs.running_mean)

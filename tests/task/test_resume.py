@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from arnn_lightning.data.prepare import Prepared
+from arnn_lightning.errors import UserError
 from arnn_lightning.model.base import SessionModel
 from arnn_lightning.task.stage import LAST, train_stage
 from conftest import compose_config, make_data, make_model, random_sessions, write_world
@@ -112,6 +113,38 @@ def test_a_save_that_fails_spoils_no_older_one(
     with pytest.raises(OSError, match="No space left"):
         run(world, tmp_path / "run", "resume=true", epochs=2)
     assert (tmp_path / "run" / LAST).read_bytes() == before
+
+
+class Malicious:
+    """A pickle that makes a folder where it is trusted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_spoilt_or_foreign_checkpoint_is_not_gone_on_with(world: Prepared, tmp_path: Path) -> None:
+    run(world, tmp_path / "run", epochs=1)
+    (tmp_path / "run" / "done").unlink()
+    last = tmp_path / "run" / LAST
+    whole = torch.load(last, weights_only=True)
+
+    def resumes(checkpoint: dict[str, Any], message: str) -> None:
+        torch.save(checkpoint, last)
+        with pytest.raises(UserError, match=message):
+            run(world, tmp_path / "run", "resume=true", epochs=2)
+
+    resumes(whole | {"extra": Malicious(tmp_path / "owned")}, "refused, it holds more than tensors")
+    assert not (tmp_path / "owned").exists()
+    resumes(whole | {"about": {"prepared": "tmall-1"}}, "was trained on tmall-1")
+    resumes({key: value for key, value in whole.items() if key != "layout"}, "of layout 1, this version")
+    resumes(whole | {"state_dict": {}}, "do not fit this model")
+    torch.save(whole, last)
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(UserError, match="damaged"):
+        run(world, tmp_path / "run", "resume=true", epochs=2)
 
 
 def test_ctrl_c_finishes_the_window_and_saves(world: Prepared, tmp_path: Path) -> None:

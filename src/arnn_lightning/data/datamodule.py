@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,7 @@ from arnn_lightning.data.window import Contexts, Lookup, Sessions, TrainingWindo
 from arnn_lightning.errors import UserError
 
 Place = tuple[int, int]  # (epoch, window)
+Negatives = Literal["all", "device"]
 
 
 class WindowOrder(Sampler[Place]):
@@ -66,18 +67,32 @@ class WindowLoader(DataLoader[Any]):
 
 
 class Windows(Dataset[Window]):
-    """The windows of one split: the schedule of an epoch, cut every ``steps`` mini-batches."""
+    """The windows of one split: the schedule of an epoch, cut every ``steps`` mini-batches.
 
-    def __init__(self, sessions: Sessions, users: np.ndarray, lanes: int, steps: int) -> None:
+    Every one of ``devices`` makes the same schedule of all their lanes, and ``device`` takes its own ``lanes`` of it.
+    """
+
+    def __init__(
+        self, sessions: Sessions, users: np.ndarray, lanes: int, steps: int, device: int = 0, devices: int = 1
+    ) -> None:
         self.sessions = sessions
         self.users = users
         self.steps = steps
-        self.schedule = schedule(sessions.offset, lanes)
+        self.device = device
+        self.devices = devices
+        self.own = slice(device * lanes, (device + 1) * lanes)
+        self.schedule = schedule(sessions.offset, devices * lanes)
 
     def __len__(self) -> int:
         return -(-len(self.schedule.event) // self.steps)
 
     def __getitem__(self, place: Place) -> Window:
+        return self.take_own(self.of_all_devices(place))
+
+    def take_own(self, window: Window) -> Window:
+        return window if self.devices == 1 else Window(*(field[:, self.own] for field in window))
+
+    def of_all_devices(self, place: Place) -> Window:
         cut = slice(place[1] * self.steps, (place[1] + 1) * self.steps)
         event, session = self.schedule.event[cut], self.schedule.session[cut]
         alive = event != DEAD
@@ -117,8 +132,11 @@ class TrainingWindows(Dataset[TrainingWindow]):
         score_all: bool,
         log_q: bool,
         seed: int,
+        negatives: Negatives = "all",
     ) -> None:
         self.windows = windows
+        self.apart = negatives == "device" and windows.devices > 1
+        lanes *= 1 if self.apart else windows.devices
         self.n_sample = n_sample
         self.score_all = score_all
         self.seed = seed
@@ -137,24 +155,64 @@ class TrainingWindows(Dataset[TrainingWindow]):
         return len(self.windows)
 
     def __getitem__(self, place: Place) -> TrainingWindow:
-        window = self.windows[place]
-        items = lookups(window.item, window.alive)
+        whole = self.windows.of_all_devices(place)
+        window = self.windows.take_own(whole)
+        items = lookups(whole.item, whole.alive)
+        if self.windows.devices > 1:
+            items = [Lookup(one.rows, one.inverse[self.windows.own]) for one in items]
         full = window.alive.all(1).tolist()
         if self.score_all:
-            return TrainingWindow(place[1], window, full, items, [], [], None)
-        scored, real = window.target, window.alive
-        if self.n_sample:
-            shape = (len(scored), self.n_sample)
-            # Epoch and window seed the draw, so that it depends on no history.
-            chance = np.random.default_rng([self.seed, *place]).random(shape)
-            negatives = np.searchsorted(self.cumulated, chance, side="right").clip(max=len(self.cumulated) - 1)
-            scored = torch.cat([scored, torch.from_numpy(negatives)], 1)
-            real = torch.cat([real, torch.ones(shape, dtype=torch.bool)], 1)
-        found = lookups(scored, real)
-        there_KC = real.float()
-        counts = [torch.zeros(len(one.rows)).index_add_(0, one.inverse, there_KC[k]) for k, one in enumerate(found)]
-        log_q = None if self.log_q is None else [self.log_q[one.rows] for one in found]
-        return TrainingWindow(place[1], window, full, items, found, counts, log_q)
+            return TrainingWindow(place[1], window, full, items, [], [], [], None)
+        if self.apart:
+            found, counts, own = self._own_candidates(place, whole)
+        else:
+            found, counts = _counted(*self._with_negatives(place, whole.target, whole.alive))
+            if self.windows.devices > 1:
+                lanes = whole.item.shape[1]
+                found = [
+                    Lookup(one.rows, torch.cat([one.inverse[self.windows.own], one.inverse[lanes:]])) for one in found
+                ]
+            own = []
+        log_q = None
+        if self.log_q is not None:
+            log_q = [self.log_q[one.rows[own[k]] if own else one.rows] for k, one in enumerate(found)]
+        return TrainingWindow(place[1], window, full, items, found, counts, own, log_q)
+
+    def _with_negatives(self, place: Place, target: Tensor, alive: Tensor, device: int = 0) -> tuple[Tensor, Tensor]:
+        """Targets and extra negatives (K, B + N), and which of them are real."""
+        if not self.n_sample:
+            return target, alive
+        shape = (len(target), self.n_sample)
+        # Epoch and window seed the draw, so that it depends on no history.
+        seed = [self.seed, *place, device] if device else [self.seed, *place]
+        chance = np.random.default_rng(seed).random(shape)
+        negatives = np.searchsorted(self.cumulated, chance, side="right").clip(max=len(self.cumulated) - 1)
+        there = torch.ones(shape, dtype=torch.bool)
+        return torch.cat([target, torch.from_numpy(negatives)], 1), torch.cat([alive, there], 1)
+
+    def _own_candidates(self, place: Place, whole: Window) -> tuple[list[Lookup], list[Tensor], list[Tensor]]:
+        """Rows of all devices' candidates; counts and places among the rows of this device's own."""
+        pieces = zip(
+            whole.target.chunk(self.windows.devices, 1), whole.alive.chunk(self.windows.devices, 1), strict=True
+        )
+        drawn = [self._with_negatives(place, *piece, device) for device, piece in enumerate(pieces)]
+        everything = lookups(*(torch.cat(one, 1) for one in zip(*drawn, strict=True)))
+        ids, real = drawn[self.windows.device]
+        # In a step in which this device has nothing alive, any row will do: nothing of it counts.
+        nothing = ~real.any(1, keepdim=True)
+        first = torch.stack([one.rows[0] for one in everything])[:, None]
+        found, counts = _counted(torch.where(nothing, first, ids), real | nothing)
+        own = [torch.searchsorted(one.rows, mine.rows) for one, mine in zip(everything, found, strict=True)]
+        rows = [Lookup(one.rows, mine.inverse) for one, mine in zip(everything, found, strict=True)]
+        return rows, counts, own
+
+
+def _counted(ids_KC: Tensor, real_KC: Tensor) -> tuple[list[Lookup], list[Tensor]]:
+    """The Lookup of every step, and how often each row is real in it."""
+    found, there_KC = lookups(ids_KC, real_KC), real_KC.float()
+    return found, [
+        there_KC.new_zeros(len(one.rows)).index_add_(0, one.inverse, there_KC[k]) for k, one in enumerate(found)
+    ]
 
 
 def lookups(ids_KC: Tensor, real_KC: Tensor) -> list[Lookup]:
@@ -190,9 +248,12 @@ class SessionDataModule(LightningDataModule):
         draw: whose contexts a session sees.
         shown: how many attributes of a user the model is told; None for all.
         seed: seed of the draws.
+        negatives: on many devices, whether a lane's negatives come from ``all`` or its own ``device`` alone.
+        device: which of the ``devices`` this one is; each shows its own lanes.
+        devices: their number.
 
     Raises:
-        UserError: no lane, a negative number of negatives, or a loss that would never see a negative.
+        UserError: unknown choice, no lane, a negative number of negatives, or a loss that would never see a negative.
     """
 
     def __init__(
@@ -209,8 +270,13 @@ class SessionDataModule(LightningDataModule):
         draw: Draw,
         shown: int | None,
         seed: int,
+        negatives: Negatives = "all",
+        device: int = 0,
+        devices: int = 1,
     ) -> None:
         super().__init__()
+        if negatives not in ("all", "device"):
+            raise UserError(f"model.negatives={negatives}: choose all or device")
         for name, value, least in (
             ("model.lanes", lanes, 1),
             ("window_steps", steps, 1),
@@ -231,14 +297,18 @@ class SessionDataModule(LightningDataModule):
         self.draw: Draw = draw
         self.shown = shown
         self.seed = seed
+        self.negatives: Negatives = negatives
+        self.device = device
+        self.devices = devices
 
     def _windows(self, split: str, lanes: int) -> Windows:
         sessions = self.prepared.sessions(split)
         users = draw_users(sessions.user, self.prepared.users().height, self.draw, self.seed)
-        return Windows(sessions, users, lanes, self.steps)
+        return Windows(sessions, users, lanes, self.steps, self.device, self.devices)
 
     def train_dataloader(self) -> DataLoader[TrainingWindow]:
-        if self.lanes == 1 and not self.n_sample and not self.score_all:
+        among = self.lanes * (self.devices if self.negatives == "all" else 1)
+        if among == 1 and not self.n_sample and not self.score_all:
             raise UserError(
                 "model.lanes=1 leaves no negatives: add lanes or model.n_sample, or take model/loss=cross_entropy_full"
             )
@@ -251,6 +321,7 @@ class SessionDataModule(LightningDataModule):
             self.score_all,
             self.log_q,
             self.seed,
+            self.negatives,
         )
         return _loader(windows)
 

@@ -46,6 +46,9 @@ class TrainingWindow(NamedTuple):
     the logarithm of how likely a scored column is to show the item, where the loss asks for it. The three are empty
     where all items are scored. ``full[k]``: all lanes are alive in step k, known without asking the device.
     ``place``: which window of the epoch this is; the same place shows the same events in every epoch.
+
+    On many devices the rows are those of all their lanes. Where a device scores its own candidates alone, ``own[k]``
+    (C,) are their places among ``scored[k].rows``, and ``scored[k].inverse``, ``counts`` and ``log_q`` go by these.
     """
 
     place: int
@@ -54,6 +57,7 @@ class TrainingWindow(NamedTuple):
     items: list[Lookup]
     scored: list[Lookup]
     counts: list[Tensor]
+    own: list[Tensor]
     log_q: list[Tensor] | None
 
 

@@ -83,6 +83,7 @@ class ARNN(SessionModel):
 
     def assemble(self) -> None:
         self._assembled = True
+        self._cache.clear()
         for part in self.parts.values():
             part.scorer = None
             if self.freeze_parts:

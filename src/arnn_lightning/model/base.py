@@ -20,12 +20,14 @@ from arnn_lightning.data.window import Contexts, Sessions, Step, TrainingWindow,
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metrics
 from arnn_lightning.evaluation.ranks import count_lists, count_ranks, count_ranks_of_products, rank
+from arnn_lightning.nn.exchange import gather, gather_rows, sum_gradients, sum_over_devices, world
 from arnn_lightning.nn.gru import GRUStep
 from arnn_lightning.nn.losses import Objective, mean_over_lanes
 from arnn_lightning.nn.table import ItemScorer, RowTable
 
 State = tuple[Tensor, ...]  # each (..., B, H): lanes are the last dimension but one
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+LAYOUT = 2  # of a checkpoint: 1 had no such number, and the state of one device only
 
 
 class SessionModel(LightningModule):
@@ -128,10 +130,12 @@ class SessionModel(LightningModule):
     def on_train_start(self) -> None:
         self.events_trained, self.seconds_trained = 0, 0.0
         if self._resumed is not None:
+            device, devices = world()
             self._epoch_loss = self._resumed["epoch_loss"]
             self._training_state = self._resumed["state"]
             if self._training_state is not None:
-                self._training_state = tuple(part.to(self.device) for part in self._training_state)
+                own = (part.chunk(devices, -2)[device] for part in self._training_state)
+                self._training_state = tuple(part.to(self.device) for part in own)
 
     def on_train_epoch_start(self) -> None:
         self._training_state = None  # an epoch's schedule starts every lane afresh
@@ -140,8 +144,9 @@ class SessionModel(LightningModule):
     def training_step(self, batch: TrainingWindow, index: int) -> None:
         started = time.perf_counter()
         if self._resumed is not None:  # not earlier: whatever starts a run may draw numbers too
-            torch.set_rng_state(self._resumed["rng"].cpu())
+            torch.set_rng_state(self._resumed["rng"][world()[0]].cpu().clone())  # a view crashes torch
             self._resumed = None
+        devices = world()[1]
         optimizer = cast(LightningOptimizer, self.optimizers())
         raw = optimizer.optimizer
         weights = [weight for group in raw.param_groups for weight in group["params"]]
@@ -151,20 +156,27 @@ class SessionModel(LightningModule):
         for k in range(steps):
             loss, state = self.step_loss(batch, k, state)
             losses[k] = loss.detach()
-            loss.backward()
+            if devices > 1:
+                (loss / devices).backward()  # of all lanes' mean, E25
+                sum_gradients(weights)
+            else:
+                loss.backward()
             # Lightning counts the last step of each window: global_step counts windows, and checkpoints get saved.
             (raw if k < steps - 1 else optimizer).step()
             for weight in weights:  # zero_grad(), without its hooks
                 weight.grad = None
         self._training_state = state
+        events = int(batch.window.alive.sum())
+        if devices > 1:
+            told = sum_over_devices(torch.cat([losses / devices, losses.new_tensor([events])]).double())
+            losses, events = told[:-1], int(told[-1])
         self._check_losses(losses)
         self.mini_batches += steps
-        events = int(batch.window.alive.sum())
         if index or self.trainer.current_epoch:  # the first window pays for warming up
             self.events_trained += events
             self.seconds_trained += time.perf_counter() - started
         # Per event, so that windows with fewer lanes alive compare with the others.
-        total = float(losses.sum()) * lanes
+        total = float(losses.sum()) * lanes * devices
         self._epoch_loss = (self._epoch_loss[0] + total, self._epoch_loss[1] + events)
         self.log(f"{self.prefix}train/loss", total / events, on_step=True, on_epoch=False, prog_bar=True)
         self.log(f"{self.prefix}steps", self.mini_batches.float(), on_step=True, on_epoch=False)
@@ -185,7 +197,11 @@ class SessionModel(LightningModule):
         products = torch.autocast(alive_B.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with products:
             query_BH, state = self.represent(step, state)
-            raw_BC = self.scorer.all(query_BH) if scored is None else self.scorer.some(query_BH, scored.rows)
+            raw_BC = (
+                self.scorer.all(query_BH)
+                if scored is None
+                else self.scorer.some(query_BH, scored.rows, batch.own[k] if batch.own else None)
+            )
         raw_BC = raw_BC.float() if self.bf16 else raw_BC
         if scored is None:
             positive_B = window.target[k]
@@ -249,17 +265,25 @@ class SessionModel(LightningModule):
     def _start_evaluation(self) -> None:
         self._evaluation_state = None
         self._counts = []
-        self.listed = torch.zeros(self.n_items, dtype=torch.int64) if self.keeps_lists else None
+        self.listed = None
 
     def _evaluate(self, window: Window) -> None:
         query_NH, target_N = self.evaluation_step(window)
         counts = self.count_ranks(query_NH, target_N)
         self._counts.append((window.session[window.alive], window.position[window.alive], counts))
         if self.listed is not None:
-            self.listed += count_lists(self.score, query_NH, self.n_items).cpu()
+            self.listed += count_lists(self.score, query_NH, self.n_items)
 
     def _end_evaluation(self) -> dict[str, float | int]:
-        session, position, counts = (torch.cat(column).cpu() for column in zip(*self._counts, strict=True))
+        session, position, counts = (torch.cat(column) for column in zip(*self._counts, strict=True))
+        if world()[1] > 1:
+            everywhere = gather_rows(torch.cat([session[:, None], position[:, None], counts], 1))
+            session, position, counts = everywhere[:, 0], everywhere[:, 1], everywhere[:, 2:]
+            if self.listed is not None:
+                sum_over_devices(self.listed)
+        if self.listed is not None:
+            self.listed = self.listed.cpu()
+        session, position, counts = session.cpu(), position.cpu(), counts.cpu()
         self.evaluated = {"session": session, "position": position, "higher": counts[:, 0], "equal": counts[:, 1]}
         self._counts = []
         ranks = rank(self.evaluated["higher"], self.evaluated["equal"], self.ties)
@@ -278,6 +302,8 @@ class SessionModel(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._start_evaluation()
+        if self.keeps_lists:
+            self.listed = torch.zeros(self.n_items, dtype=torch.int64, device=self.device)
 
     def test_step(self, batch: Window, index: int) -> None:
         self._evaluate(batch)
@@ -290,15 +316,24 @@ class SessionModel(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["layout"] = LAYOUT
         checkpoint["about"] = self.about
-        checkpoint["progress"] = {
-            "epoch_loss": self._epoch_loss,
-            "state": self._training_state,
-            "rng": torch.get_rng_state(),
-        }
+        state, rng = self._training_state, torch.get_rng_state()[None]
+        devices = world()[1]
+        if devices > 1:  # lanes and random states of all, device by device
+            rng = gather(rng[0].to(self.device)).cpu()
+            if state is not None:
+                state = tuple(torch.cat(gather(part).unbind(), -2) for part in state)
+        checkpoint["progress"] = {"epoch_loss": self._epoch_loss, "devices": devices, "state": state, "rng": rng}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["progress"]
+        before, now = self._resumed["devices"], world()[1]
+        if before != now:
+            raise UserError(
+                f"this run was started on {before} device(s) and cannot go on with {now}: "
+                f"give trainer.devices and trainer.num_nodes as before"
+            )
 
 
 def reset(state: State, start_B: Tensor) -> State:

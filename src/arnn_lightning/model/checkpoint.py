@@ -10,7 +10,7 @@ import torch
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.instantiate import instantiate
-from arnn_lightning.model.base import SessionModel
+from arnn_lightning.model.base import LAYOUT, SessionModel
 
 # What a model's config may name: a checkpoint's config comes from outside, and `_target_` is a call.
 _ALLOWED_TARGETS = ("arnn_lightning.model.", "arnn_lightning.nn.", "torch.optim.")
@@ -32,14 +32,15 @@ def build(config: Mapping[str, Any]) -> SessionModel:
 
 
 # Keys of a model's config that tell the training stage, not the model.
-STAGE_KEYS = ("lanes", "epochs", "patience", "n_sample", "sample_alpha")
+STAGE_KEYS = ("lanes", "epochs", "patience", "n_sample", "sample_alpha", "negatives")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint of this project; never executes what it holds.
 
     Raises:
-        UserError: no such file, not a checkpoint, one that carries code, or one that was not written by this project.
+        UserError: no such file, not a checkpoint, one that carries code, or one that was not written by this project or
+            by another version of it.
     """
     file = Path(path)
     if not file.is_file():
@@ -54,7 +55,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{file}: damaged, or no checkpoint at all") from error
     if not isinstance(checkpoint, dict) or "about" not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{file}: not a checkpoint of arnn-lightning")
+    layout = checkpoint.get("layout", 1)
+    if layout != LAYOUT:
+        raise UserError(
+            f"{file}: a checkpoint of layout {layout}, this version of arnn-lightning reads layout {LAYOUT}; "
+            "use the version that wrote it, or train again"
+        )
     return checkpoint
+
+
+def check_data(checkpoint: Mapping[str, Any], prepared: str | None, path: str | Path) -> None:
+    """Raises UserError where the checkpoint's weights were learnt on another data set than ``prepared``."""
+    trained_on = checkpoint["about"].get("prepared")
+    if trained_on != prepared:
+        raise UserError(f"{path} was trained on {trained_on}, this run is on {prepared}")
 
 
 def load_weights(model: SessionModel, checkpoint: Mapping[str, Any], path: str | Path) -> None:

@@ -31,6 +31,8 @@ class RowTable(nn.Module):
         Elements with the same id then share one row of the gradient, added up before any optimizer squares it (E21).
         """
         if rows is None:
+            if torch.is_grad_enabled():
+                self.weight.read_by_ids = True  # type: ignore[attr-defined]  # nn/exchange.py
             return F.embedding(ids, self.weight, sparse=self.sparse)
         unique_RD = self.unique(rows.rows)
         if rows.inverse.dim() == 1:  # a third of what indexing costs, there and back
@@ -55,9 +57,15 @@ class ItemScorer(nn.Module):
         self.bias = RowTable(n_items, 1)
         glorot_(self.items.weight, n_items, hidden_size)
 
-    def some(self, query_BH: Tensor, rows_R: Tensor) -> Tensor:
-        """Scores (B, R) of the items ``rows_R``, sorted and unique: only their weights are read (E8)."""
-        return torch.addmm(self.bias.unique(rows_R)[:, 0], query_BH, self.items.unique(rows_R).T)
+    def some(self, query_BH: Tensor, rows_R: Tensor, own_C: Tensor | None = None) -> Tensor:
+        """Scores (B, R) of the items ``rows_R``, sorted and unique: only their weights are read (E8).
+
+        With ``own_C``, places among the rows: scores (B, C) of these alone. The gradient lies on all ``rows_R``.
+        """
+        bias_R1, item_RH = self.bias.unique(rows_R), self.items.unique(rows_R)
+        if own_C is not None:
+            bias_R1, item_RH = bias_R1.index_select(0, own_C), item_RH.index_select(0, own_C)
+        return torch.addmm(bias_R1[:, 0], query_BH, item_RH.T)
 
     def all(self, query_BH: Tensor) -> Tensor:
         """Scores (B, I) of the whole catalogue."""

@@ -10,6 +10,7 @@ from arnn_lightning.data.prepare import PATHS
 from arnn_lightning.errors import UserError
 from arnn_lightning.model.checkpoint import build, load_weights, read_checkpoint
 from arnn_lightning.report.table import results_table
+from arnn_lightning.task.devices import device, first_once, together
 from arnn_lightning.task.prepare import prepare_data
 from arnn_lightning.task.train import (
     METRICS_FILE,
@@ -27,7 +28,11 @@ MOVES = tuple(f"data.{key}" for key in PATHS)
 
 def run(config: DictConfig) -> None:
     """Evaluates ``checkpoint`` and writes metrics.json and test_ranks.parquet into the task's own folder."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    with together(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
+        _evaluate(config, folder)
+
+
+def _evaluate(config: DictConfig, folder: Path) -> None:
     checkpoint = read_checkpoint(config.checkpoint)
     about = checkpoint["about"]
     given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] in MOVES]
@@ -37,7 +42,7 @@ def run(config: DictConfig) -> None:
         config.data = OmegaConf.create(about["data"])
         for key, place in moved.items():
             config.data[key] = place
-    prepared = prepare_data(config)
+    prepared = first_once(lambda: prepare_data(config))
     if prepared.folder.name != about["prepared"]:
         raise UserError(
             f"{config.checkpoint} was trained on {about['prepared']}, the raw files here give {prepared.folder.name}"
@@ -48,6 +53,8 @@ def run(config: DictConfig) -> None:
     model.assemble()
     load_weights(model, checkpoint, config.checkpoint)
     tested = test(model, config, prepared, [])
+    if device():
+        return
     tested.write(folder)
     write_json(
         folder / METRICS_FILE,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
@@ -21,14 +22,16 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from arnn_lightning.data.datamodule import SessionDataModule
 from arnn_lightning.data.prepare import Prepared
-from arnn_lightning.instantiate import instantiate
 from arnn_lightning.model.base import SessionModel
-from arnn_lightning.model.checkpoint import load_weights, read_checkpoint
+from arnn_lightning.model.checkpoint import check_data, load_weights, read_checkpoint
+from arnn_lightning.task.devices import agreed, device, devices, make_trainer
 
 log = logging.getLogger(__name__)
 # Lightning's banners and its advice on loaders would bury the table; its warnings otherwise stay.
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-for _advice in ("does not have many workers", "number of training batches", "LeafSpec", "in eval mode", "is not empty"):
+for _name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+_ADVICE = ("does not have many workers", "number of training batches", "LeafSpec", "in eval mode", "is not empty")
+for _advice in (*_ADVICE, "sync_dist=True"):  # the last of values that are equal on all devices
     warnings.filterwarnings("ignore", message=f".*{_advice}.*")
 BEST, LAST, DONE = "best.ckpt", "last.ckpt", "done"
 
@@ -48,6 +51,9 @@ def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any])
         draw=config.data.contexts.draw,
         shown=config.data.contexts.shown,
         seed=config.seed,
+        negatives=model.get("negatives", "all"),
+        device=device(),
+        devices=devices(),
     )
 
 
@@ -69,15 +75,23 @@ def train_stage(
         folder: where ``best.ckpt``, ``last.ckpt`` and the marker ``done`` go; a stage with its marker is not repeated.
         loggers: the run's loggers.
     """
-    if not (config.resume and (folder / DONE).is_file()):
+    if not agreed(config.resume and (folder / DONE).is_file()):
         folder.mkdir(parents=True, exist_ok=True)
-        seed_everything(config.seed, verbose=False)
+        seed_everything(_own_seed(config.seed), verbose=False)
         if any(weight.requires_grad for weight in model.parameters()):
             _fit(model, data, config, stage, folder, loggers)
         else:
             _count(model, data, config, folder)
-        (folder / DONE).touch()
-    load_weights(model, read_checkpoint(folder / BEST), folder / BEST)
+        if device() == 0:
+            (folder / DONE).touch()
+    best = read_checkpoint(folder / BEST)
+    check_data(best, model.about.get("prepared"), folder / BEST)
+    load_weights(model, best, folder / BEST)
+
+
+def _own_seed(seed: int) -> int:
+    """Every device drops out other units; the first draws as one device alone does."""
+    return seed if device() == 0 else int(np.random.SeedSequence([seed, device()]).generate_state(1)[0])
 
 
 def trainer(
@@ -87,18 +101,16 @@ def trainer(
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    bar = sys.stdout.isatty() and saves
-    made: Trainer = instantiate(
-        config.trainer,
+    bar = sys.stdout.isatty() and saves and device() == 0
+    return make_trainer(
+        config,
         **settings,
         callbacks=[*callbacks, *([RichProgressBar(leave=False)] if bar else [])],
         enable_progress_bar=bar,
         enable_checkpointing=saves,
         logger=loggers or False,
         default_root_dir=str(folder),
-        _convert_="all",
     )
-    return made
 
 
 def _fit(
@@ -123,16 +135,21 @@ def _fit(
         callbacks.append(EarlyStopping(monitor, mode="max", patience=int(stage["patience"])))
     made = trainer(config, folder, loggers, callbacks, max_epochs=epochs, plugins=[WholeFiles()])
     last = folder / LAST
+    goes_on = agreed(config.resume and last.is_file())
+    if goes_on:  # Lightning reads it too, but with no such words
+        checkpoint = read_checkpoint(last)
+        check_data(checkpoint, model.about.get("prepared"), last)
+        load_weights(model, checkpoint, last)
     try:
         with saves.listening():
-            made.fit(model, data, ckpt_path=str(last) if config.resume and last.is_file() else None, weights_only=True)
+            made.fit(model, data, ckpt_path=str(last) if goes_on else None, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         if made.interrupted:
             raise KeyboardInterrupt from stop
         raise
-    if saves.asked_to_stop:  # in the last epoch
+    if made.strategy.reduce_boolean_decision(saves.asked_to_stop, all=False):  # in the last epoch
         raise KeyboardInterrupt
-    if not (folder / BEST).is_file():  # stopped before the first epoch's end
+    if not agreed((folder / BEST).is_file()):  # stopped before the first epoch's end
         made.save_checkpoint(folder / BEST)
 
 
@@ -142,7 +159,8 @@ def _count(model: SessionModel, data: SessionDataModule, config: DictConfig, fol
     # No Trainer.fit: it has nothing to optimise. The strategy alone is needed to save.
     made.strategy.connect(model)
     made.save_checkpoint(folder / BEST)
-    shutil.copyfile(folder / BEST, folder / LAST)
+    if device() == 0:
+        shutil.copyfile(folder / BEST, folder / LAST)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -185,17 +203,20 @@ class MidEpochSaves(Callback):
             signal.signal(signal.SIGINT, before)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.asked_to_stop:  # during validation; the epoch is saved
-            raise KeyboardInterrupt
+        if trainer.strategy.reduce_boolean_decision(self.asked_to_stop, all=False):
+            raise KeyboardInterrupt  # asked for during validation; the epoch is saved
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if trainer.is_last_batch:
             return
-        if self.asked_to_stop or time.monotonic() - self._saved >= self.seconds:
+        # On many devices all do what one of them asks for, or some would wait for the others' share of a checkpoint.
+        anybody = trainer.strategy.reduce_boolean_decision
+        if anybody(self.asked_to_stop or time.monotonic() - self._saved >= self.seconds, all=False):
             trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()
-        if self.asked_to_stop:
-            raise KeyboardInterrupt
+            if anybody(self.asked_to_stop, all=False):
+                self.asked_to_stop = True
+                raise KeyboardInterrupt
 
 
 class EpochLines(Callback):
@@ -210,5 +231,8 @@ class EpochLines(Callback):
         values = [f"loss {pl_module.epoch_loss:.4f}"]
         values += [f"{name} {shown[name]:.4f}" for name in ("val/recall@20", "val/mrr@20") if name in shown]
         speed = pl_module.train_events_per_second
+        about = {"epoch_loss": pl_module.epoch_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        about |= {"events_per_second": speed} if speed else {}
+        pl_module.log_dict({f"{pl_module.prefix}train/{name}": value for name, value in about.items()})
         values += [f"{speed:,.0f} events/s"] if speed else []
         log.info(f"{pl_module.name}: epoch {trainer.current_epoch + 1} of {self.epochs}: {', '.join(values)}")

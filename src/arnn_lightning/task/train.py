@@ -12,35 +12,42 @@ from typing import Any
 import polars as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import Result, result
+from arnn_lightning.evaluation.result import Result, by_position, result
 from arnn_lightning.instantiate import instantiate
+from arnn_lightning.logger.wandb import WandbRun
 from arnn_lightning.model.base import SessionModel
-from arnn_lightning.model.checkpoint import build, load_weights, read_checkpoint
+from arnn_lightning.model.checkpoint import build, check_data, load_weights, read_checkpoint
 from arnn_lightning.report.table import difference_line, results_table
+from arnn_lightning.task.devices import agreed, device, first_once, together
 from arnn_lightning.task.prepare import prepare_data
-from arnn_lightning.task.stage import datamodule, train_stage, trainer
+from arnn_lightning.task.stage import BEST, datamodule, train_stage, trainer
 
 METRICS_FILE = "metrics.json"
 
 
 def train(config: DictConfig) -> float | None:
     """Runs one experiment; returns the validation MRR@20 (None without validation), which sweepers maximise."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if (folder / METRICS_FILE).is_file():
+    with together(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
+        return _train(config, folder)
+
+
+def _train(config: DictConfig, folder: Path) -> float | None:
+    if agreed((folder / METRICS_FILE).is_file()):
         if not config.resume:
             raise UserError(
                 f"{folder} holds a finished run; add resume=true to see it, or choose another hydra.run.dir"
             )
         return _show_finished(config, folder)
     clock = Clock()
-    prepared = prepare_data(config)
+    prepared = first_once(lambda: prepare_data(config))
     clock.lap("prepare")
     check_cutoffs(config, prepared)
     # Sizes measured from data have one place in the config, filled here.
@@ -48,8 +55,12 @@ def train(config: DictConfig) -> float | None:
     config.model.dims = dims
     for baseline in config.baselines.values():
         baseline.dims = dims
-    loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values()]
+    loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values() if device() == 0]
+    dashboards = [logger for logger in loggers if isinstance(logger, WandbRun)]
+    failed = True
     try:
+        for dashboard in dashboards:
+            dashboard.log_hyperparams(plain(config))
         seed_everything(config.seed, verbose=False)
         model = build(plain(config.model))
         _set_up(model, config, config.model, prepared)
@@ -71,15 +82,27 @@ def train(config: DictConfig) -> float | None:
             if baseline.name != config.model.name
         }
         validation = _validation(model, config, prepared)
+        for dashboard in dashboards:
+            dashboard.log_positions(
+                {one.name: by_position(one.ranks) for one in (*baselines.values(), *parts.values(), tested)}
+            )
+            dashboard.log_files(model.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
         clock.lap("test")
+        failed = False
     except KeyboardInterrupt:
-        path = os.path.relpath(folder)
-        sys.stderr.write(f"interrupted; go on with the same command and resume=true hydra.run.dir={path}\n")
+        if device():
+            raise
+        hydra = HydraConfig.get()
+        place = (
+            f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={os.path.relpath(folder)}"
+        )
+        sys.stderr.write(f"interrupted; go on with the same command and resume=true hydra.{place}\n")
         raise
     finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # or the next job of a multirun would go on in this run
+        for dashboard in dashboards:
+            dashboard.finish(failed)
+    if device():
+        return validation.get("mrr@20")
     for role, one in [*parts.items(), *baselines.items()]:
         one.write(folder, role)
     tested.write(folder)
@@ -188,11 +211,7 @@ def _train_part(
     pretrained = config.pretrained[role]
     if pretrained is not None:
         checkpoint = read_checkpoint(pretrained)
-        if checkpoint["about"]["prepared"] != prepared.folder.name:
-            raise UserError(
-                f"pretrained.{role}: {pretrained} was trained on {checkpoint['about']['prepared']}, "
-                f"this run is on {prepared.folder.name}"
-            )
+        check_data(checkpoint, prepared.folder.name, f"pretrained.{role}: {pretrained}")
         load_weights(part, checkpoint, pretrained)
         return
     stage = plain(config.model[role])
@@ -215,6 +234,8 @@ def _validation(model: SessionModel, config: DictConfig, prepared: Prepared) -> 
 
 
 def _print(config: DictConfig, folder: Path, results: list[Result]) -> None:
+    if device():
+        return
     console = Console()
     bootstrap = plain(config.evaluation.bootstrap)
     title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} recommendation attempts"
