@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test lint types bench wheel clean
+.PHONY: help demo test lint types bench report wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,14 @@ types: $(INSTALLED) ## check types
 
 bench: $(INSTALLED) ## measure speed against reference implementations and the bare loop
 	$(BIN)/python benchmarks/reference.py
+
+RECORDED := experiments/results/recorded
+REPORT := outputs/report/recorded
+
+report: $(INSTALLED) ## Table 2 and the page of the recorded runs, and the README's picture of it where Chromium is installed
+	$(BIN)/python -m arnn_lightning task=report runs=$(RECORDED) paths.data=$(RECORDED) hydra.run.dir=$(REPORT)
+	! command -v chromium || chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1160,1500 \
+		--screenshot=experiments/report.png file://$(CURDIR)/$(REPORT)/report.html
 
 wheel: $(INSTALLED) ## build the wheel and try it in an empty environment and folder
 	rm -rf build dist

@@ -109,6 +109,7 @@ def make_data(prepared: Prepared, lanes: int = 4, **settings: Any) -> SessionDat
         "score_all": False,
         "log_q": False,
         "draw": "user",
+        "shown": None,
         "seed": 1,
     }
     return SessionDataModule(prepared, lanes=lanes, **(defaults | settings))

@@ -71,7 +71,7 @@ def test_every_yaml_composes() -> None:
     from conftest import compose_config
 
     conf = PACKAGE.parents[1] / "conf"
-    for group in ("data", "model", "trainer", "logger", "task"):
+    for group in ("data", "model", "trainer", "logger", "task", "experiment"):
         for file in sorted((conf / group).glob("*.yaml")):
             compose_config(f"{group}={file.stem}")
     for group in ("optimizer", "loss"):

@@ -1,6 +1,7 @@
 """Laws of the context fields and of whose contexts a session sees."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arnn_lightning.data.contexts import OTHER, Draw, EncodedContexts, draw_users, encode, popular
+from arnn_lightning.data.contexts import OTHER, Draw, EncodedContexts, draw_users, encode, popular, show
 from arnn_lightning.errors import UserError
 
 # Users 0 and 1 have training events, user 2 only others, user 3 tells nothing.
@@ -247,3 +248,28 @@ def test_a_draw_leaves_the_sessions_own_users_untouched(draw: Draw) -> None:
 def test_an_unknown_draw_is_named() -> None:
     with pytest.raises(UserError, match=r"data\.contexts\.draw=stranger: choose user, session, permuted or constant"):
         draw_users(SESSIONS, N_USERS, "stranger", 1)  # type: ignore[arg-type]
+
+
+# --- how many attributes are told ---
+
+
+@pytest.mark.parametrize("shown", range(5))
+def test_models_are_told_of_the_first_attributes_as_if_there_were_no_others(shown: int) -> None:
+    """Multi-valued attributes come first; what is left is what an encoding of those attributes alone gives."""
+    users = USERS.with_columns(city=pl.Series(["u", "v", "w", "u"]))
+    single, multi = ["city", "level"], ["fields", "roles"]
+    whole = encoded(single, multi, users=users)
+    dims = {"n_items": 7, "single_sizes": whole.single_sizes, "n_binary": whole.n_binary}
+    fields = {"single": single, "multi": multi}
+    told, sizes = show(whole.table, dims, whole.vocabulary, fields, shown)
+    alone = encoded(single[: max(shown - 2, 0)], multi[:shown], users=users)
+    assert sizes == {"n_items": 7, "single_sizes": alone.single_sizes, "n_binary": alone.n_binary}
+    assert told.drop("known").equals(alone.table.drop("known"))
+
+
+@pytest.mark.parametrize("shown", [-1, "two", True, 1.5])
+def test_the_number_of_attributes_told_is_a_number(shown: Any) -> None:
+    whole = encoded(["level"], ["roles"])
+    dims = {"single_sizes": whole.single_sizes, "n_binary": whole.n_binary}
+    with pytest.raises(UserError, match=r"data\.contexts\.shown="):
+        show(whole.table, dims, whole.vocabulary, {"single": ["level"], "multi": ["roles"]}, shown)

@@ -104,6 +104,7 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
         "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
         "min_session_length": 2,
         "split": {"test_days": 1, "val_days": 0},
+        "held_out_users": 0.0,
         "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "draw": "user"},
         "paper": None,
     }
@@ -650,6 +651,36 @@ def test_validation_holds_the_days_before_the_test_days(tmp_path: Path) -> None:
     assert days == {"train": [0, 1, 2], "val": [3, 4], "test": [5]}
 
 
+def test_held_out_users_are_never_trained_on_and_they_alone_are_validated_and_tested(tmp_path: Path) -> None:
+    log, people = random_log(3, 3_000), random_people(3)
+    raw = write_xing(tmp_path, log, people)
+    settings: dict[str, Any] = {"split": {"test_days": 2, "val_days": 1}, "items": items_of(1.0)}
+    prepared = prepare(config(raw, held_out_users=0.3, **settings), tmp_path)
+    everybody = prepare(config(raw, **settings), tmp_path)
+    users = {
+        split: set(pl.read_parquet(prepared.folder / f"{split}.parquet")[USER].unique())
+        for split in ("train", "val", "test")
+    }
+    assert users["train"].isdisjoint(users["val"] | users["test"])
+    assert len(users["val"] & users["test"]) > 3
+    people_of_log = {row.user for row in log}
+    assert len(users["val"] | users["test"]) <= round(0.3 * len(people_of_log))
+    assert (
+        0 < step(prepared, "of held-out users after training")["events"] < step(everybody, "of popular items")["events"]
+    )
+    known = pl.read_parquet(prepared.folder / "contexts.parquet").filter(pl.col("attribute") == "country")
+    told = pl.read_parquet(prepared.folder / "users.parquet").filter(pl.col("user").is_in(list(users["train"])))
+    assert (
+        known.height == told["context.country"].filter(told["context.country"] > 0).n_unique()
+    )  # fitted on them alone
+
+
+@pytest.mark.parametrize("share", [1, -0.1, "some", True])
+def test_a_share_of_held_out_users_lies_below_one(share: Any, raw: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.held_out_users="):
+        prepare(config(raw, held_out_users=share), raw)
+
+
 def test_the_first_event_decides_the_split_though_it_is_dropped(tmp_path: Path) -> None:
     late = FIRST + 3 * DAY
     log = [*PAIRS, *PAIRS, Row(1, 7, 1, late - 60), Row(1, 1, 1, late), Row(1, 2, 1, late + 60)]
@@ -886,6 +917,7 @@ def test_the_manifest_tells_where_the_data_comes_from(raw: Path) -> None:
         "reader": {"_target_": data["reader"]["_target_"]},
         "contexts": {key: value for key, value in data["contexts"].items() if key != "draw"},
         **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
+        "held_out_users": 0.0,
     }
     assert (manifest["name"], manifest["layout"]) == ("xing", LAYOUT)
     assert manifest["version"] == arnn_lightning.__version__

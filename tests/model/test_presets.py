@@ -17,7 +17,7 @@ from arnn_lightning.task.stage import datamodule
 from conftest import compose_config, make_data, make_model, write_world
 
 LOSSES = sorted(path.stem for path in (Path(conf.__path__[0]) / "model" / "loss").glob("*.yaml"))
-PRESETS = ["gru4rec", "gru4rec_strong", "pnn", "arnn", "arnn_strong"]
+PRESETS = ["gru4rec", "gru4rec_strong", "pnn", "concat", "arnn", "arnn_strong"]
 
 
 def parts_of(name: str) -> tuple[str, ...]:

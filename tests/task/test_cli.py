@@ -70,7 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_works() -> None:
     done = arnn(Path.cwd(), "--help")
-    assert "model: arnn, arnn_strong, gru4rec, gru4rec_strong, itemknn, pnn, pop" in done.stdout
+    assert "model: arnn, arnn_strong, concat, gru4rec, gru4rec_strong, itemknn, pnn, pop" in done.stdout
 
 
 def test_the_default_run_ends_with_all_five_models_and_the_paired_difference(home: Path) -> None:
@@ -150,6 +150,33 @@ def test_a_pretrained_part_is_taken_as_it_is(home: Path) -> None:
     arnn(home, *SMALL, "hydra.run.dir=merged", "pretrained.session=first/checkpoints/session/best.ckpt")
     assert not (home / "merged" / "checkpoints" / "session").exists()
     assert metrics_of(home / "merged")["test"] == metrics_of(home / "first")["test"]
+
+
+def test_a_report_of_a_run_tells_its_own_metrics_and_intervals(home: Path) -> None:
+    bootstrap = "evaluation.bootstrap.resamples=50"
+    printed = arnn(home, "task=report", "runs=first", "hydra.run.dir=report", bootstrap).stdout
+    rows = {row["model"]: row for row in pl.read_csv(home / "report" / "table2.csv").iter_rows(named=True)}
+    metrics = metrics_of(home / "first")
+    tested = {**metrics["parts"], **metrics["baselines"], "": {"model": "arnn"} | metrics["test"]}
+    assert {one["model"] for one in tested.values()} == rows.keys()
+    for one in tested.values():
+        assert rows[one["model"]]["recall@20"] == pytest.approx(one["recall@20"], abs=1e-12)
+        assert rows[one["model"]]["mrr@20"] == pytest.approx(one["mrr@20"], abs=1e-12)
+    (shown,) = [line for line in (home / "first.out").read_text().splitlines() if line.startswith("│ arnn")]
+    interval = [f"{rows['arnn'][f'recall@20_{end}']:.4f}" for end in ("low", "high")]
+    assert " - ".join(interval) in shown  # the run's own table draws the same users
+    assert "| arnn |" in printed
+    page = (home / "report" / "report.html").read_text()
+    assert all(f"Gain of arnn by {group}" in page for group in ("position", "known attributes", "user", "popularity"))
+
+
+def test_lists_are_counted_where_they_are_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    assert not list((home / "first").glob("test_lists*"))
+    assert arnn_here([*SMALL, "model=pop", "evaluation.lists=true", "hydra.run.dir=lists"], monkeypatch) == 0
+    times = pl.read_parquet(home / "lists" / "test_lists.parquet")["times"]
+    attempts = metrics_of(home / "lists")["test"]["events"]
+    assert sorted(times.to_list())[-21:] == [0] + [attempts] * 20  # POP recommends the same 20 items to everybody
 
 
 def test_a_finished_run_is_shown_again_with_resume_and_refused_without(home: Path) -> None:

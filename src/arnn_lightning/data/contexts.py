@@ -5,9 +5,9 @@ A multi-valued attribute gives one two-valued field (absent, present) per popula
 categories that covers ``coverage`` of the training events, ties at the threshold kept - and one field "other".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -138,6 +138,39 @@ def _describe(fields: pl.DataFrame, name: str, kind: str) -> pl.DataFrame:
         category=pl.col("category").cast(pl.String),
         events=pl.col("events").cast(pl.Int64),
     )
+
+
+def show(
+    users: pl.DataFrame, dims: Mapping[str, Any], vocabulary: pl.DataFrame, fields: Mapping[str, Any], shown: int
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Leaves the first ``shown`` attributes of every user, as if there were no others.
+
+    Args:
+        users: as ``EncodedContexts.table``.
+        dims: the sizes that models measure from data, with all attributes.
+        vocabulary: as ``EncodedContexts.vocabulary``.
+        fields: the data set's ``contexts``; the first attributes are its ``multi``, then its ``single`` ones.
+        shown: how many attributes are left.
+
+    Returns:
+        users and sizes with the attributes left.
+
+    Raises:
+        UserError: ``shown`` is no number of attributes.
+    """
+    multi, single = fields["multi"], fields["single"]
+    if isinstance(shown, bool) or not isinstance(shown, int) or shown < 0:
+        raise UserError(
+            f"data.contexts.shown={shown}: how many of the {len(multi) + len(single)} attributes, or null for all"
+        )
+    left = single[: max(shown - len(multi), 0)]
+    # Codes of two-valued fields follow the order of their attributes: the first attributes have the lowest.
+    n_binary = vocabulary.filter((pl.col("kind") == "multi") & pl.col("attribute").is_in(multi[:shown])).height
+    sizes = [size for name, size in zip(single, dims["single_sizes"], strict=True) if name in left]
+    told = users.drop(f"{PREFIX}{name}" for name in single if name not in left).with_columns(
+        pl.col("active").list.filter(pl.element() < n_binary)
+    )
+    return told, {**dims, "single_sizes": sizes, "n_binary": n_binary}
 
 
 def draw_users(users: np.ndarray, n_users: int, draw: Draw, seed: int) -> np.ndarray:

@@ -246,6 +246,7 @@ class SessionDataModule(LightningDataModule):
         score_all: True where the loss scores the whole catalogue, so that no rows need finding.
         log_q: True where the loss corrects scores by how likely their columns are.
         draw: whose contexts a session sees.
+        shown: how many attributes of a user the model is told; None for all.
         seed: seed of the draws.
         negatives: on many devices, whether a lane's negatives come from ``all`` or its own ``device`` alone.
         device: which of the ``devices`` this one is; each shows its own lanes.
@@ -267,6 +268,7 @@ class SessionDataModule(LightningDataModule):
         score_all: bool,
         log_q: bool,
         draw: Draw,
+        shown: int | None,
         seed: int,
         negatives: Negatives = "all",
         device: int = 0,
@@ -293,6 +295,7 @@ class SessionDataModule(LightningDataModule):
         self.score_all = score_all
         self.log_q = log_q
         self.draw: Draw = draw
+        self.shown = shown
         self.seed = seed
         self.negatives: Negatives = negatives
         self.device = device
@@ -334,7 +337,7 @@ class SessionDataModule(LightningDataModule):
 
     def contexts(self) -> Contexts:
         """Every user's context codes, with a last row for "everything unknown"."""
-        users = self.prepared.users()
+        users, _ = self.prepared.told(self.shown)
         active = users["active"].to_list()
         width = max(map(len, active), default=0)
         padded = np.full((users.height + 1, max(width, 1)), -1, np.int64)
@@ -343,6 +346,7 @@ class SessionDataModule(LightningDataModule):
         columns = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         padded[rows, columns] = users["active"].explode().drop_nulls().to_numpy()
         single = users.select(pl.col(f"^{re.escape(PREFIX)}.*$")).to_numpy().astype(np.int64)
+        single = single.reshape(users.height, -1)  # a frame without columns has no rows
         unknown = np.zeros((1, single.shape[1]), np.int64)
         return Contexts(torch.from_numpy(np.concatenate([single, unknown])), torch.from_numpy(padded))
 

@@ -75,6 +75,13 @@ class Prepared:
     def users(self) -> pl.DataFrame:
         return pl.read_parquet(self.folder / "users.parquet")
 
+    def told(self, shown: int | None) -> tuple[pl.DataFrame, dict[str, Any]]:
+        """Users and sizes as models see them that are told ``shown`` attributes; None for all."""
+        if shown is None:
+            return self.users(), self.dims
+        vocabulary = pl.read_parquet(self.folder / "contexts.parquet")
+        return contexts.show(self.users(), self.dims, vocabulary, self.manifest["config"]["contexts"], shown)
+
 
 def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: None) -> Prepared:
     """Prepares the data set of config ``data`` under ``root``/prepared, or reuses what is there.
@@ -130,8 +137,9 @@ def seconds(text: str | int) -> int:
 def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the data config that decides what is written: no paths, and no settings of the training."""
     reader = {key: value for key, value in data["reader"].items() if key not in PATHS}
-    fields = {key: value for key, value in data["contexts"].items() if key != "draw"}
-    steps = {key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")}
+    fields = {key: value for key, value in data["contexts"].items() if key not in ("draw", "shown")}
+    kept = ("window_days", "session", "gap", "items", "min_session_length", "split", "held_out_users")
+    steps = {key: data[key] for key in kept}
     return {"reader": reader, "contexts": fields, **steps}
 
 
@@ -149,6 +157,9 @@ def _check(data: Mapping[str, Any]) -> None:
     for name, value in whole.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise UserError(f"{name}={value}: must be a whole number, not negative")
+    share = data["held_out_users"]
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
+        raise UserError(f"data.held_out_users={share}: a share of the users, in [0, 1)")
     for name in ("items", "contexts"):
         coverage = data[name]["coverage"]
         if not isinstance(coverage, int | float) or not 0 < coverage <= 1:
@@ -214,6 +225,8 @@ def _build(
     frame = _assign_split(frame, data["split"])
     for name in SPLITS:
         require(name, frame)
+    if data["held_out_users"]:
+        frame = count("of held-out users after training", _hold_out(frame, data["held_out_users"], len(user_ids)))
     frame = count("of popular items", _popular_items(frame, data["items"], len(item_ids), log_items))
     shortest = int(data["min_session_length"])
     if shortest < 2:
@@ -411,6 +424,16 @@ def _assign_split(frame: pl.DataFrame, split: Mapping[str, Any]) -> pl.DataFrame
     test_days, val_days = int(split["test_days"]), int(split["val_days"])
     of_session = np.where(age < test_days, 2, np.where(age < test_days + val_days, 1, 0)).astype(np.uint8)
     return frame.with_columns(split=pl.Series(of_session[session]))
+
+
+def _hold_out(frame: pl.DataFrame, share: float, n_users: int) -> pl.DataFrame:
+    """A share of the users is tested on and never trained on: they keep their later sessions, all others the earlier.
+
+    They are drawn once, from all users of the log, the same for the same log.
+    """
+    held = np.random.default_rng(0).permutation(n_users) < round(share * n_users)
+    trains = (frame["split"] == SPLITS.index("train")).to_numpy()
+    return frame.filter(pl.Series(held[frame[USER].to_numpy()] != trains))
 
 
 def _starts(session: np.ndarray) -> np.ndarray:

@@ -26,6 +26,12 @@ def values(rank: np.ndarray, metric: str) -> np.ndarray:
     return METRICS[kind](rank, int(k))
 
 
+def per_session(value: np.ndarray, session: np.ndarray) -> np.ndarray:
+    """(S,) mean of every session's attempts, by session code: what a macro average is the mean of (V11)."""
+    _, of, attempts = np.unique(session, return_inverse=True, return_counts=True)
+    return np.bincount(of, value) / attempts
+
+
 def metrics(rank: np.ndarray, session: np.ndarray, cutoffs: Iterable[int]) -> dict[str, float | int]:
     """Metrics of one split: micro averages (over attempts, the paper's) and macro ones (over sessions) (V11).
 
@@ -39,11 +45,10 @@ def metrics(rank: np.ndarray, session: np.ndarray, cutoffs: Iterable[int]) -> di
     """
     if len(rank) == 0:
         raise UserError("there is nothing to evaluate: the split has no recommendation attempt")
-    _, of, per_session = np.unique(session, return_inverse=True, return_counts=True)
     result: dict[str, float | int] = {}
     for k in cutoffs:
         for kind, contribution in METRICS.items():
             value = contribution(rank, int(k))
             result[f"{kind}@{k}"] = float(value.sum() / len(value))
-            result[f"macro_{kind}@{k}"] = float((np.bincount(of, value) / per_session).mean())
-    return result | {"events": len(rank), "sessions": len(per_session)}
+            result[f"macro_{kind}@{k}"] = float(per_session(value, session).mean())
+    return result | {"events": len(rank), "sessions": len(np.unique(session))}

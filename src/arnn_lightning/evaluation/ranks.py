@@ -9,6 +9,7 @@ from torch import Tensor
 from arnn_lightning.errors import UserError
 
 TIES = ("conservative", "standard", "median")
+LIST = 20  # the length of a list that is recommended
 # Scores held at once: small enough for the processor's cache, whatever the size of the catalogue.
 BLOCK = 1 << 20
 SMALLEST_BLOCK = 32
@@ -46,6 +47,15 @@ def count_ranks(score: Callable[[Tensor], Tensor], query_NH: Tensor, target_N: T
         at_least_M = torch.ge(score_MI, target_M1, out=score_MI).sum(1)
         counts.append(torch.stack([higher_M, at_least_M - higher_M], 1).long())
     return torch.cat(counts) if counts else target_N.new_zeros((0, 2))
+
+
+def count_lists(score: Callable[[Tensor], Tensor], query_NH: Tensor, n_items: int) -> Tensor:
+    """(I,) how often each item is among the ``LIST`` best of a query; scores as in ``count_ranks``."""
+    times_I = torch.zeros(n_items, dtype=torch.int64, device=query_NH.device)
+    for query_MH in query_NH.split(max(SMALLEST_BLOCK, BLOCK // n_items)):
+        best_MK = score(query_MH).topk(min(LIST, n_items), 1).indices
+        times_I += torch.bincount(best_MK.flatten(), minlength=n_items)
+    return times_I
 
 
 def count_ranks_of_products(query_NH: Tensor, target_N: Tensor, weight_IH: Tensor, bias_I: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from arnn_lightning.data.window import Contexts, Sessions, Step, TrainingWindow, Window
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metrics
-from arnn_lightning.evaluation.ranks import count_ranks, count_ranks_of_products, rank
+from arnn_lightning.evaluation.ranks import count_lists, count_ranks, count_ranks_of_products, rank
 from arnn_lightning.nn.exchange import gather, gather_rows, sum_gradients, sum_over_devices, world
 from arnn_lightning.nn.gru import GRUStep
 from arnn_lightning.nn.losses import Objective, mean_over_lanes
@@ -62,6 +62,7 @@ class SessionModel(LightningModule):
         self.prefix = ""  # "session/" and "context/" for ARNN's parts
         self.ties = "conservative"
         self.cutoffs: list[int] = [20]
+        self.keeps_lists = False  # a second pass in evaluation counts how often each item is recommended
         self.bf16 = False  # matrix products of training in bfloat16; losses, updates and ranks stay in float32
         self.about: dict[str, Any] = {}  # plain values that travel in the checkpoint: config, manifest
         self.register_buffer("mini_batches", torch.zeros((), dtype=torch.int64))
@@ -70,6 +71,7 @@ class SessionModel(LightningModule):
         self._evaluation_state: State | None = None
         self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
         self.evaluated: dict[str, Tensor] = {}  # the last evaluation: session, position, higher, equal
+        self.listed: Tensor | None = None  # (I,) how often each item was recommended in it
         self.events_trained = 0
         self.seconds_trained = 0.0
         self._epoch_loss = (0.0, 0)  # sum over events, events
@@ -263,17 +265,24 @@ class SessionModel(LightningModule):
     def _start_evaluation(self) -> None:
         self._evaluation_state = None
         self._counts = []
+        self.listed = None
 
     def _evaluate(self, window: Window) -> None:
         query_NH, target_N = self.evaluation_step(window)
         counts = self.count_ranks(query_NH, target_N)
         self._counts.append((window.session[window.alive], window.position[window.alive], counts))
+        if self.listed is not None:
+            self.listed += count_lists(self.score, query_NH, self.n_items)
 
     def _end_evaluation(self) -> dict[str, float | int]:
         session, position, counts = (torch.cat(column) for column in zip(*self._counts, strict=True))
         if world()[1] > 1:
             everywhere = gather_rows(torch.cat([session[:, None], position[:, None], counts], 1))
             session, position, counts = everywhere[:, 0], everywhere[:, 1], everywhere[:, 2:]
+            if self.listed is not None:
+                sum_over_devices(self.listed)
+        if self.listed is not None:
+            self.listed = self.listed.cpu()
         session, position, counts = session.cpu(), position.cpu(), counts.cpu()
         self.evaluated = {"session": session, "position": position, "higher": counts[:, 0], "equal": counts[:, 1]}
         self._counts = []
@@ -293,6 +302,8 @@ class SessionModel(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._start_evaluation()
+        if self.keeps_lists:
+            self.listed = torch.zeros(self.n_items, dtype=torch.int64, device=self.device)
 
     def test_step(self, batch: Window, index: int) -> None:
         self._evaluate(batch)

@@ -14,7 +14,6 @@ from arnn_lightning.task.devices import device, first_once, together
 from arnn_lightning.task.prepare import prepare_data
 from arnn_lightning.task.train import (
     METRICS_FILE,
-    RANKS_FILE,
     _set_up,
     check_cutoffs,
     paper_figures,
@@ -56,7 +55,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     tested = test(model, config, prepared, [])
     if device():
         return
-    tested.write(folder / RANKS_FILE)
+    tested.write(folder)
     write_json(
         folder / METRICS_FILE,
         {

@@ -49,6 +49,7 @@ def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any])
         score_all=loss.get("candidates") == "all",
         log_q=bool(loss.get("logq", 0.0)),
         draw=config.data.contexts.draw,
+        shown=config.data.contexts.shown,
         seed=config.seed,
         negatives=model.get("negatives", "all"),
         device=device(),

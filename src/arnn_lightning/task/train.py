@@ -30,7 +30,7 @@ from arnn_lightning.task.devices import agreed, device, first_once, together
 from arnn_lightning.task.prepare import prepare_data
 from arnn_lightning.task.stage import BEST, datamodule, train_stage, trainer
 
-METRICS_FILE, RANKS_FILE = "metrics.json", "test_ranks.parquet"
+METRICS_FILE = "metrics.json"
 
 
 def train(config: DictConfig) -> float | None:
@@ -51,9 +51,10 @@ def _train(config: DictConfig, folder: Path) -> float | None:
     clock.lap("prepare")
     check_cutoffs(config, prepared)
     # Sizes measured from data have one place in the config, filled here.
-    config.model.dims = prepared.dims
+    _, dims = prepared.told(config.data.contexts.shown)
+    config.model.dims = dims
     for baseline in config.baselines.values():
-        baseline.dims = prepared.dims
+        baseline.dims = dims
     loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values() if device() == 0]
     dashboards = [logger for logger in loggers if isinstance(logger, WandbRun)]
     failed = True
@@ -103,8 +104,8 @@ def _train(config: DictConfig, folder: Path) -> float | None:
     if device():
         return validation.get("mrr@20")
     for role, one in [*parts.items(), *baselines.items()]:
-        one.write(folder / f"test_ranks_{role}.parquet")
-    tested.write(folder / RANKS_FILE)
+        one.write(folder, role)
+    tested.write(folder)
     cutoffs = list(config.evaluation.cutoffs)
     write_json(
         folder / METRICS_FILE,
@@ -186,7 +187,7 @@ def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: l
     data = datamodule(prepared, config, {})
     trainer(config, Path(), loggers, []).test(model, data.test_dataloader(), verbose=False)
     split = pl.read_parquet(prepared.folder / "test.parquet")
-    return result(model.name, model.evaluated, split, config.evaluation.ties)
+    return result(model.name, model.evaluated, split, config.evaluation.ties, model.listed)
 
 
 def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared: Prepared, role: str = "") -> None:
@@ -198,6 +199,7 @@ def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared
         check_compiler(model.device)
         model.compile_inner()
     model.ties = config.evaluation.ties
+    model.keeps_lists = config.evaluation.lists
     model.cutoffs = sorted({20, *config.evaluation.cutoffs})
     model.about = about(config, stage, prepared)
     model.set_contexts(datamodule(prepared, config, {}).contexts())
@@ -247,8 +249,8 @@ def _print(config: DictConfig, folder: Path, results: list[Result]) -> None:
 def _show_finished(config: DictConfig, folder: Path) -> float | None:
     metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
     roles = [*metrics["baselines"].items(), *metrics["parts"].items()]
-    results = [Result.read(one["model"], folder / f"test_ranks_{role}.parquet") for role, one in roles]
-    results.append(Result.read(metrics["model"], folder / RANKS_FILE))
+    results = [Result.read(one["model"], folder, role) for role, one in roles]
+    results.append(Result.read(metrics["model"], folder))
     _print(config, folder, results)
     value = metrics["val"].get("mrr@20")
     return None if value is None else float(value)
