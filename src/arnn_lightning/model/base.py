@@ -57,7 +57,7 @@ class SessionModel(LightningModule):
         self.n_items = n_items
         self.optimizer_factory = optimizer
         self.objective = loss
-        self.lane_losses: Callable[..., Tensor] | None = loss  # the same, compiled or not
+        self.compiled_objective: Callable[..., Tensor] | None = None
         self.frozen = False  # a part of ARNN that learns no more
         self.prefix = ""  # "session/" and "context/" for ARNN's parts
         self.ties = "conservative"
@@ -125,7 +125,7 @@ class SessionModel(LightningModule):
             if isinstance(module, GRUStep):
                 module.compile()
         if self.objective is not None:
-            self.lane_losses = torch.compile(self.objective)
+            self.compiled_objective = torch.compile(self.objective)
 
     def on_train_start(self) -> None:
         self.events_trained, self.seconds_trained = 0, 0.0
@@ -209,8 +209,8 @@ class SessionModel(LightningModule):
         else:
             positive_B = scored.inverse[: len(alive_B)]
             negative_BC = self._negatives(positive_B, batch.counts[k])
-        assert self.lane_losses is not None
-        loss_B = self.lane_losses(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
+        objective = self.compiled_objective or self.objective
+        loss_B = objective(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
         return mean_over_lanes(loss_B, alive_B), tuple(part.detach() for part in state)
 
     def _negatives(self, positive_B: Tensor, count_R: Tensor) -> Tensor:
