@@ -132,6 +132,7 @@ def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> 
             "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
             "min_session_length": 2,
             "split": {"test_days": 2, "val_days": 1},
+            "held_out_users": 0.0,
             "contexts": {"single": list(ATTRIBUTES), "multi": [], "coverage": 0.75, "draw": "user"},
         },
         tmp_path,

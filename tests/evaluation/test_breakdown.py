@@ -18,6 +18,7 @@ from arnn_lightning.evaluation.breakdown import (
     by_position,
     by_seen,
     list_metrics,
+    means,
     tie_rate,
 )
 from arnn_lightning.evaluation.ranks import count_lists, count_ranks
@@ -237,3 +238,15 @@ def test_the_head_is_a_hundredth_of_the_items_and_the_tail_the_second_half() -> 
     train = pl.DataFrame({"user": 0, "item": np.repeat(np.arange(230), np.arange(230))})  # item 229 leads
     labels = by_popularity(pl.Series(range(230)), train, 230)
     assert labels.to_list() == ["tail"] * 115 + ["middle"] * 112 + ["head 1 %"] * 3
+
+
+def test_means_of_groups_are_those_of_the_attempts_in_each() -> None:
+    ranks = pl.DataFrame({"position": [1, 1, 3, 4, 9, 10, 400], "rank": [1.0, 21.0, 2.0, 20.0, 4.0, 50.0, 2.0]})
+    found = means(ranks, by_position(ranks["position"]))
+    assert found.columns == ["group", "first", "attempts", "recall@20", "mrr@20"]
+    assert found.rows() == [
+        ("1", 1, 2, 0.5, 0.5),
+        ("3-4", 3, 2, 1.0, pytest.approx((0.5 + 0.05) / 2)),
+        ("5-9", 5, 1, 1.0, 0.25),
+        ("10+", 10, 2, 0.5, 0.25),
+    ]

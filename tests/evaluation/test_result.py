@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 import torch
 
-from arnn_lightning.evaluation.result import RANKS, by_position, result
+from arnn_lightning.evaluation.result import RANKS, result
 
 TEST = pl.DataFrame({"session": [4, 4, 4, 5, 5], "user": [1, 1, 1, 0, 0], "item": [7, 8, 9, 7, 9], "time": [0] * 5})
 COUNTED = {
@@ -38,14 +38,3 @@ def test_a_paired_difference_needs_the_same_attempts() -> None:
     other = type(one)("n", one.ranks.head(2))
     with pytest.raises(ValueError, match="same attempts"):
         one.difference(other, "recall@20", BOOTSTRAP, 1)
-
-
-def test_results_by_position_are_those_of_the_attempts_in_each_group() -> None:
-    ranks = pl.DataFrame({"position": [1, 1, 3, 4, 9, 10, 400], "rank": [1.0, 21.0, 2.0, 20.0, 4.0, 50.0, 2.0]})
-    assert by_position(ranks).columns == ["position", "first", "attempts", "recall@20", "mrr@20"]
-    assert by_position(ranks).rows() == [
-        ("1", 1, 2, 0.5, 0.5),
-        ("3-4", 3, 2, 1.0, pytest.approx((0.5 + 0.05) / 2)),
-        ("5-9", 5, 1, 1.0, 0.25),
-        ("10+", 10, 2, 0.5, 0.25),
-    ]

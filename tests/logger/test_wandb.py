@@ -99,18 +99,21 @@ def test_losses_rates_speed_and_metrics_are_logged(arnn_run: Read) -> None:
     assert any(line.get("train/events_per_second", 0) > 0 for line in arnn_run.history)
 
 
-def test_recall_by_position_is_a_table_and_a_chart(home: Path, arnn_run: Read) -> None:
-    (table,) = (home / "one" / "wandb").glob("*/files/media/table/test/by_position_*.table.json")
+@pytest.mark.parametrize("by", ["position", "known_attributes"])
+def test_recall_by_groups_is_a_table_and_a_chart(by: str, home: Path, arnn_run: Read) -> None:
+    (table,) = (home / "one" / "wandb").glob(f"*/files/media/table/test/by_{by}_*.table.json")
     shown = json.loads(table.read_text())
-    assert shown["columns"] == ["model", "position", "first", "attempts", "recall@20", "mrr@20"]
+    assert shown["columns"] == ["model", "group", "first", "attempts", "recall@20", "mrr@20"]
     rows = [row for row in shown["data"] if row[0] == "arnn"]
-    assert [row[1] for row in rows] == ["1", "2", "3-4", "5-9", "10+"]
+    if by == "position":
+        assert [row[1] for row in rows] == ["1", "2", "3-4", "5-9", "10+"]
+    assert [row[2] for row in rows] == sorted({row[2] for row in rows})
     metrics = json.loads((home / "one" / "metrics.json").read_text())["test"]
     assert sum(row[3] for row in rows) == metrics["events"]
     assert sum(row[3] * row[4] for row in rows) / metrics["events"] == pytest.approx(metrics["recall@20"])
     assert sum(row[3] * row[5] for row in rows) / metrics["events"] == pytest.approx(metrics["mrr@20"])
     assert {row[0] for row in shown["data"]} == {"pop", "itemknn", "gru4rec", "pnn", "arnn"}
-    assert any(key.startswith("_wandb/visualize/test/recall@20_by_position") for key in arnn_run.config)
+    assert any(key.startswith(f"_wandb/visualize/test/recall@20_by_{by}") for key in arnn_run.config)
 
 
 def test_checkpoint_and_manifest_are_artifacts_where_wanted(home: Path, arnn_run: Read) -> None:

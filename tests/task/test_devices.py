@@ -334,7 +334,13 @@ def test_E4_devices_share_the_lanes_and_know_all_rows(negatives: Any, n_sample: 
 
 # --- the command line ---
 
-SMALL = ["data.generate.events=20000", "window_steps=10", "trainer.max_epochs=1", "evaluation.bootstrap.resamples=50"]
+SMALL = [
+    "logger=csv",
+    "data.generate.events=20000",
+    "window_steps=10",
+    "trainer.max_epochs=1",
+    "evaluation.bootstrap.resamples=50",
+]
 TWO = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
 ONE_FAILS = """
 from arnn_lightning import cli

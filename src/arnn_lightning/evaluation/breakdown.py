@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.evaluation.bootstrap import intervals
+from arnn_lightning.evaluation.metrics import values
 
 POSITIONS = ((1, 1), (2, 2), (3, 4), (5, 9), (10, None))  # events already seen, both ends in
 SEEN = ("unseen", "seen")
@@ -96,6 +97,32 @@ def breakdown(
             "low": low,
             "high": high,
         }
+    )
+
+
+def means(ranks: pl.DataFrame, label: pl.Series) -> pl.DataFrame:
+    """Recall@20 and MRR@20 in every group that has attempts, without intervals.
+
+    Args:
+        ranks: rank of every attempt.
+        label: (N,) its group, of numbers: from ``by_position`` or ``by_known``.
+
+    Returns:
+        group, first (the smallest number in it), attempts, recall@20, mrr@20; groups in their order.
+    """
+    rank = ranks["rank"].to_numpy()
+    return (
+        pl.DataFrame({"group": label, **{name: values(rank, name) for name in ("recall@20", "mrr@20")}})
+        .group_by("group")
+        .agg(pl.len().alias("attempts"), pl.col("recall@20", "mrr@20").mean())
+        .sort("group")
+        .select(
+            pl.col("group").cast(pl.String),
+            pl.col("group").cast(pl.String).str.extract(r"^(\d+)").cast(pl.Int64).alias("first"),
+            "attempts",
+            "recall@20",
+            "mrr@20",
+        )
     )
 
 

@@ -118,32 +118,3 @@ def result(
         raise RuntimeError(f"{name} was not evaluated once on each of the {expected.height} attempts of the test split")
     ranks = pl.concat([expected, counted.drop("session", "position")], how="horizontal").select(RANKS)
     return Result(name, ranks, None if listed is None else listed.numpy())
-
-
-POSITIONS = {"1": 1, "2": 2, "3-4": 3, "5-9": 5, "10+": 10}  # name -> the first of it
-
-
-def by_position(ranks: pl.DataFrame) -> pl.DataFrame:
-    """Recall@20 and MRR@20 by how many events of the session had been seen.
-
-    Args:
-        ranks: position and rank of every attempt.
-
-    Returns:
-        position (1, 2, 3-4, 5-9, 10+), first (the smallest of it), attempts, recall@20, mrr@20; groups without an
-        attempt are left out.
-    """
-    hit = pl.col("rank") <= 20
-    first = pl.Series(list(POSITIONS.values()))
-    group = first.gather(first.search_sorted(ranks["position"], side="right") - 1)
-    names = {first: name for name, first in POSITIONS.items()}
-    return (
-        ranks.with_columns(first=group)
-        .group_by("first")
-        .agg(
-            attempts=pl.len(),
-            **{"recall@20": hit.mean(), "mrr@20": pl.when(hit).then(1 / pl.col("rank")).otherwise(0.0).mean()},
-        )
-        .sort("first")
-        .select(pl.col("first").replace_strict(names, return_dtype=pl.String).alias("position"), pl.all())
-    )

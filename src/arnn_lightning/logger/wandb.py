@@ -159,24 +159,25 @@ class WandbRun(Logger):
             run.define_metric(f"{stage}val/{metric}", step_metric=f"{stage}steps", summary="max")
 
     @rank_zero_only
-    def log_positions(self, positions: Mapping[str, pl.DataFrame]) -> None:
-        """Recall and MRR by position within the session, as a table and as a chart for each.
+    def log_groups(self, by: str, groups: Mapping[str, pl.DataFrame]) -> None:
+        """Recall and MRR by groups of attempts, as a table and as a chart for each metric.
 
         Args:
-            positions: model -> position, first (the smallest of it), attempts, and the metrics.
+            by: what the groups go by, as ``position``.
+            groups: model -> group, first (the smallest number in it), attempts, and the metrics.
         """
         import wandb
 
-        rows = [[model, *row] for model, frame in positions.items() for row in frame.rows()]
-        columns: list[str | int] = ["model", *next(iter(positions.values())).columns]
-        shown: dict[str, Any] = {"test/by_position": wandb.Table(columns=columns, data=rows)}
+        rows = [[model, *row] for model, frame in groups.items() for row in frame.rows()]
+        columns: list[str | int] = ["model", *next(iter(groups.values())).columns]
+        shown: dict[str, Any] = {f"test/by_{by}": wandb.Table(columns=columns, data=rows)}
         for metric in ("recall@20", "mrr@20"):
-            shown[f"test/{metric}_by_position"] = wandb.plot.line_series(
-                xs=[frame["first"].to_list() for frame in positions.values()],
-                ys=[frame[metric].to_list() for frame in positions.values()],
-                keys=list(positions),
-                title=f"{metric} by position in the session",
-                xname="position",
+            shown[f"test/{metric}_by_{by}"] = wandb.plot.line_series(
+                xs=[frame["first"].to_list() for frame in groups.values()],
+                ys=[frame[metric].to_list() for frame in groups.values()],
+                keys=list(groups),
+                title=f"{metric} by {by.replace('_', ' ')}",
+                xname=by.replace("_", " "),
             )
         self.experiment.log(shown)
 

@@ -20,7 +20,8 @@ from rich.console import Console
 
 from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import Result, by_position, result
+from arnn_lightning.evaluation.breakdown import by_known, by_position, means
+from arnn_lightning.evaluation.result import Result, result
 from arnn_lightning.instantiate import instantiate
 from arnn_lightning.logger.wandb import WandbRun
 from arnn_lightning.model.base import SessionModel
@@ -82,10 +83,14 @@ def _train(config: DictConfig, folder: Path) -> float | None:
             if baseline.name != config.model.name
         }
         validation = _validation(model, config, prepared)
+        labels = {
+            "position": by_position(tested.ranks["position"]),
+            "known_attributes": by_known(tested.ranks["user"], prepared.users()),
+        }
         for dashboard in dashboards:
-            dashboard.log_positions(
-                {one.name: by_position(one.ranks) for one in (*baselines.values(), *parts.values(), tested)}
-            )
+            for by, label in labels.items():
+                results = (*baselines.values(), *parts.values(), tested)
+                dashboard.log_groups(by, {one.name: means(one.ranks, label) for one in results})
             dashboard.log_files(model.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
         clock.lap("test")
         failed = False
