@@ -178,9 +178,18 @@ class ReadBacks(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "arnn"])  # a live PNN finds the fields that are present (nn/product.py)
-def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared) -> None:
-    model = made(name, small_world)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the ways that nobody has to wait on, on a processor."""
+    monkeypatch.setattr("arnn_lightning.nn.product.may_look", lambda _: False)
+    monkeypatch.setattr("arnn_lightning.nn.adagrad.may_look", lambda _: False)
+    monkeypatch.setattr("arnn_lightning.nn.adagrad.RowAdagrad._fused", lambda *_: False)
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "gru4rec_tied", "pnn", "arnn"])
+def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch)
+    overrides = {"gru4rec_tied": ["model.embedding=tied"], "pnn": ["model.product_method=closed"]}.get(name, [])
+    model = made(name.removesuffix("_tied"), small_world, *overrides)
     optimizer = model.configure_optimizers()
     batches = list(make_data(small_world, lanes=4, n_sample=7).train_dataloader())
     ends = [(batches[0], 1), (batches[-1], -1)]  # all lanes alive, and some
@@ -195,6 +204,30 @@ def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared) ->
             optimizer.step()
         optimizer.zero_grad()
         assert back.found == []
+
+
+@pytest.mark.parametrize("name", ["gru4rec_tied", "pnn", "arnn"])
+def test_what_a_gpu_does_without_looking_is_what_a_processor_does(
+    name: str, small_world: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for gpu in (False, True):
+        if gpu:
+            as_on_a_gpu(monkeypatch)
+        torch.manual_seed(0)
+        overrides = {"gru4rec_tied": ["model.embedding=tied"], "pnn": ["model.product_method=closed"]}.get(name, [])
+        overrides += ["model.optimizer.momentum=0.3", "model.optimizer.weight_decay=0.01"]
+        overrides += ["model.freeze=none"] if name == "arnn" else []
+        model = made(name.removesuffix("_tied"), small_world, *overrides).double().train()
+        optimizer, state = model.configure_optimizers(), tuple(one.double() for one in model.initial_state(4))
+        for batch in make_data(small_world, lanes=4, n_sample=7).train_dataloader():
+            for k in range(len(batch.items)):
+                loss, state = model.step_loss(batch, k, state)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        found.append(model.state_dict())
+    assert all(torch.allclose(value, found[1][key], atol=1e-10) for key, value in found[0].items())
 
 
 def test_the_watch_itself_sees_what_is_read_back() -> None:

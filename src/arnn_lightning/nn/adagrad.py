@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.nn.table import may_look
 
 _FIRST = torch.ones(())
 
@@ -132,16 +133,22 @@ class RowAdagrad(Optimizer):
         if group["momentum"]:
             step.add_(state["velocity"].index_select(0, rows), alpha=group["momentum"])
             state["velocity"].index_copy_(0, rows, step)
-        weight.index_add_(0, rows, step)
+        # Rows that are there twice have the same step twice, and are written, not added up.
+        weight.index_copy_(0, rows, weight.index_select(0, rows).add_(step))
 
 
 def _unique_rows(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and values of a sparse gradient, every row once, duplicates added."""
+    """Rows and values of a sparse gradient, duplicates added: every row once, or every time with its whole value."""
     rows, values = gradient._indices()[0], gradient._values()
     known = getattr(weight, "unique_rows", None)  # nn/table.py
     # The same memory, so the same rows: known without looking at them, for which a GPU would have to wait.
     if known is not None and rows.data_ptr() == known.data_ptr() and len(rows) == len(known):
         return rows, values
     # Anything else (two reads of one table, raw ids) is added up here.
-    gradient = gradient.coalesce()
-    return gradient.indices()[0], gradient.values()
+    if may_look(rows):
+        gradient = gradient.coalesce()
+        return gradient.indices()[0], gradient.values()
+    in_order, order = rows.sort()
+    first = torch.cat([in_order.new_zeros(1), (in_order[1:] != in_order[:-1]).long()])
+    group = torch.empty_like(order).scatter_(0, order, first.cumsum(0))
+    return rows, torch.zeros_like(values).index_add_(0, group, values).index_select(0, group)

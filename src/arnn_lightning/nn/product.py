@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arnn_lightning.nn.table import glorot_
+from arnn_lightning.nn.table import glorot_, may_look
 
 Method = Literal["auto", "gram", "closed"]
 # B x M from which the closed form wins over the Gram matrix (benchmarks/product.py).
@@ -106,11 +106,11 @@ class ProductLayer(nn.Module):
             gram_BP = (single_BSD @ single_BSD.transpose(1, 2)).flatten(1).index_select(1, self.upper_single)
             out_BH = torch.addmm(out_BH, gram_BP, self.single_pairs)
         if self.products and M:
-            lane, field = _entries(active_BA)
+            lane, field, there_n1 = _entries(active_BA)
             change_nD1 = self._change().index_select(0, field)[:, :, None]
             product_nS = (single_BSD.index_select(0, lane) @ change_nD1)[:, :, 0]
             weighted_nH = (product_nS[:, None] @ self.cross_pairs.index_select(0, field))[:, 0]
-            out_BH = out_BH.index_add(0, lane, weighted_nH)
+            out_BH = out_BH.index_add(0, lane, weighted_nH if there_n1 is None else weighted_nH * there_n1)
         return out_BH
 
     def item_part(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
@@ -163,11 +163,13 @@ class ProductLayer(nn.Module):
 
     def _binary_pairs_closed(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
         absent_MD, change_MD = self.values[:, 0], self._change()
-        lane, first, second = _entry_pairs(active_BA)
+        lane, first, second, there_n1 = _entry_pairs(active_BA)
         linear_MH, constant_H, weight_nH = _PairSums.apply(  # type: ignore[no-untyped-call]
             self.binary_pairs, change_MD @ absent_MD.T, absent_MD @ absent_MD.T, self.pair[first, second]
         )
         product_n1 = (change_MD.index_select(0, first) * change_MD.index_select(0, second)).sum(1, keepdim=True)
+        if there_n1 is not None:
+            product_n1 = product_n1 * there_n1
         return torch.addmm(constant_H, present_BM, linear_MH).index_add(0, lane, weight_nH * product_n1)
 
 
@@ -217,15 +219,27 @@ class _PairSums(torch.autograd.Function):
         return to_weight_PH, to_c_MM, to_a_MM, None
 
 
-def _entries(active_BA: Tensor) -> tuple[Tensor, Tensor]:
-    """(lane, field) of every two-valued field that is present."""
-    lane, slot = (active_BA >= 0).nonzero(as_tuple=True)
-    return lane, active_BA[lane, slot]
+def _entries(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(lane, field, there) of every two-valued field that is present.
+
+    Where nobody may look how many there are, of every place in ``active_BA``, with ``there`` (n, 1) 0 for empty ones.
+    """
+    there_BA = active_BA >= 0
+    if may_look(active_BA):
+        lane, slot = there_BA.nonzero(as_tuple=True)
+        return lane, active_BA[lane, slot], None
+    lane_BA = torch.arange(len(active_BA), device=active_BA.device)[:, None].expand_as(active_BA)
+    return lane_BA.flatten(), active_BA.clamp(min=0).flatten(), there_BA.flatten()[:, None]
 
 
-def _entry_pairs(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(lane, field, field) of every pair of two-valued fields that are present together."""
-    there = active_BA >= 0
+def _entry_pairs(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(lane, field, field, there) of every pair of two-valued fields that are present together; as ``_entries``."""
     first, second = torch.triu_indices(active_BA.shape[1], active_BA.shape[1], 1, device=active_BA.device)
-    lane, pair = (there[:, first] & there[:, second]).nonzero(as_tuple=True)
-    return lane, active_BA[lane, first[pair]], active_BA[lane, second[pair]]
+    first_BP, second_BP = active_BA[:, first], active_BA[:, second]
+    there_BP = (first_BP >= 0) & (second_BP >= 0)
+    if may_look(active_BA):
+        lane, pair = there_BP.nonzero(as_tuple=True)
+        return lane, first_BP[lane, pair], second_BP[lane, pair], None
+    lane_BP = torch.arange(len(active_BA), device=active_BA.device)[:, None].expand_as(first_BP)
+    first_n, second_n = first_BP.clamp(min=0).flatten(), second_BP.clamp(min=0).flatten()
+    return lane_BP.flatten(), first_n, second_n, there_BP.flatten()[:, None]

@@ -14,6 +14,11 @@ def glorot_(weight: Tensor, fan_in: int, fan_out: int) -> None:
         weight.uniform_(-bound, bound)
 
 
+def may_look(tensor: Tensor) -> bool:
+    """Whether its values may be asked for in a step: a GPU would have to finish everything before."""
+    return tensor.device.type == "cpu"
+
+
 class RowTable(nn.Module):
     """A (rows, width) weight whose gradient in a step is sparse: only the rows that the step read (E8).
 
