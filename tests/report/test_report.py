@@ -219,6 +219,16 @@ def test_other_settings_and_other_hyperparameters_are_never_averaged(home: Path,
     assert "data.contexts.draw=session" in report.html
 
 
+def test_models_of_one_grid_stand_in_one_table_whatever_their_search_spaces(home: Path, tmp_path: Path) -> None:
+    grid = [write_run(tmp_path / model, home / "prepared" / "one", 1, f"model={model}") for model in ("arnn", "pnn")]
+    spaces = [OmegaConf.load(folder / ".hydra" / "config.yaml").search for folder in grid]
+    assert spaces[0] != spaces[1]
+    fast = write_run(tmp_path / "fast", home / "prepared" / "one", 2, "compile=true", "threads=2")
+    told = lines(report_of([*grid, fast], home / "prepared" / "one"))
+    assert len({row["setting"] for row in told}) == 1
+    assert {row["seeds"] for row in told if row["model"] == "arnn"} == {"1 2"}
+
+
 def test_one_seed_run_twice_with_other_ranks_counts_once_and_is_said_so(home: Path, tmp_path: Path) -> None:
     again = write_run(tmp_path / "again", home / "prepared" / "one", 1, skill=1.0)
     report = report_of([*seeds_of(home), again], home / "prepared" / "one")

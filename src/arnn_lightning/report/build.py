@@ -461,7 +461,7 @@ def _configurations(by_data: Mapping[str, Sequence[Part]]) -> list[str]:
 
 
 def _is_config(key: str) -> bool:
-    outside = ("seed", "paths.", "pretrained.", "data.raw_dir", "logger.", "resume", "evaluation.lists")
+    outside = ("seed", "paths.", "pretrained.", "data.raw_dir", "logger.", "resume", "evaluation.lists", "search.")
     return not key.startswith(outside) and "dims" not in key.split(".")
 
 

@@ -27,6 +27,8 @@ NO_SETTING = (
     "baselines",
     "paths",
     "threads",
+    "compile",
+    "search",
     "window_steps",
     "evaluation",
     "pretrained",
