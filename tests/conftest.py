@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +21,8 @@ from arnn_lightning.model.base import SessionModel
 from arnn_lightning.model.checkpoint import build
 
 os.environ.setdefault("WANDB_MODE", "offline")
+settings.register_profile("any machine", deadline=None)  # a busy one may take longer over any example
+settings.load_profile("any machine")
 torch.set_num_threads(1)  # small tensors; two threads only wait for each other
 
 
