@@ -242,7 +242,7 @@ def test_the_watch_itself_sees_what_is_read_back() -> None:
 def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: Prepared) -> None:
     model = made("gru4rec", small_world, f"model.loss.accidental_hits={hits}")
     count = torch.tensor([3.0, 1.0, 3.0])  # targets 2, 0, 2 and extra negatives 2, 0, 0, 1: drawn twice counts twice
-    negative = model._negatives(torch.tensor([2, 0, 2]), count)
+    negative = model.objective.candidates_of(torch.tensor([2, 0, 2]), count).negatives()
     own = 0 if hits == "mask" else 2  # the positive itself is not among its negatives
     assert negative.tolist() == [[3, 1, own], [own, 1, 3], [3, 1, own]]
 

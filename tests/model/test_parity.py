@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from arnn_lightning.model.base import SessionModel
-from arnn_lightning.nn.losses import Objective, top1
+from arnn_lightning.nn.losses import Candidates, Objective, top1
 from conftest import make_data, make_model, write_world
 
 PEER: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures" / "pygru4rec.json").read_text())
 
 
-def top1_as_the_peer_counts(score_BC: Tensor, positive_B: Tensor, negative_BC: Tensor) -> Tensor:
+def top1_as_the_peer_counts(score_BC: Tensor, candidates: Candidates) -> Tensor:
     """Its mean runs over all B columns: a lane's positive is among its own negatives, sigmoid(0) + sigmoid(r_i^2)."""
-    own_B = score_BC.gather(1, positive_B[:, None])[:, 0]
-    negatives_B = negative_BC.sum(1)
+    own_B = score_BC.gather(1, candidates.positive[:, None])[:, 0]
+    negatives_B = candidates.number()
     diagonal_B = 0.5 + torch.sigmoid(own_B.square())
-    return (negatives_B * top1(score_BC, positive_B, negative_BC) + diagonal_B) / (negatives_B + 1)
+    return (negatives_B * top1(score_BC, candidates) + diagonal_B) / (negatives_B + 1)
 
 
 def with_the_peers_weights() -> SessionModel:

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.instantiate import instantiate
-from arnn_lightning.nn.losses import Objective, bpr, bpr_max, cross_entropy, mean_over_lanes, top1, top1_max
+from arnn_lightning.nn.losses import (
+    Candidates,
+    Objective,
+    bpr,
+    bpr_max,
+    cross_entropy,
+    mean_over_lanes,
+    softmax,
+    softmax_top1,
+    top1,
+    top1_max,
+)
 
 BPREG = 0.7
 LOSSES = [top1, bpr, top1_max, partial(bpr_max, bpreg=BPREG), cross_entropy]
@@ -37,6 +48,17 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     negative[torch.arange(6), positive] = False
     negative[-1] = False
     return score, positive, negative
+
+
+def drawn(positive: Tensor, negative: Tensor) -> Tensor:
+    """How often each column was drawn, for one lane (1,) with negatives (1, C)."""
+    return negative[0].double().index_add(0, positive, torch.ones(1, dtype=torch.float64))
+
+
+def lane_by_lane(loss: Callable[..., Tensor], score: Tensor, positive: Tensor, negative: Tensor, *more) -> Tensor:
+    """Of lanes whose negatives have nothing to do with each other's; ``loss`` takes what an Objective does."""
+    lanes = zip(score.split(1), positive.split(1), negative.split(1), strict=True)
+    return torch.cat([loss(s, p, drawn(p, n).to(s.dtype), *more) for s, p, n in lanes])
 
 
 def sigmoid(x: float) -> float:
@@ -67,7 +89,7 @@ REFERENCES: dict[str, Callable[[float, list[float]], float]] = {
 @pytest.mark.parametrize("seed", range(3))
 def test_E9_E10_every_loss_and_its_gradient_are_those_of_its_formula(loss, seed: int) -> None:
     score, positive, negative = example(seed)
-    value = loss(score, positive, negative)
+    value = lane_by_lane(objective(loss), score, positive, negative)
     (gradient,) = torch.autograd.grad(value.sum(), score)
     for lane in range(len(score)):
 
@@ -85,7 +107,7 @@ def test_E9_E10_every_loss_and_its_gradient_are_those_of_its_formula(loss, seed:
 
 def test_TOP1_regulariser_has_no_gradient_for_the_positive() -> None:
     score, positive, negative = example()
-    regulariser = top1(score, positive, negative) - (
+    regulariser = lane_by_lane(objective(top1), score, positive, negative) - (
         (torch.sigmoid(score - score.gather(1, positive[:, None])) * negative).sum(1) / negative.sum(1).clamp(min=1)
     )
     (gradient,) = torch.autograd.grad(regulariser.sum(), score)
@@ -98,7 +120,7 @@ def test_TOP1_regulariser_has_no_gradient_for_the_positive() -> None:
 def test_E20_every_loss_takes_every_activation_and_its_gradient_is_right(loss, activation: str, device: str) -> None:
     made = objective(loss, activation)
     score, positive, negative = (one.detach().to(device) for one in example())
-    assert torch.autograd.gradcheck(lambda s: made(s, positive, negative), (score.requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda s: lane_by_lane(made, s, positive, negative), (score.requires_grad_(),))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=named)
@@ -106,7 +128,7 @@ def test_E20_every_loss_takes_every_activation_and_its_gradient_is_right(loss, a
 def test_E10_gradients_stay_finite_where_every_negative_is_far_above_or_below(loss, activation: str) -> None:
     for far in (1e4, -1e4):
         score = torch.tensor([[0.0, far, far, far + 3]], requires_grad=True)
-        value = objective(loss, activation)(score, torch.tensor([0]), torch.tensor([[False, True, True, True]]))
+        value = objective(loss, activation)(score, torch.tensor([0]), torch.ones(4))
         value.sum().backward()
         assert torch.isfinite(value).all()
         assert torch.isfinite(score.grad).all()
@@ -115,43 +137,109 @@ def test_E10_gradients_stay_finite_where_every_negative_is_far_above_or_below(lo
 def test_elu_is_linear_above_0_and_bends_to_minus_its_alpha() -> None:
     seen = []
 
-    def spy(score: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def spy(score: Tensor, candidates: Candidates) -> Tensor:
         seen.append(score)
         return score.sum(1)
 
-    objective(spy, "elu", elu_alpha=0.25)(torch.tensor([[2.0, -1.0, -50.0]]), torch.tensor([0]), torch.ones(1, 3) > 0)
+    objective(spy, "elu", elu_alpha=0.25)(torch.tensor([[2.0, -1.0, -50.0]]), torch.tensor([0]), torch.ones(3))
     assert seen[0][0].tolist() == pytest.approx([2, 0.25 * (math.exp(-1) - 1), -0.25])
 
 
 def test_softmax_is_taken_over_the_candidates_only() -> None:
     seen = []
 
-    def spy(score: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def spy(score: Tensor, candidates: Candidates) -> Tensor:
         seen.append(score)
         return score.sum(1)
 
     score, positive, negative = example()
-    objective(spy, "softmax")(score, positive, negative)
-    candidates = negative.scatter(1, positive[:, None], True)
-    assert torch.allclose(seen[0].sum(1), torch.ones(6, dtype=torch.float64))
-    assert not seen[0][~candidates].any()
+    lane_by_lane(objective(spy, "softmax"), score, positive, negative)
+    candidates, share = negative.scatter(1, positive[:, None], True), torch.cat(seen)
+    assert torch.allclose(share.sum(1), torch.ones(6, dtype=torch.float64))
+    assert not share[~candidates].any()
+
+
+# Scores of the positive and of every negative, one after the other, however often it is there.
+ACTIVATED: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda raw: torch.softmax(raw, 0),
+    "tanh": torch.tanh,
+    "linear": lambda raw: raw,
+    "elu": lambda raw: torch.where(raw > 0, raw, 0.5 * (raw.exp() - 1)),
+}
+SINGLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "top1": lambda own, others: (torch.sigmoid(others - own) + torch.sigmoid(others**2)).mean(),
+    "bpr": lambda own, others: -torch.sigmoid(own - others).log().mean(),
+    "top1_max": lambda own, others: (
+        torch.softmax(others, 0) * (torch.sigmoid(others - own) + torch.sigmoid(others**2))
+    ).sum(),
+    "bpr_max": lambda own, others: (
+        -(torch.softmax(others, 0) * torch.sigmoid(own - others)).sum().log()
+        + BPREG * (torch.softmax(others, 0) * others**2).sum()
+    ),
+    "cross_entropy": lambda own, others: torch.cat([own[None], others]).logsumexp(0) - own,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=named)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hits", ["keep", "mask"])
+def test_lanes_that_share_candidates_have_the_loss_and_gradient_of_each_negative_taken_singly(
+    loss, activation: str, hits: str
+) -> None:
+    torch.manual_seed(1)
+    raw = (2 * torch.randn(5, 7, dtype=torch.float64)).requires_grad_()
+    positive, count = torch.tensor([2, 0, 2, 6, 3]), torch.tensor([1, 4, 3, 1, 0, 2, 2])
+    weight = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0], dtype=torch.float64)  # of the lanes; one is dead
+    expected = []
+    for lane, own in enumerate(positive.tolist()):
+        times = count.clone()
+        times[own] = 0 if hits == "mask" else count[own] - 1
+        columns = torch.tensor([own, *torch.arange(7).repeat_interleave(times).tolist()])
+        score = ACTIVATED[activation](raw[lane, columns])
+        expected.append(SINGLY[named(loss)](score[0], score[1:]))
+    found = objective(loss, activation, accidental_hits=hits)(raw, positive, count)
+    assert torch.allclose(found, torch.stack(expected), rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(one @ weight, raw)[0] for one in (found, torch.stack(expected))]
+    assert torch.allclose(*gradients, rtol=0, atol=1e-12)
+    assert not gradients[0][3].any()
+
+
+@pytest.mark.parametrize("hits", ["keep", "mask"])
+def test_TOP1_of_softmax_in_one_piece_is_softmax_then_TOP1(hits: str) -> None:
+    torch.manual_seed(2)
+    raw = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    made = objective(top1, "softmax", accidental_hits=hits)
+    candidates = made.candidates_of(torch.tensor([5, 1, 5, 0]), torch.tensor([1.0, 1, 0, 3, 2, 4]).double())
+    assert torch.autograd.gradcheck(lambda s: softmax_top1(s, candidates), (raw,))
+    pieces = top1(softmax(raw, candidates), candidates), softmax_top1(raw, candidates)
+    assert torch.allclose(*pieces, rtol=0, atol=1e-14)
+    assert torch.allclose(*(torch.autograd.grad(one.sum(), raw)[0] for one in pieces), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_keeps_sigmoids_fast_changes_none(dtype: torch.dtype) -> None:
+    own, small = torch.zeros(1, 1, dtype=dtype), torch.tensor([[0, 1e-30, 1e-12, 1e-9, 1e-8, 1e-4]], dtype=dtype)
+    value = top1(torch.cat([own, small], 1), Candidates(torch.tensor([0]), torch.ones(7, dtype=dtype), None))
+    assert value.item() == (torch.sigmoid(small) + torch.sigmoid(small * small)).mean().item()
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=named)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_lane_without_negatives_has_loss_and_gradient_0(loss, activation: str) -> None:
-    score = torch.randn(1, 3, requires_grad=True)
-    value = objective(loss, activation)(score, torch.tensor([1]), torch.zeros(1, 3, dtype=torch.bool))
-    value.sum().backward()
-    assert value.item() == pytest.approx(0, abs=1e-7)
-    assert not score.grad.any()
+    score = torch.randn(2, 3, requires_grad=True)
+    for hits in ("mask", "keep"):
+        count = torch.tensor([0.0, 2.0 if hits == "mask" else 1.0, 0.0])
+        value = objective(loss, activation, accidental_hits=hits)(score, torch.tensor([1, 1]), count)
+        value.sum().backward()
+        assert value.tolist() == pytest.approx([0, 0], abs=1e-7)
+        assert not score.grad.any()
 
 
 @pytest.mark.parametrize("logq", [0.4, 1.0])
 def test_logq_takes_the_log_of_how_often_a_column_is_drawn_from_its_score(logq: float) -> None:
     score, positive, negative = example()
     log_q = torch.log(torch.rand(9, dtype=torch.float64))
-    loss = objective(cross_entropy, logq=logq)(score, positive, negative, log_q)
+    loss = lane_by_lane(objective(cross_entropy, logq=logq), score, positive, negative, log_q)
     for lane in range(len(score)):
         r = [x - logq * q for x, q in zip(score[lane].tolist(), log_q.tolist(), strict=True)]
         others = [r[j] for j in range(9) if negative[lane, j]]
@@ -175,7 +263,8 @@ def test_with_logq_the_true_probabilities_are_where_the_expected_gradient_is_0(
         )
         chance = p[columns[0]] * q[columns[1]] * q[columns[2]]
         index = torch.tensor(columns)
-        expected = expected + chance * made(score[None, index], torch.tensor([0]), negative, q[index].log())[0]
+        loss = lane_by_lane(made, score[None, index], torch.tensor([0]), negative, q[index].log())
+        expected = expected + chance * loss[0]
     (gradient,) = torch.autograd.grad(expected, score)
     assert (gradient.abs().max() < 1e-15) == exact
 
@@ -190,9 +279,9 @@ def test_an_item_that_is_a_negative_n_times_counts_as_n_columns_do(loss, activat
     other = ~torch.eye(3, 6, dtype=torch.bool)
     if hits == "mask":
         other &= columns[:3, None] != columns
-    spread = objective(loss, activation)(score[:, columns], torch.arange(3), other)
-    count = torch.zeros(3, 4).index_add_(1, columns, other.float())
-    once = objective(loss, activation)(score, columns[:3], count)
+    made = objective(loss, activation, accidental_hits=hits)
+    spread = lane_by_lane(made, score[:, columns], torch.arange(3), other)
+    once = made(score, columns[:3], torch.bincount(columns))
     assert torch.allclose(spread, once, atol=1e-12)
     gradients = [torch.autograd.grad(value.sum(), score)[0] for value in (spread, once)]
     assert torch.allclose(*gradients, atol=1e-12)
@@ -209,6 +298,7 @@ def test_a_loss_from_a_config_is_called_without_asking_again_whether_it_is_allow
 def test_E25_the_divisor_is_the_number_of_lanes_dead_ones_included() -> None:
     loss = torch.tensor([1.0, 2.0, float("nan"), 50.0])
     assert mean_over_lanes(loss, torch.tensor([True, True, False, False])).item() == 0.75
+    assert mean_over_lanes(loss[:2], None).item() == 1.5
 
 
 @pytest.mark.parametrize("setting", ["activation", "candidates", "accidental_hits"])

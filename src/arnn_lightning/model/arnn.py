@@ -110,6 +110,9 @@ class ARNN(SessionModel):
     def initial_state(self, lanes: int) -> State:
         return (*self.session.initial_state(lanes), *self.context.initial_state(lanes))
 
+    def remembers(self, step: Step) -> bool:
+        return self._cache.get(step.place) is not None
+
     def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
         said = self._cache.get(step.place)
         if said is None:

@@ -101,6 +101,10 @@ class SessionModel(LightningModule):
         """One event in every lane -> (query (B, H), next state). Resets are already done."""
         raise NotImplementedError(f"{type(self).__name__} must say how a step becomes a query")
 
+    def remembers(self, step: Step) -> bool:
+        """Whether ``represent`` knows what comes of a training step without looking at the state before it."""
+        return False
+
     def score(self, query_NH: Tensor) -> Tensor:
         """Raw scores (N, I) of all items."""
         assert self.scorer is not None
@@ -190,9 +194,10 @@ class SessionModel(LightningModule):
         assert self.scorer is not None
         window = batch.window
         alive_B = window.alive[k]
-        state = reset(state, window.start[k])
         alive = None if batch.full[k] else alive_B
         step = Step(window.item[k], window.user[k], alive, batch.items[k], (batch.place, k))
+        if not self.remembers(step):
+            state = reset(state, window.start[k])
         scored = None if self.objective.candidates == "all" else batch.scored[k]
         products = torch.autocast(alive_B.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with products:
@@ -204,22 +209,12 @@ class SessionModel(LightningModule):
             )
         raw_BC = raw_BC.float() if self.bf16 else raw_BC
         if scored is None:
-            positive_B = window.target[k]
-            negative_BC = torch.ones_like(raw_BC, dtype=torch.bool).scatter_(1, positive_B[:, None], False)
+            positive_B, drawn_C = window.target[k], raw_BC.new_ones(self.n_items)
         else:
-            positive_B = scored.inverse[: len(alive_B)]
-            negative_BC = self._negatives(positive_B, batch.counts[k])
+            positive_B, drawn_C = scored.inverse[: len(alive_B)], batch.counts[k]
         objective = self.compiled_objective or self.objective
-        loss_B = objective(raw_BC, positive_B, negative_BC, None if batch.log_q is None else batch.log_q[k])
-        return mean_over_lanes(loss_B, alive_B), tuple(part.detach() for part in state)
-
-    def _negatives(self, positive_B: Tensor, count_R: Tensor) -> Tensor:
-        """How often each scored item is a negative of each lane (B, R)."""
-        assert self.objective is not None
-        negative_BR, positive_B1 = count_R.repeat(len(positive_B), 1), positive_B[:, None]
-        if self.objective.accidental_hits == "mask":
-            return negative_BR.scatter_(1, positive_B1, 0.0)
-        return negative_BR.scatter_add_(1, positive_B1, count_R.new_full(positive_B1.shape, -1.0))
+        loss_B = objective(raw_BC, positive_B, drawn_C, None if batch.log_q is None else batch.log_q[k])
+        return mean_over_lanes(loss_B, alive), tuple(part.detach() for part in state)
 
     def _check_losses(self, losses_K: Tensor) -> None:
         finite_K = torch.isfinite(losses_K)

@@ -70,7 +70,7 @@ class ItemScorer(nn.Module):
         bias_R1, item_RH = self.bias.unique(rows_R), self.items.unique(rows_R)
         if own_C is not None:
             bias_R1, item_RH = bias_R1.index_select(0, own_C), item_RH.index_select(0, own_C)
-        return torch.addmm(bias_R1[:, 0], query_BH, item_RH.T)
+        return torch.addmm(bias_R1.squeeze(1), query_BH, item_RH.T)
 
     def all(self, query_BH: Tensor) -> Tensor:
         """Scores (B, I) of the whole catalogue."""
