@@ -21,7 +21,7 @@ from arnn_lightning.nn.batchnorm import MaskedBatchNorm
 from arnn_lightning.nn.losses import Objective
 from arnn_lightning.nn.table import ItemScorer, glorot_
 
-Said = tuple[tuple[Tensor, Tensor], State]  # c_t and h_t of a step, and the parts' state after it
+Said = tuple[Tensor, State]  # [c_t; h_t] of a step, and the parts' state after it
 
 
 class ARNN(SessionModel):
@@ -118,8 +118,8 @@ class ARNN(SessionModel):
         if said is None:
             said = self._parts_say(step, state)
             self._cache.put(step.place, said)
-        (context_BC, hidden_BH), state = said
-        merged_BM = F.relu(self.merge(torch.cat([context_BC, hidden_BH], 1)))
+        both_BW, state = said
+        merged_BM = F.relu(self.merge(both_BW))
         merged_BM = self.norm(merged_BM, step.alive)
         return F.dropout(merged_BM, self.dropout, self.training), state
 
@@ -130,7 +130,11 @@ class ARNN(SessionModel):
             hidden_BH, session_state = self.session.represent(step, state[:split])
         with torch.set_grad_enabled(learns and (not self.freeze_parts or self.retrain_batchnorm)):
             context_BC, context_state = self.context.represent(step, state[split:])
-        return (context_BC, hidden_BH), (*session_state, *context_state)
+        both_BW = torch.cat([context_BC, hidden_BH], 1)
+        # The state of a GRU is its h_t: one memory will do for what is kept of both.
+        kept_BH = both_BW[:, context_BC.shape[1] :]
+        session_state = tuple(kept_BH[None] if _same(part, hidden_BH) else part for part in session_state)
+        return both_BW, (*session_state, *context_state)
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -138,6 +142,10 @@ class ARNN(SessionModel):
 
     def on_train_end(self) -> None:
         self._cache.clear()
+
+
+def _same(state: Tensor, hidden_BH: Tensor) -> bool:
+    return state.data_ptr() == hidden_BH.data_ptr() and state.shape == (1, *hidden_BH.shape)
 
 
 class Cache:
@@ -162,6 +170,6 @@ class Cache:
         """Keeps ``said`` where there is room; places that find none are computed anew in every epoch."""
         if place is None or self._left <= 0:
             return
-        storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in (*said[0], *said[1])}
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in (said[0], *said[1])}
         self._left -= sum(storages.values())
         self._said[place] = said

@@ -89,7 +89,7 @@ class _Top1(torch.autograd.Function):
         return gradient_BC * to_sum_B[:, None], None, None, None
 
 
-class _SoftmaxTop1(torch.autograd.Function):
+class _SoftmaxTop1(_Top1):
     """The same of softmax scores. A column that counts n times is n negatives, each with an n-th of its share."""
 
     @staticmethod
@@ -101,15 +101,9 @@ class _SoftmaxTop1(torch.autograd.Function):
         sum_B, slope_BC, to_own_B1 = _top1_and_slopes(score_BC, own_score_B1, candidates)
         if own_B is not None:
             to_own_B1 /= own_B[:, None] + 1
-        ctx.save_for_backward(slope_BC.scatter_(1, positive_B[:, None], to_own_B1), share_BC)
+        slope_BC.scatter_(1, positive_B[:, None], to_own_B1)
+        ctx.save_for_backward(torch._softmax_backward_data(slope_BC, share_BC, 1, share_BC.dtype))
         return sum_B
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, to_sum_B: Tensor) -> tuple[Tensor | None, ...]:
-        slope_BC, share_BC = ctx.saved_tensors
-        to_share_BC = slope_BC * to_sum_B[:, None]
-        return torch._softmax_backward_data(to_share_BC, share_BC, 1, share_BC.dtype), None, None, None
 
 
 def _top1_and_slopes(score_BC: Tensor, own_B1: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
