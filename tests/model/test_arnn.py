@@ -11,7 +11,7 @@ from arnn_lightning.data.prepare import Prepared
 from arnn_lightning.data.window import Step
 from arnn_lightning.errors import UserError
 from arnn_lightning.model.arnn import ARNN
-from arnn_lightning.model.base import SessionModel, State
+from arnn_lightning.model.base import SessionModel, State, reset
 from conftest import make_data, make_model
 
 SMALL = ["model.hidden_size=8", "model.session.hidden_size=6", "model.context.hidden_size=5"]
@@ -124,6 +124,24 @@ def test_what_frozen_parts_said_in_the_first_epoch_is_what_they_would_say_again(
         weights.append(model.state_dict())
     assert asked[0] < asked[1]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_what_is_kept_of_a_step_is_c_t_and_h_t_once_and_needs_no_state_to_be_said_again(small_world: Prepared) -> None:
+    batch = next(iter(make_data(small_world, steps=10).train_dataloader()))
+    window, (steps, lanes) = batch.window, batch.window.item.shape
+    model = assembled(small_world).train()
+    junk = state = tuple(torch.full_like(part, 9.0) for part in model.initial_state(lanes))
+    expected = model.session.initial_state(lanes)
+    kept = []
+    for k in range(steps):  # the first step forgets the junk: every lane starts a session
+        _, state = model.step_loss(batch, k, state)
+        step = Step(window.item[k], window.user[k], window.alive[k], batch.items[k])
+        _, expected = model.session.represent(step, reset(expected, window.start[k]))
+        assert torch.equal(*state, *expected)
+        kept.append(state)
+    assert window.start.sum() > lanes
+    assert model._cache.size - model._cache._left == steps * lanes * (6 + 5) * 4  # bytes of a float32
+    assert all(torch.equal(*model.step_loss(batch, k, junk)[1], *kept[k]) for k in range(steps))
 
 
 def test_what_frozen_parts_said_before_their_weights_changed_is_forgotten(
