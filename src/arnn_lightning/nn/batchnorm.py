@@ -1,9 +1,6 @@
 """Batch normalisation over the lanes alive."""
 
-from typing import cast
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arnn_lightning.nn.exchange import gather_with_gradients, world
@@ -22,19 +19,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     def forward(self, x_BH: Tensor, alive_B: Tensor | None = None) -> Tensor:
         """(B, H), (B,) -> (B, H). ``alive_B`` None means that all lanes are alive."""
         processes = world()[1] if self.training else 1
-        if not self.training:
+        if not self.training or (alive_B is None and len(x_BH) > 1 and processes == 1):
             return super().forward(x_BH)
-        if alive_B is None and len(x_BH) > 1 and processes == 1:  # without counting batches, which takes longer
-            return F.batch_norm(
-                x_BH,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                True,
-                cast(float, self.momentum),
-                self.eps,
-            )
         if alive_B is None:
             alive_B = x_BH.new_ones(len(x_BH), dtype=torch.bool)
         running_mean, running_var = self.running_mean, self.running_var
