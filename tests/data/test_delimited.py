@@ -52,6 +52,7 @@ def test_columns_have_the_types_asked_for(file: Path) -> None:
 
 def test_null_and_empty_values_are_missing(file: Path) -> None:
     assert read(file, "user_id\tname\nNULL\ta\n2\tNULL\n\tb\n4\t\n") == [(None, "a"), (2, None), (None, "b"), (4, None)]
+    assert read(file, "user_id\tname\n1\tNULL\n") == [(1, None)]
 
 
 def test_a_row_may_lack_its_trailing_empty_field(file: Path) -> None:
@@ -218,6 +219,19 @@ def test_a_row_with_too_many_fields_is_named(file: Path) -> None:
     for separator, text in (("\t", "user_id\tname\n1\tx\n2\ty\tz\n"), (",", 'user_id,name\n1,"x,\ny"\n2,y,z\n')):
         with pytest.raises(UserError, match=r"row 3 has more fields than the 2 columns"):
             read(file, text, separator)
+
+
+def test_a_field_too_many_may_be_an_empty_one(file: Path) -> None:
+    assert read(file, "user_id\tname\n1\tx\t\n2\ty\n") == [(1, "x"), (2, "y")]
+
+
+def test_null_values_among_numbers_alone_are_missing_and_other_texts_are_named(file: Path) -> None:
+    numbers = {"user_id": pl.Int32(), "item_id": pl.Int64()}
+    file.write_text("user_id\titem_id\n1\tNULL\n\t4\n")
+    assert read_delimited(file, numbers, separator="\t").rows() == [(1, None), (None, 4)]
+    assert read_delimited(file, numbers, separator="\t", null_values=["NULL"]).rows() == [(1, None), (None, 4)]
+    with pytest.raises(UserError, match=r"column 'item_id', row 2: 'NULL' is not a whole number"):
+        read_delimited(file, numbers, separator="\t", null_values=["-"])
 
 
 def test_a_required_value_that_is_missing_is_named_with_its_row(file: Path) -> None:

@@ -134,28 +134,31 @@ def read_delimited(
         names = _header(file, separator, quote, path)
         place = {column: _place(path, column, (aliases or {}).get(column, ()), names) for column in columns}
 
-        def scan(types: Mapping[str, DType]) -> pl.LazyFrame:
-            # Columns go by their place, since a header may repeat a name that nobody asked for. One more than there
-            # are catches rows that are too long.
-            schema: dict[str, DType] = {str(index): pl.String() for index in range(len(names) + 1)}
+        def scan(types: Mapping[str, DType], spare: bool = True, nulls: bool = True) -> pl.LazyFrame:
+            # Columns go by their place, since a header may repeat a name that nobody asked for. A spare one, behind
+            # all that there are, catches rows that are too long.
+            schema: dict[str, DType] = {str(index): pl.String() for index in range(len(names) + spare)}
             schema |= {str(place[column]): dtype for column, dtype in types.items()}
+            too_long = pl.col(str(len(names))).is_not_null() if spare else pl.lit(False)
             return pl.scan_csv(
                 file,
                 separator=separator,
                 quote_char=quote,
                 schema=schema,
-                null_values=list(null_values),
+                null_values=list(null_values) if nulls else None,
                 has_header=False,
                 skip_rows=1,
                 missing_columns="insert",
                 glob=False,  # a name may hold brackets
-            ).select(
-                *(pl.col(str(place[column])).alias(column) for column in types),
-                pl.col(str(len(names))).is_not_null().alias(TOO_LONG),
-            )
+            ).select(*(pl.col(str(place[column])).alias(column) for column in types), too_long.alias(TOO_LONG))
 
         try:
-            frame = scan(columns).collect()
+            try:
+                # Polars itself raises for a row with more fields where all are read, and for any text among numbers.
+                all_read, has_texts = len(columns) == len(names), pl.String in columns.values()
+                frame = scan(columns, spare=not all_read, nulls=has_texts).collect()
+            except pl.exceptions.PolarsError:
+                frame = scan(columns).collect()  # the field too many may be empty, the text a null value
         except pl.exceptions.PolarsError as error:
             text = scan(dict.fromkeys(columns, pl.String()))
             raise _explain(path, file, text, columns, separator, quote, len(names), error) from error
