@@ -158,7 +158,7 @@ def test_households_without_demographics_are_kept_only_if_wanted(
 
 
 def test_the_users_are_the_households_with_demographics(tmp_path: Path) -> None:
-    users = read(write(tmp_path), keep_unknown=True).users
+    users = read(write(tmp_path), keep_unknown=True).users().collect()
     assert users.schema == {"user": pl.Int64, **dict.fromkeys(ATTRIBUTES, pl.String)}
     assert users["user"].to_list() == [1, 2, 4]
     assert users["income"].to_list() == ["a", "b", None]

@@ -14,7 +14,7 @@ USERS = pl.DataFrame({"user": [1, 2], "level": ["a", None]})
 
 
 def raw(events: pl.DataFrame = EVENTS, users: pl.DataFrame = USERS) -> RawData:
-    return RawData(events=events, users=users, rows=events.height)
+    return RawData(events, events.height, read_users=users.lazy)
 
 
 def test_canonical_tables_pass_unchanged() -> None:
@@ -25,10 +25,11 @@ def test_canonical_tables_pass_unchanged() -> None:
 def test_ids_may_be_texts() -> None:
     tables = raw(EVENTS.with_columns(pl.col("user", "item").cast(pl.String)), USERS.cast({"user": pl.String}))
     assert check(tables, SOURCE) is tables
+    assert tables.users().collect()["user"].to_list() == ["1", "2"]
 
 
 def test_users_of_the_events_may_be_missing_from_the_users_table() -> None:
-    check(raw(users=USERS.head(1)), SOURCE)
+    assert raw(users=USERS.head(1)).users().collect().height == 1
 
 
 @pytest.mark.parametrize("name", ["user", "item", "time"])
@@ -54,19 +55,29 @@ def test_a_time_that_is_no_64_bit_integer_is_refused(dtype: pl.DataType) -> None
 
 def test_no_events_are_refused() -> None:
     with pytest.raises(UserError, match=r"log\.csv: no events left after reading 5 rows"):
-        check(RawData(events=EVENTS.clear(), users=USERS, rows=5), SOURCE)
+        check(RawData(EVENTS.clear(), 5, read_users=USERS.lazy), SOURCE)
 
 
 def test_a_users_table_without_users_is_refused() -> None:
     with pytest.raises(UserError, match=r"users table has no column 'user' \(did you mean \"users\"\?\)"):
-        check(raw(users=USERS.rename({"user": "users"})), SOURCE)
+        raw(users=USERS.rename({"user": "users"})).users()
 
 
 def test_user_ids_of_two_types_are_refused() -> None:
     with pytest.raises(UserError, match="user ids are Int64 in the events but String in the users table"):
-        check(raw(users=USERS.cast({"user": pl.String})), SOURCE)
+        raw(users=USERS.cast({"user": pl.String})).users()
 
 
 def test_a_user_listed_twice_is_refused() -> None:
     with pytest.raises(UserError, match="user 2 stands more than once in the users table"):
-        check(raw(users=pl.concat([USERS, USERS.tail(1)])), SOURCE)
+        raw(users=pl.concat([USERS, USERS.tail(1)])).users()
+
+
+def test_an_item_listed_twice_is_refused() -> None:
+    titles = pl.DataFrame({"item": [7, 8, 7], "title": ["a", "b", "c"]})
+    with pytest.raises(UserError, match="item 7 stands more than once in the items table, in its rows 1 and 3"):
+        RawData(EVENTS, 3, USERS.lazy, lambda: titles).items()
+
+
+def test_without_titles_there_are_no_items() -> None:
+    assert raw().items() is None

@@ -29,25 +29,31 @@ def read(folder: Path, files: dict[str, str], archive: str | None = None) -> Raw
             with zipfile.ZipFile(folder / archive, "a") as zipped:
                 zipped.writestr(f"{archive[:-4]}/{name}", text.encode("latin-1"))
     reader = MovieLensReader(str(folder))
-    return check(reader.read(), next(iter(reader.files().values())))
+    raw = check(reader.read(), next(iter(reader.files().values())))
+    raw.users(), raw.items()  # checked too
+    return raw
 
 
 @pytest.mark.parametrize("archive", [None, "ml-100k.zip"])
 def test_100k_is_read_plain_and_from_its_archive(tmp_path: Path, archive: str | None) -> None:
     raw = read(tmp_path, ML_100K, archive)
     assert raw.events.rows() == [(196, 242, 881250949), (186, 302, 891717742)]
-    assert raw.users.rows() == [(186, "24", "M", "technician", "85711"), (196, "53", "F", "other", "T8H1N")]
-    assert raw.items is not None
-    assert raw.items.rows() == [(242, 'Léon: "The" (1994)'), (302, "L.A.")]
+    assert raw.users().collect().rows() == [(186, "24", "M", "technician", "85711"), (196, "53", "F", "other", "T8H1N")]
+    items = raw.items()
+    assert items is not None
+    assert items.rows() == [(242, 'Léon: "The" (1994)'), (302, "L.A.")]
 
 
 @pytest.mark.parametrize("archive", [None, "ml-1m.zip"])
 def test_1m_is_read_plain_and_from_its_archive(tmp_path: Path, archive: str | None) -> None:
     raw = read(tmp_path, ML_1M, archive)
     assert raw.events.rows() == [(1, 1193, 978300760), (1, 661, 978302109)]
-    assert raw.users.to_dicts() == [{"user": 1, "gender": "F", "age": "1", "occupation": "10", "zip_code": "48067"}]
-    assert raw.items is not None
-    assert raw.items["title"].to_list() == ["James and the Giant Peach (1996)", "Cuckoo: 1975"]
+    assert raw.users().collect().to_dicts() == [
+        {"user": 1, "gender": "F", "age": "1", "occupation": "10", "zip_code": "48067"}
+    ]
+    items = raw.items()
+    assert items is not None
+    assert items["title"].to_list() == ["James and the Giant Peach (1996)", "Cuckoo: 1975"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from fractions import Fraction
@@ -374,9 +375,10 @@ def raw(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class LogReader:
-    """Reads a log that knows its own sessions: rows of user, item, time, session."""
+    """Reads a log that knows its own sessions: rows of user, item, time, session. Ids are of type ``ids``."""
 
     raw_dir: str
+    ids: str = "Int64"
 
     def files(self) -> dict[str, Path]:
         return {"log.json": Path(self.raw_dir) / "log.json"}
@@ -384,10 +386,13 @@ class LogReader:
     def read(self) -> RawData:
         rows = json.loads(self.files()["log.json"].read_text())
         events = pl.DataFrame(rows, dict.fromkeys((USER, ITEM, TIME, SESSION), pl.Int64), orient="row")
+        events = events.cast(dict.fromkeys((USER, ITEM), getattr(pl, self.ids)))
         users = events.select(pl.col(USER).unique()).with_columns(
-            career_level=pl.when(pl.col(USER) % 3 > 0).then((pl.col(USER) % 3).cast(pl.String))
+            career_level=pl.when(pl.col(USER).cast(pl.Int64) % 3 > 0).then(
+                pl.col(USER).cast(pl.Int64).mod(3).cast(pl.String)
+            )
         )
-        return RawData(events=events, users=users, rows=len(rows))
+        return RawData(events, len(rows), read_users=users.lazy)
 
 
 # --- the funnel against the reference ---
@@ -550,8 +555,9 @@ def test_the_funnel_of_tmall_equals_its_reference(
             assert written(prepare(data, folder / "data")) == wanted
 
 
+@pytest.mark.parametrize("window_days", [30, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, seed: int) -> None:
+def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, seed: int, window_days: int) -> None:
     rng = random.Random(seed)
     rows = [
         (rng.randrange(8), rng.randrange(12), FIRST + rng.randrange(6 * DAY // 3_600) * 3_600, rng.randrange(9))
@@ -562,6 +568,7 @@ def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, see
         tmp_path,
         reader={"_target_": f"{__name__}.LogReader", "raw_dir": str(tmp_path)},
         session="given",
+        window_days=window_days,
         gap=None,
         items=items_of(0.75),
         split={"test_days": 2, "val_days": 0},
@@ -570,6 +577,44 @@ def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, see
     people = {user: {"career_level": str(user % 3)} for user in range(8)}
     events = [Event(user, item, time, row, session) for row, (user, item, time, session) in enumerate(rows)]
     assert written(prepare(data, tmp_path)) == reference(len(rows), events, people, data)
+
+
+@pytest.mark.parametrize("ids", ["Int8", "Int16", "UInt8", "UInt16", "UInt32", "UInt64", "Int128", "String"])
+def test_ids_may_be_of_any_type_that_sorts(tmp_path: Path, ids: str) -> None:
+    rng = random.Random(7)
+    low, high = (0, 255) if ids.startswith("U") else (100, 999) if ids == "String" else (-128, 127)
+    rows = [(rng.randint(low, high), rng.choice([low, 120, high]), FIRST + 3_600 * place, 0) for place in range(600)]
+    (tmp_path / "log.json").write_text(json.dumps([(*row[:3], place // 5) for place, row in enumerate(rows)]))
+    made = []
+    for name in ("Int64", ids):
+        reader = {"_target_": f"{__name__}.LogReader", "raw_dir": str(tmp_path), "ids": name}
+        contexts = {"single": ["career_level"], "multi": [], "coverage": 0.75, "draw": "user"}
+        data = config(tmp_path, reader=reader, session="day", min_session_length=2, contexts=contexts)
+        made.append(prepare(data, tmp_path / name))
+    plain, typed = made
+    assert files_of(plain, "t*.parquet") == files_of(typed, "t*.parquet")
+    told = [prepared.users().cast({"id": pl.String}) for prepared in made]
+    assert told[0].equals(told[1])
+
+
+@pytest.mark.parametrize("window_days", [4, 30])
+@pytest.mark.parametrize(
+    ("user", "item", "later"),
+    [
+        (lambda user: 997 * user + 5, lambda item: 10**9 - item, 0),  # numbers of 64 bits, items far from zero
+        (lambda user: 10**7 * user, lambda item: 7 * 10**7 * item, 0),  # too far apart for a table
+        (lambda user: user, lambda item: item, 2**31 - FIRST - 5 * DAY),  # on both sides of 2038
+    ],
+)
+def test_the_funnel_equals_its_reference_whatever_the_ids_and_times(
+    user: Callable[[int], int], item: Callable[[int], int], later: int, window_days: int
+) -> None:
+    log = [row for row in random_log(5, 1_500) if row.user or row.time >= FIRST + 5 * DAY]  # one is new in the window
+    log = [Row(user(row.user), item(row.item), row.kind, row.time + later) for row in log]
+    people = {user(one): texts for one, texts in random_people(5).items()}
+    split = {"test_days": 2, "val_days": 0}
+    assert agree(log, people, window_days=window_days, items=items_of(0.75), split=split)
+    assert agree(log, dict(reversed(people.items())), window_days=window_days, session="day", split=split)
 
 
 # --- its laws, one by one ---
@@ -673,6 +718,17 @@ def test_held_out_users_are_never_trained_on_and_they_alone_are_validated_and_te
     assert (
         known.height == told["context.country"].filter(told["context.country"] > 0).n_unique()
     )  # fitted on them alone
+
+
+def test_the_same_users_are_held_out_whatever_lies_between_their_ids(tmp_path: Path) -> None:
+    log, written = random_log(4, 1_000), []
+    for step in (1, 3):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        spread = [row._replace(user=step * row.user) for row in log]
+        prepared = prepared_from(folder, spread, held_out_users=0.3, items=items_of(1.0))
+        written.append(files_of(prepared, "t*.parquet"))
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("share", [1, -0.1, "some", True])
@@ -898,7 +954,7 @@ def test_an_error_after_the_splits_are_written_leaves_no_folder(raw: Path) -> No
 
 def test_what_a_killed_process_left_is_cleared_away(raw: Path, tmp_path: Path) -> None:
     done = prepare(config(raw), tmp_path / "elsewhere")
-    left = tmp_path / "prepared" / f".{done.folder.name}.unfinished"
+    left = tmp_path / "prepared" / f".{done.manifest['name']}.unfinished"
     left.mkdir(parents=True)
     (left / "half.parquet").write_bytes(b"PAR1")
     prepared = prepare(config(raw), tmp_path)
@@ -955,6 +1011,17 @@ sys.stdout.write(str(prepare(data, root).folder))
     (folder,) = {Path(out) for out, _ in told}
     assert [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()] == [folder]
     assert files_of(Prepared(folder), "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
+
+
+def test_two_settings_of_one_data_set_may_be_prepared_at_once(raw: Path, tmp_path: Path) -> None:
+    both = [config(raw, gap=gap) for gap in ("1h", "10s")]
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda data: prepare(data, tmp_path), both))
+    for data, prepared in zip(both, made, strict=True):
+        alone = prepare(data, tmp_path / data["gap"])
+        assert alone.folder.name == prepared.folder.name
+        assert files_of(prepared, "*.parquet") == files_of(alone, "*.parquet")
+    assert made[0].folder != made[1].folder
 
 
 def test_a_process_killed_in_the_middle_leaves_no_data_set_and_blocks_nobody(raw: Path, tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def reader(events: Any, *overrides: str) -> TabularReader:
 
 def read(events: Any, *overrides: str) -> RawData:
     made = reader(events, *overrides)
-    return check(made.read(), next(iter(made.files().values())))
+    raw = check(made.read(), next(iter(made.files().values())))
+    raw.users(), raw.items()  # checked too
+    return raw
 
 
 @pytest.fixture
@@ -205,7 +207,7 @@ def test_a_users_table_gives_attributes(log: Any) -> None:
         "data.contexts.single=[user,country,age]",
         "data.contexts.multi=[interests]",
     )
-    assert raw.users.to_dicts() == [
+    assert raw.users().collect().to_dicts() == [
         {"user": "u1", "country": "de", "age": "30", "interests": ["music", "sports"]},
         {"user": "u2", "country": None, "age": None, "interests": None},
         {"user": "u9", "country": "fr", "age": "40", "interests": ["arts"]},
@@ -218,7 +220,7 @@ def test_lists_of_parquet_are_lists(tmp_path: Path) -> None:
     pl.DataFrame({"user": [1, 2], "likes": [[3, 4], []], "age": [30, None]}).write_parquet(users)
     wanted = [f"data.users={users}", "data.contexts.multi=[likes]", "data.contexts.single=[age]"]
     raw = read(events, *wanted)
-    assert raw.users.to_dicts() == [
+    assert raw.users().collect().to_dicts() == [
         {"user": 1, "age": "30", "likes": ["3", "4"]},
         {"user": 2, "age": None, "likes": []},
     ]
@@ -233,17 +235,18 @@ def test_numbers_here_and_texts_there_are_the_same_ids(tmp_path: Path, log: Any)
         tmp_path / "events.parquet", f"data.users={users}", f"data.titles={titles}", "data.contexts.single=[age]"
     )
     assert raw.events["user"].to_list() == ["1", "2"]
-    assert raw.users["user"].to_list() == ["2"]
-    assert raw.items is not None
-    assert raw.items.rows() == [("1", "One")]
+    assert raw.users().collect()["user"].to_list() == ["2"]
+    items = raw.items()
+    assert items is not None
+    assert items.rows() == [("1", "One")]
 
 
 def test_without_a_users_table_the_events_tell(log: Any) -> None:
     path = log(f"user,item,time,country\nu1,a,{NOON},\nu2,b,{NOON},fr\nu1,c,{NOON},de\nu3,c,{NOON},\n")
     raw = read(path, "data.contexts.single=[user,country]")
-    assert raw.users.sort("user").rows() == [("u1", "de"), ("u2", "fr"), ("u3", None)]
+    assert raw.users().collect().sort("user").rows() == [("u1", "de"), ("u2", "fr"), ("u3", None)]
     assert raw.events.columns == ["user", "item", "time"]
-    assert read(path).users.sort("user").rows() == [("u1",), ("u2",), ("u3",)]
+    assert read(path).users().collect().sort("user").rows() == [("u1",), ("u2",), ("u3",)]
 
 
 def test_an_attribute_that_changes_within_a_user_is_named(log: Any) -> None:

@@ -19,7 +19,9 @@ def read(folder: Path, log: str = CLICKS, people: str = PEOPLE) -> RawData:
     (folder / "user_log_format1.csv").write_text(log)
     (folder / "user_info_format1.csv").write_text(people)
     reader = TmallReader(str(folder))
-    return check(reader.read(), next(iter(reader.files().values())))
+    raw = check(reader.read(), next(iter(reader.files().values())))
+    raw.users(), raw.items()  # checked too
+    return raw
 
 
 def midnight(month: int, day: int) -> int:
@@ -60,7 +62,7 @@ def test_a_table_prefix_and_another_order_of_columns_do_not_matter(tmp_path: Pat
 
 def test_unknown_ages_and_genders_are_missing(tmp_path: Path) -> None:
     people = "user_id,age_range,gender\n1,6,0\n2,,\n3,0,2\n4,8,1\n5,NULL,NULL\n6,3\n"
-    assert read(tmp_path, people=people).users.rows() == [
+    assert read(tmp_path, people=people).users().collect().rows() == [
         (1, "6", "0"),
         (2, None, None),
         (3, None, None),
@@ -68,7 +70,7 @@ def test_unknown_ages_and_genders_are_missing(tmp_path: Path) -> None:
         (5, None, None),
         (6, "3", None),
     ]
-    assert read(tmp_path).users.schema == {"user": pl.Int32, "age_range": pl.String, "gender": pl.String}
+    assert read(tmp_path).users().collect().schema == {"user": pl.Int32, "age_range": pl.String, "gender": pl.String}
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ def reader(folder: Path, log: str = CLICKS, profiles: str = PEOPLE) -> XingReade
 
 
 def read(folder: Path, log: str = CLICKS, profiles: str = PEOPLE) -> RawData:
-    return check(reader(folder, log, profiles).read(), folder / "interactions.csv")
+    raw = check(reader(folder, log, profiles).read(), folder / "interactions.csv")
+    raw.users(), raw.items()  # checked too
+    return raw
 
 
 def profile(**texts: str) -> str:
@@ -51,7 +53,7 @@ def test_only_clicks_are_kept_in_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [(2, 8, 1, 50), (1, 7, 2, 40), (1, 7, 3, 30), (1, 9, 4, 20), (1, 7, 1, 10), (2, 8, 0, 5), (2, 8, 1, 50)]
     raw = read(tmp_path, LOG + "".join("\t".join(map(str, row)) + "\n" for row in rows))
     assert raw.events.rows() == [(2, 8, 50), (1, 7, 10), (2, 8, 50)]
-    assert raw.events.schema == {"user": pl.Int64, "item": pl.Int64, "time": pl.Int64}
+    assert raw.events.schema == {"user": pl.Int32, "item": pl.Int32, "time": pl.Int64}
     assert raw.rows == 7
 
 
@@ -68,21 +70,26 @@ def test_a_table_prefix_in_the_header_is_stripped(tmp_path: Path) -> None:
     ]
     raw = read(tmp_path, *prefixed)
     assert raw.events.equals(plain.events)
-    assert raw.users.equals(plain.users)
+    assert raw.users().collect().equals(plain.users().collect())
 
 
 @pytest.mark.parametrize("name", ["user_id", "users.user_id", "users.id"])
 def test_users_may_be_headed_by_another_name(tmp_path: Path, name: str) -> None:
-    assert read(tmp_path, profiles=name + PEOPLE.removeprefix("id")).users.equals(read(tmp_path).users)
+    assert (
+        read(tmp_path, profiles=name + PEOPLE.removeprefix("id"))
+        .users()
+        .collect()
+        .equals(read(tmp_path).users().collect())
+    )
 
 
 # --- users ---
 
 
 def test_users_have_every_attribute_as_text_or_as_list_of_texts(tmp_path: Path) -> None:
-    users = read(tmp_path).users
+    users = read(tmp_path).users().collect()
     assert users.schema == {
-        "user": pl.Int64,
+        "user": pl.Int32,
         **dict.fromkeys(SINGLE, pl.String),
         **dict.fromkeys(MULTI, pl.List(pl.String)),
     }
@@ -112,14 +119,14 @@ def test_0_is_unknown_in_the_columns_that_say_so_and_a_category_elsewhere(tmp_pa
         "edu_degree",
     }
     assert set(ZERO_IS_UNKNOWN) == listed
-    users = read(tmp_path, profiles=PROFILES + profile(**{name: "0"})).users
+    users = read(tmp_path, profiles=PROFILES + profile(**{name: "0"})).users().collect()
     assert users[name].to_list() == [None if name in listed else "0"]
 
 
 @pytest.mark.parametrize("text", ["NULL", ""])
 @pytest.mark.parametrize("name", [*SINGLE, *MULTI])
 def test_null_and_empty_are_unknown_in_every_column(tmp_path: Path, name: str, text: str) -> None:
-    users = read(tmp_path, profiles=PROFILES + profile(**{name: text})).users
+    users = read(tmp_path, profiles=PROFILES + profile(**{name: text})).users().collect()
     assert not users[name].to_list()[0]
     assert all(users[other].to_list()[0] for other in (*SINGLE, *MULTI) if other != name)
 
@@ -130,13 +137,13 @@ def test_null_and_empty_are_unknown_in_every_column(tmp_path: Path, name: str, t
 )
 @pytest.mark.parametrize("name", MULTI)
 def test_lists_are_split_at_commas_and_hold_no_unknown(tmp_path: Path, name: str, text: str, values: list[str]) -> None:
-    assert read(tmp_path, profiles=PROFILES + profile(**{name: text})).users[name].to_list() == [values]
+    assert read(tmp_path, profiles=PROFILES + profile(**{name: text})).users().collect()[name].to_list() == [values]
 
 
 def test_a_row_may_lack_its_trailing_empty_field(tmp_path: Path) -> None:
     short = profile(id="1", edu_fieldofstudies="").rstrip("\n").removesuffix("\t") + "\n"
     assert short.count("\t") == 10
-    users = read(tmp_path, profiles=PROFILES + short + profile(id="2", edu_fieldofstudies="4,5")).users
+    users = read(tmp_path, profiles=PROFILES + short + profile(id="2", edu_fieldofstudies="4,5")).users().collect()
     assert users["user"].to_list() == [1, 2]
     assert not users["edu_fieldofstudies"].to_list()[0]
     assert users["edu_fieldofstudies"].to_list()[1] == ["4", "5"]
@@ -229,9 +236,9 @@ def test_an_unknown_kind_of_interaction_is_refused(tmp_path: Path) -> None:
 
 
 def test_titles_come_from_items_where_they_are(tmp_path: Path) -> None:
-    assert read(tmp_path).items is None
+    assert read(tmp_path).items() is None
     (tmp_path / "items.csv").write_text("id\ttitle\tcareer_level\n7\t1,2\t3\n8\tNULL\t0\n")
-    titles = read(tmp_path).items
+    titles = read(tmp_path).items()
     assert titles is not None
     assert titles.rows() == [(7, "1,2"), (8, None)]
     assert list(reader(tmp_path).files()) == ["interactions.csv", "users.csv", "items.csv"]

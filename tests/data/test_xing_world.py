@@ -99,12 +99,12 @@ def test_the_reader_reads_what_is_written(worlds: dict[float, Path]) -> None:
     check(raw, worlds[1.0])
     assert raw.rows == EVENTS
     assert raw.events.height == clicks(worlds[1.0]).height
-    assert raw.users.columns == ["user", *SINGLE, *MULTI]
+    assert raw.users().collect().columns == ["user", *SINGLE, *MULTI]
 
 
 @pytest.mark.parametrize("name", MULTI)
 def test_the_lists_that_are_read_hold_codes_and_nothing_else(worlds: dict[float, Path], name: str) -> None:
-    told = XingReader(str(worlds[1.0])).read().users[name].explode().drop_nulls().unique().to_list()
+    told = XingReader(str(worlds[1.0])).read().users().collect()[name].explode().drop_nulls().unique().to_list()
     assert [text for text in told if not text.isdigit()] == []
 
 
@@ -188,7 +188,7 @@ def test_four_in_nine_users_hide_their_region(worlds: dict[float, Path]) -> None
 
 @pytest.mark.parametrize("name", MULTI)
 def test_as_many_users_as_published_tell_no_list(worlds: dict[float, Path], name: str) -> None:
-    users = XingReader(str(worlds[1.0])).read().users
+    users = XingReader(str(worlds[1.0])).read().users().collect()
     unknown = (users[name].list.len().fill_null(0) == 0).mean()
     published = MARGINALS[name]["count_0_only"] + MARGINALS[name]["count_empty"]
     assert unknown == pytest.approx(published / MARGINALS["n_users"], abs=0.02)

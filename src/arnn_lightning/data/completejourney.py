@@ -56,12 +56,13 @@ class CompleteJourneyReader:
             pl.col("transaction_timestamp").dt.epoch("s").alias(TIME),
             pl.col("basket_id").alias(SESSION),
         )
+        profiles = demographics.lazy().select(
+            pl.col("household_id").alias(USER), *(pl.col(name).cast(pl.String) for name in ATTRIBUTES)
+        )
         return RawData(
             events=events[np.random.default_rng(self.shuffle_seed).permutation(events.height)],
-            users=demographics.select(
-                pl.col("household_id").alias(USER), *(pl.col(name).cast(pl.String) for name in ATTRIBUTES)
-            ),
             rows=transactions.height,
+            read_users=lambda: profiles,
         )
 
 

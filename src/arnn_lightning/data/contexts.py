@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from arnn_lightning.data.events import USER
 from arnn_lightning.errors import UserError, nearest
 
 OTHER = "(other)"
@@ -61,7 +62,7 @@ def encode(
     """Fits the fields on the training users and encodes every user.
 
     Args:
-        users: one row per user code, canonical attributes (null = unknown).
+        users: one row per user code, sorted by id, canonical attributes (null = unknown).
         train_events: training events of each user; the fit sees only users with at least one, weighted by them.
         single: names of single-valued attributes; ``user`` is the user's own id.
         multi: names of multi-valued attributes.
@@ -82,12 +83,17 @@ def encode(
     sizes: list[int] = []
     for name in single:
         seen = users.select(category=name, events=train_events).filter(trained).drop_nulls()
-        counts = seen.group_by("category").sum()
-        fields = counts.sort("category").with_columns(code=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32))
+        if name != USER:  # every user is there once, in order
+            seen = seen.group_by("category").sum().sort("category")
+        fields = seen.with_columns(code=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32))
         vocabulary.append(_describe(fields, name, "single"))
         sizes.append(fields.height + 1)
-        coded = users.select(category=name).join(fields, on="category", how="left", maintain_order="left")
-        columns[f"{PREFIX}{name}"] = coded["code"].fill_null(0)
+        if name == USER:
+            code = trained.cum_sum().set(~trained, 0).cast(pl.UInt32)
+        else:
+            coded = users.select(category=name).join(fields, on="category", how="left", maintain_order="left")
+            code = coded["code"].fill_null(0)
+        columns[f"{PREFIX}{name}"] = code
     lists: list[pl.DataFrame] = []
     n_binary = 0
     for name in multi:
@@ -108,7 +114,10 @@ def encode(
         n_binary = other + 1
     active = pl.DataFrame({"row": []}, schema={"row": pl.UInt32}).with_columns(active=pl.lit(None, pl.List(pl.UInt32)))
     if lists:
-        active = pl.concat(lists).group_by("row").agg(active=pl.col("code").unique().sort())
+        both = pl.col("row", "code")
+        # Sorted as a whole, which takes a quarter of what sorting every user's few codes does.
+        codes = pl.concat(lists).sort("row", "code").filter(pl.any_horizontal(both.ne_missing(both.shift())))
+        active = codes.group_by("row", maintain_order=True).agg(active="code")
     known = [pl.col(name).is_not_null() for name in single] + [pl.col(name).list.len() > 0 for name in multi]
     table = (
         pl.DataFrame({"row": pl.int_range(users.height, dtype=pl.UInt32, eager=True), **columns})

@@ -7,7 +7,7 @@ multi-valued one; null (or an empty list) means unknown.
 ``items``, where the data set has names for its items: ``item`` and ``title`` (String).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -22,19 +22,48 @@ USER, ITEM, TIME, SESSION, TITLE = "user", "item", "time", "session", "title"
 
 @dataclass(frozen=True)
 class RawData:
-    """What a reader returns.
+    """What a reader returns. Users and items are read when they are asked for: the funnel needs the events alone.
 
     Attributes:
         events: canonical events of the kind that is modelled (clicks), in file order.
-        users: canonical users.
         rows: rows of the events file before the reader's own filter.
-        items: canonical item titles, if there are any.
+        read_users: reads the canonical users; lazily, so that lists are taken apart for those users alone whose events
+            are kept.
+        read_items: reads the canonical item titles, if there are any.
     """
 
     events: pl.DataFrame
-    users: pl.DataFrame
     rows: int
-    items: pl.DataFrame | None = None
+    read_users: Callable[[], pl.LazyFrame]
+    read_items: Callable[[], pl.DataFrame] | None = None
+
+    def users(self) -> pl.LazyFrame:
+        """The canonical users, checked.
+
+        Raises:
+            UserError: no ids, ids of another type than the events', or a user listed twice.
+        """
+        users = self.read_users()
+        schema = users.collect_schema()
+        if USER not in schema:
+            raise UserError(f"the users table has no column {USER!r}{nearest(USER, schema.names())}")
+        if schema[USER] != self.events[USER].dtype:
+            raise UserError(
+                f"user ids are {self.events[USER].dtype} in the events but {schema[USER]} in the users table; "
+                "make them one type"
+            )
+        ids = users.select(USER).collect()
+        if ids[USER].has_nulls():
+            raise UserError(f"the users table has {ids[USER].null_count()} rows without a user; remove them")
+        _once(ids, USER, "users")
+        return users
+
+    def items(self) -> pl.DataFrame | None:
+        """The canonical item titles, checked; raises UserError where an item is listed twice."""
+        items = self.read_items() if self.read_items is not None else None
+        if items is not None:
+            _once(items, ITEM, "items")
+        return items
 
 
 class Reader(Protocol):
@@ -45,16 +74,15 @@ class Reader(Protocol):
         ...
 
     def read(self) -> RawData:
-        """The canonical tables."""
+        """The canonical tables; users and items may still have to be read."""
         ...
 
 
 def check(raw: RawData, source: Path) -> RawData:
-    """Checks the canonical schema; returns ``raw`` unchanged. ``source`` is the file named in errors.
+    """Checks the canonical events; returns ``raw`` unchanged. ``source`` is the file named in errors.
 
     Raises:
-        UserError: a missing column, a null id or time, a time that is no integer, no events, or a user or an item
-            listed twice.
+        UserError: a missing column, a null id or time, a time that is no integer, or no events.
     """
     for name in (USER, ITEM, TIME):
         if name not in raw.events.columns:
@@ -79,18 +107,6 @@ def check(raw: RawData, source: Path) -> RawData:
         raise UserError(f"{source}: time {time[row]} of event {row + 1} is no time in unix seconds; mend the column")
     if raw.events.is_empty():
         raise UserError(f"{source}: no events left after reading {raw.rows} rows; is this the right file?")
-    if USER not in raw.users.columns:
-        raise UserError(f"the users table has no column {USER!r}{nearest(USER, raw.users.columns)}")
-    if raw.users[USER].dtype != raw.events[USER].dtype:
-        raise UserError(
-            f"user ids are {raw.events[USER].dtype} in the events but {raw.users[USER].dtype} in the users table; "
-            "make them one type"
-        )
-    if raw.users[USER].has_nulls():
-        raise UserError(f"the users table has {raw.users[USER].null_count()} rows without a user; remove them")
-    _once(raw.users, USER, "users")
-    if raw.items is not None:
-        _once(raw.items, ITEM, "items")
     return raw
 
 

@@ -44,7 +44,7 @@ class MovieLensReader:
         events, users, titles = (
             _read(path, name, *_layout("ratings.dat" in files)[name]) for name, path in files.items()
         )
-        return RawData(events=events, users=users, rows=events.height, items=titles)
+        return RawData(events, events.height, read_users=users.lazy, read_items=lambda: titles)
 
 
 def _layout(is_1m: bool) -> Mapping[str, tuple[str, Sequence[str]]]:

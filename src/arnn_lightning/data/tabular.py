@@ -115,7 +115,8 @@ class TabularReader:
         items = self._items()
         if items is not None:
             items, events = _matched(items, events, ITEM, "titles")
-        return RawData(events.drop(within.values()), users, events.height, items)
+        read_items = None if items is None else lambda: items
+        return RawData(events.drop(within.values()), events.height, users.lazy, read_items)
 
     def _users(self, attributes: Sequence[str]) -> pl.DataFrame:
         own = self.columns["user_in_users"]

@@ -1,6 +1,7 @@
 """Reader of the TMALL files (IJCAI-15 repeat-buyers competition, "data_format1")."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,24 +53,28 @@ class TmallReader:
         require_values(log, "action_type", KINDS, source)
         midnight = _midnights(log["time_stamp"], source)
         clicks = log.filter(pl.col("action_type") == CLICK).rename({"user_id": USER, "item_id": ITEM})
-        users = read_delimited(
-            files["user_info_format1.csv"],
-            {"user_id": pl.Int32, "age_range": pl.String, "gender": pl.String},
-            separator=",",
-            name="user_info_format1.csv",
-            required=["user_id"],
-        )
-        for column, allowed in (("age_range", AGES), ("gender", GENDERS)):
-            require_values(users, column, allowed, files["user_info_format1.csv"])
         return RawData(
             events=clicks.select(USER, ITEM, midnight.gather(clicks["time_stamp"]).alias(TIME)),
-            users=users.select(
-                pl.col("user_id").alias(USER),
-                pl.when(pl.col("age_range") != "0").then(pl.col("age_range")).alias("age_range"),
-                pl.when(pl.col("gender") != "2").then(pl.col("gender")).alias("gender"),
-            ),
             rows=log.height,
+            read_users=partial(_users, files["user_info_format1.csv"]),
         )
+
+
+def _users(path: Path) -> pl.LazyFrame:
+    users = read_delimited(
+        path,
+        {"user_id": pl.Int32, "age_range": pl.String, "gender": pl.String},
+        separator=",",
+        name="user_info_format1.csv",
+        required=["user_id"],
+    )
+    for column, allowed in (("age_range", AGES), ("gender", GENDERS)):
+        require_values(users, column, allowed, path)
+    return users.lazy().select(
+        pl.col("user_id").alias(USER),
+        pl.when(pl.col("age_range") != "0").then(pl.col("age_range")).alias("age_range"),
+        pl.when(pl.col("gender") != "2").then(pl.col("gender")).alias("gender"),
+    )
 
 
 def _midnights(stamps: pl.Series, source: Path) -> pl.Series:

@@ -1,6 +1,7 @@
 """Reader of the XING files (RecSys Challenge 2016), also of what ``data/xing_world.py`` writes in their schema."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -58,55 +59,56 @@ class XingReader:
         """
         files = self.files()
         source = files["interactions.csv"]
-        names = ("user_id", "item_id", "interaction_type", "created_at")
+        # The narrowest types: millions of rows are read at once.
+        columns = {"user_id": pl.Int32, "item_id": pl.Int32, "interaction_type": pl.Int8, "created_at": pl.Int64}
         events = read_delimited(
-            source,
-            dict.fromkeys(names, pl.Int64()),
-            separator="\t",
-            quote=None,
-            name="interactions.csv",
-            required=names,
+            source, columns, separator="\t", quote=None, name="interactions.csv", required=list(columns)
         )
         require_values(events, "interaction_type", KINDS, source)
         clicks = events.filter(pl.col("interaction_type") == CLICK).select(
             pl.col("user_id").alias(USER), pl.col("item_id").alias(ITEM), pl.col("created_at").alias(TIME)
         )
-        table = read_delimited(
-            files["users.csv"],
-            {"id": pl.Int64(), **dict.fromkeys((*MULTI, *SINGLE), pl.String())},
-            separator="\t",
-            quote=None,
-            name="users.csv",
-            aliases={"id": ["user_id"]},
-            required=["id"],
-        )
-        titles = None
-        if "items.csv" in files:
-            titles = read_delimited(
-                files["items.csv"],
-                {"id": pl.Int64(), "title": pl.String()},
-                separator="\t",
-                quote=None,
-                name="items.csv",
-                aliases={"id": ["item_id"]},
-                required=["id"],
-            ).rename({"id": ITEM, "title": TITLE})
         return RawData(
             events=clicks,
-            users=table.select(
-                pl.col("id").alias(USER),
-                *(
-                    pl.when(pl.col(name) != "0").then(pl.col(name)).alias(name) if name in ZERO_IS_UNKNOWN else name
-                    for name in SINGLE
-                ),
-                *(
-                    pl.col(name)
-                    .str.split(",")
-                    .list.eval(pl.element().filter(~pl.element().is_in(["0", ""])))
-                    .list.unique(maintain_order=True)
-                    for name in MULTI
-                ),
-            ),
             rows=events.height,
-            items=titles,
+            read_users=partial(_users, files["users.csv"]),
+            read_items=partial(_titles, files["items.csv"]) if "items.csv" in files else None,
         )
+
+
+def _users(path: Path) -> pl.LazyFrame:
+    table = read_delimited(
+        path,
+        {"id": pl.Int32(), **dict.fromkeys((*MULTI, *SINGLE), pl.String())},
+        separator="\t",
+        quote=None,
+        name="users.csv",
+        aliases={"id": ["user_id"]},
+        required=["id"],
+    )
+    return table.lazy().select(
+        pl.col("id").alias(USER),
+        *(
+            pl.when(pl.col(name) != "0").then(pl.col(name)).alias(name) if name in ZERO_IS_UNKNOWN else name
+            for name in SINGLE
+        ),
+        *(
+            pl.col(name)
+            .str.split(",")
+            .list.eval(pl.element().filter(~pl.element().is_in(["0", ""])))
+            .list.unique(maintain_order=True)
+            for name in MULTI
+        ),
+    )
+
+
+def _titles(path: Path) -> pl.DataFrame:
+    return read_delimited(
+        path,
+        {"id": pl.Int32(), "title": pl.String()},
+        separator="\t",
+        quote=None,
+        name="items.csv",
+        aliases={"id": ["item_id"]},
+        required=["id"],
+    ).rename({"id": ITEM, "title": TITLE})
