@@ -14,6 +14,7 @@ from torch import Tensor
 
 from arnn_lightning.data.window import Contexts, Step
 from arnn_lightning.model.base import OptimizerFactory, SessionModel, State
+from arnn_lightning.nn.fields import UserFields
 from arnn_lightning.nn.losses import Objective
 from arnn_lightning.nn.table import ItemScorer, RowTable, glorot_
 
@@ -41,22 +42,16 @@ class Concat(SessionModel):
         for table in (self.item_embedding, self.single_embedding, self.binary_embedding):
             glorot_(table.weight, len(table.weight), embedding_size)
         self.scorer = ItemScorer(self.n_items, self.hidden_size)
-        self.register_buffer("offset", torch.tensor([0, *sizes]).cumsum(0)[:-1], persistent=False)
-        self.register_buffer("single", torch.empty(0, len(sizes), dtype=torch.int64), persistent=False)
-        self.register_buffer("active", torch.empty(0, 1, dtype=torch.int64), persistent=False)
-        self.offset: Tensor
-        self.single: Tensor
-        self.active: Tensor
+        self.fields = UserFields(sizes)
         self.no_field = dims["n_binary"]
 
     def set_contexts(self, contexts: Contexts) -> None:
-        self.single = contexts.single.to(self.device) + self.offset
-        self.active = contexts.active.to(self.device)
+        self.fields.set(contexts)
 
     def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
-        active_BA = self.active[step.user]
+        active_BA, single_BS = self.fields(step.user)
         present_BAD = self.binary_embedding(torch.where(active_BA < 0, self.no_field, active_BA))
         binary_BD = (present_BAD * (active_BA >= 0)[:, :, None]).sum(1)
-        single_BSD = self.single_embedding(self.single[step.user])
+        single_BSD = self.single_embedding(single_BS)
         item_BD = self.item_embedding(step.item, step.rows)
         return torch.cat([item_BD, binary_BD, single_BSD.flatten(1)], 1), state

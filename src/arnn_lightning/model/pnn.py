@@ -16,6 +16,7 @@ from torch import Tensor
 from arnn_lightning.data.window import Contexts, Step
 from arnn_lightning.model.base import OptimizerFactory, SessionModel, State
 from arnn_lightning.nn.batchnorm import MaskedBatchNorm
+from arnn_lightning.nn.fields import UserFields
 from arnn_lightning.nn.losses import Objective
 from arnn_lightning.nn.product import Method, ProductLayer
 from arnn_lightning.nn.table import ItemScorer, RowTable, glorot_
@@ -61,24 +62,19 @@ class PNN(SessionModel):
         self.product = ProductLayer(dims["n_binary"], len(sizes), embedding_size, hidden_size, products, product_method)
         self.norm = MaskedBatchNorm(hidden_size)
         self.scorer = ItemScorer(self.n_items, hidden_size)
-        self.register_buffer("offset", torch.tensor([0, *sizes]).cumsum(0)[:-1], persistent=False)
-        self.register_buffer("single", torch.empty(0, len(sizes), dtype=torch.int64), persistent=False)
-        self.register_buffer("active", torch.empty(0, 1, dtype=torch.int64), persistent=False)
-        self.offset: Tensor
-        self.single: Tensor
-        self.active: Tensor
+        self.fields = UserFields(sizes)
         self._user_part: Tensor | None = None
         # Loaded weights make the users' part stale.
         self.register_load_state_dict_post_hook(lambda *_: self._forget_users())  # type: ignore[no-untyped-call]
 
     def set_contexts(self, contexts: Contexts) -> None:
-        self.single = contexts.single.to(self.device) + self.offset
-        self.active = contexts.active.to(self.device)
+        self.fields.set(contexts)
         self._forget_users()
 
     def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
         item_BD = self.item_embedding(step.item, step.rows)
-        active_BA, single_BSD = self.active[step.user], self.categories(self.single[step.user])
+        active_BA, single_BS = self.fields(step.user)
+        single_BSD = self.categories(single_BS)
         # In float32 whatever `precision` says: sums over tens of thousands of pairs.
         with torch.autocast(item_BD.device.type, enabled=False):
             user_BH = self._users()[step.user] if self.frozen else self.product.user_part(active_BA, single_BSD)
@@ -93,7 +89,7 @@ class PNN(SessionModel):
             parts = [
                 self.product.user_part(active, self.categories(single))
                 for active, single in zip(
-                    self.active.split(_USERS_AT_ONCE), self.single.split(_USERS_AT_ONCE), strict=True
+                    self.fields.active.split(_USERS_AT_ONCE), self.fields.single.split(_USERS_AT_ONCE), strict=True
                 )
             ]
             self._user_part = torch.cat(parts)
