@@ -23,7 +23,7 @@ def _job(config: DictConfig) -> float | None:
         return jobs.run(_task, config)
     try:
         return _task(config)
-    except Exception as error:
+    except Exception as error:  # a mistake of the user's is one line; anything else is raised again
         said = one_line(error)
         if said is None:
             raise

@@ -232,6 +232,8 @@ def test_null_values_among_numbers_alone_are_missing_and_other_texts_are_named(f
     assert read_delimited(file, numbers, separator="\t", null_values=["NULL"]).rows() == [(1, None), (None, 4)]
     with pytest.raises(UserError, match=r"column 'item_id', row 2: 'NULL' is not a whole number"):
         read_delimited(file, numbers, separator="\t", null_values=["-"])
+    file.write_text("user_id\titem_id\n1\t0\n")
+    assert read_delimited(file, numbers, separator="\t", null_values=["0"]).rows() == [(1, None)]
 
 
 def test_a_required_value_that_is_missing_is_named_with_its_row(file: Path) -> None:

@@ -154,9 +154,11 @@ def read_delimited(
 
         try:
             try:
-                # Polars itself raises for a row with more fields where all are read, and for any text among numbers.
-                all_read, has_texts = len(columns) == len(names), pl.String in columns.values()
-                frame = scan(columns, spare=not all_read, nulls=has_texts).collect()
+                # Polars itself raises for a row with more fields where all are read, and for texts among whole numbers.
+                all_read = len(columns) == len(names)
+                numbers = all(dtype.is_integer() for dtype in columns.values())
+                texts = not any(character.isdigit() for value in null_values for character in value)
+                frame = scan(columns, spare=not all_read, nulls=not (numbers and texts)).collect()
             except pl.exceptions.PolarsError:
                 frame = scan(columns).collect()  # the field too many may be empty, the text a null value
         except pl.exceptions.PolarsError as error:

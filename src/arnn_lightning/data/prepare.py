@@ -283,7 +283,7 @@ def _write_events(folder: Path, events: pl.DataFrame, n_users: int, n_items: int
 
 
 def _write_users(
-    folder: Path, profiles: "Future[pl.LazyFrame]", users: pl.Series, trained: np.ndarray, fields: Mapping[str, Any]
+    folder: Path, profiles: Future[pl.LazyFrame], users: pl.Series, trained: np.ndarray, fields: Mapping[str, Any]
 ) -> tuple[contexts.EncodedContexts, int]:
     """Writes every user's contexts, and what their codes mean; returns them, and how many users have no profile.
 
@@ -303,7 +303,7 @@ def _write_users(
     return encoded, unknown.height
 
 
-def _write_items(folder: Path, read: "Future[pl.DataFrame | None]", items: pl.Series) -> None:
+def _write_items(folder: Path, read: Future[pl.DataFrame | None], items: pl.Series) -> None:
     titles = read.result()
     catalogue = pl.DataFrame({"item": pl.int_range(len(items), dtype=pl.UInt32, eager=True), "id": items})
     if titles is not None:
