@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from arnn_lightning.model.base import SessionModel
+from arnn_lightning.models.base import SessionModel
 from product import SINGLE, USERS, model, random_window
 
 STEPS = 50

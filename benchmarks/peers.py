@@ -42,14 +42,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from arnn_lightning.data.datamodule import SessionDataModule, Windows
-from arnn_lightning.data.prepare import Prepared
-from arnn_lightning.data.window import Sessions
-from arnn_lightning.evaluation.ranks import rank
-from arnn_lightning.model.base import SessionModel
-from arnn_lightning.model.checkpoint import build
-from arnn_lightning.task.prepare import prepare_data
-from arnn_lightning.task.stage import datamodule
+from arnn_lightning.evaluation.ranking import rank
+from arnn_lightning.loading.datamodule import SessionDataModule, Windows
+from arnn_lightning.models.base import SessionModel
+from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.sessions import Sessions
+from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.training.checkpoint import build
+from arnn_lightning.training.stage import datamodule
 from training import lightning
 
 CPU = torch.device("cpu")

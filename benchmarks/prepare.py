@@ -55,7 +55,7 @@ def ours(data: str, folder: Path, output: Path) -> float:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from arnn_lightning.data.prepare import prepare
+    from arnn_lightning.preprocessing.dataset import prepare
 
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
         config = compose("config", overrides=[f"data={data}", f"data.raw_dir={folder}"])

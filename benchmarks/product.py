@@ -24,11 +24,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from arnn_lightning.data.datamodule import TrainingWindows, Windows
-from arnn_lightning.data.window import Contexts, Sessions, TrainingWindow
-from arnn_lightning.model.base import SessionModel
-from arnn_lightning.model.checkpoint import build
+from arnn_lightning.batch import Contexts, TrainingWindow
+from arnn_lightning.loading.datamodule import TrainingWindows, Windows
+from arnn_lightning.models.base import SessionModel
 from arnn_lightning.nn.product import ProductLayer
+from arnn_lightning.preprocessing.sessions import Sessions
+from arnn_lightning.training.checkpoint import build
 
 SINGLE, EMBEDDING, HIDDEN, PRESENT = 12, 10, 100, 4
 ITEMS, USERS = 13_259, 5_000

@@ -21,12 +21,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 
-from arnn_lightning.data.datamodule import SessionDataModule
-from arnn_lightning.logger.csv import MetricsCSV
-from arnn_lightning.model.base import SessionModel
-from arnn_lightning.model.checkpoint import build
-from arnn_lightning.task.prepare import prepare_data
-from arnn_lightning.task.stage import datamodule
+from arnn_lightning.loading.datamodule import SessionDataModule
+from arnn_lightning.loggers.csv import MetricsCSV
+from arnn_lightning.models.base import SessionModel
+from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.training.checkpoint import build
+from arnn_lightning.training.stage import datamodule
 
 
 def bare(model: SessionModel, data: SessionDataModule) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from arnn_lightning.report.runs import find
+from arnn_lightning.reporting.runs import find
 
 SMALL: dict[str, Any] = {"compression": "zstd", "compression_level": 22, "statistics": False}
 

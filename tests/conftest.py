@@ -1,126 +1,20 @@
-"""Small worlds and models that many tests share."""
+"""Fixtures and settings of all tests."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hypothesis import settings
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from arnn_lightning.data.datamodule import SessionDataModule
-from arnn_lightning.data.prepare import Prepared
-from arnn_lightning.data.window import Sessions
-from arnn_lightning.model.base import SessionModel
-from arnn_lightning.model.checkpoint import build
+from arnn_lightning.preprocessing.dataset import Prepared
+from helpers import random_sessions, write_world
 
 os.environ.setdefault("WANDB_MODE", "offline")
-settings.register_profile("any machine", deadline=None)  # a busy one may take longer over any example
+settings.register_profile("any machine", deadline=None)  # examples may take longer on a busy machine
 settings.load_profile("any machine")
-torch.set_num_threads(1)  # small tensors; two threads only wait for each other
-
-
-def make_sessions(items: list[list[int]], users: list[int] | None = None, first: int = 0) -> Sessions:
-    """Sessions from lists of item codes; ``first`` numbers them."""
-    offset = np.cumsum([0, *map(len, items)])
-    return Sessions(
-        item=np.concatenate([np.asarray(session, np.int64) for session in items]),
-        offset=offset.astype(np.int64),
-        session=np.arange(first, first + len(items)),
-        user=np.asarray(users if users is not None else range(len(items)), np.int64),
-    )
-
-
-def write_world(
-    folder: Path,
-    splits: dict[str, tuple[list[list[int]], list[int]]],
-    n_items: int,
-    single: dict[str, list[int]] | None = None,
-    active: list[list[int]] | None = None,
-) -> Prepared:
-    """Writes ``splits`` (name -> sessions, their users) as a prepared data set.
-
-    ``single``: attribute -> code of every user; ``active``: two-valued fields present per user.
-    """
-    import json
-
-    single = single or {}
-    n_users = 1 + max(max(users, default=0) for _, users in splits.values())
-    active = active or [[] for _ in range(n_users)]
-    counts, session = {}, 0
-    for name in ("train", "val", "test"):
-        sessions, users = splits.get(name, ([], []))
-        rows = [
-            (session + index, users[index], item, 1000 * (session + index) + place)
-            for index, one in enumerate(sessions)
-            for place, item in enumerate(one)
-        ]
-        session += len(sessions)
-        frame = pl.DataFrame(rows, schema=["session", "user", "item", "time"], orient="row").cast(pl.Int64)
-        frame.write_parquet(folder / f"{name}.parquet")
-        counts[name] = {"events": frame.height, "sessions": len(sessions), "users": 0, "items": 0}
-    pl.DataFrame(
-        {
-            "user": range(n_users),
-            "id": range(n_users),
-            **{f"context.{name}": pl.Series(codes, dtype=pl.UInt32) for name, codes in single.items()},
-            "active": pl.Series(active, dtype=pl.List(pl.UInt32)),
-            "known": [len(single)] * n_users,
-        }
-    ).write_parquet(folder / "users.parquet")
-    dims = {
-        "n_items": n_items,
-        "single_sizes": [1 + max(codes) for codes in single.values()],
-        "n_binary": 1 + max((max(one, default=-1) for one in active), default=-1),
-    }
-    manifest = {"name": "world", "dims": dims, "splits": counts, "version": "test", "fields": 0}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return Prepared(folder)
-
-
-def compose_config(*overrides: str) -> DictConfig:
-    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=False)
-
-
-def model_config(name: str, dims: dict[str, Any], *overrides: str) -> dict[str, Any]:
-    """The resolved config of a model with the sizes of ``dims``."""
-    config = compose_config(f"model={name}", "data=xing", *overrides)
-    config.model.dims = dims
-    plain = OmegaConf.to_container(config.model, resolve=True)
-    assert isinstance(plain, dict)
-    return plain  # type: ignore[return-value]
-
-
-def make_model(name: str, dims: dict[str, Any], *overrides: str, seed: int = 0) -> SessionModel:
-    torch.manual_seed(seed)
-    return build(model_config(name, dims, *overrides))
-
-
-def make_data(prepared: Prepared, lanes: int = 4, **settings: Any) -> SessionDataModule:
-    defaults: dict[str, Any] = {
-        "steps": 3,
-        "evaluation_lanes": 5,
-        "n_sample": 0,
-        "sample_alpha": 0.5,
-        "score_all": False,
-        "log_q": False,
-        "draw": "user",
-        "shown": None,
-        "seed": 1,
-    }
-    return SessionDataModule(prepared, lanes=lanes, **(defaults | settings))
-
-
-def random_sessions(seed: int, count: int, n_items: int, longest: int = 7) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, n_items, rng.integers(2, longest + 1)).tolist() for _ in range(count)]
+torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 
 @pytest.fixture
@@ -138,19 +32,3 @@ def small_world(tmp_path: Path) -> Prepared:
         single={"level": [0, 1, 2, 1, 0, 2], "country": [1, 1, 0, 2, 3, 0]},
         active=[[], [0, 4], [1], [2, 3, 4], [0], [1, 2]],
     )
-
-
-class WideTensors(TorchDispatchMode):
-    """Collects dense results that are as wide as the catalogue and own their memory."""
-
-    def __init__(self, n_items: int, known: set[int]) -> None:
-        super().__init__()
-        self.n_items, self.known, self.found = n_items, known, []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for one in out if isinstance(out, tuple | list) else (out,):
-            wide = isinstance(one, Tensor) and one.layout == torch.strided and self.n_items in one.shape
-            if wide and one.untyped_storage().data_ptr() not in self.known:
-                self.found.append((str(function), tuple(one.shape)))
-        return out

@@ -1,4 +1,4 @@
-"""The import rule: cli -> task -> (data, report, evaluation); model -> (nn, evaluation, data.window)."""
+"""The layers of the package: a module imports from layers below its own, or from its own package."""
 
 import ast
 import importlib
@@ -13,33 +13,66 @@ from omegaconf import OmegaConf
 import arnn_lightning
 
 PACKAGE = Path(arnn_lightning.__file__).parent
-ANYWHERE = {"errors", "instantiate", ""}
-MAY_IMPORT = {
-    "cli": {"task", "sweep"},
-    "task": {"task", "data", "report", "evaluation", "model.base", "model.checkpoint", "logger", "sweep"},
-    "data": {"data"},
-    "model": {"model", "nn", "evaluation", "data.window"},
-    "nn": {"nn", "data.window"},
-    "evaluation": {"evaluation"},
-    "report": {"report", "evaluation"},
-    "logger": set(),
-    "sweep": {"sweep"},
+# From the bottom up; packages of one layer do not import each other, save where a later one is named after "->".
+LAYERS = (
+    ("batch", "config", "errors", "io"),
+    ("nn", "losses", "optim", "evaluation", "readers", "preprocessing", "simulation"),
+    ("encoders", "models", "loading"),
+    ("training", "serving", "reporting", "loggers"),
+    ("tasks", "sweeps", "cli", "__main__", "__init__"),
+)
+WITHIN_A_LAYER = {  # importer -> what it may import of its own layer
+    "losses": {"nn"},
+    "optim": {"nn"},
+    "preprocessing": {"readers"},
+    "simulation": {"readers"},
+    "models": {"encoders"},
+    "tasks": {"sweeps"},
+    "cli": {"tasks", "sweeps"},
+    "__main__": {"cli"},
+    "io": {"errors"},
+    "config": {"errors", "io"},
 }
+NO_TORCH = ("readers", "preprocessing", "simulation", "errors", "io")
+LAYER_OF = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_imports_run_one_way(room: str) -> None:
-    files = [PACKAGE / "cli.py"] if room == "cli" else sorted((PACKAGE / room).glob("*.py"))
-    assert files
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                if name.split(".")[0] == "arnn_lightning":
-                    inner = name.removeprefix("arnn_lightning").strip(".")
-                    allowed = inner in ANYWHERE or any(f"{inner}.".startswith(f"{one}.") for one in MAY_IMPORT[room])
-                    assert allowed, f"{file.name} imports {name}"
+def imports(file: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything that ``file`` imports; name is empty for ``import module``."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+def package_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if "conf" not in file.relative_to(PACKAGE).parts]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_down_the_layers(file: Path) -> None:
+    package = package_of(file)
+    for module, name in imports(file):
+        if module.split(".")[0] == "torch":
+            assert package not in NO_TORCH, f"{file.name} imports {module}"
+        if module.split(".")[0] != "arnn_lightning":
+            continue
+        inner = [*module.split(".")[1:], name]
+        other = inner[0]
+        if other == "__version__":
+            continue
+        allowed = other == package or LAYER_OF[other] < LAYER_OF[package] or other in WITHIN_A_LAYER.get(package, set())
+        assert allowed, f"{file.name} imports {module}.{name}"
+        if other != package:
+            assert not any(part.startswith("_") for part in inner), f"{file.name} imports the private {module}.{name}"
+
+
+def test_every_package_has_a_layer() -> None:
+    assert {package_of(file) for file in FILES} <= LAYER_OF.keys()
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -68,7 +101,7 @@ def test_E14_no_setting_has_a_default_in_code() -> None:
 
 def test_every_yaml_composes() -> None:
     """Every YAML of conf/ composes: nothing in it is stale."""
-    from conftest import compose_config
+    from helpers import compose_config
 
     conf = PACKAGE.parents[1] / "conf"
     for group in ("data", "model", "trainer", "logger", "task", "experiment"):

@@ -13,8 +13,8 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from arnn_lightning.errors import one_line
-from arnn_lightning.sweep import jobs
-from arnn_lightning.sweep.study import OWN_CONFIGS
+from arnn_lightning.sweeps import jobs
+from arnn_lightning.sweeps.study import OWN_CONFIGS
 
 
 @hydra.main(version_base="1.3", config_path="pkg://arnn_lightning.conf", config_name="config")

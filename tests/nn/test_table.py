@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from arnn_lightning.data.datamodule import lookups
+from arnn_lightning.loading.datamodule import lookups
 from arnn_lightning.nn.gru import GATES, GRUStep
 from arnn_lightning.nn.table import ItemScorer, RowTable, glorot_
 

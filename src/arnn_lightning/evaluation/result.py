@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arnn_lightning.evaluation.bootstrap import interval
 from arnn_lightning.evaluation.metrics import metrics, values
-from arnn_lightning.evaluation.ranks import rank
+from arnn_lightning.evaluation.ranking import rank
 
 RANKS = ("session", "position", "user", "item", "higher", "equal", "rank")
 

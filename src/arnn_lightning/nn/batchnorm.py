@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from arnn_lightning.nn.exchange import gather_with_gradients, world
+from arnn_lightning.nn.collectives import gather_with_gradients, world
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from arnn_lightning.data.window import Contexts
+from arnn_lightning.batch import Contexts
 
 
 class UserFields(nn.Module):

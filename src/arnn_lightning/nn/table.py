@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arnn_lightning.data.window import Lookup
+from arnn_lightning.batch import Lookup
 
 
 def glorot_(weight: Tensor, fan_in: int, fan_out: int) -> None:

@@ -1,0 +1,114 @@
+"""Reader of the XING files (RecSys Challenge 2016), also of what ``data/xing_world.py`` writes in their schema."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from arnn_lightning.readers.delimited import read_delimited, require_files, require_values
+from arnn_lightning.readers.schema import ITEM, TIME, TITLE, USER, RawData
+
+CLICK = 1
+KINDS = (0, 1, 2, 3, 4, 5)  # impression, click, bookmark, reply, delete, recruiter (0 and 5 since 2017)
+MULTI = ("jobroles", "edu_fieldofstudies")
+SINGLE = (
+    "career_level",
+    "discipline_id",
+    "industry_id",
+    "country",
+    "region",
+    "experience_n_entries_class",
+    "experience_years_experience",
+    "experience_years_in_current",
+    "edu_degree",
+)
+# The codes for which 0 means unknown; elsewhere 0 is a category like any other.
+ZERO_IS_UNKNOWN = (
+    "career_level",
+    "region",
+    "experience_years_experience",
+    "experience_years_in_current",
+    "edu_degree",
+)
+
+
+@dataclass(frozen=True)
+class XingReader:
+    """Reads ``interactions.csv`` and ``users.csv`` (tab-separated, one header line) in ``raw_dir``.
+
+    Only clicks (interaction_type 1) are kept: clicks alone give the counts of the paper's Table 1. Titles come from
+    ``items.csv`` where it is there.
+    """
+
+    raw_dir: str
+
+    def files(self) -> dict[str, Path]:
+        return require_files(
+            Path(self.raw_dir),
+            {"interactions.csv": "user_id, item_id, interaction_type, created_at", "users.csv": "id and 11 attributes"},
+            "they come from the RecSys Challenge 2016 and are no longer distributed",
+            optional=["items.csv"],
+        )
+
+    def read(self) -> RawData:
+        """Returns the canonical tables.
+
+        Raises:
+            UserError: a missing column, a missing id or time, or a value that does not parse or is not known.
+        """
+        files = self.files()
+        source = files["interactions.csv"]
+        # The narrowest types: millions of rows are read at once.
+        columns = {"user_id": pl.Int32, "item_id": pl.Int32, "interaction_type": pl.Int8, "created_at": pl.Int64}
+        events = read_delimited(
+            source, columns, separator="\t", quote=None, name="interactions.csv", required=list(columns)
+        )
+        require_values(events, "interaction_type", KINDS, source)
+        clicks = events.filter(pl.col("interaction_type") == CLICK).select(
+            pl.col("user_id").alias(USER), pl.col("item_id").alias(ITEM), pl.col("created_at").alias(TIME)
+        )
+        return RawData(
+            events=clicks,
+            rows=events.height,
+            read_users=partial(_users, files["users.csv"]),
+            read_items=partial(_titles, files["items.csv"]) if "items.csv" in files else None,
+        )
+
+
+def _users(path: Path) -> pl.LazyFrame:
+    table = read_delimited(
+        path,
+        {"id": pl.Int32(), **dict.fromkeys((*MULTI, *SINGLE), pl.String())},
+        separator="\t",
+        quote=None,
+        name="users.csv",
+        aliases={"id": ["user_id"]},
+        required=["id"],
+    )
+    return table.lazy().select(
+        pl.col("id").alias(USER),
+        *(
+            pl.when(pl.col(name) != "0").then(pl.col(name)).alias(name) if name in ZERO_IS_UNKNOWN else name
+            for name in SINGLE
+        ),
+        *(
+            pl.col(name)
+            .str.split(",")
+            .list.eval(pl.element().filter(~pl.element().is_in(["0", ""])))
+            .list.unique(maintain_order=True)
+            for name in MULTI
+        ),
+    )
+
+
+def _titles(path: Path) -> pl.DataFrame:
+    return read_delimited(
+        path,
+        {"id": pl.Int32(), "title": pl.String()},
+        separator="\t",
+        quote=None,
+        name="items.csv",
+        aliases={"id": ["item_id"]},
+        required=["id"],
+    ).rename({"id": ITEM, "title": TITLE})

@@ -1,0 +1,3 @@
+from arnn_lightning.sweeps.jobs import run_handed_over
+
+run_handed_over()

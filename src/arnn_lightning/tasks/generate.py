@@ -1,0 +1,17 @@
+"""task=generate: raw files of a world whose truth is known, in the schema of a real data set."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from arnn_lightning.config import instantiate
+from arnn_lightning.simulation.simulator import World
+
+
+def run(config: DictConfig) -> None:
+    """Writes the files of ``schema`` into ``output``, in place of files of the same names."""
+    world: World = instantiate(config.schema, events=config.events)
+    with Console(stderr=True).status("generating") as status:
+        written = world.write(Path(config.output), status.update)
+    Console().print(f"wrote {', '.join(file.name for file in written)} to {config.output}", soft_wrap=True)

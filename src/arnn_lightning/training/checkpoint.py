@@ -1,0 +1,96 @@
+"""Checkpoints are data: plain tensors and values, read with ``weights_only`` and built from a config of known parts."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arnn_lightning.config import instantiate
+from arnn_lightning.errors import UserError
+from arnn_lightning.models.base import LAYOUT, SessionModel
+
+# What a model's config may name: a checkpoint's config comes from outside, and `_target_` is a call.
+_ALLOWED_TARGETS = ("arnn_lightning.models.", "arnn_lightning.nn.", "torch.optim.")
+
+
+def build(config: Mapping[str, Any]) -> SessionModel:
+    """Makes a model from its resolved config (the ``model`` group).
+
+    Raises:
+        UserError: a ``_target_`` outside of this package's models and torch's optimizers.
+    """
+    _check_targets(config)
+    arguments = {key: value for key, value in config.items() if key not in STAGE_KEYS}
+    for role in ("session", "context"):
+        if role in arguments:
+            arguments[role] = build(arguments[role])
+    model: SessionModel = instantiate(arguments, _convert_="all")
+    return model
+
+
+# Keys of a model's config that tell the training stage, not the model.
+STAGE_KEYS = ("lanes", "epochs", "patience", "n_sample", "sample_alpha", "negatives")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of this project; never executes what it holds.
+
+    Raises:
+        UserError: no such file, not a checkpoint, one that carries code, or one that was not written by this project or
+            by another version of it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"no checkpoint {file}; a run keeps its own under RUN/checkpoints/best.ckpt")
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"{file}: damaged, or no checkpoint at all")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{file}: refused, it holds more than tensors and plain values and could run code") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: damaged, or no checkpoint at all") from error
+    if not isinstance(checkpoint, dict) or "about" not in checkpoint or "state_dict" not in checkpoint:
+        raise UserError(f"{file}: not a checkpoint of arnn-lightning")
+    layout = checkpoint.get("layout", 1)
+    if layout != LAYOUT:
+        raise UserError(
+            f"{file}: a checkpoint of layout {layout}, this version of arnn-lightning reads layout {LAYOUT}; "
+            "use the version that wrote it, or train again"
+        )
+    return checkpoint
+
+
+def check_data(checkpoint: Mapping[str, Any], prepared: str | None, path: str | Path) -> None:
+    """Raises UserError where the checkpoint's weights were learnt on another data set than ``prepared``."""
+    trained_on = checkpoint["about"].get("prepared")
+    if trained_on != prepared:
+        raise UserError(f"{path} was trained on {trained_on}, this run is on {prepared}")
+
+
+def load_weights(model: SessionModel, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Loads the checkpoint's weights into ``model``.
+
+    Raises:
+        UserError: they are another model's or another catalogue's.
+    """
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise UserError(f"{path}: its weights do not fit this model: {detail[:300]}") from error
+
+
+def _check_targets(config: Any) -> None:
+    if isinstance(config, Mapping):
+        target = config.get("_target_")
+        if target is not None and not str(target).startswith(_ALLOWED_TARGETS):
+            raise UserError(f"_target_: {target} is no model, optimizer or loss of {', '.join(_ALLOWED_TARGETS)}")
+        for value in config.values():
+            _check_targets(value)
+    elif isinstance(config, list):
+        for value in config:
+            _check_targets(value)

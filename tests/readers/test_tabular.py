@@ -1,0 +1,432 @@
+"""The reader of anybody's own tables."""
+
+import gzip
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from omegaconf import OmegaConf
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.preprocessing.dataset import prepare
+from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.tabular import TabularReader
+from helpers import compose_config
+
+NOON = int(datetime(2015, 11, 3, 12, 0, tzinfo=UTC).timestamp())
+
+
+def reader(events: Any, *overrides: str) -> TabularReader:
+    config = compose_config("data=tabular", *overrides)
+    config.data.events = events if isinstance(events, list) else str(events)
+    plain: Any = OmegaConf.to_container(config.data.reader, resolve=True)
+    del plain["_target_"]
+    return TabularReader(**plain)
+
+
+def read(events: Any, *overrides: str) -> RawData:
+    made = reader(events, *overrides)
+    raw = check(made.read(), next(iter(made.files().values())))
+    raw.users(), raw.items()  # checked too
+    return raw
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str, name: str = "clicks.csv") -> Path:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+# --- text ---
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"user,item,time\nu1,a,{NOON}\nu2,b,{NOON}\n",
+        f"user;item;time\nu1;a;{NOON}\nu2;b;{NOON}\n",
+        f"user\titem\ttime\nu1\ta\t{NOON}\nu2\tb\t{NOON}\n",
+        f"user|item|time\nu1|a|{NOON}\nu2|b|{NOON}",
+        f'\ufeff"user";"item";"time"\n"u1";"a";{NOON}\n"u2";"b";"{NOON}"\n',
+        f"time,other,item,user\r\n{NOON},1,a,u1\r\n{NOON},,b,u2\r\n",
+    ],
+)
+def test_any_separator_quotes_and_a_byte_order_mark(log: Any, text: str) -> None:
+    assert read(log(text)).events.rows() == [("u1", "a", NOON), ("u2", "b", NOON)]
+
+
+def test_ids_are_texts_as_they_are_written(log: Any) -> None:
+    events = read(log(f'user,item,time\n007,"a,b",{NOON}\n7," ""c""; ",{NOON}\n')).events
+    assert events.rows() == [("007", "a,b", NOON), ("7", ' "c"; ', NOON)]
+
+
+def test_columns_are_named_by_the_config(log: Any) -> None:
+    path = log(f"uid,sku,ts\nu1,a,{NOON}\n")
+    names = ["data.columns.user=uid", "data.columns.item=sku", "data.columns.time=ts"]
+    assert read(path, *names).events.rows() == [("u1", "a", NOON)]
+    with pytest.raises(UserError, match=r"clicks\.csv: no column 'uids' \(did you mean .uid.\?\)"):
+        read(path, "data.columns.user=uids", *names[1:])
+
+
+def test_several_files_and_globs_are_one_table(tmp_path: Path, log: Any) -> None:
+    log(f"user,item,time\nu1,a,{NOON}\n", "day-1.csv")
+    log(f"item;user;time\nb;u2;{NOON}\n", "day-2.csv")
+    (tmp_path / "day-3.csv.gz").write_bytes(gzip.compress(f"user,item,time\nu3,c,{NOON}\n".encode()))
+    rows = [("u1", "a", NOON), ("u2", "b", NOON), ("u3", "c", NOON)]
+    assert read(tmp_path / "day-*").events.rows() == rows
+    assert read([str(tmp_path / "day-2.csv"), str(tmp_path / "day-[13]*")]).events.rows() == [rows[1], rows[0], rows[2]]
+    with pytest.raises(UserError, match=r"data\.events: .*night-\* is no file"):
+        reader(tmp_path / "night-*").files()
+
+
+# --- times ---
+
+
+@pytest.mark.parametrize(
+    ("texts", "times"),
+    [
+        ([str(NOON), f"{NOON}.75", f" {NOON + 1}"], [NOON, NOON, NOON + 1]),
+        ([str(NOON * 1000), str(NOON * 1000 + 999)], [NOON, NOON]),
+        (["2015-11-03 12:00:00", "2015-11-03T12:00", "2015-11-03T12:00:00.999Z"], [NOON] * 3),
+        (["2015-11-03T13:00:00+01:00", "2015-11-03 06:30:00-0530", "2015-11-03 12:00:00 Z"], [NOON] * 3),
+        (["2015-11-03", "1970-01-01"], [NOON - 43_200, 0]),
+    ],
+)
+def test_unix_times_and_iso_texts_are_understood(log: Any, texts: list[str], times: list[int]) -> None:
+    rows = "".join(f"u,i,{text}\n" for text in texts)
+    assert read(log("user,item,time\n" + rows)).events["time"].to_list() == times
+
+
+@pytest.mark.parametrize(
+    ("how", "text", "time"),
+    [
+        ("%m/%d/%Y", "11/03/2015", NOON - 43_200),
+        ("%d/%m/%Y %H:%M", "03/11/2015 12:00", NOON),
+        ("%d.%m.%y %H:%M:%S", "03.11.15 12:00:00", NOON),
+        ("%Y-%m-%d %H:%M:%S %z", "2015-11-03 14:00:00 +0200", NOON),
+    ],
+)
+def test_other_texts_need_a_format(log: Any, how: str, text: str, time: int) -> None:
+    path = log(f"user,item,time\nu,i,{text}\n")
+    assert read(path, f"data.time_format='{how}'").events["time"].to_list() == [time]
+
+
+def test_day_and_month_are_never_guessed(log: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"column 'time', row 3: '11/03/2015' is not an ISO 8601 date.*data\.time_format"
+    ):
+        read(log("user,item,time\nu,i,2015-11-03\nu,i,11/03/2015\n"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["2015-11-03", "2015-02-30"], r"column 'time', row 3: '2015-02-30' is not an ISO"),
+        (["2015-11-03", "2015-11-03 24:00"], r"row 3: '2015-11-03 24:00' is not an ISO"),
+        ([str(NOON), str(NOON), "soon"], r"column 'time', row 4: 'soon' is not a unix time"),
+        ([str(NOON), str(NOON), f"{NOON}000"], r"row 4: '\d+' is not in the unit of the others"),
+        ([f"{NOON}000000000"], r"row 2: '\d+' is not a unix time in seconds or milliseconds"),
+        ([str(NOON), "NaN"], r"row 3: 'NaN' is not a unix time"),
+        ([str(NOON), ""], r"column 'time' is empty in 1 rows, the first is row 3"),
+    ],
+)
+def test_a_time_that_does_not_parse_is_named(log: Any, rows: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read(log("user,item,time\n" + "".join(f"u,i,{row}\n" for row in rows)))
+
+
+def test_a_format_that_does_not_fit_is_named(log: Any) -> None:
+    with pytest.raises(UserError, match=r"row 3: '13/03/2015' is not written as %m/%d/%Y"):
+        read(log("user,item,time\nu,i,11/03/2015\nu,i,13/03/2015\n"), "data.time_format='%m/%d/%Y'")
+
+
+# --- parquet ---
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [datetime(2015, 11, 3, 12)] * 2,
+        [datetime(2015, 11, 3, 14, tzinfo=timezone(timedelta(hours=2)))] * 2,
+        [NOON, NOON],
+        [NOON * 1000, NOON * 1000],
+        [float(NOON), float(NOON)],
+        ["2015-11-03 12:00", "2015-11-03 12:00"],
+    ],
+)
+def test_parquet_keeps_its_types(tmp_path: Path, times: list[Any]) -> None:
+    frame = pl.DataFrame({"user": [7, 2**60], "item": ["a", "b"], "time": times})
+    frame.with_columns(pl.col("item").cast(pl.Categorical)).write_parquet(tmp_path / "log.parquet")
+    assert read(tmp_path / "log.parquet").events.rows() == [(7, "a", NOON), (2**60, "b", NOON)]
+
+
+def test_parquet_dates_are_midnights(tmp_path: Path) -> None:
+    pl.DataFrame({"user": [7], "item": [1], "time": [date(2015, 11, 3)]}).write_parquet(tmp_path / "log.parquet")
+    assert read(tmp_path / "log.parquet").events["time"].to_list() == [NOON - 43_200]
+
+
+def test_what_parquet_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [7.0, float("nan")], "item": [1, 2], "times": [1, 2]}).write_parquet(path)
+    with pytest.raises(UserError, match=r"no column 'time' \(did you mean .times.\?\)"):
+        read(path)
+    with pytest.raises(UserError, match=r"column 'user' is empty in 1 rows, the first is row 2"):
+        read(path, "data.columns.time=times")
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"log\.parquet: not a parquet file"):
+        read(path)
+
+
+# --- sessions ---
+
+
+def test_sessions_are_read_where_they_are_asked_for(log: Any) -> None:
+    path = log(f"user,item,time,visit\nu,a,{NOON},x\nu,b,{NOON},y\n")
+    assert "session" not in read(path).events.columns
+    events = read(path, "data.session=given", "data.columns.session=visit").events
+    assert events["session"].to_list() == ["x", "y"]
+
+
+# --- contexts ---
+
+
+def test_a_users_table_gives_attributes(log: Any) -> None:
+    path = log(f"uid,item,time\nu1,a,{NOON}\nu2,b,{NOON}\n")
+    users = log('id;country;age;interests\nu1;de;30;"music, sports ,,music"\nu2;NULL;;\nu9;fr;40;arts\n', "users.csv")
+    raw = read(
+        path,
+        "data.columns.user=uid",
+        f"data.users={users}",
+        "data.columns.user_in_users=id",
+        "data.contexts.single=[user,country,age]",
+        "data.contexts.multi=[interests]",
+    )
+    assert raw.users().collect().to_dicts() == [
+        {"user": "u1", "country": "de", "age": "30", "interests": ["music", "sports"]},
+        {"user": "u2", "country": None, "age": None, "interests": None},
+        {"user": "u9", "country": "fr", "age": "40", "interests": ["arts"]},
+    ]
+
+
+def test_lists_of_parquet_are_lists(tmp_path: Path) -> None:
+    events, users = tmp_path / "events.parquet", tmp_path / "users.parquet"
+    pl.DataFrame({"user": [1, 2], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(events)
+    pl.DataFrame({"user": [1, 2], "likes": [[3, 4], []], "age": [30, None]}).write_parquet(users)
+    wanted = [f"data.users={users}", "data.contexts.multi=[likes]", "data.contexts.single=[age]"]
+    raw = read(events, *wanted)
+    assert raw.users().collect().to_dicts() == [
+        {"user": 1, "age": "30", "likes": ["3", "4"]},
+        {"user": 2, "age": None, "likes": []},
+    ]
+    with pytest.raises(UserError, match=r"'likes' is a list and belongs under data\.contexts\.multi"):
+        read(events, f"data.users={users}", "data.contexts.single=[likes]")
+
+
+def test_numbers_here_and_texts_there_are_the_same_ids(tmp_path: Path, log: Any) -> None:
+    pl.DataFrame({"user": [1, 2], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(tmp_path / "events.parquet")
+    users, titles = log("user,age\n2,30\n", "users.csv"), log("item,title\n1,One\n", "titles.csv")
+    raw = read(
+        tmp_path / "events.parquet", f"data.users={users}", f"data.titles={titles}", "data.contexts.single=[age]"
+    )
+    assert raw.events["user"].to_list() == ["1", "2"]
+    assert raw.users().collect()["user"].to_list() == ["2"]
+    items = raw.items()
+    assert items is not None
+    assert items.rows() == [("1", "One")]
+
+
+def test_without_a_users_table_the_events_tell(log: Any) -> None:
+    path = log(f"user,item,time,country\nu1,a,{NOON},\nu2,b,{NOON},fr\nu1,c,{NOON},de\nu3,c,{NOON},\n")
+    raw = read(path, "data.contexts.single=[user,country]")
+    assert raw.users().collect().sort("user").rows() == [("u1", "de"), ("u2", "fr"), ("u3", None)]
+    assert raw.events.columns == ["user", "item", "time"]
+    assert read(path).users().collect().sort("user").rows() == [("u1",), ("u2",), ("u3",)]
+
+
+def test_an_attribute_that_changes_within_a_user_is_named(log: Any) -> None:
+    path = log(f"user,item,time,country\nu1,a,{NOON},de\nu2,b,{NOON},fr\nu1,c,{NOON},at\n")
+    with pytest.raises(
+        UserError,
+        match=r"clicks\.csv, row 4: column 'country' changes within user 'u1': 'at' here, 'de' in .*clicks\.csv, row 2",
+    ):
+        read(path, "data.contexts.single=[country]")
+
+
+def test_a_user_listed_twice_is_named_with_rows(log: Any) -> None:
+    path, users = log(f"user,item,time\nu1,a,{NOON}\n"), log("user,age\nu1,3\nu2,4\nu1,3\n", "users.csv")
+    with pytest.raises(UserError, match=r"user 'u1' stands more than once in the users table, in its rows 1 and 3"):
+        read(path, f"data.users={users}", "data.contexts.single=[age]")
+
+
+# --- the prepared data set ---
+
+
+def test_titles_are_carried_through_and_users_without_a_row_counted(tmp_path: Path, log: Any) -> None:
+    rows = [
+        (user, item, NOON + 86_400 * day + step)
+        for day in range(6)
+        for user in "uvw"
+        for step, item in enumerate("abc")
+    ]
+    path = log("user,item,time\n" + "".join(f"{user},{item},{time}\n" for user, item, time in rows))
+    users, titles = log("user,age\nu,30\n", "users.csv"), log("item,name\na,Apple\nz,Zebra\n", "titles.csv")
+    config = compose_config(
+        "data=tabular",
+        f"data.events={path}",
+        f"data.users={users}",
+        f"data.titles={titles}",
+        "data.columns.title=name",
+        "data.contexts.single=[age]",
+    )
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    prepared = prepare(plain, tmp_path / "data")
+    items = pl.read_parquet(prepared.folder / "items.parquet")
+    assert items.rows() == [(0, "a", "Apple"), (1, "b", None), (2, "c", None)]
+    assert prepared.manifest["users"] == {"all": 3, "without_profile": 2}
+    assert prepared.users()["context.age"].to_list() == [1, 0, 0]
+    assert set(prepared.manifest["raw"]) == {"events/1/clicks.csv", "users/1/users.csv", "titles/1/titles.csv"}
+
+
+# --- what a stranger's tables taught ---
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path: Path, log: Any) -> None:
+    log(f"user,item,time\nwrong,a,{NOON}\n", "log1.csv")
+    assert read(log(f"user,item,time\nright,a,{NOON}\n", "log[1].csv")).events["user"].to_list() == ["right"]
+    for name, user in (("p1.parquet", 1), ("p[1].parquet", 2)):
+        pl.DataFrame({"user": [user], "item": [1], "time": [NOON]}).write_parquet(tmp_path / name)
+    assert read(tmp_path / "p[1].parquet").events["user"].to_list() == [2]
+
+
+def test_the_order_and_the_roles_of_files_make_another_data_set(tmp_path: Path, log: Any) -> None:
+    for name, item in (("a.csv", "x"), ("b.csv", "y")):
+        rows = [f"u{user},{item},{NOON + 86_400 * day}" for user in range(9) for day in range(6)]
+        log("user,item,time\n" + "\n".join(rows), name)
+    a, b = str(tmp_path / "a.csv"), str(tmp_path / "b.csv")
+    shown = []
+    for files in ([a, b], [b, a]):
+        config = compose_config("data=tabular", "data.session=day", "data.split.test_days=2", "data.items.min_events=1")
+        config.data.events = files
+        plain: Any = OmegaConf.to_container(config.data, resolve=True)
+        items = pl.read_parquet(prepare(plain, tmp_path / "data").folder / "train.parquet")["item"]
+        shown.append(items.to_list()[:2])
+    assert shown == [[0, 1], [1, 0]]
+
+
+def test_a_file_named_twice_is_refused(log: Any) -> None:
+    path = str(log(f"user,item,time\nu,a,{NOON}\n"))
+    with pytest.raises(UserError, match=r"clicks\.csv is named more than once"):
+        reader([path, path[:-5] + "*"]).files()
+
+
+@pytest.mark.parametrize(
+    "name", ["id", "events", "profile", "row", "known", "active", "category", "item", "time", "(row)"]
+)
+def test_an_attribute_may_have_any_name(tmp_path: Path, log: Any, name: str) -> None:
+    rows = [
+        f"u{user},{item},{NOON + 86_400 * day},c{user % 3}" for user in range(9) for day in range(6) for item in "ab"
+    ]
+    path = log(f"who,what,when,{name}\n" + "\n".join(rows))
+    columns = ["data.columns.user=who", "data.columns.item=what", "data.columns.time=when"]
+    config = compose_config("data=tabular", *columns, f"data.contexts.single=['{name}']")
+    config.data.events = str(path)
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    users = prepare(plain, tmp_path / "data").users()
+    assert users[f"context.{name}"].to_list() == [1 + user % 3 for user in range(9)]
+
+
+def test_tabs_know_quotes(log: Any) -> None:
+    assert read(log(f'user\titem\ttime\n"u""1"\t"a\tb"\t{NOON}\n')).events.rows() == [('u"1', "a\tb", NOON)]
+
+
+def test_floats_that_pandas_made_of_ids_are_whole_numbers(tmp_path: Path, log: Any) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [7.0, 8.0], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(path)
+    raw = read(
+        path, f"data.users={log('user,age' + chr(10) + '7,30' + chr(10), 'users.csv')}", "data.contexts.single=[age]"
+    )
+    assert raw.events["user"].to_list() == ["7", "8"]
+    pl.DataFrame({"user": [7.5, 8.0], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(path)
+    with pytest.raises(UserError, match=r"column 'user', row 1: 7\.5 is no id"):
+        read(path)
+
+
+def test_tables_that_do_not_fit_at_all_are_refused(log: Any) -> None:
+    path, users = log(f"user,item,time\nu7,a,{NOON}\n"), log("user,age\nU7,30\n", "users.csv")
+    with pytest.raises(UserError, match=r"data\.users: no user of the events is in this table; .*'U7', .*'u7'"):
+        read(path, f"data.users={users}", "data.contexts.single=[age]")
+    titles = log("item,title\nA,Apple\n", "titles.csv")
+    with pytest.raises(UserError, match=r"data\.titles: no item of the events is in this table"):
+        read(path, f"data.titles={titles}")
+
+
+def test_a_header_alone_is_a_table_without_events(log: Any) -> None:
+    with pytest.raises(UserError, match=r"clicks\.csv: no events left after reading 0 rows"):
+        read(log("user,item,time\n"))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("user,item,time\nu,caf\xe9,1\n".encode("latin-1"), r"line 2 is not UTF-8.*iconv"),
+        ("user,item,time\nu,a,1\n".encode("utf-16"), r"UTF-16 where UTF-8 is expected"),
+        (b"user,item,time\nu,a,1\nu,a,1,2,3\n", r"row 3 has 5 fields for 3 columns"),
+        (b'user,item,time\nu,"a,1\nu,a,1\n', r"after row \d+: .*quote"),
+        (b"\nuser,item,time\nu,a,1\n", r"the file is empty, or its first line is"),
+    ],
+)
+def test_what_is_no_table_is_told_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "clicks.csv").write_bytes(data)
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "clicks.csv")
+
+
+def test_names_mislead_and_first_bytes_tell(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u"], "item": ["a"], "time": [NOON]})
+    frame.write_parquet(tmp_path / "log.csv")
+    (tmp_path / "packed").write_bytes(gzip.compress(frame.write_csv().encode()))
+    for name in ("log.csv", "packed"):
+        assert read(tmp_path / name).events.rows() == [("u", "a", NOON)]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.contexts.single=country", r"data\.contexts\.single=country: must be a list"),
+        ("data.null_values=[null]", r"data\.null_values=\[None\]: must be a list of texts"),
+        ("data.list_separator=''", r"data\.list_separator=''"),
+        ("data.time_format=5", r"data\.time_format=5"),
+        ("data.columns.user=null", r"data\.columns\.user=None"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_named(log: Any, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        reader(log(f"user,item,time\nu,a,{NOON}\n"), override)
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "words"),
+    [
+        ("09/01/20", "%m/%d/%Y", r"row 2: '09/01/20' is not written as %m/%d/%Y"),
+        ("20151103", None, r"row 2: '20151103' is not surely a unix time, it may be a date; give data\.time_format"),
+    ],
+)
+def test_dates_that_look_like_something_else_are_not_guessed(log: Any, text: str, how: str | None, words: str) -> None:
+    path = log(f"user,item,time\nu,a,{text}\n")
+    with pytest.raises(UserError, match=words):
+        read(path, *([] if how is None else [f"data.time_format='{how}'"]))
+    assert read(path, f"data.time_format='{'%m/%d/%y' if how else '%Y%m%d'}'").events["time"][0] > 0
+
+
+def test_the_file_and_row_of_a_change_are_those_of_its_own_file(log: Any) -> None:
+    first, second = log(f"user,item,time,c\nu,a,{NOON},x\n", "1.csv"), log(f"user,item,time,c\nu,a,{NOON},y\n", "2.csv")
+    with pytest.raises(
+        UserError, match=r"2\.csv, row 2: column 'c' changes within user 'u': 'y' here, 'x' in .*1\.csv, row 2"
+    ):
+        read([str(first), str(second)], "data.contexts.single=[c]")
