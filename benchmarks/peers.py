@@ -331,7 +331,7 @@ def accuracy(module: ModuleType, evaluation: ModuleType, options: argparse.Names
 def pygru4rec(path: Path, options: argparse.Namespace, race: Race) -> None:
     module = load(path, "modules.model")
     overrides = ["model=gru4rec", "model/loss=top1", "model.loss.activation=tanh", "model.loss.accidental_hits=keep"]
-    overrides += ["model.lanes=50", "model.n_sample=0", "model.dropout_hidden=0", "model.optimizer.lr=0.01"]
+    overrides += ["model.batch_size=50", "model.n_sample=0", "model.dropout_hidden=0", "model.optimizer.lr=0.01"]
     _, data, prepared = ours(options, *overrides)
     n_items = max(prepared.dims["n_items"], options.catalogue)
     steps = len(data._windows("train", 50).schedule.event)

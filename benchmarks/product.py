@@ -170,7 +170,7 @@ def main() -> None:
             mib = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             ratio = times["naive"] / milliseconds
             print(f"B = {lanes:3}  {name:7} {milliseconds:8.1f} ms  {ratio:6.1f} x naive  {mib:7.0f} MiB added")
-    merge = {"merge, first epoch": model("arnn", n_binary, "model.cache_mb=0"), "merge": model("arnn", n_binary)}
+    merge = {"merge, first epoch": model("arnn", n_binary, "performance.cache_mb=0"), "merge": model("arnn", n_binary)}
     live = {f"live PNN ({way})": model("pnn", n_binary, f"model.product_method={way}") for way in ("closed", "gram")}
     for lanes in (50, 500):
         runs = {name: training_step(made, lanes) for name, made in (merge | live).items()}

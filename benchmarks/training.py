@@ -77,7 +77,7 @@ def lightning(model: SessionModel, data: SessionDataModule) -> float:
 def contestants(lanes: int) -> tuple[Callable[[], float], Callable[[], float], int]:
     """Seconds of an epoch through Lightning, seconds in a bare loop, and its mini-batches."""
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=["model=gru4rec", f"model.lanes={lanes}", "model.n_sample=0"])
+        config = compose("config", overrides=["model=gru4rec", f"model.batch_size={lanes}", "model.n_sample=0"])
     config.paths.data = str(Path(config.paths.data).absolute())
     prepared = prepare_data(config)
     config.model.dims = prepared.dims

@@ -24,7 +24,7 @@ import torch
 
 OVERRIDES = [
     "data.generate.events=60000",
-    "window_steps=4",
+    "performance.steps_per_execution=4",
     "trainer.max_epochs=3",
     "logger=csv",
     "model.patience=2",
@@ -33,7 +33,7 @@ OVERRIDES = [
     "model.dropout=0.1",
     "model.context.dropout=0.1",
     "evaluation.bootstrap.resamples=20",
-    "checkpoint.minutes=0",
+    "checkpoint.every_n_minutes=0",
 ]
 
 

@@ -12,7 +12,12 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-SMALL = ["data.generate.events=20000", "window_steps=10", "trainer.max_epochs=1", "evaluation.bootstrap.resamples=50"]
+SMALL = [
+    "data.generate.events=20000",
+    "performance.steps_per_execution=10",
+    "trainer.max_epochs=1",
+    "evaluation.bootstrap.resamples=50",
+]
 GRID = ["model=gru4rec", "model.optimizer.lr=0.03,0.07", "seed=1,2"]
 PACKAGES = (
     "hydra-core",

@@ -107,8 +107,8 @@ def make_data(prepared: Prepared, lanes: int = 4, **settings: Any) -> SessionDat
         "sample_alpha": 0.5,
         "score_all": False,
         "log_q": False,
-        "draw": "user",
-        "shown": None,
+        "assignment": "own",
+        "n_attributes": None,
         "seed": 1,
     }
     return SessionDataModule(prepared, lanes=lanes, **(defaults | settings))

@@ -17,7 +17,7 @@ class Window(NamedTuple):
 
     item: Tensor
     target: Tensor
-    user: Tensor  # whose contexts the session sees (data.contexts.draw)
+    user: Tensor  # whose contexts the session sees (data.contexts.assignment)
     session: Tensor
     position: Tensor  # events already seen, 1 at the first attempt
     start: Tensor

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation import ranks
+from arnn_lightning.evaluation import ranking as ranks
 from arnn_lightning.evaluation.bootstrap import interval
 from arnn_lightning.evaluation.metrics import metrics
 from arnn_lightning.evaluation.ranking import count_ranks, count_ranks_of_products, rank

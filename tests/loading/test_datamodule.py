@@ -112,12 +112,12 @@ def test_log_q_is_finite_for_every_scored_item() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lanes": 0}, "model.lanes=0: must be 1 or more"),
-        ({"steps": 0}, "window_steps=0: must be 1 or more"),
-        ({"evaluation_lanes": 0}, "evaluation.lanes=0: must be 1 or more"),
+        ({"lanes": 0}, "model.batch_size=0: must be 1 or more"),
+        ({"steps": 0}, "performance.steps_per_execution=0: must be 1 or more"),
+        ({"evaluation_lanes": 0}, "evaluation.batch_size=0: must be 1 or more"),
         ({"n_sample": -1}, "model.n_sample=-1: must be 0 or more"),
         ({"sample_alpha": -0.5}, r"model.sample_alpha=-0\.5: must be 0 or more"),
-        ({"lanes": 1}, "model.lanes=1 leaves no negatives"),
+        ({"lanes": 1}, "model.batch_size=1 leaves no negatives"),
     ],
 )
 def test_settings_that_cannot_be_are_users_errors(small_world: Prepared, settings: dict, message: str) -> None:
@@ -149,13 +149,13 @@ def test_contexts_of_an_unknown_user_stand_in_the_last_row(small_world: Prepared
 
 def test_draw_session_shows_other_contexts_but_constant_shows_none(small_world: Prepared) -> None:
     def users(draw: str) -> np.ndarray:
-        return make_data(small_world, draw=draw)._windows("test", 4).users
+        return make_data(small_world, assignment=draw)._windows("test", 4).users
 
     own = small_world.sessions("test").user
-    assert (users("user") == own).all()
-    assert (users("session") != own).any()
-    assert sorted(users("session")) == sorted(own)
-    assert (users("constant") == 6).all()
+    assert (users("own") == own).all()
+    assert (users("per_session") != own).any()
+    assert sorted(users("per_session")) == sorted(own)
+    assert (users("unknown") == 6).all()
 
 
 def test_sessions_are_read_back_as_written(tmp_path: Path) -> None:

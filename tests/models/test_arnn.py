@@ -60,14 +60,14 @@ def test_frozen_dropout_stays_off_while_lightning_trains(small_world: Prepared, 
 
 
 def test_footnote_2_retrains_the_batch_normalisation_alone(small_world: Prepared, tmp_path: Path) -> None:
-    changed = moved(assembled(small_world, "model.retrain_batchnorm=true"), small_world, tmp_path)
+    changed = moved(assembled(small_world, "model.finetune_context_batchnorm=true"), small_world, tmp_path)
     parts = {name for name in changed if name.startswith(("session.", "context."))}
     assert {"context.norm.weight", "context.norm.running_mean"} <= parts
     assert all(name.startswith("context.norm.") for name in parts)
 
 
 def test_freeze_none_trains_everything(small_world: Prepared, tmp_path: Path) -> None:
-    changed = moved(assembled(small_world, "model.freeze=none"), small_world, tmp_path)
+    changed = moved(assembled(small_world, "model.freeze_encoders=false"), small_world, tmp_path)
     assert {"session.item_gates.weight", "context.product.item_field", "context.categories.weight"} <= changed
 
 
@@ -116,7 +116,7 @@ def test_what_frozen_parts_said_in_the_first_epoch_is_what_they_would_say_again(
     asked, weights = [], []
     for size in (megabytes, 0.0):
         torch.manual_seed(0)
-        model = assembled(small_world, f"model.cache_mb={size}")
+        model = assembled(small_world, f"performance.cache_mb={size}")
         calls = count_calls(model.session)
         fit(model, small_world, tmp_path)
         asked.append(calls[0])
@@ -164,7 +164,11 @@ def test_what_frozen_parts_said_before_their_weights_changed_is_forgotten(
 
 def test_parts_that_learn_on_are_asked_at_every_step(small_world: Prepared, tmp_path: Path) -> None:
     asked = []
-    for overrides in (["model.freeze=none"], ["model.retrain_batchnorm=true"], ["model.cache_mb=0"]):
+    for overrides in (
+        ["model.freeze_encoders=false"],
+        ["model.finetune_context_batchnorm=true"],
+        ["performance.cache_mb=0"],
+    ):
         model = assembled(small_world, *overrides)
         calls = count_calls(model.session)
         fit(model, small_world, tmp_path)

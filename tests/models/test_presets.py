@@ -56,7 +56,7 @@ def test_a_strong_arnn_has_a_strong_session_part_and_one_loss_throughout() -> No
 def test_every_preset_trains_with_the_negatives_and_the_log_q_of_its_config(
     name: str, small_world: Prepared, tmp_path: Path
 ) -> None:
-    config = compose_config("data=xing", f"model={name}", "window_steps=3")
+    config = compose_config("data=xing", f"model={name}", "performance.steps_per_execution=3")
     config.model.dims = small_world.dims
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
     model = build(plain)

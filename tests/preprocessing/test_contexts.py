@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.loading.contexts import Draw, draw_users
+from arnn_lightning.loading.contexts import Assignment, assign_contexts
 from arnn_lightning.preprocessing.contexts import OTHER, EncodedContexts, encode, popular, show
 
 # Users 0 and 1 have training events, user 2 only others, user 3 tells nothing.
@@ -193,8 +193,8 @@ SESSIONS = np.array([3, 0, 0, 2, 3, 3, 1, 2, 0, 7, 5, 5])  # the users of twelve
 N_USERS = 9
 
 
-def drawn(draw: Draw, seed: int = 1) -> list[int]:
-    users: list[int] = draw_users(SESSIONS.copy(), N_USERS, draw, seed).tolist()
+def drawn(draw: Assignment, seed: int = 1) -> list[int]:
+    users: list[int] = assign_contexts(SESSIONS.copy(), N_USERS, draw, seed).tolist()
     return users
 
 
@@ -212,43 +212,45 @@ def test_draw_permuted_swaps_users_and_each_keeps_the_same_stranger(seed: int) -
 
 
 def test_draw_permuted_gives_a_user_the_same_stranger_in_every_split() -> None:
-    train = draw_users(np.arange(N_USERS), N_USERS, "permuted", 3)
+    train = assign_contexts(np.arange(N_USERS), N_USERS, "permuted", 3)
     assert sorted(train.tolist()) == list(range(N_USERS))
-    test = draw_users(np.array([4, 4, 8]), N_USERS, "permuted", 3)
+    test = assign_contexts(np.array([4, 4, 8]), N_USERS, "permuted", 3)
     assert test.tolist() == train[[4, 4, 8]].tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_draw_session_keeps_how_often_each_user_is_shown(seed: int) -> None:
-    assert Counter(drawn("session", seed)) == Counter(SESSIONS.tolist())
+    assert Counter(drawn("per_session", seed)) == Counter(SESSIONS.tolist())
 
 
 def test_draw_session_may_show_one_user_different_strangers() -> None:
-    pairs = {pair for seed in range(5) for pair in zip(SESSIONS.tolist(), drawn("session", seed), strict=True)}
+    pairs = {pair for seed in range(5) for pair in zip(SESSIONS.tolist(), drawn("per_session", seed), strict=True)}
     assert len({shown for user, shown in pairs if user == 0}) > 1
 
 
 def test_draw_constant_shows_everybody_the_unknown_user() -> None:
-    assert drawn("constant") == [N_USERS] * len(SESSIONS)
+    assert drawn("unknown") == [N_USERS] * len(SESSIONS)
 
 
-@pytest.mark.parametrize("draw", ["user", "permuted", "session", "constant"])
-def test_a_draw_depends_on_its_seed_alone(draw: Draw) -> None:
+@pytest.mark.parametrize("draw", ["own", "permuted", "per_session", "unknown"])
+def test_a_draw_depends_on_its_seed_alone(draw: Assignment) -> None:
     assert drawn(draw, 1) == drawn(draw, 1)
-    if draw in ("permuted", "session"):
+    if draw in ("permuted", "per_session"):
         assert len({tuple(drawn(draw, seed)) for seed in range(5)}) > 1
 
 
-@pytest.mark.parametrize("draw", ["user", "permuted", "session", "constant"])
-def test_a_draw_leaves_the_sessions_own_users_untouched(draw: Draw) -> None:
+@pytest.mark.parametrize("draw", ["own", "permuted", "per_session", "unknown"])
+def test_a_draw_leaves_the_sessions_own_users_untouched(draw: Assignment) -> None:
     users = SESSIONS.copy()
-    draw_users(users, N_USERS, draw, 1)
+    assign_contexts(users, N_USERS, draw, 1)
     assert users.tolist() == SESSIONS.tolist()
 
 
 def test_an_unknown_draw_is_named() -> None:
-    with pytest.raises(UserError, match=r"data\.contexts\.draw=stranger: choose user, session, permuted or constant"):
-        draw_users(SESSIONS, N_USERS, "stranger", 1)  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match=r"data\.contexts\.assignment=stranger: choose own, permuted, per_session or unknown"
+    ):
+        assign_contexts(SESSIONS, N_USERS, "stranger", 1)  # type: ignore[arg-type]
 
 
 # --- how many attributes are told ---

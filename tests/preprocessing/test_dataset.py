@@ -921,7 +921,7 @@ def test_another_setting_gives_another_folder(raw: Path, changes: dict[str, Any]
     assert prepare(config(raw), raw).folder != prepare(config(raw, **changes), raw).folder
 
 
-@pytest.mark.parametrize("draw", ["session", "permuted", "constant"])
+@pytest.mark.parametrize("draw", ["per_session", "permuted", "unknown"])
 def test_the_draw_of_contexts_does_not_change_the_folder(raw: Path, draw: str) -> None:
     drawn = config(raw) | {"contexts": {**config(raw)["contexts"], "draw": draw}}
     assert prepare(config(raw), raw) == prepare(drawn, raw)

@@ -122,7 +122,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(folder / "prepared" / "one")
     for seed in (1, 2, 3):
         write_run(folder / "multirun" / "now" / str(seed - 1), folder / "prepared" / "one", seed)
-    write_run(folder / "drawn", folder / "prepared" / "one", 1, "data.contexts.draw=session", skill=0.5)
+    write_run(folder / "drawn", folder / "prepared" / "one", 1, "data.contexts.assignment=per_session", skill=0.5)
     return folder
 
 
@@ -212,18 +212,20 @@ def test_other_settings_and_other_hyperparameters_are_never_averaged(home: Path,
     report = report_of([*seeds_of(home), faster, home / "drawn"], home / "prepared" / "one")
     told = [(row["setting"], row["model"], row["seeds"]) for row in lines(report) if row["model"].startswith("arnn")]
     assert told == [
-        ("data.contexts.draw=user", "arnn", "1 2 3"),
-        ("data.contexts.draw=user", "arnn (optimizer.lr=0.5)", "1"),
-        ("data.contexts.draw=session", "arnn", "1"),
+        ("data.contexts.assignment=own", "arnn", "1 2 3"),
+        ("data.contexts.assignment=own", "arnn (optimizer.lr=0.5)", "1"),
+        ("data.contexts.assignment=per_session", "arnn", "1"),
     ]
-    assert "data.contexts.draw=session" in report.html
+    assert "data.contexts.assignment=per_session" in report.html
 
 
 def test_models_of_one_grid_stand_in_one_table_whatever_their_search_spaces(home: Path, tmp_path: Path) -> None:
     grid = [write_run(tmp_path / model, home / "prepared" / "one", 1, f"model={model}") for model in ("arnn", "pnn")]
     spaces = [OmegaConf.load(folder / ".hydra" / "config.yaml").search for folder in grid]
     assert spaces[0] != spaces[1]
-    fast = write_run(tmp_path / "fast", home / "prepared" / "one", 2, "compile=true", "threads=2")
+    fast = write_run(
+        tmp_path / "fast", home / "prepared" / "one", 2, "performance.compile=true", "performance.threads=2"
+    )
     told = lines(report_of([*grid, fast], home / "prepared" / "one"))
     assert len({row["setting"] for row in told}) == 1
     assert {row["seeds"] for row in told if row["model"] == "arnn"} == {"1 2"}

@@ -50,7 +50,7 @@ def test_a_study_goes_on_where_it_was_cut_off_and_its_best_is_picked_up(
     assert len(optuna.load_study(study_name="synthetic_itemknn", storage=storage).trials) == len(trials)
     # Its values would not compare with those of other settings.
     capfd.readouterr()
-    assert arnn_here([*STUDY, "window_steps=11"], monkeypatch) in (1, 2)
+    assert arnn_here([*STUDY, "performance.steps_per_execution=11"], monkeypatch) in (1, 2)
     assert arnn_here([*STUDY, "data.split.val_days=1"], monkeypatch) == 2
     assert "was made with data.split.val_days=None, not 1" in capfd.readouterr().err
 

@@ -17,7 +17,12 @@ from arnn_lightning.cli import main
 from arnn_lightning.evaluation.result import RANKS
 
 # csv: what Weights & Biases receives has tests of its own, and its service costs each run two seconds.
-SMALL = ["data.generate.events=20000", "window_steps=10", "trainer.max_epochs=1", "evaluation.bootstrap.resamples=50"]
+SMALL = [
+    "data.generate.events=20000",
+    "performance.steps_per_execution=10",
+    "trainer.max_epochs=1",
+    "evaluation.bootstrap.resamples=50",
+]
 SMALL += ["logger=csv"]
 
 
@@ -245,7 +250,7 @@ def test_a_typo_keeps_hydras_words(home: Path) -> None:
         (["data=tabular", "task=prepare"], "data.events is missing; give it on the command line"),
         ([*SMALL, "paths.data=first.out/data"], "first.out/data/raw: Not a directory"),
         ([*SMALL, "data.split.test_days=1.5"], "data.split.test_days=1.5: must be a whole number"),
-        ([*SMALL, "precision=16"], "precision=16: choose 32 or bf16"),
+        ([*SMALL, "trainer.precision=16"], "trainer.precision=16: choose 32 or bf16"),
         ([*SMALL, "data.window_days=0"], "data.window_days=0: at least 1"),
         ([*SMALL, "data.contexts.single=region"], "data.contexts.single=region: must be a list of names"),
         ([*SMALL, "data.contexts.single=[region,region]"], "attribute 'region' is named more than once"),
@@ -255,14 +260,14 @@ def test_a_typo_keeps_hydras_words(home: Path) -> None:
         ([*SMALL, "data.split.test_days=40"], "split is empty with data.split.test_days=40"),
         ([*SMALL, "evaluation.cutoffs=[100000]"], "100000 is not smaller than the catalogue of"),
         ([*SMALL, "data.contexts.single=[regoin]"], "no attribute 'regoin' (did you mean \"region\"?)"),
-        ([*SMALL, "data.contexts.draw=lots"], "data.contexts.draw=lots: choose"),
+        ([*SMALL, "data.contexts.assignment=lots"], "data.contexts.assignment=lots: choose"),
         ([*SMALL, "model.loss.activation=relu"], "model.loss.activation=relu: choose one of"),
         ([*SMALL, "data.context_strength=3"], "context_strength=3: must lie in [0, 1]"),
         ([*SMALL, "pretrained.context=first/metrics.json"], "damaged, or no checkpoint"),
         ([*SMALL, "model=gru4rec", "model.optimizer.lr=-1"], "optimizer.lr=-1"),
         ([*SMALL, "model=gru4rec", "model.loss.logq=1"], "logq=1: only cross_entropy with candidates=batch"),
         ([*SMALL, "model=gru4rec", "model.n_sample=-1"], "model.n_sample=-1: must be 0 or more"),
-        ([*SMALL, "model=gru4rec", "model.lanes=1", "model.n_sample=0"], "model.lanes=1 leaves no negatives"),
+        ([*SMALL, "model=gru4rec", "model.batch_size=1", "model.n_sample=0"], "model.batch_size=1 leaves no negatives"),
     ],
 )
 def test_a_users_error_is_one_line_and_exit_code_2(

@@ -37,9 +37,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "gru4rec_adam": ("gru4rec", [*NO_DROPOUT, "model/optimizer=adam"]),
     "pnn": ("pnn", []),
     "arnn": ("arnn", FROZEN),
-    "arnn_batchnorm": ("arnn", [*FROZEN, "model.retrain_batchnorm=true"]),
-    "arnn_joint": ("arnn", [*FROZEN, "model.freeze=none", "model.optimizer.lr=0.001"]),
-    "apart": ("gru4rec_strong", [*STRONG, "model.negatives=device", "model.loss.accidental_hits=keep"]),
+    "arnn_batchnorm": ("arnn", [*FROZEN, "model.finetune_context_batchnorm=true"]),
+    "arnn_joint": ("arnn", [*FROZEN, "model.freeze_encoders=false", "model.optimizer.lr=0.001"]),
+    "apart": ("gru4rec_strong", [*STRONG, "model.negatives=local", "model.loss.accidental_hits=keep"]),
 }
 MODELS = ("pop", "itemknn", "gru4rec", "pnn", "arnn")
 Told = dict[str, Any]
@@ -63,9 +63,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def config_of(model: str, devices: int, *overrides: str) -> DictConfig:
     many = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}"] if devices > 1 else []
-    sizes = ["evaluation.lanes=4", "window_steps=10", "checkpoint.minutes=0"]
+    sizes = ["evaluation.batch_size=4", "performance.steps_per_execution=10", "checkpoint.every_n_minutes=0"]
     if model not in ("pop", "itemknn"):
-        sizes += [f"model.lanes={2 * LANES // devices}", "model.hidden_size=8"]
+        sizes += [f"model.batch_size={2 * LANES // devices}", "model.hidden_size=8"]
     return compose_config(f"model={model}", "data=xing", "logger={}", *many, *sizes, *overrides)
 
 
@@ -337,7 +337,7 @@ def test_E4_devices_share_the_lanes_and_know_all_rows(negatives: Any, n_sample: 
 SMALL = [
     "logger=csv",
     "data.generate.events=20000",
-    "window_steps=10",
+    "performance.steps_per_execution=10",
     "trainer.max_epochs=1",
     "evaluation.bootstrap.resamples=50",
 ]
@@ -408,7 +408,7 @@ def test_an_error_in_one_process_ends_all_with_its_line(home: Path) -> None:
     [
         (["trainer.devices=2"], "2 devices need trainer=ddp"),
         (["trainer=ddp", "trainer.accelerator=gpu"], "trainer: No supported gpu backend found!"),
-        (["model=gru4rec", "model.negatives=some"], "model.negatives=some: choose all or device"),
+        (["model=gru4rec", "model.negatives=some"], "model.negatives=some: choose global or local"),
         (["-m", *TWO, "seed=1"], "--multirun cannot be used with trainer=ddp"),
     ],
 )

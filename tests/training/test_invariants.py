@@ -189,7 +189,7 @@ def test_what_a_gpu_does_without_looking_is_what_a_processor_does(
         torch.manual_seed(0)
         overrides = {"gru4rec_tied": ["model.embedding=tied"], "pnn": ["model.product_method=closed"]}.get(name, [])
         overrides += ["model.optimizer.momentum=0.3", "model.optimizer.weight_decay=0.01"]
-        overrides += ["model.freeze=none"] if name == "arnn" else []
+        overrides += ["model.freeze_encoders=false"] if name == "arnn" else []
         model = made(name.removesuffix("_tied"), small_world, *overrides).double().train()
         optimizer, state = model.configure_optimizers(), tuple(one.double() for one in model.initial_state(4))
         for batch in make_data(small_world, lanes=4, n_sample=7).train_dataloader():
@@ -384,5 +384,7 @@ def test_where_nothing_compiles_compile_is_a_users_error(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "compile", lambda _: broken)
     check_compiler.cache_clear()
-    with pytest.raises(UserError, match=r"compile=true: .*no working C\+\+ compiler\); set compile=false"):
+    with pytest.raises(
+        UserError, match=r"performance.compile=true: .*no working C\+\+ compiler\); set performance.compile=false"
+    ):
         check_compiler(torch.device("cpu"))

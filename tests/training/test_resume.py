@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> Prepared:
 
 
 def config_of(*overrides: str) -> DictConfig:
-    return compose_config("model=gru4rec", "logger={}", "checkpoint.minutes=0", *overrides)
+    return compose_config("model=gru4rec", "logger={}", "checkpoint.every_n_minutes=0", *overrides)
 
 
 def run(world: Prepared, folder: Path, *overrides: str, seed: int = 0, epochs: int = 3) -> SessionModel:
@@ -162,7 +162,7 @@ def test_ctrl_c_finishes_the_window_and_saves(world: Prepared, tmp_path: Path) -
 
         patch.setattr(SessionModel, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(world, tmp_path / "cut", "checkpoint.minutes=1000")
+            run(world, tmp_path / "cut", "checkpoint.every_n_minutes=1000")
     assert done == [0, 1, 2, 3, 4]
     saved = torch.load(tmp_path / "cut" / LAST, weights_only=True)
     assert saved["global_step"] == 5

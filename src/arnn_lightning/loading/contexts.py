@@ -6,24 +6,31 @@ import numpy as np
 
 from arnn_lightning.errors import UserError
 
-Draw = Literal["user", "session", "permuted", "constant"]
+Assignment = Literal["own", "permuted", "per_session", "unknown"]
 
 
-def draw_users(users: np.ndarray, n_users: int, draw: Draw, seed: int) -> np.ndarray:
-    """Whose contexts each session sees: (S,) users of sessions -> (S,) users whose contexts are shown.
+def assign_contexts(users: np.ndarray, n_users: int, assignment: Assignment, seed: int) -> np.ndarray:
+    """The user whose contexts each session gets: (S,) users of the sessions -> (S,) users.
 
-    ``user``: one's own. ``permuted``: users swap contexts, each keeps the same stranger's. ``session``: sessions of
-    one split swap users, so that contexts keep their frequencies but say nothing. ``constant``: everybody is unknown
-    (user code ``n_users``, the row past the last).
+    Args:
+        users: user code of every session.
+        n_users: number of users U.
+        assignment: ``own``; ``permuted``: every user gets the contexts of one other user for good; ``per_session``:
+            the sessions of a split swap users, so that contexts keep their frequencies and carry no information;
+            ``unknown``: the user code U, the row past the last, stands for unknown contexts.
+        seed: of the permutation.
+
+    Raises:
+        UserError: another ``assignment``.
     """
     rng = np.random.default_rng(seed)
-    if draw == "user":
+    if assignment == "own":
         return users
-    if draw == "permuted":
-        shown: np.ndarray = rng.permutation(n_users)[users]
-        return shown
-    if draw == "session":
+    if assignment == "permuted":
+        assigned: np.ndarray = rng.permutation(n_users)[users]
+        return assigned
+    if assignment == "per_session":
         return rng.permutation(users)
-    if draw == "constant":
+    if assignment == "unknown":
         return np.full_like(users, n_users)
-    raise UserError(f"data.contexts.draw={draw}: choose user, session, permuted or constant")
+    raise UserError(f"data.contexts.assignment={assignment}: choose own, permuted, per_session or unknown")

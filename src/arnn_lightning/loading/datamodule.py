@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arnn_lightning.batch import Contexts, Lookup, TrainingWindow, Window
 from arnn_lightning.errors import UserError
-from arnn_lightning.loading.contexts import Draw, draw_users
+from arnn_lightning.loading.contexts import Assignment, assign_contexts
 from arnn_lightning.loading.schedule import DEAD, schedule
 from arnn_lightning.preprocessing.contexts import PREFIX
 from arnn_lightning.preprocessing.dataset import Prepared
 from arnn_lightning.preprocessing.sessions import Sessions
 
 Place = tuple[int, int]  # (epoch, window)
-Negatives = Literal["all", "device"]
+Negatives = Literal["global", "local"]
 
 
 class WindowOrder(Sampler[Place]):
@@ -134,10 +134,10 @@ class TrainingWindows(Dataset[TrainingWindow]):
         score_all: bool,
         log_q: bool,
         seed: int,
-        negatives: Negatives = "all",
+        negatives: Negatives = "global",
     ) -> None:
         self.windows = windows
-        self.apart = negatives == "device" and windows.devices > 1
+        self.apart = negatives == "local" and windows.devices > 1
         lanes *= 1 if self.apart else windows.devices
         self.n_sample = n_sample
         self.score_all = score_all
@@ -247,10 +247,10 @@ class SessionDataModule(LightningDataModule):
         sample_alpha: exponent of the popularity by which they are drawn.
         score_all: True where the loss scores the whole catalogue, so that no rows need finding.
         log_q: True where the loss corrects scores by how likely their columns are.
-        draw: whose contexts a session sees.
-        shown: how many attributes of a user the model is told; None for all.
+        assignment: whose contexts a session gets.
+        n_attributes: how many attributes are used; None for all.
         seed: seed of the draws.
-        negatives: on many devices, whether a lane's negatives come from ``all`` or its own ``device`` alone.
+        negatives: on many devices, whether the negatives are ``global`` (of all devices) or ``local`` (of the slot's own).
         device: which of the ``devices`` this one is; each shows its own lanes.
         devices: their number.
 
@@ -269,20 +269,20 @@ class SessionDataModule(LightningDataModule):
         sample_alpha: float,
         score_all: bool,
         log_q: bool,
-        draw: Draw,
-        shown: int | None,
+        assignment: Assignment,
+        n_attributes: int | None,
         seed: int,
-        negatives: Negatives = "all",
+        negatives: Negatives = "global",
         device: int = 0,
         devices: int = 1,
     ) -> None:
         super().__init__()
-        if negatives not in ("all", "device"):
-            raise UserError(f"model.negatives={negatives}: choose all or device")
+        if negatives not in ("global", "local"):
+            raise UserError(f"model.negatives={negatives}: choose global or local")
         for name, value, least in (
-            ("model.lanes", lanes, 1),
-            ("window_steps", steps, 1),
-            ("evaluation.lanes", evaluation_lanes, 1),
+            ("model.batch_size", lanes, 1),
+            ("performance.steps_per_execution", steps, 1),
+            ("evaluation.batch_size", evaluation_lanes, 1),
             ("model.n_sample", n_sample, 0),
             ("model.sample_alpha", sample_alpha, 0),
         ):
@@ -296,8 +296,8 @@ class SessionDataModule(LightningDataModule):
         self.sample_alpha = sample_alpha
         self.score_all = score_all
         self.log_q = log_q
-        self.draw: Draw = draw
-        self.shown = shown
+        self.assignment: Assignment = assignment
+        self.n_attributes = n_attributes
         self.seed = seed
         self.negatives: Negatives = negatives
         self.device = device
@@ -305,14 +305,14 @@ class SessionDataModule(LightningDataModule):
 
     def _windows(self, split: str, lanes: int) -> Windows:
         sessions = self.prepared.sessions(split)
-        users = draw_users(sessions.user, self.prepared.users().height, self.draw, self.seed)
+        users = assign_contexts(sessions.user, self.prepared.users().height, self.assignment, self.seed)
         return Windows(sessions, users, lanes, self.steps, self.device, self.devices)
 
     def train_dataloader(self) -> DataLoader[TrainingWindow]:
-        among = self.lanes * (self.devices if self.negatives == "all" else 1)
+        among = self.lanes * (self.devices if self.negatives == "global" else 1)
         if among == 1 and not self.n_sample and not self.score_all:
             raise UserError(
-                "model.lanes=1 leaves no negatives: add lanes or model.n_sample, or take model/loss=cross_entropy_full"
+                "model.batch_size=1 leaves no negatives: add lanes or model.n_sample, or take model/loss=cross_entropy_full"
             )
         windows = TrainingWindows(
             self._windows("train", self.lanes),
@@ -339,7 +339,7 @@ class SessionDataModule(LightningDataModule):
 
     def contexts(self) -> Contexts:
         """Every user's context codes, with a last row for "everything unknown"."""
-        users, _ = self.prepared.told(self.shown)
+        users, _ = self.prepared.told(self.n_attributes)
         active = users["active"].to_list()
         width = max(map(len, active), default=0)
         padded = np.full((users.height + 1, max(width, 1)), -1, np.int64)

@@ -8,14 +8,13 @@ B lanes, H hidden of the session part, C of the context part, M of the merging l
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arnn_lightning.batch import Contexts, Step
-from arnn_lightning.errors import UserError
 from arnn_lightning.losses.losses import Objective
 from arnn_lightning.models.base import OptimizerFactory, SessionModel, State
 from arnn_lightning.nn.batchnorm import MaskedBatchNorm
@@ -34,9 +33,8 @@ class ARNN(SessionModel):
         context: the part that gives c_t (PNN by default).
         hidden_size: of the merging layer.
         dropout: on the merging layer.
-        freeze: ``parts`` (the paper's) or ``none`` (the parts go on learning with the merging layer).
-        retrain_batchnorm: with frozen parts, the context part's batch normalisation learns on (footnote 2).
-        cache_mb: what frozen parts say of the training events is kept from the first epoch on, up to so many MB.
+        freeze_encoders: the paper's; False trains the encoders on with the merging layer.
+        finetune_context_batchnorm: with frozen encoders, trains the context encoder's batch norm on (footnote 2).
         optimizer: makes the merging stage's optimizer.
         loss: its objective.
     """
@@ -49,19 +47,16 @@ class ARNN(SessionModel):
         context: SessionModel,
         hidden_size: int,
         dropout: float,
-        freeze: Literal["parts", "none"],
-        retrain_batchnorm: bool,
-        cache_mb: float,
+        freeze_encoders: bool,
+        finetune_context_batchnorm: bool,
         optimizer: OptimizerFactory,
         loss: Objective,
     ) -> None:
         super().__init__(name, dims["n_items"], optimizer, loss)
-        if freeze not in ("parts", "none"):
-            raise UserError(f"model.freeze={freeze}: choose parts or none")
         self.session = session
         self.context = context
-        self.freeze_parts = freeze == "parts"
-        self.retrain_batchnorm = retrain_batchnorm
+        self.freeze_parts = freeze_encoders
+        self.retrain_batchnorm = finetune_context_batchnorm
         self.dropout = dropout
         self.hidden_size = hidden_size
         width = session.hidden_size + context.hidden_size
@@ -71,7 +66,8 @@ class ARNN(SessionModel):
         self.norm = MaskedBatchNorm(hidden_size)
         self.scorer = ItemScorer(self.n_items, hidden_size)
         self._assembled = False
-        self._cache = Cache(int(cache_mb * 1e6) if self.freeze_parts and not retrain_batchnorm else 0)
+        self.cache_mb = 0.0
+        self._cache = Cache(0)
 
     @property
     def parts(self) -> Mapping[str, SessionModel]:
@@ -83,7 +79,7 @@ class ARNN(SessionModel):
 
     def assemble(self) -> None:
         self._assembled = True
-        self._cache.clear()
+        self._cache = Cache(int(self.cache_mb * 1e6) if self.freeze_parts and not self.retrain_batchnorm else 0)
         for part in self.parts.values():
             part.scorer = None
             if self.freeze_parts:

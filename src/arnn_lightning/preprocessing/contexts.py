@@ -168,7 +168,7 @@ def show(
     multi, single = fields["multi"], fields["single"]
     if isinstance(shown, bool) or not isinstance(shown, int) or shown < 0:
         raise UserError(
-            f"data.contexts.shown={shown}: how many of the {len(multi) + len(single)} attributes, or null for all"
+            f"data.contexts.n_attributes={shown}: how many of the {len(multi) + len(single)} attributes, or null for all"
         )
     left = single[: max(shown - len(multi), 0)]
     # Codes of two-valued fields follow the order of their attributes: the first attributes have the lowest.

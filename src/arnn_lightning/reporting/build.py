@@ -16,7 +16,7 @@ from arnn_lightning.reporting.comparison import Row, Section, Variant, estimates
 from arnn_lightning.reporting.comparison import table2 as rows_of
 from arnn_lightning.reporting.runs import LeftOut, Run, flat
 
-SHOWN, DRAW = "data.contexts.shown", "data.contexts.draw"
+SHOWN, DRAW = "data.contexts.n_attributes", "data.contexts.assignment"
 LONGEST_CHART = 8  # models in one chart of lines
 
 

@@ -26,10 +26,8 @@ NO_SETTING = (
     "model",  # a setting of each model, see `Entry.config`
     "baselines",
     "paths",
-    "threads",
-    "compile",
+    "performance",
     "search",
-    "window_steps",
     "evaluation",
     "pretrained",
     "resume",

@@ -52,7 +52,7 @@ def _train(config: DictConfig, folder: Path) -> float | None:
     clock.lap("prepare")
     check_cutoffs(config, prepared)
     # Sizes measured from data have one place in the config, filled here.
-    _, dims = prepared.told(config.data.contexts.shown)
+    _, dims = prepared.told(config.data.contexts.n_attributes)
     config.model.dims = dims
     for baseline in config.baselines.values():
         baseline.dims = dims
@@ -173,7 +173,9 @@ def check_compiler(device: torch.device) -> None:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:  # whatever it is, it is told before anything is trained
         cause = next(line for line in str(error).splitlines() if line.strip())
-        raise UserError(f"compile=true: torch.compile does not work here ({cause}); set compile=false") from error
+        raise UserError(
+            f"performance.compile=true: torch.compile does not work here ({cause}); set performance.compile=false"
+        ) from error
 
 
 def about(config: DictConfig, model: DictConfig, prepared: Prepared) -> dict[str, Any]:
@@ -197,13 +199,15 @@ def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: l
 
 def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared: Prepared, role: str = "") -> None:
     model.prefix = f"{role}/" if role else ""
-    if str(config.precision) not in ("32", "bf16"):
-        raise UserError(f"precision={config.precision}: choose 32 or bf16")
-    model.bf16 = str(config.precision) == "bf16"
-    if config.compile:
+    if config.trainer.precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"trainer.precision={config.trainer.precision}: choose 32-true or bf16-mixed")
+    model.bf16 = config.trainer.precision == "bf16-mixed"
+    if config.performance.compile:
         check_compiler(model.device)
         model.compile_inner()
     model.ties = config.evaluation.ties
+    if hasattr(model, "cache_mb"):
+        model.cache_mb = config.performance.cache_mb
     model.keeps_lists = config.evaluation.lists
     model.cutoffs = sorted({20, *config.evaluation.cutoffs})
     model.about = about(config, stage, prepared)

@@ -32,7 +32,7 @@ def build(config: Mapping[str, Any]) -> SessionModel:
 
 
 # Keys of a model's config that tell the training stage, not the model.
-STAGE_KEYS = ("lanes", "epochs", "patience", "n_sample", "sample_alpha", "negatives")
+STAGE_KEYS = ("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

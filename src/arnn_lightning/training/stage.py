@@ -41,17 +41,17 @@ def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any])
     loss = model.get("loss", {})
     return SessionDataModule(
         prepared,
-        lanes=int(model.get("lanes", config.evaluation.lanes)),
-        steps=config.window_steps,
-        evaluation_lanes=config.evaluation.lanes,
+        lanes=int(model.get("batch_size", config.evaluation.batch_size)),
+        steps=config.performance.steps_per_execution,
+        evaluation_lanes=config.evaluation.batch_size,
         n_sample=int(model.get("n_sample", 0)),
         sample_alpha=float(model.get("sample_alpha", 0.0)),
         score_all=loss.get("candidates") == "all",
         log_q=bool(loss.get("logq", 0.0)),
-        draw=config.data.contexts.draw,
-        shown=config.data.contexts.shown,
+        assignment=config.data.contexts.assignment,
+        n_attributes=config.data.contexts.n_attributes,
         seed=config.seed,
-        negatives=model.get("negatives", "all"),
+        negatives=model.get("negatives", "global"),
         device=device(),
         devices=devices(),
     )
@@ -98,13 +98,14 @@ def trainer(
     config: DictConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback], **settings: Any
 ) -> Trainer:
     """The configured Trainer; its bar shows on a terminal only, and not for the short tests after training."""
-    if config.threads is not None:
-        torch.set_num_threads(int(config.threads))
+    if config.performance.threads is not None:
+        torch.set_num_threads(int(config.performance.threads))
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     bar = sys.stdout.isatty() and saves and device() == 0
     return make_trainer(
         config,
         **settings,
+        precision="32-true",  # the models cast their own matrix products, see models/base.py
         callbacks=[*callbacks, *([RichProgressBar(leave=False)] if bar else [])],
         enable_progress_bar=bar,
         enable_checkpointing=saves,
@@ -124,7 +125,7 @@ def _fit(
     monitor = f"{model.prefix}val/mrr@20" if data.has_validation else None
     bound = config.trainer.max_epochs
     epochs = int(stage["epochs"]) if bound is None else min(int(stage["epochs"]), bound)
-    saves = MidEpochSaves(folder / LAST, float(config.checkpoint.minutes))
+    saves = MidEpochSaves(folder / LAST, float(config.checkpoint.every_n_minutes))
     callbacks: list[Callback] = [
         ModelCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
         ModelCheckpoint(folder, "last", enable_version_counter=False),
