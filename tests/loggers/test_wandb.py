@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from logger.wandb_file import Read, read
-from task.test_cli import SMALL, arnn
 
 from arnn_lightning.loggers.wandb import _answers, _logged_in
+from commandline import SMALL, arnn
 
 SMALL = [one for one in SMALL if one != "logger=csv"]
 

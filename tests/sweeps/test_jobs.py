@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from task.test_cli import SMALL, arnn, arnn_here, metrics_of
 
+from commandline import SMALL, arnn, arnn_here, metrics_of
 from helpers import compose_config
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=8", "hydra.sweep.dir=sweep"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from task.test_cli import SMALL, arnn, arnn_here
 
+from commandline import SMALL, arnn, arnn_here
 from helpers import compose_config
 
 optuna = pytest.importorskip("optuna")

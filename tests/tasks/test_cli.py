@@ -1,67 +1,17 @@
 """The command line as users call it: real processes in an empty folder."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 import torch
 
-from arnn_lightning.cli import main
 from arnn_lightning.evaluation.result import RANKS
-
-# csv: what Weights & Biases receives has tests of its own, and its service costs each run two seconds.
-SMALL = [
-    "data.generate.events=20000",
-    "performance.steps_per_execution=10",
-    "trainer.max_epochs=1",
-    "evaluation.bootstrap.resamples=50",
-]
-SMALL += ["logger=csv"]
-
-
-def arnn(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    environment.pop("ARNN_DATA", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "arnn_lightning", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def arnn_here(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """The same in this process, which saves the seconds of a start; returns the exit code."""
-    monkeypatch.setattr(sys, "argv", ["arnn", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def error_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a UserError shows."""
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    return line
-
-
-def metrics_of(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    return metrics
+from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
 
 
 @pytest.fixture(scope="module")
