@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from logger.wandb_file import Read, read
+from wandb_file import Read, read
 
 from arnn_lightning.loggers.wandb import _answers, _logged_in
 from commandline import SMALL, arnn
