@@ -199,7 +199,7 @@ def drawn(draw: Assignment, seed: int = 1) -> list[int]:
 
 
 def test_draw_user_shows_ones_own_contexts() -> None:
-    assert drawn("user") == SESSIONS.tolist()
+    assert drawn("own") == SESSIONS.tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
