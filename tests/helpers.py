@@ -12,14 +12,14 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arnn_lightning.batch import Step
+from arnn_lightning.batch import State, StepInput
+from arnn_lightning.encoders import SessionEncoder
 from arnn_lightning.loading.datamodule import SessionDataModule
-from arnn_lightning.losses.losses import Objective, cross_entropy
-from arnn_lightning.models.base import SessionModel, State
-from arnn_lightning.nn.table import ItemScorer
+from arnn_lightning.losses import CrossEntropy
+from arnn_lightning.models import ARNN, RunSettings, SessionRecommender
 from arnn_lightning.preprocessing.dataset import Prepared
 from arnn_lightning.preprocessing.sessions import Sessions
-from arnn_lightning.training.checkpoint import build
+from arnn_lightning.training.checkpoint import build_model
 
 
 def make_sessions(items: list[list[int]], users: list[int] | None = None, first: int = 0) -> Sessions:
@@ -94,24 +94,50 @@ def model_config(name: str, dims: dict[str, Any], *overrides: str) -> dict[str, 
     return plain  # type: ignore[return-value]
 
 
-def make_model(name: str, dims: dict[str, Any], *overrides: str, seed: int = 0) -> SessionModel:
+def make_model(name: str, dims: dict[str, Any], *overrides: str, seed: int = 0, **settings: Any) -> Any:
+    """A model of ``name``; ``settings`` are those of RunSettings."""
     torch.manual_seed(seed)
-    return build(model_config(name, dims, *overrides))
+    return build_model(model_config(name, dims, *overrides), RunSettings(**settings))
 
 
-def make_data(prepared: Prepared, lanes: int = 4, **settings: Any) -> SessionDataModule:
+def make_data(prepared: Prepared, batch_size: int = 4, **settings: Any) -> SessionDataModule:
     defaults: dict[str, Any] = {
-        "steps": 3,
-        "evaluation_lanes": 5,
+        "steps_per_chunk": 3,
+        "evaluation_batch_size": 5,
         "n_sample": 0,
         "sample_alpha": 0.5,
-        "score_all": False,
-        "log_q": False,
+        "negatives": "global",
         "assignment": "own",
         "n_attributes": None,
         "seed": 1,
     }
-    return SessionDataModule(prepared, lanes=lanes, **(defaults | settings))
+    return SessionDataModule(prepared, batch_size=batch_size, **(defaults | settings))
+
+
+def ready(model: Any, prepared: Prepared) -> Any:
+    """The model with the users' contexts, and its encoders frozen where it freezes them, as a Trainer sets it up."""
+    if model.uses_contexts:
+        model.set_user_contexts(make_data(prepared).user_contexts())
+    if isinstance(model, ARNN):
+        model.prepare_merge()
+    return model
+
+
+def train_losses(model: Any, data: SessionDataModule, epochs: int = 1, learn: bool = True) -> list[float]:
+    """Losses of every mini-batch, trained in the bare loop; ``learn`` False keeps the weights."""
+    optimizer = model.configure_optimizers()
+    update = None if learn else (lambda **_: None)
+    losses: list[float] = []
+    dataset = data.train_dataset(model.chunk_spec)
+    for epoch in range(epochs):
+        state = model.initial_state(data.batch_size)
+        for number in range(len(dataset)):
+            chunk = dataset[epoch, number]
+            if update is not None:
+                optimizer.step = update
+            losses_K, state = model.run_steps(chunk, state, update)
+            losses += losses_K.tolist()
+    return losses
 
 
 def random_sessions(seed: int, count: int, n_items: int, longest: int = 7) -> list[list[int]]:
@@ -141,20 +167,32 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     return Trainer(default_root_dir=folder, **(defaults | quiet | settings))
 
 
-class LSTMRec(SessionModel):
-    """A session model of somebody else's, with a state of two tensors."""
+class LSTMEncoder(SessionEncoder):
+    """An encoder from outside the package, with a state of two tensors and a plain embedding."""
 
-    def __init__(self, n_items: int) -> None:
-        optimizer = lambda weights: torch.optim.Adam(weights, 0.05)  # noqa: E731
-        super().__init__("lstm", n_items, optimizer, Objective(cross_entropy, "linear", 0.5, "batch", "mask", 0.0))
-        self.hidden_size = 8
-        self.embedding = nn.Embedding(n_items, 8)
-        self.cell = nn.LSTMCell(8, 8)
-        self.scorer = ItemScorer(n_items, 8)
+    def __init__(self, n_items: int, hidden_size: int = 8) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.embedding = nn.Embedding(n_items, hidden_size)
+        self.cell = nn.LSTMCell(hidden_size, hidden_size)
 
-    def initial_state(self, lanes: int) -> State:
-        return torch.zeros(lanes, 8), torch.zeros(lanes, 8)
+    def initial_state(self, batch_size: int) -> State:
+        return torch.zeros(batch_size, self.hidden_size), torch.zeros(batch_size, self.hidden_size)
 
-    def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
+    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         hidden, cell = self.cell(self.embedding(step.item), state)
         return hidden, (hidden, cell)
+
+
+def lstm_model(n_items: int) -> SessionRecommender:
+    return SessionRecommender(
+        "lstm",
+        {"n_items": n_items},
+        LSTMEncoder(n_items),
+        loss=CrossEntropy("linear", 0.5, "batch", "mask", 0.0),
+        optimizer=lambda weights: torch.optim.Adam(weights, 0.05),
+        scheduler=None,
+        scheduler_interval="epoch",
+        clip_norm=None,
+        settings=RunSettings(),
+    )

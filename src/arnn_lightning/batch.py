@@ -1,82 +1,140 @@
-"""The types that cross from data to models. K steps in a window, B lanes, R unique rows, N extra negatives."""
+"""The types that cross between packages. K steps in a chunk, B batch slots, S single-valued fields, A active fields."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-if TYPE_CHECKING:  # preparing data needs no torch, whose import alone takes seconds and 300 MB
-    from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor
 
-
-class Window(NamedTuple):
-    """K consecutive session-parallel mini-batches of B lanes; every field is (K, B).
-
-    A lane without a session is not ``alive``: it holds item 0 and counts nowhere. ``start`` says: forget the hidden
-    state before this event.
-    """
-
-    item: Tensor
-    target: Tensor
-    user: Tensor  # whose contexts the session sees (data.contexts.assignment)
-    session: Tensor
-    position: Tensor  # events already seen, 1 at the first attempt
-    start: Tensor
-    alive: Tensor
-
-
-class Lookup(NamedTuple):
-    """Rows of a table that a step touches, each once, and which of them every element takes.
-
-    ``rows`` (R,) sorted and unique; ``inverse`` (...,) into them, so that the ids are ``rows[inverse]``.
-    """
-
-    rows: Tensor
-    inverse: Tensor
-
-
-class TrainingWindow(NamedTuple):
-    """A window with what training knows beforehand: which rows each step reads and scores.
-
-    ``items[k]`` looks up the (B,) input items of step k, ``scored[k]`` its (B + N,) scored items: the lanes' targets,
-    then the extra negatives. Dead lanes point at some row of a lane alive; masks keep them out of the loss.
-    ``counts[k]`` (R,): how often each scored row is a target of a lane alive or an extra negative. ``log_q[k]`` (R,):
-    the logarithm of how likely a scored column is to show the item, where the loss asks for it. The three are empty
-    where all items are scored. ``full[k]``: all lanes are alive in step k, known without asking the device.
-    ``place``: which window of the epoch this is; the same place shows the same events in every epoch.
-
-    On many devices the rows are those of all their lanes. Where a device scores its own candidates alone, ``own[k]``
-    (C,) are their places among ``scored[k].rows``, and ``scored[k].inverse``, ``counts`` and ``log_q`` go by these.
-    """
-
-    place: int
-    window: Window
-    full: list[bool]
-    items: list[Lookup]
-    scored: list[Lookup]
-    counts: list[Tensor]
-    own: list[Tensor]
-    log_q: list[Tensor] | None
-
-
-class Step(NamedTuple):
-    """One mini-batch as a model sees it; (B,) each. ``alive`` None means that all lanes are.
-
-    ``place``, in training: the window of the epoch and the step of the window.
-    """
-
-    item: Tensor
-    user: Tensor
-    alive: Tensor | None
-    rows: Lookup | None = None  # the input items' rows, in training
-    place: tuple[int, int] | None = None
+State = tuple[Tensor, ...]  # each (..., B, H): batch slots are the last dimension but one
+# Which ids index a table: of items, or of the categories of all single-valued fields.
+IdKind = Literal["item", "single"]
+# Which rows of a table a training step reads: those of its input items, its candidates, both (one table that embeds and
+# scores), or its users' categories.
+RowSource = Literal["item", "candidate", "item_and_candidate", "single"]
 
 
 class Contexts(NamedTuple):
-    """Contexts of all users, one row each and a last row for "everything unknown"; U users.
+    """Context codes, one row per user or batch slot.
 
-    ``single`` (U + 1, S) codes of single-valued fields. ``active`` (U + 1, A) the two-valued fields present, padded
-    with -1.
+    Attributes:
+        single: (N, S) rows of one table with the categories of all single-valued fields, one field after the other.
+        active: (N, A) two-valued fields that are present, padded with -1.
     """
 
     single: Tensor
     active: Tensor
+
+
+class StepInput(NamedTuple):
+    """One mini-batch as an encoder gets it: one event in each of B batch slots.
+
+    Attributes:
+        item: (B,) the input items.
+        contexts: the users' contexts, B rows.
+        valid: (B,) False for empty slots, whose values are arbitrary and read nowhere; None: all slots are valid.
+        user_terms: (B, ...) the encoder's ``user_terms`` of each slot, where they were computed beforehand.
+        features: (B, W) the outputs of ARNN's frozen encoders, where they were computed beforehand.
+    """
+
+    item: Tensor
+    contexts: Contexts
+    valid: Tensor | None
+    user_terms: Tensor | None = None
+    features: Tensor | None = None
+
+
+class Candidates(NamedTuple):
+    """The C columns that a training step scores, and each slot's positive among them.
+
+    Attributes:
+        positive: (B,) the column of each slot's target.
+        counts: (C,) how often a column's item was sampled, as a target or as an extra negative; 0 for padding. None:
+            the columns are the whole catalogue, once each.
+        columns: (C,) which rows of the scorer's table the columns are; None: all rows in their order.
+        log_q: (C,) log-probability that a sampled column shows the item, for losses that correct for it.
+    """
+
+    positive: Tensor
+    counts: Tensor | None
+    columns: Tensor | None
+    log_q: Tensor | None
+
+
+class BatchChunk(NamedTuple):
+    """K consecutive session-parallel mini-batches of B slots; every field is (K, B).
+
+    ``is_session_start``: the hidden state is reset before this event (E1). Empty slots are not ``valid``; they repeat
+    the item and the user of a valid slot of their step.
+    """
+
+    item: Tensor
+    target: Tensor
+    user: Tensor  # whose contexts the session gets (data.contexts.assignment)
+    session: Tensor
+    position: Tensor  # events already seen: 1 at the first prediction of a session
+    is_session_start: Tensor
+    valid: Tensor
+
+
+class Ragged(NamedTuple):
+    """K arrays of different lengths, one after the other."""
+
+    flat: Tensor
+    sizes: np.ndarray
+
+    def split(self) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = self.flat.split(self.sizes.tolist())
+        return parts
+
+
+class TrainChunk(NamedTuple):
+    """K training steps, and which rows of which table each reads.
+
+    Attributes:
+        number: of the chunk in its epoch; equal numbers show the same events in every epoch.
+        item: (K, B) the input items.
+        user: (K, B) whose contexts the session gets.
+        positive: (K, B) columns of the targets.
+        is_session_start: (K, B) as in BatchChunk.
+        valid: (K, B) as in BatchChunk.
+        all_valid: (K,) on the host: whether no slot of the step is empty.
+        rows: by source, the ids of the rows that each step reads, each once; empty where the optimizer updates whole
+            tables. Those of ``item_and_candidate`` are the candidates and then the other input items.
+        counts, columns, log_q: as in Candidates, for every step.
+    """
+
+    number: int
+    item: Tensor
+    user: Tensor
+    positive: Tensor
+    is_session_start: Tensor
+    valid: Tensor
+    all_valid: np.ndarray
+    rows: dict[RowSource, Ragged]
+    counts: Ragged | None
+    columns: Ragged | None
+    log_q: Ragged | None
+
+
+@dataclass(frozen=True)
+class ChunkSpec:
+    """What a model's training step reads, see ``TrainChunk``.
+
+    Attributes:
+        row_sources: the rows that the optimizer updates alone; empty: it updates whole tables.
+        full_catalogue: whether all items are scored.
+        log_q: whether the loss corrects for the sampling of the columns.
+    """
+
+    row_sources: frozenset[RowSource]
+    full_catalogue: bool
+    log_q: bool
+
+
+def no_contexts(n: int, device: torch.device | str = "cpu") -> Contexts:
+    """Contexts of ``n`` rows without any field."""
+    return Contexts(*(torch.empty(n, 0, dtype=torch.int64, device=device) for _ in range(2)))

@@ -1,7 +1,7 @@
-"""Session-parallel schedule: which event each lane shows at each step of an epoch.
+"""Session-parallel schedule: which event each batch slot shows at each step of an epoch.
 
-The order is GRU4Rec's (Hidasi et al. 2016, arXiv 1511.06939, section 3.1.1): a fixed number of lanes, and the lane
-that ends first takes the next session.
+The order is GRU4Rec's (Hidasi et al. 2016, arXiv 1511.06939, section 3.1.1): a fixed number of batch slots; the slot
+whose session ends first takes the next session.
 """
 
 import heapq
@@ -9,54 +9,54 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DEAD = -1
+EMPTY = -1
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """T steps of B lanes over the E events of a split.
+    """T steps of B batch slots over the E events of a split.
 
     Attributes:
-        event: (T, B) index of the event that each lane shows, DEAD where the lane has no session.
-        start: (T, B) True where a lane shows the first event of a session.
-        session: (T, B) index of the session, DEAD likewise.
+        event: (T, B) index of each slot's event, EMPTY where the slot has no session.
+        is_session_start: (T, B) True at the first event of a session.
+        session: (T, B) index of the session, EMPTY likewise.
     """
 
     event: np.ndarray
-    start: np.ndarray
+    is_session_start: np.ndarray
     session: np.ndarray
 
 
-def schedule(offset: np.ndarray, lanes: int) -> Schedule:
-    """Lays all sessions into lanes; every event but a session's last is shown exactly once (E4).
+def session_parallel_schedule(offset: np.ndarray, batch_size: int) -> Schedule:
+    """Assigns all sessions to batch slots; every event but a session's last is shown exactly once (E4).
 
     Args:
         offset: (S + 1,) where each session starts among the events; a session has at least two events.
-        lanes: number of lanes B, more than sessions allowed (E5).
+        batch_size: number of slots B; it may exceed the number of sessions (E5).
 
     Raises:
-        ValueError: a session of fewer than two events, which would have nothing to predict.
+        ValueError: a session of fewer than two events, which has no target.
     """
     steps = np.diff(offset) - 1
     if len(steps) == 0 or steps.min() < 1:
-        raise ValueError("every session needs two events or more")
-    count = len(steps)
-    lane = np.empty(count, np.int64)
-    first = np.empty(count, np.int64)
-    busy = [(0, free) for free in range(lanes)]  # (step at which the lane becomes free, lane): already a heap
-    for index, length in enumerate(steps.tolist()):
-        free_at, free = busy[0]
-        lane[index], first[index] = free, free_at
-        heapq.heapreplace(busy, (free_at + length, free))
-    total = int((first + steps).max())
+        raise ValueError("every session needs at least two events")
+    n_sessions = len(steps)
+    slot_of = np.empty(n_sessions, np.int64)
+    first_step = np.empty(n_sessions, np.int64)
+    free_slots = [(0, slot) for slot in range(batch_size)]  # (step from which the slot is free, slot): a heap
+    for session_index, length in enumerate(steps.tolist()):
+        free_from, slot = free_slots[0]
+        slot_of[session_index], first_step[session_index] = slot, free_from
+        heapq.heapreplace(free_slots, (free_from + length, slot))
+    total = int((first_step + steps).max())
 
-    shown = np.repeat(np.arange(count), steps)
-    position = np.arange(len(shown)) - np.repeat(np.cumsum(steps) - steps, steps)
-    where = (first[shown] + position, lane[shown])
-    event = np.full((total, lanes), DEAD, np.int64)
-    session = np.full((total, lanes), DEAD, np.int64)
-    start = np.zeros((total, lanes), bool)
-    event[where] = offset[shown] + position
-    session[where] = shown
-    start[where] = position == 0
-    return Schedule(event, start, session)
+    session_of = np.repeat(np.arange(n_sessions), steps)
+    position = np.arange(len(session_of)) - np.repeat(np.cumsum(steps) - steps, steps)
+    where = (first_step[session_of] + position, slot_of[session_of])
+    event = np.full((total, batch_size), EMPTY, np.int64)
+    session = np.full((total, batch_size), EMPTY, np.int64)
+    is_session_start = np.zeros((total, batch_size), bool)
+    event[where] = offset[session_of] + position
+    session[where] = session_of
+    is_session_start[where] = position == 0
+    return Schedule(event, is_session_start, session)

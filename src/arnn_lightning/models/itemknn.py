@@ -7,21 +7,23 @@ an item once per event: here vectors are binary, the textbook's cosine.
 I items, K neighbours.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from arnn_lightning.batch import Step
+from arnn_lightning.batch import State, StepInput
 from arnn_lightning.errors import UserError
-from arnn_lightning.models.base import SessionModel, State
+from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.preprocessing.sessions import Sessions
 
-_ROWS = 4_096  # rows of the similarity matrix held at once
+_ROWS_PER_BLOCK = 4_096  # rows of the similarity matrix held at once
 
 
-class ItemKNN(SessionModel):
-    """Scores come from the last item alone; items that are no neighbour score 0.
+class ItemKNN(Recommender):
+    """Scores depend on the last item alone; items that are no neighbour score 0.
 
     Args:
         name: the model's name.
@@ -29,52 +31,63 @@ class ItemKNN(SessionModel):
         neighbours: neighbours kept per item.
         shrinkage: lambda, added to both items' counts.
         alpha: 0.5 for the symmetric cosine.
+        settings: of the run.
     """
 
-    def __init__(self, name: str, dims: dict[str, int], neighbours: int, shrinkage: float, alpha: float) -> None:
-        super().__init__(name, dims["n_items"])
+    def __init__(
+        self,
+        name: str,
+        dims: dict[str, Any],
+        neighbours: int,
+        shrinkage: float,
+        alpha: float,
+        settings: RunSettings,
+    ) -> None:
+        super().__init__(name, dims["n_items"], settings)
         if neighbours < 1:
-            raise UserError(f"model.neighbours={neighbours}: at least 1")
+            raise UserError(f"model.neighbours={neighbours}: must be 1 or more")
         self.neighbours = min(neighbours, self.n_items)
         self.shrinkage = shrinkage
         self.alpha = alpha
-        # Slots without a neighbour point at the item itself with similarity 0.
+        # Places without a neighbour have the item itself with similarity 0.
         self.register_buffer("neighbour", torch.arange(self.n_items)[:, None].repeat(1, self.neighbours))
         self.register_buffer("similarity", torch.zeros(self.n_items, self.neighbours))
         self.neighbour: Tensor
         self.similarity: Tensor
 
-    def count(self, sessions: Sessions) -> None:
+    def fit(self, sessions: Sessions) -> None:
         shape = (len(sessions.session), self.n_items)
         row = np.repeat(np.arange(shape[0]), sessions.lengths)
         seen = sparse.csr_array((np.ones(len(row), np.float32), (row, sessions.item)), shape=shape)
         seen.sum_duplicates()
         seen.data[:] = 1
         support = np.asarray(seen.sum(0), np.float64) + self.shrinkage
-        left, right = (
+        row_scale, column_scale = (
             np.power(support, -power, where=support > 0, out=np.zeros_like(support))
             for power in (self.alpha, 1 - self.alpha)
         )
         by_item = seen.T.tocsr()
-        for first in range(0, self.n_items, _ROWS):
-            together = (by_item[first : first + _ROWS] @ seen).tocsr()
-            self._keep_nearest(together, first, left, right)
+        for first in range(0, self.n_items, _ROWS_PER_BLOCK):
+            cooccurrence = (by_item[first : first + _ROWS_PER_BLOCK] @ seen).tocsr()
+            self._update_topk(cooccurrence, first, row_scale, column_scale)
 
-    def _keep_nearest(self, together: sparse.csr_array, first: int, left: np.ndarray, right: np.ndarray) -> None:
-        rows = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr)) + first
-        columns = together.indices
-        value = together.data * left[rows] * right[columns]
-        apart = rows != columns
-        rows, columns, value = rows[apart], columns[apart], value[apart]
+    def _update_topk(
+        self, cooccurrence: sparse.csr_array, first: int, row_scale: np.ndarray, column_scale: np.ndarray
+    ) -> None:
+        rows = np.repeat(np.arange(cooccurrence.shape[0]), np.diff(cooccurrence.indptr)) + first
+        columns = cooccurrence.indices
+        value = cooccurrence.data * row_scale[rows] * column_scale[columns]
+        off_diagonal = rows != columns
+        rows, columns, value = rows[off_diagonal], columns[off_diagonal], value[off_diagonal]
         order = np.lexsort((columns, -value, rows))  # ties between neighbours go to the smaller code
         rows, columns, value = rows[order], columns[order], value[order]
         place = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        near = place < self.neighbours
-        where = (torch.from_numpy(rows[near].astype(np.int64)), torch.from_numpy(place[near]))
-        self.neighbour[where] = torch.from_numpy(columns[near].astype(np.int64))
-        self.similarity[where] = torch.from_numpy(value[near].astype(np.float32))
+        in_topk = place < self.neighbours
+        where = (torch.from_numpy(rows[in_topk].astype(np.int64)), torch.from_numpy(place[in_topk]))
+        self.neighbour[where] = torch.from_numpy(columns[in_topk].astype(np.int64))
+        self.similarity[where] = torch.from_numpy(value[in_topk].astype(np.float32))
 
-    def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
+    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         return step.item[:, None], state
 
     def score(self, query_NH: Tensor) -> Tensor:

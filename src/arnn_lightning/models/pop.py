@@ -1,26 +1,28 @@
-"""POP: every item scores its number of training events. No table should hide a model that loses to it."""
+"""POP: every item scores its number of training events: the baseline that every table shows."""
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from arnn_lightning.batch import Step
-from arnn_lightning.models.base import SessionModel, State
+from arnn_lightning.batch import State, StepInput
+from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.preprocessing.sessions import Sessions
 
 
-class POP(SessionModel):
+class POP(Recommender):
     """Popularity in training. ``dims``: ``n_items``."""
 
-    def __init__(self, name: str, dims: dict[str, int]) -> None:
-        super().__init__(name, dims["n_items"])
+    def __init__(self, name: str, dims: dict[str, Any], settings: RunSettings) -> None:
+        super().__init__(name, dims["n_items"], settings)
         self.register_buffer("events", torch.zeros(self.n_items))
         self.events: Tensor
 
-    def count(self, sessions: Sessions) -> None:
+    def fit(self, sessions: Sessions) -> None:
         self.events.copy_(torch.from_numpy(np.bincount(sessions.item, minlength=self.n_items)))
 
-    def represent(self, step: Step, state: State) -> tuple[Tensor, State]:
+    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         return step.item[:, None], state
 
     def score(self, query_NH: Tensor) -> Tensor:

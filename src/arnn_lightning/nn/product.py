@@ -1,6 +1,7 @@
 """The PNN's product layer (paper 3.3; Qu et al. 2016): FC([z; p]), z all field embeddings, p all inner products.
 
-Shapes: B lanes; the fields are M two-valued ones, S single-valued ones and the previous item; D embedding, H hidden.
+Shapes: B batch slots; the fields are M two-valued ones, S single-valued ones and the previous item; D embedding,
+H hidden.
 
 Two exact ways to the pairs of two-valued fields, of which there are many:
 
@@ -10,7 +11,7 @@ Two exact ways to the pairs of two-valued fields, of which there are many:
       sum_{i<j} w_ij <f_i, f_j> = sum_{i<j} w_ij <a_i, a_j>  +  sum_i u_i sum_{j!=i} w_ij <d_i, a_j>
                                   + sum_{i<j, both present} w_ij <d_i, d_j>
 
-  The first two sums do not depend on the lane, and few fields are present: the cost hardly grows with B.
+  The first two sums do not depend on the slot, and few fields are present: the cost hardly grows with B.
 
 Pairs with any other field use the same split always, since it costs nothing there.
 """
@@ -22,20 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arnn_lightning.nn.table import glorot_, may_look
-
 Method = Literal["auto", "gram", "closed"]
 # B x M from which the closed form wins over the Gram matrix (benchmarks/product.py).
-CLOSED_FROM = 5_000
+CLOSED_FORM_MIN_SIZE = 5_000
 GRAM_BLOCK = 128  # rows
 
 
 class ProductLayer(nn.Module):
     """Field embeddings -> (B, H), before any non-linearity.
 
-    The weights are those of one fully connected layer from [z; p], kept by kind of field; pairs (i < j) of one kind
-    lie row by row. ``forward`` = ``user_part`` + ``item_part``; the first does not see the item, so that it can be
-    computed once per user where the layer is frozen.
+    The weights are those of one fully connected layer from [z; p], stored by kind of field; pairs (i < j) of one kind
+    are stored row by row. ``forward`` = ``user_terms`` + ``item_terms``; the first does not depend on the item, so that
+    it can be computed once per user where the layer is frozen.
 
     Args:
         n_binary: M.
@@ -60,7 +59,7 @@ class ProductLayer(nn.Module):
         self.products = products
         self.method: Method = method
         self.values = nn.Parameter(torch.empty(M, 2, D))  # embeddings of absent, present
-        glorot_(self.values, 2 * M, D)
+        _glorot(self.values, 2 * M, D)
         self.bias = nn.Parameter(torch.zeros(H))
         self.binary_fields = nn.Parameter(torch.empty(M, D, H))
         self.single_fields = nn.Parameter(torch.empty(S, D, H))
@@ -75,46 +74,46 @@ class ProductLayer(nn.Module):
             weights += [self.binary_pairs, self.cross_pairs, self.single_pairs, self.item_pairs]
             fan_in += (M + S + 1) * (M + S) // 2
         for weight in weights:
-            glorot_(weight, fan_in, H)
+            _glorot(weight, fan_in, H)
         upper_M, upper_S = torch.triu_indices(M, M, 1), torch.triu_indices(S, S, 1)
         pair_MM = torch.zeros(M, M, dtype=torch.int64)
         pair_MM[upper_M[0], upper_M[1]] = torch.arange(M * (M - 1) // 2)
-        self.register_buffer("upper", upper_M, persistent=False)
-        self.register_buffer("upper_single", upper_S[0] * S + upper_S[1], persistent=False)
-        self.register_buffer("pair", pair_MM + pair_MM.T, persistent=False)
-        self.upper: Tensor
-        self.upper_single: Tensor
-        self.pair: Tensor
+        self.register_buffer("binary_pairs_index", upper_M, persistent=False)
+        self.register_buffer("single_pairs_index", upper_S[0] * S + upper_S[1], persistent=False)
+        self.register_buffer("pair_index", pair_MM + pair_MM.T, persistent=False)
+        self.binary_pairs_index: Tensor
+        self.single_pairs_index: Tensor
+        self.pair_index: Tensor
 
     def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
         """Two-valued fields present (B, A), padded with -1; embeddings of the single-valued fields and the item."""
-        return self.user_part(active_BA, single_BSD) + self.item_part(active_BA, single_BSD, item_BD)
+        return self.user_terms(active_BA, single_BSD) + self.item_terms(active_BA, single_BSD, item_BD)
 
-    def user_part(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
-        """(B, H): the bias, and all that fields other than the item say, alone and in pairs."""
+    def user_terms(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
+        """(B, H): the bias, and the terms of all fields but the item, alone and in pairs."""
         M, S = len(self.values), single_BSD.shape[1]
         out_BH = self._binary(active_BA)
         if not S:
             return out_BH
         weight_SDH = self.single_fields
         if self.products and M:
-            # sum_i w_is a_i is the same for all lanes: it acts on field s like one more weight of z.
+            # sum_i w_is a_i is the same for all slots: it acts on field s like one more weight of z.
             absent_DSH = (self.values[:, 0].T @ self.cross_pairs.flatten(1)).unflatten(1, (S, -1))
             weight_SDH = weight_SDH + absent_DSH.transpose(0, 1)
         out_BH = torch.addmm(out_BH, single_BSD.flatten(1), weight_SDH.flatten(0, 1))
         if self.products and S > 1:
-            gram_BP = (single_BSD @ single_BSD.transpose(1, 2)).flatten(1).index_select(1, self.upper_single)
+            gram_BP = (single_BSD @ single_BSD.transpose(1, 2)).flatten(1).index_select(1, self.single_pairs_index)
             out_BH = torch.addmm(out_BH, gram_BP, self.single_pairs)
         if self.products and M:
-            lane, field, there_n1 = _entries(active_BA)
-            change_nD1 = self._change().index_select(0, field)[:, :, None]
-            product_nS = (single_BSD.index_select(0, lane) @ change_nD1)[:, :, 0]
+            slot, field, mask_n1 = _active_entries(active_BA)
+            delta_nD1 = self._delta().index_select(0, field)[:, :, None]
+            product_nS = (single_BSD.index_select(0, slot) @ delta_nD1)[:, :, 0]
             weighted_nH = (product_nS[:, None] @ self.cross_pairs.index_select(0, field))[:, 0]
-            out_BH = out_BH.index_add(0, lane, weighted_nH if there_n1 is None else weighted_nH * there_n1)
+            out_BH = out_BH.index_add(0, slot, weighted_nH if mask_n1 is None else weighted_nH * mask_n1)
         return out_BH
 
-    def item_part(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
-        """(B, H): what the item says, alone and with every other field."""
+    def item_terms(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
+        """(B, H): the item's terms, alone and with every other field."""
         if not self.products:
             return item_BD @ self.item_field
         M = len(self.values)
@@ -124,36 +123,36 @@ class ProductLayer(nn.Module):
         out_BH = torch.addmm(out_BH, product_BS, single_SH)
         if M:
             field_BA = active_BA.clamp(min=0)
-            product_BA = (F.embedding(field_BA, self._change()) @ item_BD[:, :, None])[:, :, 0] * (active_BA >= 0)
+            product_BA = (F.embedding(field_BA, self._delta()) @ item_BD[:, :, None])[:, :, 0] * (active_BA >= 0)
             out_BH = out_BH + F.embedding_bag(field_BA, binary_MH, mode="sum", per_sample_weights=product_BA)
         return out_BH
 
-    def _change(self) -> Tensor:
+    def _delta(self) -> Tensor:
         return self.values[:, 1] - self.values[:, 0]
 
     def _binary(self, active_BA: Tensor) -> Tensor:
-        """(B, H): the bias, and what two-valued fields say, alone and with each other."""
-        M, lanes = len(self.values), len(active_BA)
+        """(B, H): the bias, and the terms of the two-valued fields, alone and with each other."""
+        M, batch_size = len(self.values), len(active_BA)
         if not M:
-            return self.bias.expand(lanes, -1)
-        present_BM = self.values.new_zeros(lanes, M + 1)
+            return self.bias.expand(batch_size, -1)
+        present_BM = self.values.new_zeros(batch_size, M + 1)
         present_BM = present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
-        absent_MD, change_MD = self.values[:, 0], self._change()
+        absent_MD, delta_MD = self.values[:, 0], self._delta()
         constant_H = self.bias + torch.einsum("md,mdh->h", absent_MD, self.binary_fields)
-        out_BH = torch.addmm(constant_H, present_BM, (change_MD[:, None] @ self.binary_fields)[:, 0])
+        out_BH = torch.addmm(constant_H, present_BM, (delta_MD[:, None] @ self.binary_fields)[:, 0])
         if not self.products or M < 2:
             return out_BH
-        closed = lanes * M >= CLOSED_FROM if self.method == "auto" else self.method == "closed"
+        closed = batch_size * M >= CLOSED_FORM_MIN_SIZE if self.method == "auto" else self.method == "closed"
         if closed:
             return out_BH + self._binary_pairs_closed(active_BA, present_BM)
         return self._binary_pairs_gram(out_BH, present_BM)
 
     def _binary_pairs_gram(self, out_BH: Tensor, present_BM: Tensor) -> Tensor:
         M = len(self.values)
-        value_BMD = torch.addcmul(self.values[:, 0], present_BM[:, :, None], self._change())
+        value_BMD = torch.addcmul(self.values[:, 0], present_BM[:, :, None], self._delta())
         bounds = [*range(0, M - 1, GRAM_BLOCK), M - 1]
         sizes = [sum(M - 1 - row for row in range(low, high)) for low, high in itertools.pairwise(bounds)]
-        row, column = self.upper
+        row, column = self.binary_pairs_index
         weights, rows, columns = self.binary_pairs.split(sizes), row.split(sizes), column.split(sizes)
         for (low, high), weight, i, j in zip(itertools.pairwise(bounds), weights, rows, columns, strict=True):
             gram = value_BMD[:, low:high] @ value_BMD[:, low:].transpose(1, 2)
@@ -162,15 +161,15 @@ class ProductLayer(nn.Module):
         return out_BH
 
     def _binary_pairs_closed(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
-        absent_MD, change_MD = self.values[:, 0], self._change()
-        lane, first, second, there_n1 = _entry_pairs(active_BA)
+        absent_MD, delta_MD = self.values[:, 0], self._delta()
+        slot, first, second, mask_n1 = _active_pairs(active_BA)
         linear_MH, constant_H, weight_nH = _PairSums.apply(  # type: ignore[no-untyped-call]
-            self.binary_pairs, change_MD @ absent_MD.T, absent_MD @ absent_MD.T, self.pair[first, second]
+            self.binary_pairs, delta_MD @ absent_MD.T, absent_MD @ absent_MD.T, self.pair_index[first, second]
         )
-        product_n1 = (change_MD.index_select(0, first) * change_MD.index_select(0, second)).sum(1, keepdim=True)
-        if there_n1 is not None:
-            product_n1 = product_n1 * there_n1
-        return torch.addmm(constant_H, present_BM, linear_MH).index_add(0, lane, weight_nH * product_n1)
+        product_n1 = (delta_MD.index_select(0, first) * delta_MD.index_select(0, second)).sum(1, keepdim=True)
+        if mask_n1 is not None:
+            product_n1 = product_n1 * mask_n1
+        return torch.addmm(constant_H, present_BM, linear_MH).index_add(0, slot, weight_nH * product_n1)
 
 
 class _PairSums(torch.autograd.Function):
@@ -191,55 +190,71 @@ class _PairSums(torch.autograd.Function):
         constant_H = weight_PH.new_zeros(weight_PH.shape[1])
         upper_M2M, lower_MM1 = torch.stack([c_MM, a_MM], 1), c_MM.T[:, :, None]
         for i, weight_nH in enumerate(weight_PH.split(list(range(M - 1, 0, -1)))):
-            own_2H = upper_M2M[i, :, i + 1 :] @ weight_nH
-            linear_MH[i] += own_2H[0]
-            constant_H += own_2H[1]
+            partial_2H = upper_M2M[i, :, i + 1 :] @ weight_nH
+            linear_MH[i] += partial_2H[0]
+            constant_H += partial_2H[1]
             linear_MH[i + 1 :].addcmul_(weight_nH, lower_MM1[i, i + 1 :])
         return linear_MH, constant_H, weight_PH.index_select(0, pairs)
 
     @staticmethod
     def backward(
-        ctx: torch.autograd.function.FunctionCtx, linear_MH: Tensor, constant_H: Tensor, chosen_nH: Tensor
+        ctx: torch.autograd.function.FunctionCtx, linear_MH: Tensor, constant_H: Tensor, grad_pairs_nH: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
         weight_PH, c_MM, a_MM, pairs = ctx.saved_tensors  # type: ignore[attr-defined]
         M = len(c_MM)
         rows = list(range(M - 1, 0, -1))
-        to_weight_PH, to_c_MM, to_a_MM = torch.empty_like(weight_PH), torch.zeros_like(c_MM), torch.zeros_like(a_MM)
+        grad_weight_PH, grad_c_MM, grad_a_MM = (
+            torch.empty_like(weight_PH),
+            torch.zeros_like(c_MM),
+            torch.zeros_like(a_MM),
+        )
         upper_MM2, lower_MM1 = torch.stack([c_MM, a_MM], 2), c_MM.T[:, :, None]
         gradient_M2H = torch.stack([linear_MH, constant_H.expand_as(linear_MH)], 1)
-        blocks = zip(weight_PH.split(rows), to_weight_PH.split(rows), strict=True)
-        for i, (weight_nH, to_weight_nH) in enumerate(blocks):
-            torch.mm(upper_MM2[i, i + 1 :], gradient_M2H[i], out=to_weight_nH)
-            to_weight_nH.addcmul_(linear_MH[i + 1 :], lower_MM1[i, i + 1 :])
-            to_upper_n2 = weight_nH @ gradient_M2H[i].T
-            to_c_MM[i, i + 1 :] = to_upper_n2[:, 0]
-            to_a_MM[i, i + 1 :] = to_upper_n2[:, 1]
-            to_c_MM[i + 1 :, i] = (weight_nH * linear_MH[i + 1 :]).sum(1)
-        to_weight_PH.index_add_(0, pairs, chosen_nH)
-        return to_weight_PH, to_c_MM, to_a_MM, None
+        blocks = zip(weight_PH.split(rows), grad_weight_PH.split(rows), strict=True)
+        for i, (weight_nH, grad_weight_nH) in enumerate(blocks):
+            torch.mm(upper_MM2[i, i + 1 :], gradient_M2H[i], out=grad_weight_nH)
+            grad_weight_nH.addcmul_(linear_MH[i + 1 :], lower_MM1[i, i + 1 :])
+            grad_upper_n2 = weight_nH @ gradient_M2H[i].T
+            grad_c_MM[i, i + 1 :] = grad_upper_n2[:, 0]
+            grad_a_MM[i, i + 1 :] = grad_upper_n2[:, 1]
+            grad_c_MM[i + 1 :, i] = (weight_nH * linear_MH[i + 1 :]).sum(1)
+        grad_weight_PH.index_add_(0, pairs, grad_pairs_nH)
+        return grad_weight_PH, grad_c_MM, grad_a_MM, None
 
 
-def _entries(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(lane, field, there) of every two-valued field that is present.
+def _glorot(weight: Tensor, fan_in: int, fan_out: int) -> None:
+    """Glorot uniform with the fans of the fully connected layer that the weight is a part of (E12)."""
+    bound = (6.0 / (fan_in + fan_out)) ** 0.5
+    with torch.no_grad():
+        weight.uniform_(-bound, bound)
 
-    Where nobody may look how many there are, of every place in ``active_BA``, with ``there`` (n, 1) 0 for empty ones.
+
+def _host_sync_is_free(tensor: Tensor) -> bool:
+    """Whether reading values on the host costs nothing; a GPU would have to finish all work queued before."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _active_entries(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(slot, field, mask) of every two-valued field that is present.
+
+    Where counting them would need a host sync: of every entry of ``active_BA``, with ``mask`` (n, 1) 0 for padding.
     """
-    there_BA = active_BA >= 0
-    if may_look(active_BA):
-        lane, slot = there_BA.nonzero(as_tuple=True)
-        return lane, active_BA[lane, slot], None
-    lane_BA = torch.arange(len(active_BA), device=active_BA.device)[:, None].expand_as(active_BA)
-    return lane_BA.flatten(), active_BA.clamp(min=0).flatten(), there_BA.flatten()[:, None]
+    mask_BA = active_BA >= 0
+    if _host_sync_is_free(active_BA):
+        slot, column = mask_BA.nonzero(as_tuple=True)
+        return slot, active_BA[slot, column], None
+    slot_BA = torch.arange(len(active_BA), device=active_BA.device)[:, None].expand_as(active_BA)
+    return slot_BA.flatten(), active_BA.clamp(min=0).flatten(), mask_BA.flatten()[:, None]
 
 
-def _entry_pairs(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(lane, field, field, there) of every pair of two-valued fields that are present together; as ``_entries``."""
+def _active_pairs(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(slot, field, field, mask) of every pair of two-valued fields present together; as ``_active_entries``."""
     first, second = torch.triu_indices(active_BA.shape[1], active_BA.shape[1], 1, device=active_BA.device)
     first_BP, second_BP = active_BA[:, first], active_BA[:, second]
-    there_BP = (first_BP >= 0) & (second_BP >= 0)
-    if may_look(active_BA):
-        lane, pair = there_BP.nonzero(as_tuple=True)
-        return lane, first_BP[lane, pair], second_BP[lane, pair], None
-    lane_BP = torch.arange(len(active_BA), device=active_BA.device)[:, None].expand_as(first_BP)
+    mask_BP = (first_BP >= 0) & (second_BP >= 0)
+    if _host_sync_is_free(active_BA):
+        slot, pair = mask_BP.nonzero(as_tuple=True)
+        return slot, first_BP[slot, pair], second_BP[slot, pair], None
+    slot_BP = torch.arange(len(active_BA), device=active_BA.device)[:, None].expand_as(first_BP)
     first_n, second_n = first_BP.clamp(min=0).flatten(), second_BP.clamp(min=0).flatten()
-    return lane_BP.flatten(), first_n, second_n, there_BP.flatten()[:, None]
+    return slot_BP.flatten(), first_n, second_n, mask_BP.flatten()[:, None]

@@ -1,77 +1,60 @@
-"""Tables of which a training step touches only some rows, and the item scorer made of them."""
+"""Tables of which a training step reads a few rows, and the item scorer made of them. I items, H width of a query."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arnn_lightning.batch import Lookup
+from arnn_lightning.batch import IdKind
 
 
-def glorot_(weight: Tensor, fan_in: int, fan_out: int) -> None:
-    """Glorot uniform, +-sqrt(6 / (fan_in + fan_out)), in place (E12)."""
-    bound = (6.0 / (fan_in + fan_out)) ** 0.5
-    with torch.no_grad():
-        weight.uniform_(-bound, bound)
+class EmbeddingTable(nn.Module):
+    """A (rows, width) weight, looked up by ids.
 
+    In a training step with a row-wise optimizer ``weight`` stands for the few rows that the step reads, and
+    ``positions`` has the position of every id among them (optim/step.py): a step then costs the same whatever the
+    number of rows (E8). A lookup of any other id raises an IndexError there.
 
-def may_look(tensor: Tensor) -> bool:
-    """Whether its values may be asked for in a step: a GPU would have to finish everything before."""
-    return tensor.device.type == "cpu"
-
-
-class RowTable(nn.Module):
-    """A (rows, width) weight whose gradient in a step is sparse: only the rows that the step read (E8).
-
-    ``sparse`` is set by the optimizer's choice: dense optimizers such as Adam need dense gradients.
+    Args:
+        n_rows: number of rows.
+        width: width of a row.
+        ids: which ids index the table.
     """
 
-    def __init__(self, rows: int, width: int) -> None:
+    positions: Tensor | None
+
+    def __init__(self, n_rows: int, width: int, ids: IdKind = "item") -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(rows, width))
-        self.sparse = True
+        self.ids: IdKind = ids
+        self.weight = nn.Parameter(torch.zeros(n_rows, width))
+        self.register_buffer("positions", None, persistent=False)
 
-    def forward(self, ids: Tensor, rows: Lookup | None = None) -> Tensor:
-        """(...,) ids -> (..., width). ``rows``, where known, is their Lookup; ids themselves are then not read.
-
-        Elements with the same id then share one row of the gradient, added up before any optimizer squares it (E21).
-        """
-        if rows is None:
-            if torch.is_grad_enabled():
-                self.weight.read_by_ids = True  # type: ignore[attr-defined]  # nn/exchange.py
-            return F.embedding(ids, self.weight, sparse=self.sparse)
-        unique_RD = self.unique(rows.rows)
-        if rows.inverse.dim() == 1:  # a third of what indexing costs, there and back
-            return unique_RD.index_select(0, rows.inverse)
-        return unique_RD[rows.inverse]
-
-    def unique(self, rows_R: Tensor) -> Tensor:
-        """(R, width) of rows that are sorted and unique, as a Lookup's are.
-
-        The weight remembers them: a gradient that lies on this very tensor is known to have every row once.
-        """
-        self.weight.unique_rows = rows_R  # type: ignore[attr-defined]
-        return F.embedding(rows_R, self.weight, sparse=self.sparse)
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...,) ids -> (..., width)."""
+        if self.positions is not None:
+            ids = self.positions[ids]
+        if ids.dim() == 1:  # a third of the time of F.embedding, forward and backward
+            return self.weight.index_select(0, ids)
+        return F.embedding(ids, self.weight)
 
 
 class ItemScorer(nn.Module):
-    """score = query @ weight.T + bias; weight (I, H), bias (I). The paper's last layer, before its softmax."""
+    """score = query @ weight.T + bias (paper 3.4 and 3.5, before the softmax); weight (I, H), bias (I).
+
+    Weights are Glorot uniform, biases 0 (E12).
+    """
 
     def __init__(self, n_items: int, hidden_size: int) -> None:
         super().__init__()
-        self.items = RowTable(n_items, hidden_size)
-        self.bias = RowTable(n_items, 1)
-        glorot_(self.items.weight, n_items, hidden_size)
+        self.items = EmbeddingTable(n_items, hidden_size)
+        self.bias = EmbeddingTable(n_items, 1)
+        nn.init.xavier_uniform_(self.items.weight)
 
-    def some(self, query_BH: Tensor, rows_R: Tensor, own_C: Tensor | None = None) -> Tensor:
-        """Scores (B, R) of the items ``rows_R``, sorted and unique: only their weights are read (E8).
-
-        With ``own_C``, places among the rows: scores (B, C) of these alone. The gradient lies on all ``rows_R``.
-        """
-        bias_R1, item_RH = self.bias.unique(rows_R), self.items.unique(rows_R)
-        if own_C is not None:
-            bias_R1, item_RH = bias_R1.index_select(0, own_C), item_RH.index_select(0, own_C)
-        return torch.addmm(bias_R1.squeeze(1), query_BH, item_RH.T)
-
-    def all(self, query_BH: Tensor) -> Tensor:
-        """Scores (B, I) of the whole catalogue."""
-        return torch.addmm(self.bias.weight[:, 0], query_BH, self.items.weight.T)
+    def forward(self, query_BH: Tensor, columns_C: Tensor | None = None) -> Tensor:
+        """Raw scores (B, C) of the items ``columns_C``, or of all rows."""
+        bias_I1: Tensor = self.bias.weight
+        weight_IH: Tensor = self.items.weight
+        if columns_C is not None:
+            bias_I1, weight_IH = bias_I1.index_select(0, columns_C), weight_IH.index_select(0, columns_C)
+        elif len(bias_I1) < len(weight_IH):  # rows of a table that embeds, too: the candidates come first
+            weight_IH = weight_IH[: len(bias_I1)]
+        return torch.addmm(bias_I1[:, 0], query_BH, weight_IH.T)

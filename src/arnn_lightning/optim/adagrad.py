@@ -1,25 +1,29 @@
-"""Adagrad that touches only the rows of a sparse gradient."""
+"""Adagrad that updates only the rows of a table that a step read."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.nn.table import may_look
 
-_FIRST = torch.ones(())
+
+class RowUpdate(NamedTuple):
+    """Rows of a table and their gradient: ``ids`` (R,) each once, ``values`` and ``gradient`` (R, width)."""
+
+    ids: Tensor
+    values: Tensor
+    gradient: Tensor
 
 
 class RowAdagrad(Optimizer):
     """Adagrad (Duchi et al. 2011) with initial accumulator 0 and no learning-rate decay (E13).
 
-    accumulator += g^2;  step = -lr * g / (sqrt(accumulator) + eps): eps stands outside the root, as in torch.
-    A sparse gradient updates its own rows only, which without weight decay and momentum equals dense Adagrad (E21).
-    Weight decay (added to the gradient) and momentum then act on touched rows only, where dense Adagrad moves every
-    row: that is this project's stated choice.
+    accumulator += g^2;  step = -lr * g / (sqrt(accumulator) + eps): eps is outside the root, as in torch.
+    Rows passed to ``step`` are updated alone, which without weight decay and momentum equals dense Adagrad (E21).
+    Weight decay (added to the gradient) and momentum then act on these rows only, where dense Adagrad moves all.
 
     Args:
         params: parameters or groups.
@@ -32,7 +36,7 @@ class RowAdagrad(Optimizer):
         UserError: a negative or not finite setting.
     """
 
-    sparse_gradients = True
+    updates_rows = True
 
     def __init__(self, params: Iterable[Any], lr: float, eps: float, weight_decay: float, momentum: float) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay), ("momentum", momentum)):
@@ -41,114 +45,93 @@ class RowAdagrad(Optimizer):
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, rows: Mapping[nn.Parameter, RowUpdate] | None = None
+    ) -> float | None:
+        """Updates every parameter with a gradient, and single rows of the tables in ``rows``."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if self._fused(group):
-                self._step_fused(group)
-                continue
-            dense = []
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["accumulator"] = torch.zeros_like(weight)
-                    if group["momentum"]:
-                        state["velocity"] = torch.zeros_like(weight)
-                if weight.grad.is_sparse:
-                    self._update_rows(weight, weight.grad, state, group)
-                else:
-                    dense.append(weight)
-            if dense:
-                self._update_dense(dense, group)
+            if group["momentum"] or group["params"][0].device.type == "meta":
+                self._step_with_momentum(group, rows or {})
+            else:
+                self._step_fused(group, rows or {})
         return loss
 
-    def _fused(self, group: dict[str, Any]) -> bool:
-        return not group["momentum"] and all(weight.device.type == "cpu" for weight in group["params"])
-
-    def _step_fused(self, group: dict[str, Any]) -> None:
-        """One pass over the processor's memory instead of five, and one call for all weights and rows."""
-        found = [weight for weight in group["params"] if weight.grad is not None]
+    def _step_fused(self, group: dict[str, Any], rows: Mapping[nn.Parameter, RowUpdate]) -> None:
+        """One pass over memory instead of five, and one call for all tensors."""
         weights: list[Tensor] = []
         gradients, accumulators, gathered = [], [], []
-        for weight in found:
-            state = self.state[weight]
-            if not state:
-                state["accumulator"] = torch.zeros_like(weight)
-            accumulator = state["accumulator"]
-            if weight.grad.is_sparse:
-                rows, gradient = _unique_rows(weight, weight.grad)
-                gathered.append((weight, accumulator, rows, len(weights)))
-                weights.append(weight.index_select(0, rows))
-                accumulators.append(accumulator.index_select(0, rows))
-                gradients.append(gradient)
-            else:
+        for weight in group["params"]:
+            update = rows.get(weight)
+            if update is not None:
+                accumulator = self._state_of(weight)["accumulator"]
+                values, sums = update.values.detach(), accumulator.index_select(0, update.ids)
+                gathered.append((weight, accumulator, update.ids, values, sums))
+                weights.append(values)
+                gradients.append(update.gradient)
+                accumulators.append(sums)
+            elif weight.grad is not None:
                 weights.append(weight)
-                accumulators.append(accumulator)
                 gradients.append(weight.grad)
-        if not found:
+                accumulators.append(self._state_of(weight)["accumulator"])
+        if not weights:
             return
         torch._fused_adagrad_(
             weights,
             gradients,
             accumulators,
-            [_FIRST] * len(weights),  # the count of steps matters for a decay of the learning rate alone
+            [_one(weights[0].device)] * len(weights),  # the number of steps matters to a learning-rate decay only
             lr=group["lr"],
             lr_decay=0.0,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
         )
-        for weight, accumulator, rows, place in gathered:
-            weight.index_copy_(0, rows, weights[place])
-            accumulator.index_copy_(0, rows, accumulators[place])
+        for weight, accumulator, ids, values, sums in gathered:
+            weight.index_copy_(0, ids, values)
+            accumulator.index_copy_(0, ids, sums)
 
-    def _update_dense(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [cast(Tensor, weight.grad) for weight in weights]
-        if group["weight_decay"]:
-            gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
-        accumulators = [self.state[weight]["accumulator"] for weight in weights]
-        torch._foreach_addcmul_(accumulators, gradients, gradients)
-        divisors = torch._foreach_sqrt(accumulators)
-        torch._foreach_add_(divisors, group["eps"])
-        if not group["momentum"]:
-            torch._foreach_addcdiv_(weights, gradients, divisors, value=-group["lr"])
-            return
-        velocities = [self.state[weight]["velocity"] for weight in weights]
-        torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_addcdiv_(velocities, gradients, divisors, value=-group["lr"])
-        torch._foreach_add_(weights, velocities)
+    def _step_with_momentum(self, group: dict[str, Any], rows: Mapping[nn.Parameter, RowUpdate]) -> None:
+        for weight in group["params"]:
+            update = rows.get(weight)
+            state = self._state_of(weight)
+            if update is not None:
+                values = update.values.detach()
+                row_state = {name: whole.index_select(0, update.ids) for name, whole in state.items()}
+                _update(values, update.gradient, row_state, group)
+                weight.index_copy_(0, update.ids, values)
+                for name, whole in state.items():
+                    whole.index_copy_(0, update.ids, row_state[name])
+            elif weight.grad is not None:
+                _update(weight, weight.grad, state, group)
 
-    def _update_rows(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        rows, values = _unique_rows(weight, gradient)
-        if group["weight_decay"]:
-            values = values.add(weight.index_select(0, rows), alpha=group["weight_decay"])
-        accumulator = state["accumulator"].index_select(0, rows).addcmul_(values, values)
-        state["accumulator"].index_copy_(0, rows, accumulator)
-        step = values.div(accumulator.sqrt_().add_(group["eps"])).mul_(-group["lr"])
-        if group["momentum"]:
-            step.add_(state["velocity"].index_select(0, rows), alpha=group["momentum"])
-            state["velocity"].index_copy_(0, rows, step)
-        # Rows that are there twice have the same step twice, and are written, not added up.
-        weight.index_copy_(0, rows, weight.index_select(0, rows).add_(step))
+    def _state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[weight]
+        if not state:
+            state["accumulator"] = torch.zeros_like(weight)
+            if self.param_groups[0]["momentum"]:
+                state["velocity"] = torch.zeros_like(weight)
+        return state
 
 
-def _unique_rows(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and values of a sparse gradient, duplicates added: every row once, or every time with its whole value."""
-    rows, values = gradient._indices()[0], gradient._values()
-    known = getattr(weight, "unique_rows", None)  # nn/table.py
-    # The same memory, so the same rows: known without looking at them, for which a GPU would have to wait.
-    if known is not None and rows.data_ptr() == known.data_ptr() and len(rows) == len(known):
-        return rows, values
-    # Anything else (two reads of one table, raw ids) is added up here.
-    if may_look(rows):
-        gradient = gradient.coalesce()
-        return gradient.indices()[0], gradient.values()
-    in_order, order = rows.sort()
-    first = torch.cat([in_order.new_zeros(1), (in_order[1:] != in_order[:-1]).long()])
-    group = torch.empty_like(order).scatter_(0, order, first.cumsum(0))
-    return rows, torch.zeros_like(values).index_add_(0, group, values).index_select(0, group)
+def _update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:
+    """Adagrad with momentum of one tensor, in place."""
+    if group["weight_decay"]:
+        gradient = gradient.add(weight, alpha=group["weight_decay"])
+    divisor = state["accumulator"].addcmul_(gradient, gradient).sqrt().add_(group["eps"])
+    step = gradient.div(divisor).mul_(-group["lr"])
+    if group["momentum"]:
+        step = state["velocity"].mul_(group["momentum"]).add_(step)
+    weight.add_(step)
+
+
+_ONES: dict[torch.device, Tensor] = {}
+
+
+def _one(device: torch.device) -> Tensor:
+    if device not in _ONES:
+        _ONES[device] = torch.ones((), device=device)
+    return _ONES[device]

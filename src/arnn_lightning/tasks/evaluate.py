@@ -1,4 +1,4 @@
-"""task=evaluate: the test metrics of a checkpoint, which says itself which model and data it is."""
+"""task=evaluate: the test metrics of a checkpoint, which stores its model's and its data's config."""
 
 from pathlib import Path
 
@@ -7,65 +7,57 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.io import write_json
+from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PATHS
 from arnn_lightning.reporting.console import results_table
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.tasks.train import (
-    METRICS_FILE,
-    _set_up,
-    check_cutoffs,
-    paper_figures,
-    plain,
-    test,
-    write_json,
-)
-from arnn_lightning.training.checkpoint import build, load_weights, read_checkpoint
-from arnn_lightning.training.distributed import device, first_once, together
+from arnn_lightning.tasks.train import METRICS_FILE, check_cutoffs, metadata_maker, published_results
+from arnn_lightning.training.checkpoint import build_model, check_targets, load_weights, read_checkpoint
+from arnn_lightning.training.distributed import distributed_run, rank_zero_first
+from arnn_lightning.training.stage import evaluate_model, run_settings, to_container
 
 # The raw files may lie elsewhere by now; everything else comes from the checkpoint.
-MOVES = tuple(f"data.{key}" for key in PATHS)
+PATH_OVERRIDES = tuple(f"data.{key}" for key in PATHS)
 
 
 def run(config: DictConfig) -> None:
     """Evaluates ``checkpoint`` and writes metrics.json and test_ranks.parquet into the task's own folder."""
-    with together(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
+    with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
         _evaluate(config, folder)
 
 
 def _evaluate(config: DictConfig, folder: Path) -> None:
     checkpoint = read_checkpoint(config.checkpoint)
-    about = checkpoint["about"]
-    given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] in MOVES]
+    metadata = checkpoint["metadata"]
+    check_targets(metadata["model"], config.get("trusted_modules") or ())
+    given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] in PATH_OVERRIDES]
     moved = OmegaConf.from_dotlist(given).get("data", {})
     with open_dict(config):
-        config.model = OmegaConf.create(about["model"])
-        config.data = OmegaConf.create(about["data"])
+        config.model = OmegaConf.create(metadata["model"])
+        config.data = OmegaConf.create(metadata["data"])
         for key, place in moved.items():
             config.data[key] = place
-    prepared = first_once(lambda: prepare_data(config))
-    if prepared.folder.name != about["prepared"]:
+    prepared = rank_zero_first(lambda: prepare_data(config))
+    if prepared.folder.name != metadata["prepared"]:
         raise UserError(
-            f"{config.checkpoint} was trained on {about['prepared']}, the raw files here give {prepared.folder.name}"
+            f"{config.checkpoint} was trained on {metadata['prepared']}, the raw files here give {prepared.folder.name}"
         )
     check_cutoffs(config, prepared)
-    model = build(about["model"])
-    _set_up(model, config, config.model, prepared)
-    model.assemble()
+    model = build_model(metadata["model"], run_settings(config), metadata_maker(config, prepared))
     load_weights(model, checkpoint, config.checkpoint)
-    tested = test(model, config, prepared, [])
-    if device():
+    result = evaluate_model(model, prepared, config)
+    if rank_and_world_size()[0] != 0:
         return
-    tested.write(folder)
-    write_json(
-        folder / METRICS_FILE,
-        {
-            "data": config.data.name,
-            "model": config.model.name,
-            "seed": about["seed"],
-            "test": tested.metrics(list(config.evaluation.cutoffs)),
-            "manifest": prepared.manifest_sha256,
-        },
-    )
+    result.write(folder)
+    record = {
+        "data": config.data.name,
+        "model": config.model.name,
+        "seed": metadata["seed"],
+        "test": result.metrics(list(config.evaluation.cutoffs)),
+        "manifest": prepared.manifest_sha256,
+    }
+    write_json(folder / METRICS_FILE, record)
     title = f"{config.checkpoint} on {config.data.name}"
-    table = results_table([tested], title, paper_figures(config), plain(config.evaluation.bootstrap), config.seed)
-    Console().print(table)
+    bootstrap = to_container(config.evaluation.bootstrap)
+    Console().print(results_table([result], title, published_results(config), bootstrap, config.seed))

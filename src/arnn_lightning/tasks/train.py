@@ -1,137 +1,113 @@
-"""task=train: prepare, train (a model's parts first), test, and end with one table."""
+"""task=train: prepare, train (a model's encoders first), test, and end with one table."""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import seed_everything
+from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known, by_position, means
-from arnn_lightning.evaluation.result import Result, result
+from arnn_lightning.evaluation.result import Result
+from arnn_lightning.io import write_json
 from arnn_lightning.loggers.wandb import WandbRun
-from arnn_lightning.models.base import SessionModel
+from arnn_lightning.models import ARNN, Recommender
+from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import Prepared
 from arnn_lightning.reporting.console import difference_line, results_table
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.training.checkpoint import build, check_data, load_weights, read_checkpoint
-from arnn_lightning.training.distributed import agreed, device, first_once, together
-from arnn_lightning.training.stage import BEST, datamodule, train_stage, trainer
+from arnn_lightning.training.checkpoint import build_model
+from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
+from arnn_lightning.training.stage import (
+    BEST,
+    evaluate_model,
+    load_checkpoint_into,
+    run_settings,
+    to_container,
+    train_stage,
+    validate_model,
+)
 
 METRICS_FILE = "metrics.json"
 
 
-def train(config: DictConfig) -> float | None:
-    """Runs one experiment; returns the validation MRR@20 (None without validation), which sweepers maximise."""
-    with together(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
-        return _train(config, folder)
+def run(config: DictConfig, callbacks: Sequence[Callback] = ()) -> float | None:
+    """Runs one experiment; returns the validation value of the monitored metric (None without validation).
+
+    ``callbacks`` are added to the main model's training.
+    """
+    with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
+        if broadcast_from_rank_zero((folder / METRICS_FILE).is_file()):
+            if not config.resume:
+                raise UserError(
+                    f"{folder} already contains a finished run; pass resume=true to show its results, or use another "
+                    "hydra.run.dir"
+                )
+            return _print_saved_results(config, folder)
+        return _train(config, folder, callbacks)
 
 
-def _train(config: DictConfig, folder: Path) -> float | None:
-    if agreed((folder / METRICS_FILE).is_file()):
-        if not config.resume:
-            raise UserError(
-                f"{folder} holds a finished run; add resume=true to see it, or choose another hydra.run.dir"
-            )
-        return _show_finished(config, folder)
-    clock = Clock()
-    prepared = first_once(lambda: prepare_data(config))
-    clock.lap("prepare")
+def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback]) -> float | None:
+    stopwatch = Stopwatch()
+    prepared = rank_zero_first(lambda: prepare_data(config))
+    stopwatch.lap("prepare")
     check_cutoffs(config, prepared)
-    # Sizes measured from data have one place in the config, filled here.
-    _, dims = prepared.told(config.data.contexts.n_attributes)
-    config.model.dims = dims
-    for baseline in config.baselines.values():
-        baseline.dims = dims
-    loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values() if device() == 0]
-    dashboards = [logger for logger in loggers if isinstance(logger, WandbRun)]
+    fill_dims(config, prepared)
+    loggers = _make_loggers(config, folder)
     failed = True
     try:
-        for dashboard in dashboards:
-            dashboard.log_hyperparams(plain(config))
         seed_everything(config.seed, verbose=False)
-        model = build(plain(config.model))
-        _set_up(model, config, config.model, prepared)
-        parts: dict[str, Result] = {}
-        for role, part in model.parts.items():
-            _set_up(part, config, config.model[role], prepared, role)
-            _train_part(part, role, config, prepared, folder, loggers)
-            clock.lap(f"train_{role}")
-            parts[role] = test(part, config, prepared, loggers)  # now, while it has its scorer
-            clock.lap(f"test_{role}")
-        model.assemble()
-        stage = plain(config.model)
-        train_stage(model, datamodule(prepared, config, stage), config, stage, folder / "checkpoints", loggers)
-        clock.lap("train")
-        tested = test(model, config, prepared, loggers)
-        baselines = {
-            role: _baseline(baseline, config, prepared, folder / "checkpoints" / role)
-            for role, baseline in config.baselines.items()
-            if baseline.name != config.model.name
-        }
-        validation = _validation(model, config, prepared)
-        labels = {
-            "position": by_position(tested.ranks["position"]),
-            "known_attributes": by_known(tested.ranks["user"], prepared.users()),
-        }
-        for dashboard in dashboards:
-            for by, label in labels.items():
-                results = (*baselines.values(), *parts.values(), tested)
-                dashboard.log_groups(by, {one.name: means(one.ranks, label) for one in results})
-            dashboard.log_files(model.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
-        clock.lap("test")
+        model = build_model(to_container(config.model), run_settings(config), metadata_maker(config, prepared))
+        stage_results = _train_encoders(model, config, prepared, folder, loggers, stopwatch)
+        train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
+        stopwatch.lap("train")
+        result = evaluate_model(model, prepared, config, loggers)
+        baselines = _evaluate_baselines(config, prepared)
+        validation = validate_model(model, prepared, config)
+        _log_groups(loggers, prepared, [*baselines.values(), *stage_results.values(), result], folder)
+        stopwatch.lap("test")
         failed = False
     except KeyboardInterrupt:
-        if device():
-            raise
-        hydra = HydraConfig.get()
-        place = (
-            f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={os.path.relpath(folder)}"
-        )
-        sys.stderr.write(f"interrupted; go on with the same command and resume=true hydra.{place}\n")
+        if rank_and_world_size()[0] == 0:
+            sys.stderr.write(_how_to_resume(folder))
         raise
     finally:
-        for dashboard in dashboards:
-            dashboard.finish(failed)
-    if device():
-        return validation.get("mrr@20")
-    for role, one in [*parts.items(), *baselines.items()]:
-        one.write(folder, role)
-    tested.write(folder)
-    cutoffs = list(config.evaluation.cutoffs)
-    write_json(
-        folder / METRICS_FILE,
-        {
+        for logger in loggers:
+            if isinstance(logger, WandbRun):
+                logger.finish(failed)
+    if rank_and_world_size()[0] == 0:
+        for role, encoder_result in [*stage_results.items(), *baselines.items()]:
+            encoder_result.write(folder, role)
+        result.write(folder)
+        cutoffs = list(config.evaluation.cutoffs)
+        record = {
             "data": config.data.name,
             "model": config.model.name,
             "seed": config.seed,
-            "test": tested.metrics(cutoffs),
+            "test": result.metrics(cutoffs),
             "val": validation,
-            "parts": {role: {"model": one.name} | one.metrics(cutoffs) for role, one in parts.items()},
+            "parts": {role: {"model": one.name} | one.metrics(cutoffs) for role, one in stage_results.items()},
             "baselines": {role: {"model": one.name} | one.metrics(cutoffs) for role, one in baselines.items()},
             "manifest": prepared.manifest_sha256,
-            "seconds": clock.seconds,
-            "train_events_per_second": model.train_events_per_second,
-        },
-    )
-    _print(config, folder, [*baselines.values(), *parts.values(), tested])
+            "seconds": stopwatch.seconds,
+            "train_events_per_second": getattr(model, "train_events_per_second", None),
+        }
+        write_json(folder / METRICS_FILE, record)
+        _print_results(config, folder, [*baselines.values(), *stage_results.values(), result])
     return validation.get("mrr@20")
 
 
-class Clock:
+class Stopwatch:
     """Seconds of each part of a run."""
 
     def __init__(self) -> None:
@@ -144,19 +120,14 @@ class Clock:
         self._last = now
 
 
-def plain(config: Any) -> Any:
-    """A config as plain Python values, interpolations resolved."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-
-def paper_figures(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
+def published_results(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
     """The paper's Table 2 where the data set is one of the paper's."""
-    figures: Mapping[str, Mapping[str, float]] = (plain(config.data).get("paper") or {}).get("table2", {})
+    figures: Mapping[str, Mapping[str, float]] = (to_container(config.data).get("paper") or {}).get("table2", {})
     return figures
 
 
 def check_cutoffs(config: DictConfig, prepared: Prepared) -> None:
-    """Raises UserError where a K is larger than the catalogue: every item would be a hit."""
+    """Raises UserError where a K is not smaller than the catalogue: every item would be a hit."""
     n_items = int(prepared.dims["n_items"])
     for k in config.evaluation.cutoffs:
         if k >= n_items:
@@ -166,107 +137,108 @@ def check_cutoffs(config: DictConfig, prepared: Prepared) -> None:
             )
 
 
-@cache
-def check_compiler(device: torch.device) -> None:
-    """Raises UserError where torch.compile does not work, as without a C++ compiler."""
-    try:
-        torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever it is, it is told before anything is trained
-        cause = next(line for line in str(error).splitlines() if line.strip())
-        raise UserError(
-            f"performance.compile=true: torch.compile does not work here ({cause}); set performance.compile=false"
-        ) from error
+def fill_dims(config: DictConfig, prepared: Prepared) -> None:
+    """Sizes measured from data have one place in the config, ``dims``."""
+    _, dims = prepared.told(config.data.contexts.n_attributes)
+    config.model.dims = dims
+    for baseline in config.baselines.values():
+        baseline.dims = dims
 
 
-def about(config: DictConfig, model: DictConfig, prepared: Prepared) -> dict[str, Any]:
-    """What a checkpoint says of itself, enough to evaluate it in another process and folder."""
-    return {
-        "model": plain(model),
-        "data": OmegaConf.to_container(config.data, resolve=False),
+def metadata_maker(config: DictConfig, prepared: Prepared) -> Any:
+    """Makes the checkpoint metadata of a model: enough to evaluate it in another process and folder."""
+    data = OmegaConf.to_container(config.data, resolve=False)
+    version = prepared.manifest["version"]
+    return lambda model: {
+        "model": model,
+        "data": data,
         "prepared": prepared.folder.name,
         "seed": config.seed,
-        "version": prepared.manifest["version"],
+        "version": version,
     }
 
 
-def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: list[Logger]) -> Result:
-    """Ranks of every attempt of the test split."""
-    data = datamodule(prepared, config, {})
-    trainer(config, Path(), loggers, []).test(model, data.test_dataloader(), verbose=False)
-    split = pl.read_parquet(prepared.folder / "test.parquet")
-    return result(model.name, model.evaluated, split, config.evaluation.ties, model.listed)
+def _make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
+    if rank_and_world_size()[0] != 0:
+        return []
+    loggers: list[Logger] = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values()]
+    for logger in loggers:
+        logger.log_hyperparams(to_container(config))
+    return loggers
 
 
-def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared: Prepared, role: str = "") -> None:
-    model.prefix = f"{role}/" if role else ""
-    if config.trainer.precision not in ("32-true", "bf16-mixed"):
-        raise UserError(f"trainer.precision={config.trainer.precision}: choose 32-true or bf16-mixed")
-    model.bf16 = config.trainer.precision == "bf16-mixed"
-    if config.performance.compile:
-        check_compiler(model.device)
-        model.compile_inner()
-    model.ties = config.evaluation.ties
-    if hasattr(model, "cache_mb"):
-        model.cache_mb = config.performance.cache_mb
-    model.keeps_lists = config.evaluation.lists
-    model.cutoffs = sorted({20, *config.evaluation.cutoffs})
-    model.about = about(config, stage, prepared)
-    model.set_contexts(datamodule(prepared, config, {}).contexts())
+def _train_encoders(
+    model: Recommender,
+    config: DictConfig,
+    prepared: Prepared,
+    folder: Path,
+    loggers: Sequence[Logger],
+    stopwatch: Stopwatch,
+) -> dict[str, Result]:
+    """Trains and tests the models of ARNN's encoders, or loads them from ``pretrained``."""
+    results: dict[str, Result] = {}
+    for role, stage_model in (model.stages if isinstance(model, ARNN) else {}).items():
+        pretrained = config.pretrained[role]
+        if pretrained is not None:
+            load_checkpoint_into(stage_model, pretrained, prepared, f"pretrained.{role}: {pretrained}")
+        else:
+            stage = to_container(config.model[role])
+            train_stage(stage_model, prepared, config, stage, folder / "checkpoints" / role, loggers)
+        stopwatch.lap(f"train_{role}")
+        results[role] = evaluate_model(stage_model, prepared, config, loggers)
+        stopwatch.lap(f"test_{role}")
+    return results
 
 
-def _train_part(
-    part: SessionModel, role: str, config: DictConfig, prepared: Prepared, folder: Path, loggers: list[Logger]
-) -> None:
-    pretrained = config.pretrained[role]
-    if pretrained is not None:
-        checkpoint = read_checkpoint(pretrained)
-        check_data(checkpoint, prepared.folder.name, f"pretrained.{role}: {pretrained}")
-        load_weights(part, checkpoint, pretrained)
-        return
-    stage = plain(config.model[role])
-    train_stage(part, datamodule(prepared, config, stage), config, stage, folder / "checkpoints" / role, loggers)
+def _evaluate_baselines(config: DictConfig, prepared: Prepared) -> dict[str, Result]:
+    results = {}
+    for role, baseline in config.baselines.items():
+        if baseline.name != config.model.name:
+            settings = run_settings(config)
+            settings.log_prefix = f"{baseline.name}/"
+            model = build_model(to_container(baseline), settings, metadata_maker(config, prepared))
+            model.fit(prepared.sessions("train"))
+            results[str(role)] = evaluate_model(model, prepared, config)
+    return results
 
 
-def _baseline(config_model: DictConfig, config: DictConfig, prepared: Prepared, folder: Path) -> Result:
-    model = build(plain(config_model))
-    _set_up(model, config, config_model, prepared, config_model.name)
-    model.count(prepared.sessions("train"))
-    return test(model, config, prepared, [])
+def _log_groups(loggers: Sequence[Logger], prepared: Prepared, results: Sequence[Result], folder: Path) -> None:
+    ranks = results[-1].ranks
+    labels = {
+        "position": by_position(ranks["position"]),
+        "known_attributes": by_known(ranks["user"], prepared.users()),
+    }
+    for logger in loggers:
+        if isinstance(logger, WandbRun):
+            for by, label in labels.items():
+                logger.log_groups(by, {result.name: means(result.ranks, label) for result in results})
+            logger.log_files(results[-1].name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
 
 
-def _validation(model: SessionModel, config: DictConfig, prepared: Prepared) -> dict[str, float]:
-    data = datamodule(prepared, config, {})
-    if not data.has_validation:
-        return {}
-    (values,) = trainer(config, Path(), [], []).validate(model, data.val_dataloader(), verbose=False)
-    return {name.removeprefix(f"{model.prefix}val/"): value for name, value in values.items()}
+def _how_to_resume(folder: Path) -> str:
+    hydra = HydraConfig.get()
+    key = f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={os.path.relpath(folder)}"
+    return f"Interrupted. Resume with the same command plus resume=true hydra.{key}\n"
 
 
-def _print(config: DictConfig, folder: Path, results: list[Result]) -> None:
-    if device():
+def _print_results(config: DictConfig, folder: Path, results: list[Result]) -> None:
+    if rank_and_world_size()[0] != 0:
         return
     console = Console()
-    bootstrap = plain(config.evaluation.bootstrap)
-    title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} recommendation attempts"
-    console.print(results_table(results, title, paper_figures(config), bootstrap, config.seed))
+    bootstrap = to_container(config.evaluation.bootstrap)
+    title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} predictions"
+    console.print(results_table(results, title, published_results(config), bootstrap, config.seed))
     if "session" in config.model:
-        session = next(one for one in results if one.name == config.model.session.name)
+        session = next(result for result in results if result.name == config.model.session.name)
         console.print(difference_line(results[-1], session, bootstrap, config.seed), soft_wrap=True)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 
-def _show_finished(config: DictConfig, folder: Path) -> float | None:
+def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
     metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
     roles = [*metrics["baselines"].items(), *metrics["parts"].items()]
-    results = [Result.read(one["model"], folder, role) for role, one in roles]
+    results = [Result.read(entry["model"], folder, role) for role, entry in roles]
     results.append(Result.read(metrics["model"], folder))
-    _print(config, folder, results)
+    _print_results(config, folder, results)
     value = metrics["val"].get("mrr@20")
     return None if value is None else float(value)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON under a temporary name, then renames."""
-    temporary = path.with_name(f".{path.name}.unfinished")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)

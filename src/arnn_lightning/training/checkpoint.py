@@ -1,8 +1,9 @@
 """Checkpoints are data: plain tensors and values, read with ``weights_only`` and built from a config of known parts."""
 
+import copy
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,68 +11,92 @@ import torch
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
-from arnn_lightning.models.base import LAYOUT, SessionModel
+from arnn_lightning.io import atomic_path
+from arnn_lightning.models.base import CHECKPOINT_VERSION, Recommender, RunSettings
 
-# What a model's config may name: a checkpoint's config comes from outside, and `_target_` is a call.
-_ALLOWED_TARGETS = ("arnn_lightning.", "torch.optim.")
+Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+# What a checkpoint's config may name: it comes from outside, and `_target_` is a call.
+_TRUSTED = (
+    "arnn_lightning.models.",
+    "arnn_lightning.encoders.",
+    "arnn_lightning.losses.",
+    "arnn_lightning.optim.",
+    "torch.optim.",
+)
+# Keys of a model's config that configure its training, not the model.
+TRAINING_KEYS = ("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives")
+ROLES = ("session", "context")
 
 
-def build(config: Mapping[str, Any]) -> SessionModel:
-    """Makes a model from its resolved config (the ``model`` group).
+def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Metadata | None = None) -> Recommender:
+    """Makes a model from its resolved config (the ``model`` group), its encoders' models first.
 
-    Raises:
-        UserError: a ``_target_`` outside of this package's models and torch's optimizers.
+    Args:
+        config: the model's config.
+        settings: of the run; the models of ARNN's encoders get their role as the prefix of logged names.
+        metadata: makes the checkpoint metadata from a model's config.
     """
-    _check_targets(config)
-    arguments = {key: value for key, value in config.items() if key not in STAGE_KEYS}
-    for role in ("session", "context"):
+    settings = copy.copy(settings)
+    settings.metadata = metadata(config) if metadata is not None else settings.metadata
+    arguments = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
+    stages = {}
+    for role in ROLES:
         if role in arguments:
-            arguments[role] = build(arguments[role])
-    model: SessionModel = instantiate(arguments, _convert_="all")
+            stage_settings = copy.copy(settings)
+            stage_settings.log_prefix = f"{role}/"
+            stages[role] = build_model(arguments.pop(role), stage_settings, metadata)
+    make = instantiate(arguments, _partial_=True, _convert_="all")
+    model: Recommender = make(settings=settings, **stages)
     return model
 
 
-# Keys of a model's config that tell the training stage, not the model.
-STAGE_KEYS = ("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives")
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint of this project; never executes what it holds.
+    """Reads a checkpoint of this project; executes nothing that it contains.
 
     Raises:
-        UserError: no such file, not a checkpoint, one that carries code, or one that was not written by this project or
-            by another version of it.
+        UserError: no such file, not a checkpoint, one that contains code, or one of another program or format version.
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"no checkpoint {file}; a run keeps its own under RUN/checkpoints/best.ckpt")
+        raise UserError(f"no checkpoint at {file} (runs save theirs to RUN/checkpoints/best.ckpt)")
     if not zipfile.is_zipfile(file):
-        raise UserError(f"{file}: damaged, or no checkpoint at all")
+        raise UserError(f"{file}: damaged or not a checkpoint")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{file}: refused, it holds more than tensors and plain values and could run code") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: damaged, or no checkpoint at all") from error
-    if not isinstance(checkpoint, dict) or "about" not in checkpoint or "state_dict" not in checkpoint:
-        raise UserError(f"{file}: not a checkpoint of arnn-lightning")
-    layout = checkpoint.get("layout", 1)
-    if layout != LAYOUT:
         raise UserError(
-            f"{file}: a checkpoint of layout {layout}, this version of arnn-lightning reads layout {LAYOUT}; "
-            "use the version that wrote it, or train again"
+            f"{file}: refused: contains pickled objects other than tensors and plain values, which could execute code"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: damaged or not a checkpoint") from error
+    if not isinstance(checkpoint, dict) or "metadata" not in checkpoint or "state_dict" not in checkpoint:
+        raise UserError(f"{file}: not a checkpoint of arnn-lightning")
+    version = checkpoint.get("version", 1)
+    if version != CHECKPOINT_VERSION:
+        raise UserError(
+            f"{file}: checkpoint format version {version}; this release reads version {CHECKPOINT_VERSION}; use the "
+            "release that wrote it, or train again"
         )
     return checkpoint
 
 
-def check_data(checkpoint: Mapping[str, Any], prepared: str | None, path: str | Path) -> None:
-    """Raises UserError where the checkpoint's weights were learnt on another data set than ``prepared``."""
-    trained_on = checkpoint["about"].get("prepared")
+def save_model(model: Recommender, path: Path) -> None:
+    """Writes the checkpoint of a model that no Trainer trained."""
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    with atomic_path(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def require_same_dataset(checkpoint: Mapping[str, Any], prepared: str | None, path: str | Path) -> None:
+    """Raises UserError where the checkpoint's weights were trained on another data set than ``prepared``."""
+    trained_on = checkpoint["metadata"].get("prepared")
     if trained_on != prepared:
         raise UserError(f"{path} was trained on {trained_on}, this run is on {prepared}")
 
 
-def load_weights(model: SessionModel, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+def load_weights(model: Recommender, checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Loads the checkpoint's weights into ``model``.
 
     Raises:
@@ -81,16 +106,20 @@ def load_weights(model: SessionModel, checkpoint: Mapping[str, Any], path: str |
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         detail = " ".join(str(error).split())
-        raise UserError(f"{path}: its weights do not fit this model: {detail[:300]}") from error
+        raise UserError(f"{path}: the weights do not fit this model: {detail[:300]}") from error
 
 
-def _check_targets(config: Any) -> None:
+def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
+    """Raises UserError where a checkpoint's config names a ``_target_`` outside of this package's models and ``trusted``."""
     if isinstance(config, Mapping):
         target = config.get("_target_")
-        if target is not None and not str(target).startswith(_ALLOWED_TARGETS):
-            raise UserError(f"_target_: {target} is no model, optimizer or loss of {', '.join(_ALLOWED_TARGETS)}")
+        if target is not None and not str(target).startswith((*_TRUSTED, *(f"{name}." for name in trusted))):
+            raise UserError(
+                f"_target_ {target} is not in a trusted module (trusted: {', '.join([*_TRUSTED, *trusted])}); add its "
+                "module to trusted_modules to allow it"
+            )
         for value in config.values():
-            _check_targets(value)
+            check_targets(value, trusted)
     elif isinstance(config, list):
         for value in config:
-            _check_targets(value)
+            check_targets(value, trusted)

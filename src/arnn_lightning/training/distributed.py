@@ -1,6 +1,6 @@
-"""Many processes, one per device, that do one run: how they start, what they agree on, how they end together.
+"""Many processes, one per device, that do one run: how they start, what they agree on, how they end distributed_run.
 
-Processes, rendezvous and devices are Lightning's (its own launcher, torchrun, SLURM). What it leaves to its users is
+ManualDDPStrategy, rendezvous and devices are Lightning's (its own launcher, torchrun, SLURM). What it leaves to its users is
 here: an error in one process ends all of them, with its one line and its exit code, even where the others wait in a
 message that will never come.
 """
@@ -39,7 +39,7 @@ _PATIENCE = 60  # seconds that a process that has failed waits for the others to
 _LOOK = 0.5  # seconds between two looks at whether another process has failed
 
 
-class Processes(DDPStrategy):
+class ManualDDPStrategy(DDPStrategy):
     """Lightning's DDP without its wrapper: a window holds many optimizer steps, and the model itself exchanges their
     gradients (nn/exchange.py).
 
@@ -68,7 +68,7 @@ def devices() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def agreed(value: T) -> T:
+def broadcast_from_rank_zero(value: T) -> T:
     """The first process's value, in all of them; the others wait for it."""
     if devices() == 1:
         return value
@@ -77,7 +77,7 @@ def agreed(value: T) -> T:
     return held[0]
 
 
-def first_once(make: Callable[[], T]) -> T:
+def rank_zero_first(make: Callable[[], T]) -> T:
     """Makes it in the first process, then in the others, which find what that one has written."""
     made = make() if device() == 0 else None
     if devices() > 1:
@@ -97,13 +97,13 @@ def make_trainer(config: DictConfig, **settings: Any) -> Trainer:
         if isinstance(error.__cause__, MisconfigurationException):
             raise UserError(f"trainer: {' '.join(str(error.__cause__).split())}") from error
         raise
-    if made.world_size > 1 and not isinstance(made.strategy, Processes):
+    if made.world_size > 1 and not isinstance(made.strategy, ManualDDPStrategy):
         raise UserError(f"{made.world_size} devices need trainer=ddp")
     return made
 
 
 @contextmanager
-def together(config: DictConfig, folder: Path) -> Iterator[Path]:
+def distributed_run(config: DictConfig, folder: Path) -> Iterator[Path]:
     """Starts the other processes of a run on many devices, or joins them; nothing on one device.
 
     Args:
@@ -118,7 +118,7 @@ def together(config: DictConfig, folder: Path) -> Iterator[Path]:
         return
     made = make_trainer(config, logger=False, enable_progress_bar=False, enable_checkpointing=False)
     strategy = made.strategy
-    if made.world_size == 1 or not isinstance(strategy, Processes):
+    if made.world_size == 1 or not isinstance(strategy, ManualDDPStrategy):
         yield folder
         return
     _refuse_sweeps(strategy)
@@ -129,7 +129,7 @@ def together(config: DictConfig, folder: Path) -> Iterator[Path]:
     strategy.launcher.launch(strategy.setup_environment, trainer=made)
     end, common = CommonEnd(strategy), folder
     try:
-        common, logs = agreed((folder, [Path(one.baseFilename) for one in _log_files()]))
+        common, logs = broadcast_from_rank_zero((folder, [Path(one.baseFilename) for one in _log_files()]))
         if device():
             _leave(folder, common, logs)
         yield common
@@ -153,7 +153,7 @@ class CommonEnd:
     other process looks there and ends its own at once, which may be waiting in a message.
     """
 
-    def __init__(self, strategy: Processes) -> None:
+    def __init__(self, strategy: ManualDDPStrategy) -> None:
         self.ends = False  # of its own accord: no more looks
         environment = strategy.cluster_environment
         assert environment is not None
@@ -205,7 +205,7 @@ class CommonEnd:
         time.sleep(3 * _LOOK)
 
 
-def _find_first(strategy: Processes) -> None:
+def _find_first(strategy: ManualDDPStrategy) -> None:
     """Waits until the first process can be reached; Lightning would wait an hour for one that was killed by now."""
     environment = strategy.cluster_environment
     assert environment is not None
@@ -224,7 +224,7 @@ def _find_first(strategy: Processes) -> None:
             time.sleep(_LOOK)
 
 
-def _refuse_sweeps(strategy: Processes) -> None:
+def _refuse_sweeps(strategy: ManualDDPStrategy) -> None:
     """Lightning starts the other processes by this one's command line, which is not that of one job of a sweep.
 
     A cluster may start all processes of a job; then each runs that job alone.
@@ -236,7 +236,7 @@ def _refuse_sweeps(strategy: Processes) -> None:
         raise UserError("--multirun cannot be used with trainer=ddp on one machine: start one run after the other")
 
 
-def _check_started(strategy: Processes) -> None:
+def _check_started(strategy: ManualDDPStrategy) -> None:
     """Raises UserError where torchrun or a cluster started another number of processes than the config says."""
     assert strategy.cluster_environment is not None
     try:

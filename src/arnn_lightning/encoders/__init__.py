@@ -1,0 +1,9 @@
+"""Encoders: one event per batch slot and a state -> a query and the next state."""
+
+from arnn_lightning.encoders.arnn import ARNNEncoder
+from arnn_lightning.encoders.base import SessionEncoder
+from arnn_lightning.encoders.concat import ConcatEncoder
+from arnn_lightning.encoders.gru4rec import GRU4RecEncoder
+from arnn_lightning.encoders.pnn import PNNEncoder
+
+__all__ = ["ARNNEncoder", "ConcatEncoder", "GRU4RecEncoder", "PNNEncoder", "SessionEncoder"]

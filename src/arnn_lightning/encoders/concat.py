@@ -1,0 +1,45 @@
+"""PNN without its product layer, fully connected layer and batch normalisation: an ablation.
+
+The query is the plain concatenation of the field embeddings: the previous item's, the sum of the present two-valued
+fields', and one for each single-valued field.
+
+B batch slots, M two-valued fields, S single-valued fields, D embedding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arnn_lightning.batch import State, StepInput
+from arnn_lightning.encoders.base import SessionEncoder
+from arnn_lightning.nn.table import EmbeddingTable
+
+
+class ConcatEncoder(SessionEncoder):
+    """Concatenated field embeddings (B, (S + 2) D).
+
+    Args:
+        n_items: size of the catalogue.
+        n_categories: number of categories of all single-valued fields together.
+        n_single: S.
+        n_binary: M.
+        embedding_size: D of every field.
+    """
+
+    uses_contexts = True
+
+    def __init__(self, n_items: int, n_categories: int, n_single: int, n_binary: int, embedding_size: int) -> None:
+        super().__init__()
+        self.hidden_size = embedding_size * (n_single + 2)
+        self.item_embedding = EmbeddingTable(n_items, embedding_size)
+        self.single_embedding = EmbeddingTable(n_categories, embedding_size, ids="single")
+        self.binary_embedding = nn.Parameter(torch.empty(n_binary + 1, embedding_size))  # the last row is padding
+        for weight in (self.item_embedding.weight, self.single_embedding.weight, self.binary_embedding):
+            nn.init.xavier_uniform_(weight)
+
+    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
+        active_BA, padding = step.contexts.active, len(self.binary_embedding) - 1
+        present_BAD = F.embedding(torch.where(active_BA < 0, padding, active_BA), self.binary_embedding)
+        binary_BD = (present_BAD * (active_BA >= 0)[:, :, None]).sum(1)
+        single_BSD = self.single_embedding(step.contexts.single)
+        return torch.cat([self.item_embedding(step.item), binary_BD, single_BSD.flatten(1)], 1), state

@@ -1,0 +1,215 @@
+"""Session-parallel chunks of one split. K steps in a chunk, B batch slots, N extra negatives, I items."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from arnn_lightning.batch import BatchChunk, ChunkSpec, Contexts, Ragged, RowSource, TrainChunk
+from arnn_lightning.loading.negatives import PopularitySampler
+from arnn_lightning.loading.schedule import EMPTY, session_parallel_schedule
+from arnn_lightning.preprocessing.sessions import Sessions
+
+ChunkIndex = tuple[int, int]  # (epoch, chunk)
+NegativeScope = Literal["global", "local"]
+
+
+class SessionParallelDataset(Dataset[BatchChunk]):
+    """The chunks of one split: the schedule of an epoch, cut every ``steps_per_chunk`` steps.
+
+    Each of ``n_devices`` computes the same schedule of all their slots; ``device`` takes its ``batch_size`` of them.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        users: np.ndarray,
+        batch_size: int,
+        steps_per_chunk: int,
+        device: int = 0,
+        n_devices: int = 1,
+    ) -> None:
+        self.sessions = sessions
+        self.users = users
+        self.steps_per_chunk = steps_per_chunk
+        self.device = device
+        self.n_devices = n_devices
+        self.local_slots = slice(device * batch_size, (device + 1) * batch_size)
+        self.schedule = session_parallel_schedule(sessions.offset, n_devices * batch_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.schedule.event) // self.steps_per_chunk)
+
+    def __getitem__(self, index: ChunkIndex) -> BatchChunk:
+        return BatchChunk(*(field[:, self.local_slots] for field in self.global_chunk(index[1])))
+
+    def global_chunk(self, chunk: int) -> BatchChunk:
+        """The chunk of all devices' slots."""
+        cut = slice(chunk * self.steps_per_chunk, (chunk + 1) * self.steps_per_chunk)
+        event, session = self.schedule.event[cut], self.schedule.session[cut]
+        valid = event != EMPTY
+        # Empty slots repeat a valid one, so that they read no row of their own (E29).
+        slot = np.where(valid, np.arange(event.shape[1]), valid.argmax(1)[:, None])
+        event, session = np.take_along_axis(event, slot, 1), np.take_along_axis(session, slot, 1)
+        fields = {
+            "item": self.sessions.item[event],
+            # A session's last event is never an input, so event + 1 is in the same session.
+            "target": self.sessions.item[event + 1],
+            "user": self.users[session],
+            "session": np.where(valid, self.sessions.session[session], EMPTY),
+            "position": np.where(valid, event - self.sessions.offset[session] + 1, 0),
+            "is_session_start": self.schedule.is_session_start[cut],
+            "valid": valid,
+        }
+        return BatchChunk(**{name: torch.from_numpy(values) for name, values in fields.items()})
+
+
+class TrainDataset(Dataset[TrainChunk]):
+    """Training chunks: candidates, and the rows that each step reads, computed for a chunk at once.
+
+    Columns are the distinct items among the slots' targets and the extra negatives. log q: a column chosen at random
+    beside a slot's positive, of B - 1 other slots' targets and N extra items, shows an item with probability
+    q = ((B - 1) p + N s) / (B - 1 + N), p its share of the training targets and s its share under popularity^alpha. One
+    q for all columns, whichever way an item came in: a positive and a negative that are the same item must be corrected
+    alike.
+
+    Args:
+        chunks: the training split.
+        sampler: of the extra negatives.
+        contexts: every user's context codes.
+        spec: what the model reads.
+        n_items: I.
+        batch_size: B of one device.
+        negatives: on many devices, whether a slot's negatives are ``global`` or of its own device (``local``).
+    """
+
+    def __init__(
+        self,
+        chunks: SessionParallelDataset,
+        sampler: PopularitySampler,
+        contexts: Contexts,
+        spec: ChunkSpec,
+        n_items: int,
+        batch_size: int,
+        negatives: NegativeScope = "global",
+    ) -> None:
+        self.chunks = chunks
+        self.sampler = sampler
+        self.contexts = contexts
+        self.spec = spec
+        self.n_items = n_items
+        self.batch_size = batch_size
+        self.local = negatives == "local" and chunks.n_devices > 1
+        n_slots = batch_size * (1 if self.local else chunks.n_devices)
+        self.log_q: Tensor | None = None
+        if spec.log_q:
+            sessions, n_sample = chunks.sessions, sampler.n_sample
+            targets = np.bincount(np.delete(sessions.item, sessions.offset[:-1]), minlength=n_items)
+            q = ((n_slots - 1) * targets / targets.sum() + n_sample * sampler.probability) / (n_slots - 1 + n_sample)
+            with np.errstate(divide="ignore"):  # an item that no column shows
+                self.log_q = torch.from_numpy(np.log(q)).float()
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: ChunkIndex) -> TrainChunk:
+        batch = self.chunks.global_chunk(index[1])
+        local, sources = self.chunks.local_slots, self.spec.row_sources
+        rows: dict[RowSource, Ragged] = {}
+        positive, counts, columns, log_q = batch.target[:, local], None, None, None
+        if not self.spec.full_catalogue:
+            candidates, positive, counts, columns, log_q = self._candidates(index, batch)
+            if sources & {"candidate", "item_and_candidate"}:
+                rows["candidate"] = candidates
+            if "item_and_candidate" in sources:
+                rows["item_and_candidate"] = _with_others(candidates, unique_ids(batch.item).ids, self.n_items)
+        if "item" in sources:
+            rows["item"] = unique_ids(batch.item).ids
+        if "single" in sources:
+            rows["single"] = unique_ids(self.contexts.single[batch.user].flatten(1)).ids
+        valid = batch.valid[:, local]
+        return TrainChunk(
+            number=index[1],
+            item=batch.item[:, local],
+            user=batch.user[:, local],
+            positive=positive,
+            is_session_start=batch.is_session_start[:, local],
+            valid=valid,
+            all_valid=valid.all(1).numpy(),
+            rows=rows,
+            counts=counts,
+            columns=columns,
+            log_q=log_q,
+        )
+
+    def _candidates(
+        self, index: ChunkIndex, batch: BatchChunk
+    ) -> tuple[Ragged, Tensor, Ragged, Ragged | None, Ragged | None]:
+        """The scorer's rows; positives, counts, columns and log q of this device's columns, see ``Candidates``."""
+        epoch, chunk = index
+        n_steps, first_step = len(batch.target), chunk * self.chunks.steps_per_chunk
+        # With local negatives every device samples its own, and has its own share of the rows as columns.
+        n_shares, share = (self.chunks.n_devices, self.chunks.device) if self.local else (1, 0)
+        sampled = [
+            torch.from_numpy(self.sampler.sample(epoch, first_step, n_steps, device)) for device in range(n_shares)
+        ]
+        shares = [torch.cat(pair, 1) for pair in zip(batch.target.chunk(n_shares, 1), sampled, strict=True)]
+        rows = unique_ids(torch.cat(shares, 1))
+        valid = batch.valid.chunk(n_shares, 1)[share]
+        # In a step without a valid slot nothing of the share matters, but it must have some column.
+        valid = valid | ~valid.any(1, keepdim=True)
+        weight = torch.cat([valid, torch.ones_like(sampled[share], dtype=torch.bool)], 1).float()
+        ids, columns, distinct = rows.ids.flat, None, rows
+        if self.local:
+            distinct = unique_ids(rows.position.chunk(n_shares, 1)[share])
+            columns = distinct.ids
+            ids = ids[columns.flat + torch.from_numpy(np.repeat(_starts(rows.ids), columns.sizes))]
+        sizes = distinct.ids.sizes
+        counted = distinct.position + torch.from_numpy(_starts(distinct.ids))[:, None]
+        counts = torch.zeros(len(ids)).index_add_(0, counted.flatten(), weight.flatten())
+        if not self.spec.row_sources:
+            columns = Ragged(ids, sizes)
+        log_q = None if self.log_q is None else Ragged(self.log_q[ids], sizes)
+        slots = slice(0, self.batch_size) if self.local else self.chunks.local_slots
+        return rows.ids, distinct.position[:, slots], Ragged(counts, sizes), columns, log_q
+
+
+class UniqueIds(NamedTuple):
+    """The distinct ids of every step, sorted, and the (K, C) position of every element among its step's ids."""
+
+    ids: Ragged
+    position: Tensor
+
+
+def unique_ids(ids_KC: Tensor) -> UniqueIds:
+    """Distinct ids of every step, all steps at once."""
+    n_steps = len(ids_KC)
+    stride = int(ids_KC.max()) + 1
+    key = ids_KC + torch.arange(n_steps)[:, None] * stride
+    if stride <= 8 * ids_KC.shape[1]:  # marking all ids is faster than sorting
+        is_present = torch.zeros(n_steps * stride, dtype=torch.bool)
+        is_present[key] = True
+        unique, inverse = is_present.nonzero()[:, 0], (is_present.cumsum(0) - 1)[key]
+    else:
+        unique, inverse = torch.unique(key, return_inverse=True)
+    step_of = unique // stride
+    bounds = torch.searchsorted(step_of, torch.arange(n_steps + 1))
+    return UniqueIds(Ragged(unique - step_of * stride, bounds.diff().numpy()), inverse - bounds[:-1, None])
+
+
+def _with_others(first: Ragged, second: Ragged, n_ids: int) -> Ragged:
+    """Every step's ids of ``first``, then those of ``second`` that are not in ``first``."""
+    step_1, step_2 = (np.repeat(np.arange(len(ids.sizes)), ids.sizes) for ids in (first, second))
+    is_other = ~np.isin(second.flat.numpy() + step_2 * n_ids, first.flat.numpy() + step_1 * n_ids)
+    step = np.concatenate([step_1, step_2[is_other]])
+    flat = torch.cat([first.flat, second.flat[torch.from_numpy(is_other)]])
+    order = torch.from_numpy(np.argsort(step, kind="stable"))
+    return Ragged(flat[order], np.bincount(step, minlength=len(first.sizes)))
+
+
+def _starts(ragged: Ragged) -> np.ndarray:
+    """Where each step's part starts."""
+    starts: np.ndarray = np.cumsum(ragged.sizes) - ragged.sizes
+    return starts

@@ -1,0 +1,33 @@
+"""Extra negatives: items sampled in addition to the other slots' targets."""
+
+import numpy as np
+
+
+class PopularitySampler:
+    """Samples items with replacement by popularity^alpha, whatever the targets are.
+
+    alpha 0 samples all items alike, also those without a training event. A sample depends on seed, epoch, step and
+    device alone (E27), so that chunks of any length contain the same samples.
+
+    Args:
+        item_events: (I,) training events of every item.
+        n_sample: samples per step N.
+        alpha: the exponent.
+        seed: of the samples.
+    """
+
+    def __init__(self, item_events: np.ndarray, n_sample: int, alpha: float, seed: int) -> None:
+        self.n_sample = n_sample
+        self.seed = seed
+        popularity = item_events.astype(np.float64) ** alpha
+        self.probability = popularity / popularity.sum()
+        self._cumulative = np.cumsum(self.probability)
+
+    def sample(self, epoch: int, first_step: int, n_steps: int, device: int = 0) -> np.ndarray:
+        """(n_steps, N) items for steps ``first_step`` onwards."""
+        # A counter-based generator, whose counter is set to the step's place: four numbers for each increment.
+        per_step = -(-self.n_sample // 4)
+        key = np.random.SeedSequence([self.seed, epoch, device]).generate_state(2, np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key, counter=first_step * per_step))
+        uniform = generator.random((n_steps, 4 * per_step))[:, : self.n_sample]
+        return np.searchsorted(self._cumulative, uniform, side="right").clip(max=len(self._cumulative) - 1)
