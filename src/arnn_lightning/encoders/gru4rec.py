@@ -62,6 +62,6 @@ class GRU4RecEncoder(SessionEncoder):
         next_hidden = []
         for to_gates, cell, hidden_BH in zip(self.inputs, self.cells, hidden_LBH.unbind(), strict=True):
             new_BH = cell(to_gates(x), hidden_BH)
-            x = F.dropout(new_BH, self.dropout_hidden, self.training)
+            x = F.dropout(new_BH, self.dropout_hidden) if self.training and self.dropout_hidden else new_BH
             next_hidden.append(x if self.carry_dropout else new_BH)
         return x, (torch.stack(next_hidden) if len(next_hidden) > 1 else next_hidden[0][None],)

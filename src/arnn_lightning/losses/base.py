@@ -166,4 +166,4 @@ def mean_over_batch(loss_B: Tensor, valid_B: Tensor | None) -> Tensor:
     Divided by the valid slots instead, the last steps of an epoch, where few slots still have a session, would move the
     weights as far as full steps do, on a handful of events; behind a batch normalisation that ruins a trained model.
     """
-    return (loss_B if valid_B is None else torch.where(valid_B, loss_B, 0)).mean()
+    return loss_B.mean() if valid_B is None else torch.where(valid_B, loss_B, 0).mean()

@@ -84,7 +84,7 @@ class SessionRecommender(Recommender):
         return scores_NI
 
     def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
-        return count_ranks_of_products(query_NH, target_N, self.scorer.items.weight, self.scorer.bias.weight[:, 0])
+        return count_ranks_of_products(query_NH, target_N, self.scorer.items.weight, self.scorer.bias.weight)
 
     # Training
 
@@ -139,24 +139,19 @@ class SessionRecommender(Recommender):
         """
         assert self._train_step is not None
         n_steps = len(chunk.item)
-        rows = {source: ragged.split() for source, ragged in chunk.rows.items()}
-        counts, columns, log_q = (
+        sources, *ids = chunk.rows.keys(), *(ragged.split() for ragged in chunk.rows.values())
+        rows = [dict(zip(sources, step_ids, strict=True)) for step_ids in zip(*ids, strict=True)] or [{}] * n_steps
+        columns = [
             [None] * n_steps if ragged is None else ragged.split()
             for ragged in (chunk.counts, chunk.columns, chunk.log_q)
-        )
+        ]
+        candidates = map(Candidates, chunk.positive.unbind(), *columns)
         losses = []
-        for k, ((step, keep_B1), positive) in enumerate(
-            zip(self.step_inputs(chunk), chunk.positive.unbind(), strict=True)
-        ):
-            state = tuple(part * keep_B1 for part in state)
+        for k, ((step, keep_B1), step_candidates) in enumerate(zip(self.step_inputs(chunk), candidates, strict=True)):
+            state = tuple([part * keep_B1 for part in state])
             step, state = self.precompute(step, state, (chunk.number, k))
-            loss, state = self._train_step(
-                step,
-                Candidates(positive, counts[k], columns[k], log_q[k]),
-                state,
-                {source: ids[k] for source, ids in rows.items()},
-                last_update if k == n_steps - 1 else None,
-            )
+            update = last_update if k == n_steps - 1 else None
+            loss, state = self._train_step(step, step_candidates, state, rows[k], update)
             losses.append(loss)
         return torch.stack(losses), state
 

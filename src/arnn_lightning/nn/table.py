@@ -8,7 +8,7 @@ from arnn_lightning.batch import IdKind
 
 
 class EmbeddingTable(nn.Module):
-    """A (rows, width) weight, looked up by ids.
+    """A (rows, width) weight, or (rows,), looked up by ids.
 
     In a training step with a row-wise optimizer ``weight`` stands for the few rows that the step reads, and
     ``positions`` has the position of every id among them (optim/step.py): a step then costs the same whatever the
@@ -16,16 +16,16 @@ class EmbeddingTable(nn.Module):
 
     Args:
         n_rows: number of rows.
-        width: width of a row.
+        width: width of a row; None: a row is a number.
         ids: which ids index the table.
     """
 
     positions: Tensor | None
 
-    def __init__(self, n_rows: int, width: int, ids: IdKind = "item") -> None:
+    def __init__(self, n_rows: int, width: int | None, ids: IdKind = "item") -> None:
         super().__init__()
         self.ids: IdKind = ids
-        self.weight = nn.Parameter(torch.zeros(n_rows, width))
+        self.weight = nn.Parameter(torch.zeros(n_rows) if width is None else torch.zeros(n_rows, width))
         self.register_buffer("positions", None, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -46,15 +46,15 @@ class ItemScorer(nn.Module):
     def __init__(self, n_items: int, hidden_size: int) -> None:
         super().__init__()
         self.items = EmbeddingTable(n_items, hidden_size)
-        self.bias = EmbeddingTable(n_items, 1)
+        self.bias = EmbeddingTable(n_items, None)
         nn.init.xavier_uniform_(self.items.weight)
 
     def forward(self, query_BH: Tensor, columns_C: Tensor | None = None) -> Tensor:
         """Raw scores (B, C) of the items ``columns_C``, or of all rows."""
-        bias_I1: Tensor = self.bias.weight
+        bias_I: Tensor = self.bias.weight
         weight_IH: Tensor = self.items.weight
         if columns_C is not None:
-            bias_I1, weight_IH = bias_I1.index_select(0, columns_C), weight_IH.index_select(0, columns_C)
-        elif len(bias_I1) < len(weight_IH):  # rows of a table that embeds, too: the candidates come first
-            weight_IH = weight_IH[: len(bias_I1)]
-        return torch.addmm(bias_I1[:, 0], query_BH, weight_IH.T)
+            bias_I, weight_IH = bias_I.index_select(0, columns_C), weight_IH.index_select(0, columns_C)
+        elif len(bias_I) < len(weight_IH):  # rows of a table that embeds, too: the candidates come first
+            weight_IH = weight_IH[: len(bias_I)]
+        return torch.addmm(bias_I, query_BH, weight_IH.T)

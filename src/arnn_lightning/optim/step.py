@@ -13,11 +13,10 @@ without ``updates_rows`` gets dense gradients of whole tables instead.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from arnn_lightning.batch import Candidates, RowSource, State, StepInput
@@ -46,12 +45,19 @@ class StepLoss(nn.Module):
 
     def forward(self, step: StepInput, candidates: Candidates, state: State) -> tuple[Tensor, State]:
         """The loss of a mini-batch, a scalar, and the state after it."""
-        with autocast(self.bf16, step.item.device):
-            query_BH, state = self.encoder.encode(step, state)  # type: ignore[operator]
-            logits_BC = self.scorer(query_BH, candidates.columns)
-        logits_BC = logits_BC.float() if self.bf16 else logits_BC
+        if self.bf16:
+            with autocast(True, step.item.device):
+                logits_BC, state = self._score(step, candidates, state)
+            logits_BC = logits_BC.float()
+        else:
+            logits_BC, state = self._score(step, candidates, state)
         loss_B = self.loss(logits_BC, candidates.positive, candidates.counts, candidates.log_q)
         return mean_over_batch(loss_B, step.valid), state
+
+    def _score(self, step: StepInput, candidates: Candidates, state: State) -> tuple[Tensor, State]:
+        query_BH, state = self.encoder.encode(step, state)  # type: ignore[operator]
+        logits_BC: Tensor = self.scorer(query_BH, candidates.columns)
+        return logits_BC, state
 
     def row_tables(self) -> dict[str, RowSource]:
         """The tables of which a step reads a few rows, and which rows these are."""
@@ -94,15 +100,22 @@ class TrainStep:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.tables = loss.row_tables() if getattr(optimizer, "updates_rows", False) else {}
-        self._weights = {name: loss.get_parameter(f"{name}.weight") for name in self.tables}
-        in_tables = {id(weight) for weight in self._weights.values()}
+        modules = {name: cast(EmbeddingTable, loss.get_submodule(name)) for name in self.tables}
+        in_tables = {id(module.weight) for module in modules.values()}
         self._dense = [weight for weight in loss.parameters() if weight.requires_grad and id(weight) not in in_tables]
         # Position of every id among the rows of the step at hand, -1 for ids that no step has read; scoring needs none.
-        self._positions = {
-            source: torch.full((len(self._weights[name]),), -1, device=self._weights[name].device)
+        self._positions: dict[RowSource, Tensor] = {
+            source: torch.full((len(modules[name].weight),), -1, device=modules[name].weight.device)
             for name, source in self.tables.items()
             if source != "candidate"
         }
+        longest = max(map(len, self._positions.values()), default=0)
+        self._arange = torch.arange(longest, device=next(loss.parameters()).device)
+        # Attributes of modules are looked up once: at every step they would take a tenth of its time.
+        self._entries = [
+            (source, module.weight, module._parameters, module._buffers, self._positions.get(source))
+            for source, module in ((source, modules[name]) for name, source in self.tables.items())
+        ]
 
     def __call__(
         self,
@@ -117,48 +130,49 @@ class TrainStep:
         ``update`` is called in place of ``optimizer.step``.
         """
         values = self._gather(rows)
-        substitutes = {f"{name}.weight": value for name, value in values.items()}
-        for source, positions in self._positions.items():
-            positions.index_copy_(0, rows[source], torch.arange(len(rows[source]), device=positions.device))
-        substitutes |= {
-            f"{name}.positions": self._positions[source]
-            for name, source in self.tables.items()
-            if source in self._positions
-        }
-        loss, state = functional_call(self.loss, substitutes, (step, candidates, state), tie_weights=False)
-        gradients = self._gradients(loss, [*values.values(), *self._dense])
-        updates = {
-            self._weights[name]: RowUpdate(rows[source], values[name], gradient)
-            for (name, source), gradient in zip(self.tables.items(), gradients, strict=False)
-            if gradient is not None
-        }
-        for weight, gradient in zip(self._dense, gradients[len(self.tables) :], strict=True):
+        try:
+            loss, state = self.loss.forward(step, candidates, state)
+        finally:
+            for _, weight, parameters, buffers, _ in self._entries:
+                parameters["weight"], buffers["positions"] = weight, None
+        gradients = self._gradients(loss, values)
+        for weight, gradient in zip(self._dense, gradients[len(values) :], strict=True):
             weight.grad = gradient
-        step_optimizer: Callable[..., Any] = update or self.optimizer.step
-        if updates:
-            step_optimizer(rows=updates)
+        if values:
+            updates = [
+                RowUpdate(entry[1], rows[entry[0]], value, gradient)
+                for entry, value, gradient in zip(self._entries, values, gradients, strict=False)
+                if gradient is not None
+            ]
+            (update or self.optimizer.update)(rows=updates)  # type: ignore[attr-defined]
         else:
-            step_optimizer()
+            (update or self.optimizer.step)()
         for weight in self._dense:
             weight.grad = None
-        return loss.detach(), tuple(part.detach() for part in state)
+        return loss.detach(), tuple([part.detach() for part in state])
 
-    @torch.no_grad()
-    def _gather(self, rows: Mapping[RowSource, Tensor]) -> dict[str, Tensor]:
-        """Copies of the rows that the step reads, by table."""
-        return {
-            name: self._weights[name].index_select(0, rows[source]).requires_grad_()
-            for name, source in self.tables.items()
-        }
+    def _gather(self, rows: Mapping[RowSource, Tensor]) -> list[Tensor]:
+        """Copies of the rows that the step reads, which stand for the tables, as in ``torch.func.functional_call``."""
+        values = []
+        with torch.no_grad():
+            for source, positions in self._positions.items():
+                ids = rows[source]
+                positions.index_copy_(0, ids, self._arange[: ids.shape[0]])
+            for source, weight, parameters, buffers, positions_of in self._entries:
+                value = weight.index_select(0, rows[source]).requires_grad_()
+                parameters["weight"], buffers["positions"] = value, positions_of  # type: ignore[assignment]
+                values.append(value)
+        return values
 
-    def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """Gradients of the mean over all devices' slots (E25), clipped."""
-        n_devices = rank_and_world_size()[1]
+    def _gradients(self, loss: Tensor, values: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Gradients of the mean over all devices' slots (E25), clipped; of the rows, then of the dense weights."""
+        inputs, n_devices = [*values, *self._dense], rank_and_world_size()[1]
         gradients = torch.autograd.grad(loss / n_devices if n_devices > 1 else loss, inputs, allow_unused=True)
-        used = [gradient for gradient in gradients if gradient is not None]
-        if n_devices > 1:
-            all_reduce_gradients(used)
-        if self.clip_norm is not None:
-            scale = (self.clip_norm / (torch.nn.utils.get_total_norm(used) + 1e-6)).clamp(max=1)
-            torch._foreach_mul_(used, scale)
+        if n_devices > 1 or self.clip_norm is not None:
+            used = [gradient for gradient in gradients if gradient is not None]
+            if n_devices > 1:
+                all_reduce_gradients(used)
+            if self.clip_norm is not None:
+                scale = (self.clip_norm / (torch.nn.utils.get_total_norm(used) + 1e-6)).clamp(max=1)
+                torch._foreach_mul_(used, scale)
         return gradients
