@@ -200,13 +200,17 @@ def unique_ids(ids_KC: Tensor) -> UniqueIds:
 
 
 def _with_others(first: Ragged, second: Ragged, n_ids: int) -> Ragged:
-    """Every step's ids of ``first``, then those of ``second`` that are not in ``first``."""
+    """Every step's ids of ``first``, then those of ``second`` that are not in ``first``; both sorted within a step."""
     step_1, step_2 = (np.repeat(np.arange(len(ids.sizes)), ids.sizes) for ids in (first, second))
-    is_other = ~np.isin(second.flat.numpy() + step_2 * n_ids, first.flat.numpy() + step_1 * n_ids)
-    step = np.concatenate([step_1, step_2[is_other]])
-    flat = torch.cat([first.flat, second.flat[torch.from_numpy(is_other)]])
-    order = torch.from_numpy(np.argsort(step, kind="stable"))
-    return Ragged(flat[order], np.bincount(step, minlength=len(first.sizes)))
+    key_1, key_2 = first.flat.numpy() + step_1 * n_ids, second.flat.numpy() + step_2 * n_ids
+    place = np.searchsorted(key_1, key_2).clip(max=len(key_1) - 1)
+    is_other = key_1[place] != key_2
+    n_others = np.bincount(step_2[is_other], minlength=len(first.sizes))
+    flat = torch.empty(len(key_1) + int(n_others.sum()), dtype=torch.int64)
+    flat[torch.from_numpy(np.arange(len(key_1)) + (np.cumsum(n_others) - n_others)[step_1])] = first.flat
+    others = np.cumsum(first.sizes)[step_2[is_other]] + np.arange(int(n_others.sum()))
+    flat[torch.from_numpy(others)] = second.flat[torch.from_numpy(is_other)]
+    return Ragged(flat, first.sizes + n_others)
 
 
 def _starts(ragged: Ragged) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+_PARTS = 1 << 17
+
 
 class PopularitySampler:
     """Samples items with replacement by popularity^alpha, whatever the targets are.
@@ -22,6 +24,9 @@ class PopularitySampler:
         popularity = item_events.astype(np.float64) ** alpha
         self.probability = popularity / popularity.sum()
         self._cumulative = np.cumsum(self.probability)
+        # Indexed search: the items at the bounds of 2^17 equal parts of [0, 1) leave few samples to search for.
+        bounds = np.arange(_PARTS + 1) / _PARTS
+        self._at_bound = np.searchsorted(self._cumulative, bounds, side="right").clip(max=len(item_events) - 1)
 
     def sample(self, epoch: int, first_step: int, n_steps: int, device: int = 0) -> np.ndarray:
         """(n_steps, N) items for steps ``first_step`` onwards."""
@@ -30,4 +35,9 @@ class PopularitySampler:
         key = np.random.SeedSequence([self.seed, epoch, device]).generate_state(2, np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key, counter=first_step * per_step))
         uniform = generator.random((n_steps, 4 * per_step))[:, : self.n_sample]
-        return np.searchsorted(self._cumulative, uniform, side="right").clip(max=len(self._cumulative) - 1)
+        part = (uniform * _PARTS).astype(np.int64)
+        items: np.ndarray = self._at_bound[part]
+        is_open = self._at_bound[part + 1] > items
+        found = np.searchsorted(self._cumulative, uniform[is_open], side="right")
+        items[is_open] = found.clip(max=len(self._cumulative) - 1)
+        return items
