@@ -81,14 +81,26 @@ class BatchChunk(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """K arrays of different lengths, one after the other."""
+    """K arrays of different lengths, one after the other; ``padded``, where set, has them as (K, capacity)."""
 
     flat: Tensor
     sizes: np.ndarray
+    padded: Tensor | None = None
 
     def split(self) -> tuple[Tensor, ...]:
+        if self.padded is not None:
+            return self.padded.unbind()
         parts: tuple[Tensor, ...] = self.flat.split(self.sizes.tolist())
         return parts
+
+    def pad(self, capacity: int, repeat_last: bool = False) -> Ragged:
+        """The same, padded with zeros, or with the last element of every array."""
+        sizes = torch.from_numpy(self.sizes)
+        padded = self.flat.new_zeros(len(self.sizes), capacity)
+        if repeat_last and len(self.flat):
+            padded += self.flat[sizes.cumsum(0) - 1][:, None]
+        padded[torch.arange(capacity) < sizes[:, None]] = self.flat
+        return Ragged(self.flat, self.sizes, padded)
 
 
 class TrainChunk(NamedTuple):
@@ -128,11 +140,13 @@ class ChunkSpec:
         row_sources: the rows that the optimizer updates alone; empty: it updates whole tables.
         full_catalogue: whether all items are scored.
         log_q: whether the loss corrects for the sampling of the columns.
+        padded: whether all steps have the same number of rows and columns, as a compiled step needs it.
     """
 
     row_sources: frozenset[RowSource]
     full_catalogue: bool
     log_q: bool
+    padded: bool
 
 
 def no_contexts(n: int, device: torch.device | str = "cpu") -> Contexts:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from arnn_lightning.batch import Contexts, State, StepInput
 from arnn_lightning.encoders.base import SessionEncoder
 from arnn_lightning.nn.batchnorm import MaskedBatchNorm
+from arnn_lightning.nn.dropout import dropout
 
 
 class ARNNEncoder(SessionEncoder):
@@ -99,4 +100,4 @@ class ARNNEncoder(SessionEncoder):
         if features_BW is None:
             features_BW, state = self.features(step, state)
         merged_BM = self.norm(F.relu(self.merge_layer(features_BW)), step.valid)
-        return F.dropout(merged_BM, self.dropout, self.training), state
+        return dropout(merged_BM, self.dropout, self.training), state

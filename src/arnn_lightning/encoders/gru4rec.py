@@ -8,11 +8,11 @@ B batch slots, H hidden, L layers.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arnn_lightning.batch import State, StepInput
 from arnn_lightning.encoders.base import SessionEncoder
+from arnn_lightning.nn.dropout import dropout
 from arnn_lightning.nn.gru import EmbeddingInput, GRUCell, LinearInput, OneHotInput
 from arnn_lightning.nn.table import EmbeddingTable
 
@@ -62,6 +62,6 @@ class GRU4RecEncoder(SessionEncoder):
         next_hidden = []
         for to_gates, cell, hidden_BH in zip(self.inputs, self.cells, hidden_LBH.unbind(), strict=True):
             new_BH = cell(to_gates(x), hidden_BH)
-            x = F.dropout(new_BH, self.dropout_hidden) if self.training and self.dropout_hidden else new_BH
+            x = dropout(new_BH, self.dropout_hidden, self.training)
             next_hidden.append(x if self.carry_dropout else new_BH)
         return x, (torch.stack(next_hidden) if len(next_hidden) > 1 else next_hidden[0][None],)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from arnn_lightning.batch import Contexts, State, StepInput
 from arnn_lightning.encoders.base import SessionEncoder
 from arnn_lightning.nn.batchnorm import MaskedBatchNorm
+from arnn_lightning.nn.dropout import dropout
 from arnn_lightning.nn.product import Method, ProductLayer
 from arnn_lightning.nn.table import EmbeddingTable
 
@@ -67,7 +68,7 @@ class PNNEncoder(SessionEncoder):
                 user_BH = self.product.user_terms(step.contexts.active, single_BSD)
             product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BD)
         context_BH = self.norm(F.relu(product_BH), step.valid)
-        return F.dropout(context_BH, self.dropout, self.training), state
+        return dropout(context_BH, self.dropout, self.training), state
 
     def user_terms(self, contexts: Contexts) -> Tensor:
         return self.product.user_terms(contexts.active, self.single_embedding(contexts.single))

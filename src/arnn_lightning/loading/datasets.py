@@ -129,6 +129,10 @@ class TrainDataset(Dataset[TrainChunk]):
             rows["item"] = unique_ids(batch.item).ids
         if "single" in sources:
             rows["single"] = unique_ids(self.contexts.single[batch.user].flatten(1)).ids
+        if self.spec.padded:
+            rows = {source: ids.pad(self._capacity(source), repeat_last=True) for source, ids in rows.items()}
+            n_columns = self._capacity("candidate")
+            counts, log_q = (None if column is None else column.pad(n_columns) for column in (counts, log_q))
         valid = batch.valid[:, local]
         return TrainChunk(
             number=index[1],
@@ -143,6 +147,18 @@ class TrainDataset(Dataset[TrainChunk]):
             columns=columns,
             log_q=log_q,
         )
+
+    def _capacity(self, source: RowSource) -> int:
+        """The largest number of rows that a step can read."""
+        n_slots = self.chunks.n_devices * self.batch_size
+        n_fields = self.contexts.single.shape[1]
+        n_candidates = n_slots + self.sampler.n_sample
+        return {
+            "item": n_slots,
+            "candidate": n_candidates,
+            "item_and_candidate": n_candidates + n_slots,
+            "single": n_slots * n_fields,
+        }[source]
 
     def _candidates(
         self, index: ChunkIndex, batch: BatchChunk
@@ -186,7 +202,7 @@ class UniqueIds(NamedTuple):
 def unique_ids(ids_KC: Tensor) -> UniqueIds:
     """Distinct ids of every step, all steps at once."""
     n_steps = len(ids_KC)
-    stride = int(ids_KC.max()) + 1
+    stride = int(ids_KC.max()) + 1 if ids_KC.numel() else 1
     key = ids_KC + torch.arange(n_steps)[:, None] * stride
     if stride <= 8 * ids_KC.shape[1]:  # marking all ids is faster than sorting
         is_present = torch.zeros(n_steps * stride, dtype=torch.bool)

@@ -13,6 +13,7 @@ from arnn_lightning.losses.base import (
     positive_score,
     softmax_over_negatives,
 )
+from arnn_lightning.nn.tracing import is_tracing
 
 # Added to the argument of a sigmoid: exp() of arguments under 1e-18 takes a CPU twice as long; sigmoid(0) stays 1/2.
 _SIGMOID_OFFSET = 1e-16
@@ -30,13 +31,13 @@ class TOP1(RankingLoss):
     """
 
     def loss(self, score_BC: Tensor, negatives: Negatives) -> Tensor:
-        if torch.compiler.is_compiling():
+        if is_tracing():
             return _top1(score_BC, negatives)
         sum_B: Tensor = _Top1.apply(score_BC, *negatives)  # type: ignore[no-untyped-call]
         return sum_B / negatives.n_negatives().clamp_(min=1)
 
     def _activated_loss(self, logits_BC: Tensor, negatives: Negatives) -> Tensor:
-        if self.activation != "softmax" or torch.compiler.is_compiling():
+        if self.activation != "softmax" or is_tracing():
             return super()._activated_loss(logits_BC, negatives)
         # Softmax and TOP1 as one function: the two gradients together need no (B, C) weights.
         sum_B: Tensor = _SoftmaxTop1.apply(logits_BC, *negatives)  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 Shapes: K steps in a chunk, B batch slots, H width of a query, L layers of a hidden state.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, cast
@@ -21,8 +22,10 @@ from arnn_lightning.losses.base import RankingLoss
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.nn.collectives import all_gather, all_reduce_sum, rank_and_world_size
 from arnn_lightning.nn.table import ItemScorer
+from arnn_lightning.optim.compiled import CompiledTrainStep
 from arnn_lightning.optim.step import StepLoss, TrainStep
 
+log = logging.getLogger(__name__)
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
@@ -98,6 +101,11 @@ class SessionRecommender(Recommender):
     def make_train_step(self, optimizer: Optimizer) -> TrainStep:
         """The function that trains on one mini-batch."""
         loss = StepLoss(self.encoder, self.scorer, self.loss, self.settings.bf16)
+        if self.settings.compile:
+            reason = CompiledTrainStep.unsupported(optimizer)
+            if reason is None:
+                return CompiledTrainStep(loss, optimizer, self.clip_norm)
+            log.warning(f"performance.compile: {reason}; {self.name} is trained eagerly")
         return TrainStep(loss, optimizer, self.clip_norm)
 
     @property
@@ -108,6 +116,7 @@ class SessionRecommender(Recommender):
             row_sources=frozenset(self._train_step.tables.values()),
             full_catalogue=self.loss.scores_full_catalogue,
             log_q=bool(self.loss.logq),
+            padded=isinstance(self._train_step, CompiledTrainStep),
         )
 
     def step_inputs(self, chunk: TrainChunk) -> Iterator[tuple[StepInput, Tensor]]:
@@ -141,6 +150,8 @@ class SessionRecommender(Recommender):
         n_steps = len(chunk.item)
         sources, *ids = chunk.rows.keys(), *(ragged.split() for ragged in chunk.rows.values())
         rows = [dict(zip(sources, step_ids, strict=True)) for step_ids in zip(*ids, strict=True)] or [{}] * n_steps
+        if isinstance(self._train_step, CompiledTrainStep):
+            self._train_step.set_sizes({source: ragged.sizes for source, ragged in chunk.rows.items()})
         columns = [
             [None] * n_steps if ragged is None else ragged.split()
             for ragged in (chunk.counts, chunk.columns, chunk.log_q)

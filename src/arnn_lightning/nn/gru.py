@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arnn_lightning.nn.dropout import dropout
 from arnn_lightning.nn.table import EmbeddingTable
 
 GATES = 3  # reset, update, new: torch's order
@@ -52,7 +53,7 @@ class EmbeddingInput(nn.Module):
         self.linear = LinearInput(hidden_size)
 
     def forward(self, item_B: Tensor) -> Tensor:
-        x_BH = F.dropout(self.embedding(item_B), self.dropout, self.training)
+        x_BH = dropout(self.embedding(item_B), self.dropout, self.training)
         gates_BG: Tensor = self.linear(x_BH)
         return gates_BG
 

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arnn_lightning.nn.tracing import is_tracing
+
 Method = Literal["auto", "gram", "closed"]
 # B x M from which the closed form wins over the Gram matrix (benchmarks/product.py).
 CLOSED_FORM_MIN_SIZE = 5_000
@@ -231,7 +233,7 @@ def _glorot(weight: Tensor, fan_in: int, fan_out: int) -> None:
 
 def _host_sync_is_free(tensor: Tensor) -> bool:
     """Whether reading values on the host costs nothing; a GPU would have to finish all work queued before."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return tensor.device.type == "cpu" and not is_tracing()
 
 
 def _active_entries(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -113,6 +113,10 @@ class RowAdagrad(Optimizer):
             if weight.grad is not None:
                 _update(weight, weight.grad, self._state_of(weight), group)
 
+    def accumulator_of(self, weight: nn.Parameter) -> Tensor:
+        """The sum of squared gradients of a parameter."""
+        return self._state_of(weight)["accumulator"]
+
     def _state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]
         if not state:
