@@ -199,7 +199,7 @@ def drawn(draw: Assignment, seed: int = 1) -> list[int]:
 
 
 def test_draw_user_shows_ones_own_contexts() -> None:
-    assert drawn("user") == SESSIONS.tolist()
+    assert drawn("own") == SESSIONS.tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -274,5 +274,5 @@ def test_models_are_told_of_the_first_attributes_as_if_there_were_no_others(show
 def test_the_number_of_attributes_told_is_a_number(shown: Any) -> None:
     whole = encoded(["level"], ["roles"])
     dims = {"single_sizes": whole.single_sizes, "n_binary": whole.n_binary}
-    with pytest.raises(UserError, match=r"data\.contexts\.shown="):
+    with pytest.raises(UserError, match=r"data\.contexts\.n_attributes="):
         show(whole.table, dims, whole.vocabulary, {"single": ["level"], "multi": ["roles"]}, shown)

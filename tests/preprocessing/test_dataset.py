@@ -106,7 +106,7 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
         "min_session_length": 2,
         "split": {"test_days": 1, "val_days": 0},
         "held_out_users": 0.0,
-        "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "draw": "user"},
+        "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "assignment": "own"},
         "paper": None,
     }
     return defaults | changes
@@ -534,7 +534,7 @@ def test_the_funnel_of_tmall_equals_its_reference(
             gap=None,
             window_days=window_days,
             items=items_of(coverage),
-            contexts={"single": ["user", "age_range", "gender"], "multi": [], "coverage": 0.75, "draw": "user"},
+            contexts={"single": ["user", "age_range", "gender"], "multi": [], "coverage": 0.75, "assignment": "own"},
         )
 
         def seconds(stamp: str) -> int:
@@ -572,7 +572,7 @@ def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, see
         gap=None,
         items=items_of(0.75),
         split={"test_days": 2, "val_days": 0},
-        contexts={"single": ["career_level"], "multi": [], "coverage": 0.75, "draw": "user"},
+        contexts={"single": ["career_level"], "multi": [], "coverage": 0.75, "assignment": "own"},
     )
     people = {user: {"career_level": str(user % 3)} for user in range(8)}
     events = [Event(user, item, time, row, session) for row, (user, item, time, session) in enumerate(rows)]
@@ -588,7 +588,7 @@ def test_ids_may_be_of_any_type_that_sorts(tmp_path: Path, ids: str) -> None:
     made = []
     for name in ("Int64", ids):
         reader = {"_target_": f"{__name__}.LogReader", "raw_dir": str(tmp_path), "ids": name}
-        contexts = {"single": ["career_level"], "multi": [], "coverage": 0.75, "draw": "user"}
+        contexts = {"single": ["career_level"], "multi": [], "coverage": 0.75, "assignment": "own"}
         data = config(tmp_path, reader=reader, session="day", min_session_length=2, contexts=contexts)
         made.append(prepare(data, tmp_path / name))
     plain, typed = made
@@ -911,9 +911,9 @@ def test_another_raw_file_gives_another_folder(raw: Path, name: str) -> None:
         {"min_session_length": 3},
         {"split": {"test_days": 2, "val_days": 0}},
         {"split": {"test_days": 1, "val_days": 1}},
-        {"contexts": {"single": ["country"], "multi": list(MULTI), "coverage": 0.75, "draw": "user"}},
-        {"contexts": {"single": list(SINGLE), "multi": [], "coverage": 0.75, "draw": "user"}},
-        {"contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.5, "draw": "user"}},
+        {"contexts": {"single": ["country"], "multi": list(MULTI), "coverage": 0.75, "assignment": "own"}},
+        {"contexts": {"single": list(SINGLE), "multi": [], "coverage": 0.75, "assignment": "own"}},
+        {"contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.5, "assignment": "own"}},
     ],
     ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
 )
@@ -921,9 +921,9 @@ def test_another_setting_gives_another_folder(raw: Path, changes: dict[str, Any]
     assert prepare(config(raw), raw).folder != prepare(config(raw, **changes), raw).folder
 
 
-@pytest.mark.parametrize("draw", ["per_session", "permuted", "unknown"])
-def test_the_draw_of_contexts_does_not_change_the_folder(raw: Path, draw: str) -> None:
-    drawn = config(raw) | {"contexts": {**config(raw)["contexts"], "draw": draw}}
+@pytest.mark.parametrize("assignment", ["per_session", "permuted", "unknown"])
+def test_assignment_does_not_change_the_folder(raw: Path, assignment: str) -> None:
+    drawn = config(raw) | {"contexts": {**config(raw)["contexts"], "assignment": assignment}}
     assert prepare(config(raw), raw) == prepare(drawn, raw)
 
 
@@ -946,7 +946,7 @@ def test_an_exception_in_the_middle_leaves_no_folder(raw: Path, error: type[Base
 
 
 def test_an_error_after_the_splits_are_written_leaves_no_folder(raw: Path) -> None:
-    contexts = {"single": ["shoe_size"], "multi": [], "coverage": 0.75, "draw": "user"}
+    contexts = {"single": ["shoe_size"], "multi": [], "coverage": 0.75, "assignment": "own"}
     with pytest.raises(UserError, match="no attribute 'shoe_size'"):
         prepare(config(raw, contexts=contexts), raw)
     assert [path for path in (raw / "prepared").iterdir() if path.is_dir()] == []
@@ -971,7 +971,7 @@ def test_the_manifest_tells_where_the_data_comes_from(raw: Path) -> None:
     }
     assert manifest["config"] == {
         "reader": {"_target_": data["reader"]["_target_"]},
-        "contexts": {key: value for key, value in data["contexts"].items() if key != "draw"},
+        "contexts": {key: value for key, value in data["contexts"].items() if key != "assignment"},
         **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
         "held_out_users": 0.0,
     }

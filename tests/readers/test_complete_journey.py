@@ -133,7 +133,7 @@ def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> 
             "min_session_length": 2,
             "split": {"test_days": 2, "val_days": 1},
             "held_out_users": 0.0,
-            "contexts": {"single": list(ATTRIBUTES), "multi": [], "coverage": 0.75, "draw": "user"},
+            "contexts": {"single": list(ATTRIBUTES), "multi": [], "coverage": 0.75, "assignment": "own"},
         },
         tmp_path,
     )

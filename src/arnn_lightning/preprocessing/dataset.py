@@ -134,7 +134,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
 def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the data config that decides what is written: no paths, and no settings of the training."""
     reader = {key: value for key, value in data["reader"].items() if key not in PATHS}
-    fields = {key: value for key, value in data["contexts"].items() if key not in ("draw", "shown")}
+    fields = {key: value for key, value in data["contexts"].items() if key not in ("assignment", "n_attributes")}
     kept = ("window_days", "session", "gap", "items", "min_session_length", "split", "held_out_users")
     steps = {key: data[key] for key in kept}
     return {"reader": reader, "contexts": fields, **steps}

@@ -13,7 +13,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.models.base import LAYOUT, SessionModel
 
 # What a model's config may name: a checkpoint's config comes from outside, and `_target_` is a call.
-_ALLOWED_TARGETS = ("arnn_lightning.models.", "arnn_lightning.nn.", "torch.optim.")
+_ALLOWED_TARGETS = ("arnn_lightning.", "torch.optim.")
 
 
 def build(config: Mapping[str, Any]) -> SessionModel:
