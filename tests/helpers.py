@@ -17,7 +17,7 @@ from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.losses.losses import Objective, cross_entropy
 from arnn_lightning.models.base import SessionModel, State
 from arnn_lightning.nn.table import ItemScorer
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.preprocessing.sessions import Sessions
 from arnn_lightning.training.checkpoint import build
 
@@ -39,7 +39,7 @@ def write_world(
     n_items: int,
     single: dict[str, list[int]] | None = None,
     active: list[list[int]] | None = None,
-) -> Prepared:
+) -> PreparedDataset:
     """Writes ``splits`` (name -> sessions, their users) as a prepared data set.
 
     ``single``: attribute -> code of every user; ``active``: two-valued fields present per user.
@@ -67,7 +67,7 @@ def write_world(
             "id": range(n_users),
             **{f"context.{name}": pl.Series(codes, dtype=pl.UInt32) for name, codes in single.items()},
             "active": pl.Series(active, dtype=pl.List(pl.UInt32)),
-            "known": [len(single)] * n_users,
+            "n_known": [len(single)] * n_users,
         }
     ).write_parquet(folder / "users.parquet")
     dims = {
@@ -77,7 +77,7 @@ def write_world(
     }
     manifest = {"name": "world", "dims": dims, "splits": counts, "version": "test", "fields": 0}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    return Prepared(folder)
+    return PreparedDataset(folder)
 
 
 def compose_config(*overrides: str) -> DictConfig:
@@ -99,7 +99,7 @@ def make_model(name: str, dims: dict[str, Any], *overrides: str, seed: int = 0) 
     return build(model_config(name, dims, *overrides))
 
 
-def make_data(prepared: Prepared, lanes: int = 4, **settings: Any) -> SessionDataModule:
+def make_data(prepared: PreparedDataset, lanes: int = 4, **settings: Any) -> SessionDataModule:
     defaults: dict[str, Any] = {
         "steps": 3,
         "evaluation_lanes": 5,

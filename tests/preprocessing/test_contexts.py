@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.loading.contexts import Assignment, assign_contexts
-from arnn_lightning.preprocessing.contexts import OTHER, EncodedContexts, encode, popular, show
+from arnn_lightning.preprocessing.contexts import (
+    OTHER,
+    EncodedContexts,
+    encode_contexts,
+    most_popular,
+    select_attributes,
+)
 
 # Users 0 and 1 have training events, user 2 only others, user 3 tells nothing.
 USERS = pl.DataFrame(
@@ -29,7 +35,7 @@ EVENTS = pl.Series([3, 1, 0, 2])
 def encoded(
     single: list[str], multi: list[str], coverage: float = 0.75, users: pl.DataFrame = USERS
 ) -> EncodedContexts:
-    return encode(users, EVENTS, single, multi, coverage)
+    return encode_contexts(users, EVENTS, single, multi, coverage)
 
 
 def categories(contexts: EncodedContexts, attribute: str) -> dict[str, int]:
@@ -37,30 +43,32 @@ def categories(contexts: EncodedContexts, attribute: str) -> dict[str, int]:
     return dict(rows["category", "code"].iter_rows())
 
 
-# --- popular ---
+# --- most_popular ---
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.sampled_from([0.25, 0.5, 0.75, 1.0]))
 def test_popular_rows_cover_the_share_and_no_fewer_levels_would(counts: list[int], coverage: float) -> None:
-    kept = popular(pl.DataFrame({"id": range(len(counts)), "events": counts}), coverage)["events"].to_list()
+    kept = most_popular(pl.DataFrame({"id": range(len(counts)), "events": counts}), coverage)["events"].to_list()
     assert sum(kept) >= coverage * sum(counts)
     assert Counter(kept) == Counter(count for count in counts if count >= min(kept))  # every tie is kept
     assert sum(count for count in kept if count > min(kept)) < coverage * sum(counts)
 
 
 def test_popular_keeps_the_order_of_its_rows() -> None:
-    assert popular(pl.DataFrame({"id": [4, 1, 3, 2], "events": [2, 5, 1, 2]}), 0.6)["id"].to_list() == [4, 1, 2]
+    assert most_popular(pl.DataFrame({"id": [4, 1, 3, 2], "events": [2, 5, 1, 2]}), 0.6)["id"].to_list() == [4, 1, 2]
 
 
 def test_popular_of_nothing_is_nothing() -> None:
-    assert popular(pl.DataFrame({"id": [], "events": []}, schema={"id": pl.Int64, "events": pl.Int64}), 0.5).is_empty()
+    assert most_popular(
+        pl.DataFrame({"id": [], "events": []}, schema={"id": pl.Int64, "events": pl.Int64}), 0.5
+    ).is_empty()
 
 
 @pytest.mark.parametrize("percent", [7, 14, 28, 55, 56])
 def test_popular_stops_where_the_share_is_covered_exactly(percent: int) -> None:
     # In floating point 0.55 * 100 is 55.00000000000001, so that 55 of 100 would seem to fall short.
     counts = pl.Series([percent, *[1] * (100 - percent)])
-    kept = popular(pl.DataFrame({"events": counts}), percent / 100)["events"].to_list()
+    kept = most_popular(pl.DataFrame({"events": counts}), percent / 100)["events"].to_list()
     assert kept == [percent]
 
 
@@ -69,7 +77,7 @@ def test_popular_stops_where_the_share_is_covered_exactly(percent: int) -> None:
 
 def test_code_0_is_unknown_for_missing_and_unseen_values() -> None:
     contexts = encoded(["level"], [])
-    assert contexts.table["context.level"].to_list() == [
+    assert contexts.users["context.level"].to_list() == [
         2,
         1,
         0,
@@ -77,12 +85,12 @@ def test_code_0_is_unknown_for_missing_and_unseen_values() -> None:
     ]  # "c" is told only by a user without training events
     assert categories(contexts, "level") == {"a": 1, "b": 2}
     assert contexts.single_sizes == [3]
-    assert contexts.table["context.level"].dtype == pl.UInt32
+    assert contexts.users["context.level"].dtype == pl.UInt32
 
 
 def test_the_user_id_is_a_field_and_users_unseen_in_training_are_unknown() -> None:
     contexts = encoded(["user", "level"], [])
-    assert contexts.table["context.user"].to_list() == [1, 2, 0, 3]
+    assert contexts.users["context.user"].to_list() == [1, 2, 0, 3]
     assert contexts.single_sizes == [4, 3]
     assert categories(contexts, "user") == {"10": 1, "20": 2, "40": 3}
 
@@ -94,9 +102,9 @@ def test_an_attribute_that_nobody_tells_is_one_unknown_code() -> None:
         users=USERS.with_columns(level=pl.lit(None, pl.String), roles=None).cast(dict(USERS.schema)),
     )
     assert contexts.single_sizes == [1]
-    assert contexts.table["context.level"].to_list() == [0] * 4
+    assert contexts.users["context.level"].to_list() == [0] * 4
     assert contexts.n_binary == 0
-    assert contexts.table["active"].to_list() == [[]] * 4
+    assert contexts.users["active"].to_list() == [[]] * 4
 
 
 def test_the_vocabulary_weighs_categories_by_training_events() -> None:
@@ -116,9 +124,9 @@ def test_popular_categories_have_a_field_each_and_the_rest_share_one() -> None:
     # Weights: x 4 (users 0 and 1), y 3 (user 0); z is never seen in training.
     contexts = encoded([], ["roles"], coverage=0.5)
     assert categories(contexts, "roles") == {"x": 0, OTHER: 1}
-    assert contexts.table["active"].to_list() == [[0, 1], [0], [0, 1], []]
+    assert contexts.users["active"].to_list() == [[0, 1], [0], [0, 1], []]
     assert contexts.n_binary == 2
-    assert encoded([], ["roles"], coverage=0.75).table["active"].to_list() == [[0, 1], [0], [0, 2], []]
+    assert encoded([], ["roles"], coverage=0.75).users["active"].to_list() == [[0, 1], [0], [0, 2], []]
 
 
 def test_fields_of_a_second_attribute_follow_those_of_the_first() -> None:
@@ -126,18 +134,18 @@ def test_fields_of_a_second_attribute_follow_those_of_the_first() -> None:
     assert categories(contexts, "roles") == {"x": 0, "y": 1, OTHER: 2}
     assert categories(contexts, "fields") == {"p": 3, "q": 4, OTHER: 5}
     assert contexts.n_binary == 6
-    assert contexts.table["active"].to_list() == [[0, 1], [0, 3, 4], [0, 2, 3], []]
+    assert contexts.users["active"].to_list() == [[0, 1], [0, 3, 4], [0, 2, 3], []]
 
 
 def test_many_unpopular_categories_are_present_as_other_once() -> None:
     users = USERS.with_columns(roles=pl.Series([["x"], ["x"], ["b", "a", "c"], None], dtype=pl.List(pl.String)))
-    assert encoded([], ["roles"], users=users).table["active"].to_list() == [[0], [0], [1], []]
+    assert encoded([], ["roles"], users=users).users["active"].to_list() == [[0], [0], [1], []]
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True, max_size=6), min_size=4, max_size=4))
 def test_active_lists_are_sorted_unique_and_empty_for_users_who_tell_nothing(roles: list[list[str]]) -> None:
     contexts = encoded([], ["roles"], users=USERS.with_columns(roles=pl.Series(roles, dtype=pl.List(pl.String))))
-    for told, active in zip(roles, contexts.table["active"].to_list(), strict=True):
+    for told, active in zip(roles, contexts.users["active"].to_list(), strict=True):
         assert active == sorted(set(active))
         assert all(0 <= code < contexts.n_binary for code in active)
         if contexts.n_binary:
@@ -146,28 +154,28 @@ def test_active_lists_are_sorted_unique_and_empty_for_users_who_tell_nothing(rol
 
 def test_known_counts_the_attributes_that_a_user_tells() -> None:
     contexts = encoded(["user", "level"], ["roles", "fields"])
-    assert contexts.table["known"].to_list() == [3, 4, 4, 1]
+    assert contexts.users["n_known"].to_list() == [3, 4, 4, 1]
 
 
 def test_the_table_has_a_row_for_each_user_in_their_order() -> None:
     contexts = encoded(["level"], ["roles"])
-    assert contexts.table.columns == ["context.level", "active", "known"]
-    assert contexts.table.height == USERS.height
+    assert contexts.users.columns == ["context.level", "active", "n_known"]
+    assert contexts.users.height == USERS.height
 
 
 def test_data_without_attributes_has_no_fields() -> None:
     contexts = encoded([], [])
     assert (contexts.single_sizes, contexts.n_binary) == ([], 0)
-    assert contexts.table["active"].to_list() == [[]] * 4
-    assert contexts.table["known"].to_list() == [0] * 4
+    assert contexts.users["active"].to_list() == [[]] * 4
+    assert contexts.users["n_known"].to_list() == [0] * 4
 
 
 def test_the_order_of_users_decides_nothing() -> None:
     order = [2, 0, 3, 1]
-    straight = encode(USERS, EVENTS, ["level"], ["roles", "fields"], 0.75)
-    mixed = encode(USERS[order], EVENTS[order], ["level"], ["roles", "fields"], 0.75)
+    straight = encode_contexts(USERS, EVENTS, ["level"], ["roles", "fields"], 0.75)
+    mixed = encode_contexts(USERS[order], EVENTS[order], ["level"], ["roles", "fields"], 0.75)
     assert mixed.vocabulary.equals(straight.vocabulary)
-    assert mixed.table.equals(straight.table[order])
+    assert mixed.users.equals(straight.users[order])
 
 
 # --- errors ---
@@ -183,7 +191,7 @@ def test_a_wrong_attribute_name_suggests_the_nearest(single: list[str], multi: l
     ("single", "multi", "kind"), [(["roles"], [], "multi"), ([], ["level"], "single"), (["level"], ["user"], "single")]
 )
 def test_an_attribute_of_the_other_kind_says_where_it_belongs(single: list[str], multi: list[str], kind: str) -> None:
-    with pytest.raises(UserError, match=rf"belongs under data\.contexts\.{kind}$"):
+    with pytest.raises(UserError, match=rf"must be listed under data\.contexts\.{kind}$"):
         encoded(single, multi)
 
 
@@ -264,10 +272,10 @@ def test_models_are_told_of_the_first_attributes_as_if_there_were_no_others(show
     whole = encoded(single, multi, users=users)
     dims = {"n_items": 7, "single_sizes": whole.single_sizes, "n_binary": whole.n_binary}
     fields = {"single": single, "multi": multi}
-    told, sizes = show(whole.table, dims, whole.vocabulary, fields, shown)
+    told, sizes = select_attributes(whole.users, dims, whole.vocabulary, fields, shown)
     alone = encoded(single[: max(shown - 2, 0)], multi[:shown], users=users)
     assert sizes == {"n_items": 7, "single_sizes": alone.single_sizes, "n_binary": alone.n_binary}
-    assert told.drop("known").equals(alone.table.drop("known"))
+    assert told.drop("n_known").equals(alone.users.drop("n_known"))
 
 
 @pytest.mark.parametrize("shown", [-1, "two", True, 1.5])
@@ -275,4 +283,4 @@ def test_the_number_of_attributes_told_is_a_number(shown: Any) -> None:
     whole = encoded(["level"], ["roles"])
     dims = {"single_sizes": whole.single_sizes, "n_binary": whole.n_binary}
     with pytest.raises(UserError, match=r"data\.contexts\.n_attributes="):
-        show(whole.table, dims, whole.vocabulary, {"single": ["level"], "multi": ["roles"]}, shown)
+        select_attributes(whole.users, dims, whole.vocabulary, {"single": ["level"], "multi": ["roles"]}, shown)

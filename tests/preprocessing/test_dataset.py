@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 import arnn_lightning
 from arnn_lightning.errors import UserError
-from arnn_lightning.preprocessing.dataset import LAYOUT, Prepared, prepare
+from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 from helpers import compose_config
 
@@ -102,18 +102,17 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
         "window_days": 30,
         "session": "gap",
         "gap": "1h",
-        "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
+        "items": {"popularity_coverage": 1.0, "popularity_scope": "window", "min_events": 1},
         "min_session_length": 2,
         "split": {"test_days": 1, "val_days": 0},
-        "held_out_users": 0.0,
+        "held_out_user_share": 0.0,
         "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "assignment": "own"},
-        "paper": None,
     }
     return defaults | changes
 
 
-def items_of(coverage: float, counted_over: str = "window", min_events: int = 1) -> dict[str, Any]:
-    return {"coverage": coverage, "counted_over": counted_over, "min_events": min_events}
+def items_of(coverage: float, popularity_scope: str = "window", min_events: int = 1) -> dict[str, Any]:
+    return {"popularity_coverage": coverage, "popularity_scope": popularity_scope, "min_events": min_events}
 
 
 # --- the reference: the funnel of paper 4.2 in dicts and lists ---
@@ -187,13 +186,15 @@ def reference(rows: int, events: Sequence[Event], people: People, data: Mapping[
     sessions = count(cut_sessions(events, data["session"], gap))
     split_of = {id(e): name for s, name in zip(sessions, split_names(sessions, data["split"]), strict=True) for e in s}
     counted = sessions
-    if data["items"]["counted_over"] == "train":
+    if data["items"]["popularity_scope"] == "train":
         counted = [session for session in sessions if split_of[id(session[0])] == "train"]
     counts = Counter(event.item for session in counted for event in session)
-    if data["items"]["counted_over"] == "log":
+    if data["items"]["popularity_scope"] == "log":
         counts = in_log
     popular = {
-        item for item in most_popular(counts, data["items"]["coverage"]) if counts[item] >= data["items"]["min_events"]
+        item
+        for item in most_popular(counts, data["items"]["popularity_coverage"])
+        if counts[item] >= data["items"]["min_events"]
     }
     sessions = count(only(sessions, popular))
     sessions = count([session for session in sessions if len(session) >= shortest])
@@ -285,7 +286,7 @@ def encode(users: list[int], events: Counter[int], people: People, wanted: Mappi
         for place, values in enumerate(lists):
             active[place] |= {codes.get(value, other) for value in values}
     for place, row in enumerate(rows):
-        row |= {"active": sorted(active[place]), "known": known[place]}
+        row |= {"active": sorted(active[place]), "n_known": known[place]}
     return {
         "users": rows,
         "contexts": vocabulary,
@@ -294,7 +295,7 @@ def encode(users: list[int], events: Counter[int], people: People, wanted: Mappi
     }
 
 
-def written(prepared: Prepared) -> dict[str, Any]:
+def written(prepared: PreparedDataset) -> dict[str, Any]:
     """What a prepared folder holds, in the reference's shape."""
     manifest = prepared.manifest
     tables = {
@@ -392,17 +393,17 @@ class LogReader:
                 pl.col(USER).cast(pl.Int64).mod(3).cast(pl.String)
             )
         )
-        return RawData(events, len(rows), read_users=users.lazy)
+        return RawData(events, len(rows), load_users=users.lazy)
 
 
 # --- the funnel against the reference ---
 
 
 @pytest.mark.parametrize("session", ["gap", "day"])
-@pytest.mark.parametrize("counted_over", ["log", "window", "train"])
+@pytest.mark.parametrize("popularity_scope", ["log", "window", "train"])
 @pytest.mark.parametrize(("coverage", "shortest", "val_days"), [(0.5, 2, 0), (0.75, 2, 2), (0.5, 3, 1)])
 def test_the_funnel_equals_its_reference(
-    session: str, counted_over: str, coverage: float, shortest: int, val_days: int
+    session: str, popularity_scope: str, coverage: float, shortest: int, val_days: int
 ) -> None:
     for seed in range(2):
         assert agree(
@@ -410,7 +411,7 @@ def test_the_funnel_equals_its_reference(
             random_people(seed),
             session=session,
             window_days=7,
-            items=items_of(coverage, counted_over, min_events=3),
+            items=items_of(coverage, popularity_scope, min_events=3),
             min_session_length=shortest,
             split={"test_days": 2, "val_days": val_days},
         )
@@ -620,7 +621,7 @@ def test_the_funnel_equals_its_reference_whatever_the_ids_and_times(
 # --- its laws, one by one ---
 
 
-def sessions_of(prepared: Prepared, split: str) -> list[list[int]]:
+def sessions_of(prepared: PreparedDataset, split: str) -> list[list[int]]:
     """The item ids of every session of a split."""
     ids = pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list()
     grouped: dict[int, list[int]] = {}
@@ -629,12 +630,12 @@ def sessions_of(prepared: Prepared, split: str) -> list[list[int]]:
     return list(grouped.values())
 
 
-def step(prepared: Prepared, name: str) -> dict[str, Any]:
+def step(prepared: PreparedDataset, name: str) -> dict[str, Any]:
     (found,) = [counts for counts in prepared.manifest["funnel"] if counts["step"] == name]
     return found  # type: ignore[no-any-return]
 
 
-def prepared_from(folder: Path, log: Sequence[Row], **changes: Any) -> Prepared:
+def prepared_from(folder: Path, log: Sequence[Row], **changes: Any) -> PreparedDataset:
     return prepare(config(write_xing(folder, log, {}), **changes), folder / "data")
 
 
@@ -700,7 +701,7 @@ def test_held_out_users_are_never_trained_on_and_they_alone_are_validated_and_te
     log, people = random_log(3, 3_000), random_people(3)
     raw = write_xing(tmp_path, log, people)
     settings: dict[str, Any] = {"split": {"test_days": 2, "val_days": 1}, "items": items_of(1.0)}
-    prepared = prepare(config(raw, held_out_users=0.3, **settings), tmp_path)
+    prepared = prepare(config(raw, held_out_user_share=0.3, **settings), tmp_path)
     everybody = prepare(config(raw, **settings), tmp_path)
     users = {
         split: set(pl.read_parquet(prepared.folder / f"{split}.parquet")[USER].unique())
@@ -726,15 +727,15 @@ def test_the_same_users_are_held_out_whatever_lies_between_their_ids(tmp_path: P
         folder = tmp_path / str(step)
         folder.mkdir()
         spread = [row._replace(user=step * row.user) for row in log]
-        prepared = prepared_from(folder, spread, held_out_users=0.3, items=items_of(1.0))
+        prepared = prepared_from(folder, spread, held_out_user_share=0.3, items=items_of(1.0))
         written.append(files_of(prepared, "t*.parquet"))
     assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("share", [1, -0.1, "some", True])
 def test_a_share_of_held_out_users_lies_below_one(share: Any, raw: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.held_out_users="):
-        prepare(config(raw, held_out_users=share), raw)
+    with pytest.raises(UserError, match=r"data\.held_out_user_share="):
+        prepare(config(raw, held_out_user_share=share), raw)
 
 
 def test_the_first_event_decides_the_split_though_it_is_dropped(tmp_path: Path) -> None:
@@ -862,7 +863,7 @@ def test_the_config_of_the_paper_prepares_with_the_user_id_as_a_context(tmp_path
 # --- the folder ---
 
 
-def files_of(prepared: Prepared, pattern: str = "*") -> dict[str, bytes]:
+def files_of(prepared: PreparedDataset, pattern: str = "*") -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(prepared.folder.glob(pattern))}
 
 
@@ -954,7 +955,7 @@ def test_an_error_after_the_splits_are_written_leaves_no_folder(raw: Path) -> No
 
 def test_what_a_killed_process_left_is_cleared_away(raw: Path, tmp_path: Path) -> None:
     done = prepare(config(raw), tmp_path / "elsewhere")
-    left = tmp_path / "prepared" / f".{done.manifest['name']}.unfinished"
+    left = tmp_path / "prepared" / f".{done.manifest['name']}.tmp"
     left.mkdir(parents=True)
     (left / "half.parquet").write_bytes(b"PAR1")
     prepared = prepare(config(raw), tmp_path)
@@ -973,9 +974,9 @@ def test_the_manifest_tells_where_the_data_comes_from(raw: Path) -> None:
         "reader": {"_target_": data["reader"]["_target_"]},
         "contexts": {key: value for key, value in data["contexts"].items() if key != "assignment"},
         **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
-        "held_out_users": 0.0,
+        "held_out_user_share": 0.0,
     }
-    assert (manifest["name"], manifest["layout"]) == ("xing", LAYOUT)
+    assert (manifest["name"], manifest["layout"]) == ("xing", FORMAT_VERSION)
     assert manifest["version"] == arnn_lightning.__version__
     assert [counts["step"] for counts in manifest["funnel"]] == [name.format(2) for name in STEPS]
     assert all(set(counts) == {"step", "events", "sessions", "users", "items"} for counts in manifest["funnel"])
@@ -1010,7 +1011,7 @@ sys.stdout.write(str(prepare(data, root).folder))
     assert [process.returncode for process in running] == [0, 0], told
     (folder,) = {Path(out) for out, _ in told}
     assert [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()] == [folder]
-    assert files_of(Prepared(folder), "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
+    assert files_of(PreparedDataset(folder), "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
 
 
 def test_two_settings_of_one_data_set_may_be_prepared_at_once(raw: Path, tmp_path: Path) -> None:
@@ -1063,7 +1064,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         done = [*command, *overrides, f"hydra.run.dir={root / 'out'}"]
         subprocess.run(done, check=True, capture_output=True, env=environment)
         (folder,) = (path for path in (root / "prepared").iterdir() if path.is_dir())
-        written.append(files_of(Prepared(folder), "*.parquet"))
+        written.append(files_of(PreparedDataset(folder), "*.parquet"))
     assert len(written[0]) == 6
     assert written[0] == written[1] == written[2]
 
@@ -1080,13 +1081,19 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         ({"gap": "1x"}, ["data.gap=1x", "1h"]),
         ({"gap": None}, ["data.gap=None"]),
         ({"session": "week"}, ["data.session=week", "gap, day or given"]),
-        ({"session": "given"}, ["data.session=given", "no sessions of its own"]),
-        ({"items": items_of(1.0, "test")}, ["data.items.counted_over=test", "window or train"]),
-        ({"items": items_of(0.0)}, ["data.items.coverage=0.0", "(0, 1]"]),
+        ({"session": "given"}, ["data.session=given", "does not define sessions"]),
+        ({"items": items_of(1.0, "test")}, ["data.items.popularity_scope=test", "window or train"]),
+        ({"items": items_of(0.0)}, ["data.items.popularity_coverage=0.0", "(0, 1]"]),
         ({"items": items_of(1.0, min_events=0)}, ["data.items.min_events=0", "at least 1"]),
         ({"contexts": {"single": [], "multi": [], "coverage": 1.5}}, ["data.contexts.coverage=1.5", "(0, 1]"]),
-        ({"items": items_of(1.0, min_events=10_000)}, ["interactions.csv", "of popular items", "funnel"]),
-        ({"min_session_length": 1_000}, ["interactions.csv", "in sessions of 1000 events or more", "funnel"]),
+        (
+            {"items": items_of(1.0, min_events=10_000)},
+            ["interactions.csv", "no events left", "'of popular items'"],
+        ),
+        (
+            {"min_session_length": 1_000},
+            ["no events left", "'in sessions of 1000 events or more'"],
+        ),
     ],
     ids=[
         "no test days",

@@ -15,7 +15,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import prepare
 from arnn_lightning.readers import complete_journey as completejourney
 from arnn_lightning.readers.complete_journey import ATTRIBUTES, CompleteJourneyReader
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
 
 MORNING = datetime(2017, 1, 1, 11, 53, 26)
 # (household, basket, products): sorted by product, as the real file has them. Household 3 has no demographics.
@@ -56,7 +56,7 @@ def write(
 def read(folder: Path | None, seed: int = 1, keep_unknown: bool = False) -> RawData:
     raw_dir = None if folder is None else str(folder)
     raw = CompleteJourneyReader(raw_dir, shuffle_seed=seed, keep_unknown_households=keep_unknown).read()
-    return check(raw, Path("transactions.parquet"))
+    return validate_events(raw, Path("transactions.parquet"))
 
 
 def bought(raw: RawData) -> Bought:
@@ -129,10 +129,10 @@ def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> 
             "window_days": None,
             "session": "given",
             "gap": None,
-            "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
+            "items": {"popularity_coverage": 1.0, "popularity_scope": "window", "min_events": 1},
             "min_session_length": 2,
             "split": {"test_days": 2, "val_days": 1},
-            "held_out_users": 0.0,
+            "held_out_user_share": 0.0,
             "contexts": {"single": list(ATTRIBUTES), "multi": [], "coverage": 0.75, "assignment": "own"},
         },
         tmp_path,
@@ -178,7 +178,7 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
     ):
         read(tmp_path / "none")
     (write(tmp_path) / "demographics.parquet").unlink()
-    with pytest.raises(UserError, match=r"lacks demographics\.parquet"):
+    with pytest.raises(UserError, match=r"no demographics\.parquet; expected"):
         read(tmp_path)
 
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
 from arnn_lightning.readers.tmall import TmallReader
 
 LOG = "user_id,item_id,cat_id,seller_id,brand_id,time_stamp,action_type\n"
@@ -19,7 +19,7 @@ def read(folder: Path, log: str = CLICKS, people: str = PEOPLE) -> RawData:
     (folder / "user_log_format1.csv").write_text(log)
     (folder / "user_info_format1.csv").write_text(people)
     reader = TmallReader(str(folder))
-    raw = check(reader.read(), next(iter(reader.files().values())))
+    raw = validate_events(reader.read(), next(iter(reader.files().values())))
     raw.users(), raw.items()  # checked too
     return raw
 
@@ -76,11 +76,11 @@ def test_unknown_ages_and_genders_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("1,7,1,1,1,829,4", r"column 'action_type', row 4: 4 is none of 0, 1, 2, 3"),
+        ("1,7,1,1,1,829,4", r"column 'action_type', row 4: 4 is not one of 0, 1, 2, 3"),
         ("1,,1,1,1,829,0", r"column 'item_id' is empty in 1 rows, the first is row 4"),
         ("1,7,1,1,1,,0", r"column 'time_stamp' is empty in 1 rows, the first is row 4"),
-        ("1,7x,1,1,1,829,0", r"column 'item_id', row 4: '7x' is not a whole number"),
-        ("1,99999999999,1,1,1,829,0", r"column 'item_id', row 4: '99999999999' is not a whole number that fits Int32"),
+        ("1,7x,1,1,1,829,0", r"column 'item_id', row 4: '7x' is not an integer"),
+        ("1,99999999999,1,1,1,829,0", r"column 'item_id', row 4: '99999999999' is not an integer that fits Int32"),
         ("1,7,1,1,1,829,0,9", r"row 4 has more fields than the 7 columns"),
         ("1,7,1,1,1", r"column 'time_stamp' is empty in 1 rows, the first is row 4"),
     ],

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
 from arnn_lightning.readers.xing import MULTI, SINGLE, ZERO_IS_UNKNOWN, XingReader
 
 LOG = "user_id\titem_id\tinteraction_type\tcreated_at\n"
@@ -36,7 +36,7 @@ def reader(folder: Path, log: str = CLICKS, profiles: str = PEOPLE) -> XingReade
 
 
 def read(folder: Path, log: str = CLICKS, profiles: str = PEOPLE) -> RawData:
-    raw = check(reader(folder, log, profiles).read(), folder / "interactions.csv")
+    raw = validate_events(reader(folder, log, profiles).read(), folder / "interactions.csv")
     raw.users(), raw.items()  # checked too
     return raw
 
@@ -167,7 +167,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     made = reader(tmp_path)
     (tmp_path / name).unlink()
     for ask in (made.files, made.read):
-        with pytest.raises(UserError, match=f"lacks {name}: expected are"):
+        with pytest.raises(UserError, match=f"no {name}; expected: "):
             ask()
 
 
@@ -191,13 +191,13 @@ def test_a_users_file_without_ids_is_told(tmp_path: Path) -> None:
 def test_a_time_that_does_not_parse_is_named_with_file_column_row_and_value(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path, CLICKS + "3\t7\t1\t2015-08-19\n")
-    where = f"{tmp_path / 'interactions.csv'}: column 'created_at', row 4: '2015-08-19' is not a whole number"
+    where = f"{tmp_path / 'interactions.csv'}: column 'created_at', row 4: '2015-08-19' is not an integer"
     assert where in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_user_id_that_does_not_parse_is_named_in_the_users_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"users\.csv: column 'id', row 3: 'u2' is not a whole number"):
+    with pytest.raises(UserError, match=r"users\.csv: column 'id', row 3: 'u2' is not an integer"):
         read(tmp_path, profiles=PROFILES + profile(id="1") + profile(id="u2"))
 
 
@@ -210,14 +210,14 @@ def test_a_click_without_user_item_or_time_is_refused(tmp_path: Path, row: str, 
 
 
 def test_a_user_listed_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="user 2 stands more than once"):
+    with pytest.raises(UserError, match="user 2 occurs more than once"):
         read(tmp_path, profiles=PEOPLE + profile(id="2"))
 
 
 @pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
 def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
     texts = {"interactions.csv": CLICKS, "users.csv": PEOPLE} | {name: ""}
-    with pytest.raises(UserError, match=f"{name}: the file is empty"):
+    with pytest.raises(UserError, match=f"{name}: the file or its first line is empty"):
         read(tmp_path, texts["interactions.csv"], texts["users.csv"])
 
 
@@ -228,7 +228,7 @@ def test_a_file_without_clicks_is_refused(tmp_path: Path, rows: str) -> None:
 
 
 def test_an_unknown_kind_of_interaction_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"column 'interaction_type', row 4: 9 is none of 0, 1, 2"):
+    with pytest.raises(UserError, match=r"column 'interaction_type', row 4: 9 is not one of 0, 1, 2"):
         read(tmp_path, CLICKS + "1\t7\t9\t5\n")
 
 

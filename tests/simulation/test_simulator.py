@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.simulation.simulator import World, ensure_generated
+from arnn_lightning.simulation.simulator import Simulator, ensure_simulated
 from arnn_lightning.tasks.generate import run
 from helpers import compose_config
 
@@ -21,7 +21,7 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Numbers(World):
+class Numbers(Simulator):
     """Writes the numbers below ``events``, two at a time, and breaks off with ``error`` after the first two."""
 
     log: ClassVar[str] = "numbers.csv"
@@ -53,11 +53,11 @@ def names(folder: Path) -> list[str]:
 
 
 def test_chunks_follow_each_other_under_one_header(tmp_path: Path) -> None:
-    told: list[str] = []
-    written = Numbers(events=4).write(tmp_path / "new" / "folder", told.append)
+    messages: list[str] = []
+    written = Numbers(events=4).write(tmp_path / "new" / "folder", messages.append)
     assert [file.name for file in written] == ["names.csv", "numbers.csv"]
     assert [file.read_text() for file in written] == ["name\na\n\n", "number\n0\n1\n2\n3\n"]
-    assert told == ["0 of 4 rows", "2 of 4 rows", "4 of 4 rows"]
+    assert messages == ["0 of 4 rows", "2 of 4 rows", "4 of 4 rows"]
 
 
 def test_new_files_take_the_place_of_old_ones_and_leave_others_alone(tmp_path: Path) -> None:
@@ -103,21 +103,21 @@ def test_events_default_to_the_schemas_own_number(schema: str) -> None:
 
 
 def test_a_generated_folder_is_made_once(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     settings = generator(events=2_000)
-    folder = ensure_generated(settings, "synthetic", tmp_path / "raw", told.append)
+    folder = ensure_simulated(settings, "synthetic", tmp_path / "raw", messages.append)
     assert folder.parent == tmp_path / "raw"
-    assert told[-1] == "2,000 of 2,000 rows"
+    assert messages[-1] == "2,000 of 2,000 rows"
     before = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in folder.iterdir()}
-    told.clear()
-    assert ensure_generated(settings, "synthetic", tmp_path / "raw", told.append) == folder
+    messages.clear()
+    assert ensure_simulated(settings, "synthetic", tmp_path / "raw", messages.append) == folder
     assert {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in folder.iterdir()} == before
-    assert told == []
+    assert messages == []
 
 
 def test_other_settings_are_generated_into_another_folder(tmp_path: Path) -> None:
     made = {
-        ensure_generated(generator(schema, **changes), name, tmp_path): schema
+        ensure_simulated(generator(schema, **changes), name, tmp_path): schema
         for name, schema, changes in [
             ("synthetic", "xing", {}),
             ("other", "xing", {}),
@@ -135,8 +135,8 @@ def test_an_interrupted_generation_is_not_taken_for_a_whole_one(tmp_path: Path) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensure_generated(generator(), "synthetic", tmp_path, interrupt)
-    folder = ensure_generated(generator(), "synthetic", tmp_path)
+        ensure_simulated(generator(), "synthetic", tmp_path, interrupt)
+    folder = ensure_simulated(generator(), "synthetic", tmp_path)
     assert names(folder) == FILES["xing"]
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
 
@@ -144,5 +144,5 @@ def test_an_interrupted_generation_is_not_taken_for_a_whole_one(tmp_path: Path) 
 @pytest.mark.parametrize("schema", FILES)
 def test_bad_settings_leave_no_folder(tmp_path: Path, schema: str) -> None:
     with pytest.raises(UserError, match="context_strength=2"):
-        ensure_generated(generator(schema, context_strength=2), "synthetic", tmp_path / "raw")
+        ensure_simulated(generator(schema, context_strength=2), "synthetic", tmp_path / "raw")
     assert not (tmp_path / "raw").exists()

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.simulation.tmall import TmallWorld
+from arnn_lightning.simulation.tmall import TmallSimulator
 from helpers import compose_config
 
 EVENTS = 400_000
@@ -26,12 +26,12 @@ def schema() -> dict[str, Any]:
     return settings  # type: ignore[no-any-return]
 
 
-def world(**changes: Any) -> TmallWorld:
+def world(**changes: Any) -> TmallSimulator:
     """The world of conf/schema/tmall.yaml, with fewer rows."""
     assert set(changes) <= set(schema())
     settings = schema() | {"events": EVENTS} | changes
     del settings["_target_"]
-    return TmallWorld(**settings)
+    return TmallSimulator(**settings)
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +181,12 @@ def test_one_item_in_ninety_holds_half_of_the_clicks(tmp_path: Path, events: int
 
 def test_profiles_follow_the_published_counts(worlds: dict[float, Path]) -> None:
     users = info(worlds[1.0])
-    drawn = dict.fromkeys(((age, gender) for age, gender, _ in PROFILES["age_range_gender_count"]), 0.0)
+    sampled = dict.fromkeys(((age, gender) for age, gender, _ in PROFILES["age_range_gender_count"]), 0.0)
     for age, gender, count in users.group_by("age_range", "gender").len().fill_null("").iter_rows():
-        drawn[age, gender] += count / users.height
-    assert len(drawn) == len(PROFILES["age_range_gender_count"])
+        sampled[age, gender] += count / users.height
+    assert len(sampled) == len(PROFILES["age_range_gender_count"])
     for age, gender, count in PROFILES["age_range_gender_count"]:
-        assert drawn[age, gender] == pytest.approx(count / PROFILES["n_users"], abs=0.025)
+        assert sampled[age, gender] == pytest.approx(count / PROFILES["n_users"], abs=0.025)
 
 
 # --- the truth ---
@@ -262,7 +262,7 @@ def test_a_category_lasts(worlds: dict[float, Path]) -> None:
     rows = (
         clicks(worlds[1.0]).with_columns(last=pl.col("cat_id").shift().over("user_id", "time_stamp")).drop_nulls("last")
     )
-    lasting = (1 - schema()["switch"]) * (1 - schema()["stray"]) ** 2
+    lasting = (1 - schema()["intent_switch_prob"]) * (1 - schema()["noise_rate"]) ** 2
     stays = (rows["cat_id"] == rows["last"]).mean()
     assert lasting < stays < lasting + 0.2
 
@@ -271,20 +271,20 @@ def test_a_category_lasts(worlds: dict[float, Path]) -> None:
 
 BAD = {
     "context_strength": [-0.1, 1.1],
-    "loyalty": [-0.1, 1.1],
-    "switch": [-0.1, 1.1],
-    "stray": [-0.1, 1.1],
-    "half": [0.0, 0.5],
+    "favourite_prob": [-0.1, 1.1],
+    "intent_switch_prob": [-0.1, 1.1],
+    "noise_rate": [-0.1, 1.1],
+    "head_share": [0.0, 0.5],
     "events": [0, 999, 5e6],
     "seed": [-1, 0.5],
-    "skew": [-0.1],
+    "class_skew": [-0.1],
     "topic_width": [-1.0],
     "rows_per_item": [0.0, -1.0],
     "items_per_category": [0.0, -1.0],
     "sellers": [0],
     "brands": [0],
-    "favourites": [0],
-    "persona_pull": [0.0, -1.0],
+    "n_favourite_categories": [0],
+    "persona_boost": [0.0, -1.0],
 }
 
 
@@ -303,10 +303,10 @@ def test_every_setting_has_a_range() -> None:
     [
         {"events": 1_000, "rows_per_item": 10_000.0},
         {"events": 1_000, "items_per_category": 0.5},
-        {"sellers": 1, "brands": 1, "favourites": 1},
-        {"topic_width": 0.0, "switch": 0.0, "stray": 0.0, "loyalty": 1.0},
-        {"topic_width": 100.0, "switch": 1.0, "stray": 1.0, "loyalty": 0.0},
-        {"skew": 0.0, "half": 0.49, "persona_pull": 0.01},
+        {"sellers": 1, "brands": 1, "n_favourite_categories": 1},
+        {"topic_width": 0.0, "intent_switch_prob": 0.0, "noise_rate": 0.0, "favourite_prob": 1.0},
+        {"topic_width": 100.0, "intent_switch_prob": 1.0, "noise_rate": 1.0, "favourite_prob": 0.0},
+        {"class_skew": 0.0, "head_share": 0.49, "persona_boost": 0.01},
     ],
 )
 def test_a_world_at_the_edge_is_a_world(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import prepare
-from arnn_lightning.readers.schema import check
+from arnn_lightning.readers.schema import validate_events
 from arnn_lightning.readers.xing import MULTI, SINGLE, XingReader
-from arnn_lightning.simulation.xing import XingWorld
+from arnn_lightning.simulation.xing import XingSimulator
 from helpers import compose_config
 
 EVENTS = 30_000
@@ -32,12 +32,12 @@ def schema() -> dict[str, Any]:
     return settings  # type: ignore[no-any-return]
 
 
-def world(**changes: Any) -> XingWorld:
+def world(**changes: Any) -> XingSimulator:
     """The world of conf/schema/xing.yaml, with fewer rows."""
     assert set(changes) <= set(schema())
     settings = schema() | {"events": EVENTS} | changes
     del settings["_target_"]
-    return XingWorld(**settings)
+    return XingSimulator(**settings)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_ids_are_those_of_the_other_files(worlds: dict[float, Path]) -> None:
 
 def test_the_reader_reads_what_is_written(worlds: dict[float, Path]) -> None:
     raw = XingReader(str(worlds[1.0])).read()
-    check(raw, worlds[1.0])
+    validate_events(raw, worlds[1.0])
     assert raw.rows == EVENTS
     assert raw.events.height == clicks(worlds[1.0]).height
     assert raw.users().collect().columns == ["user", *SINGLE, *MULTI]
@@ -106,8 +106,8 @@ def test_the_reader_reads_what_is_written(worlds: dict[float, Path]) -> None:
 
 @pytest.mark.parametrize("name", MULTI)
 def test_the_lists_that_are_read_hold_codes_and_nothing_else(worlds: dict[float, Path], name: str) -> None:
-    told = XingReader(str(worlds[1.0])).read().users().collect()[name].explode().drop_nulls().unique().to_list()
-    assert [text for text in told if not text.isdigit()] == []
+    codes = XingReader(str(worlds[1.0])).read().users().collect()[name].explode().drop_nulls().unique().to_list()
+    assert [text for text in codes if not text.isdigit()] == []
 
 
 def test_a_world_prepares_with_the_config_it_is_made_for(worlds: dict[float, Path], tmp_path: Path) -> None:
@@ -177,10 +177,10 @@ def test_with_strength_clicks_lean_to_the_users_region(worlds: dict[float, Path]
 @pytest.mark.parametrize("name", SINGLE)
 def test_profiles_follow_the_published_marginals(worlds: dict[float, Path], name: str) -> None:
     users = table(worlds[1.0], "users.csv")
-    drawn = Counter(users[name])
-    assert set(drawn) <= set(MARGINALS[name])
+    sampled = Counter(users[name])
+    assert set(sampled) <= set(MARGINALS[name])
     for code, count in MARGINALS[name].items():
-        assert drawn[code] / users.height == pytest.approx(count / MARGINALS["n_users"], abs=0.02)
+        assert sampled[code] / users.height == pytest.approx(count / MARGINALS["n_users"], abs=0.02)
 
 
 def test_four_in_nine_users_hide_their_region(worlds: dict[float, Path]) -> None:
@@ -212,12 +212,12 @@ BAD = {
     "events": [0, 999, 5e6],
     "job_roles": [0, 29],
     "seed": [-1],
-    "own_role": [-0.1, 1.1],
-    "region_pull": [0.0, -1.0],
-    "level_pull": [0.0, -1.0],
+    "own_role_prob": [-0.1, 1.1],
+    "region_boost": [0.0, -1.0],
+    "level_boost": [0.0, -1.0],
     "topic_width": [-1.0],
-    "page": [0],
-    "stray": [-0.1, 1.1],
+    "n_candidates": [0],
+    "noise_rate": [-0.1, 1.1],
     "clicks_per_item": [0.0, -1.0],
 }
 

@@ -16,7 +16,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.loading.contexts import Assignment, assign_contexts
 from arnn_lightning.loading.schedule import DEAD, schedule
 from arnn_lightning.preprocessing.contexts import PREFIX
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.preprocessing.sessions import Sessions
 
 Place = tuple[int, int]  # (epoch, window)
@@ -260,7 +260,7 @@ class SessionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedDataset,
         *,
         lanes: int,
         steps: int,
@@ -339,7 +339,7 @@ class SessionDataModule(LightningDataModule):
 
     def contexts(self) -> Contexts:
         """Every user's context codes, with a last row for "everything unknown"."""
-        users, _ = self.prepared.told(self.n_attributes)
+        users, _ = self.prepared.user_contexts(self.n_attributes)
         active = users["active"].to_list()
         width = max(map(len, active), default=0)
         padded = np.full((users.height + 1, max(width, 1)), -1, np.int64)

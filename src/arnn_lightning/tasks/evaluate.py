@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.preprocessing.dataset import PATHS
+from arnn_lightning.preprocessing.dataset import PATH_KEYS
 from arnn_lightning.reporting.console import results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import (
@@ -23,7 +23,7 @@ from arnn_lightning.training.checkpoint import build, load_weights, read_checkpo
 from arnn_lightning.training.distributed import device, first_once, together
 
 # The raw files may lie elsewhere by now; everything else comes from the checkpoint.
-MOVES = tuple(f"data.{key}" for key in PATHS)
+MOVES = tuple(f"data.{key}" for key in PATH_KEYS)
 
 
 def run(config: DictConfig) -> None:
@@ -40,6 +40,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     with open_dict(config):
         config.model = OmegaConf.create(about["model"])
         config.data = OmegaConf.create(about["data"])
+        config.published = about.get("published", {})
         for key, place in moved.items():
             config.data[key] = place
     prepared = first_once(lambda: prepare_data(config))

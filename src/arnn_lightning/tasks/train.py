@@ -24,7 +24,7 @@ from arnn_lightning.evaluation.groups import by_known, by_position, means
 from arnn_lightning.evaluation.result import Result, result
 from arnn_lightning.loggers.wandb import WandbRun
 from arnn_lightning.models.base import SessionModel
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.reporting.console import difference_line, results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build, check_data, load_weights, read_checkpoint
@@ -52,7 +52,7 @@ def _train(config: DictConfig, folder: Path) -> float | None:
     clock.lap("prepare")
     check_cutoffs(config, prepared)
     # Sizes measured from data have one place in the config, filled here.
-    _, dims = prepared.told(config.data.contexts.n_attributes)
+    _, dims = prepared.user_contexts(config.data.contexts.n_attributes)
     config.model.dims = dims
     for baseline in config.baselines.values():
         baseline.dims = dims
@@ -151,11 +151,11 @@ def plain(config: Any) -> Any:
 
 def paper_figures(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
     """The paper's Table 2 where the data set is one of the paper's."""
-    figures: Mapping[str, Mapping[str, float]] = (plain(config.data).get("paper") or {}).get("table2", {})
+    figures: Mapping[str, Mapping[str, float]] = plain(config.published).get("table2", {})
     return figures
 
 
-def check_cutoffs(config: DictConfig, prepared: Prepared) -> None:
+def check_cutoffs(config: DictConfig, prepared: PreparedDataset) -> None:
     """Raises UserError where a K is larger than the catalogue: every item would be a hit."""
     n_items = int(prepared.dims["n_items"])
     for k in config.evaluation.cutoffs:
@@ -178,18 +178,19 @@ def check_compiler(device: torch.device) -> None:
         ) from error
 
 
-def about(config: DictConfig, model: DictConfig, prepared: Prepared) -> dict[str, Any]:
+def about(config: DictConfig, model: DictConfig, prepared: PreparedDataset) -> dict[str, Any]:
     """What a checkpoint says of itself, enough to evaluate it in another process and folder."""
     return {
         "model": plain(model),
         "data": OmegaConf.to_container(config.data, resolve=False),
+        "published": plain(config.published),
         "prepared": prepared.folder.name,
         "seed": config.seed,
         "version": prepared.manifest["version"],
     }
 
 
-def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: list[Logger]) -> Result:
+def test(model: SessionModel, config: DictConfig, prepared: PreparedDataset, loggers: list[Logger]) -> Result:
     """Ranks of every attempt of the test split."""
     data = datamodule(prepared, config, {})
     trainer(config, Path(), loggers, []).test(model, data.test_dataloader(), verbose=False)
@@ -197,7 +198,9 @@ def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: l
     return result(model.name, model.evaluated, split, config.evaluation.ties, model.listed)
 
 
-def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared: Prepared, role: str = "") -> None:
+def _set_up(
+    model: SessionModel, config: DictConfig, stage: DictConfig, prepared: PreparedDataset, role: str = ""
+) -> None:
     model.prefix = f"{role}/" if role else ""
     if config.trainer.precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={config.trainer.precision}: choose 32-true or bf16-mixed")
@@ -215,7 +218,7 @@ def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared
 
 
 def _train_part(
-    part: SessionModel, role: str, config: DictConfig, prepared: Prepared, folder: Path, loggers: list[Logger]
+    part: SessionModel, role: str, config: DictConfig, prepared: PreparedDataset, folder: Path, loggers: list[Logger]
 ) -> None:
     pretrained = config.pretrained[role]
     if pretrained is not None:
@@ -227,14 +230,14 @@ def _train_part(
     train_stage(part, datamodule(prepared, config, stage), config, stage, folder / "checkpoints" / role, loggers)
 
 
-def _baseline(config_model: DictConfig, config: DictConfig, prepared: Prepared, folder: Path) -> Result:
+def _baseline(config_model: DictConfig, config: DictConfig, prepared: PreparedDataset, folder: Path) -> Result:
     model = build(plain(config_model))
     _set_up(model, config, config_model, prepared, config_model.name)
     model.count(prepared.sessions("train"))
     return test(model, config, prepared, [])
 
 
-def _validation(model: SessionModel, config: DictConfig, prepared: Prepared) -> dict[str, float]:
+def _validation(model: SessionModel, config: DictConfig, prepared: PreparedDataset) -> dict[str, float]:
     data = datamodule(prepared, config, {})
     if not data.has_validation:
         return {}

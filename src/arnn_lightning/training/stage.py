@@ -22,7 +22,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.models.base import SessionModel
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.checkpoint import check_data, load_weights, read_checkpoint
 from arnn_lightning.training.distributed import agreed, device, devices, make_trainer
 
@@ -36,7 +36,7 @@ for _advice in (*_ADVICE, "sync_dist=True"):  # the last of values that are equa
 BEST, LAST, DONE = "best.ckpt", "last.ckpt", "done"
 
 
-def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any]) -> SessionDataModule:
+def datamodule(prepared: PreparedDataset, config: DictConfig, model: Mapping[str, Any]) -> SessionDataModule:
     """The data as ``model`` (a model's config) wants it: its lanes, its negatives."""
     loss = model.get("loss", {})
     return SessionDataModule(
