@@ -161,6 +161,15 @@ def split_names(sessions: Sequence[Sequence[Event]], split: Mapping[str, int]) -
     return ["test" if age < test else "val" if age < val else "train" for age in ages]
 
 
+def window(events: Sequence[Event], days: int, kind: str, gap: int) -> list[Event]:
+    """The events since day ``last - days + 1``, for the largest ``last`` on which the last session of these starts."""
+    for last in sorted(set(map(day, events)), reverse=True):
+        kept = [event for event in events if last - day(event) < days]
+        if max(day(session[0]) for session in cut_sessions(kept, kind, gap)) == last:
+            break
+    return kept
+
+
 def only(sessions: Iterable[Sequence[Event]], items: set[int]) -> list[list[Event]]:
     kept = ([event for event in session if event.item in items] for session in sessions)
     return [session for session in kept if session]
@@ -181,8 +190,7 @@ def reference(rows: int, events: Sequence[Event], people: People, data: Mapping[
     count(cut_sessions(events, data["session"], gap))
     in_log = Counter(event.item for event in events)
     if data["window_days"] is not None:
-        last = max(map(day, events))
-        events = [event for event in events if last - day(event) < data["window_days"]]
+        events = window(events, data["window_days"], data["session"], gap)
     sessions = count(cut_sessions(events, data["session"], gap))
     split_of = {id(e): name for s, name in zip(sessions, split_names(sessions, data["split"]), strict=True) for e in s}
     counted = sessions
@@ -650,6 +658,18 @@ def test_the_window_holds_whole_days_and_the_day_of_the_last_event_is_its_last(t
     assert step(prepared, "in the time window")["events"] == 4
     assert sessions_of(prepared, "train") == [[1, 2]]
     assert pl.read_parquet(prepared.folder / "train.parquet")[TIME].to_list() == [edge, edge + 1]
+
+
+@pytest.mark.parametrize("tail", [False, True], ids=["last session ends before midnight", "after midnight"])
+def test_30_days_are_27_training_days_and_3_test_days(tmp_path: Path, tail: bool) -> None:
+    log = clicks(*[(user, item, at + 0.5) for at in range(40) for user in (1, 2) for item in (1, 2)])
+    if tail:  # the last session starts on day 39 and ends on day 40
+        log += [Row(3, item, 1, FIRST + 40 * DAY + late) for item, late in ((1, -60), (2, 60))]
+    prepared = prepared_from(tmp_path, log, window_days=30, split={"test_days": 3, "val_days": 0})
+    train, test = (pl.read_parquet(prepared.folder / f"{split}.parquet") for split in ("train", "test"))
+    start_days = [set((split.group_by(SESSION).min()[TIME] - FIRST) // DAY) for split in (train, test)]
+    assert start_days == [set(range(10, 37)), {37, 38, 39}]
+    assert test.height == 12 + 2 * tail
 
 
 @pytest.mark.parametrize(("pause", "sessions"), [(3_600, 1), (3_601, 2)])

@@ -17,6 +17,7 @@ from arnn_lightning.preprocessing.encoding import count_codes
 from arnn_lightning.preprocessing.sessions import (
     DAY,
     SESSION_ID,
+    SessionRule,
     assign_session_ids,
     count_sessions_before,
     session_rule,
@@ -106,8 +107,7 @@ def filter_events(
         UserError: an invalid setting, or a step that keeps nothing.
     """
     rule = session_rule(log, data["session"], data["gap"])
-    start = _window_start(log, data["window_days"])
-    events = assign_session_ids(log, start, rule)
+    start, events, start_day = _cut_window(log, data["window_days"], rule)
     n_before = executor.submit(count_sessions_before, log, start, events, rule)
     in_log = count_codes(log[USER], filter_log.n_users) > 0
     filter_log.record("events of the modelled kind", log, n_users=int(np.count_nonzero(in_log)))
@@ -115,7 +115,7 @@ def filter_events(
     filter_log.record("in the time window", events)
     log_step, window_step = filter_log.steps[-2:]
     # Splits are assigned before anything is dropped, so that they do not depend on what later steps keep.
-    events = assign_splits(events, data["split"])
+    events = assign_splits(events, start_day, data["split"])
     filter_log.require_splits(events, data["split"])
     if data["held_out_user_share"]:
         events = hold_out_users(events, data["held_out_user_share"], in_log)
@@ -133,11 +133,22 @@ def filter_events(
     return events
 
 
-def _window_start(log: pl.DataFrame, days: int | None) -> int:
-    """First second of the last ``days`` calendar days (UTC), including that of the last event; None: of the log."""
-    if days is None:
-        return cast(int, log[TIME].min())
-    return (cast(int, log[TIME].max()) // DAY - days + 1) * DAY
+def _cut_window(log: pl.DataFrame, days: int | None, rule: SessionRule) -> tuple[int, pl.DataFrame, np.ndarray]:
+    """The last ``days`` calendar days (UTC) of a log, None for all; the last day is that of the last session's start.
+
+    The end of a session past midnight belongs to the window, but is not a day of it: splits go by session starts too.
+
+    Returns:
+        the first second of the window; its events, sorted and with session ids; (sessions,) the days of their starts.
+    """
+    last_day = cast(int, log[TIME].max()) // DAY
+    while True:
+        start = cast(int, log[TIME].min()) if days is None else (last_day - days + 1) * DAY
+        events = assign_session_ids(log, start, rule)
+        start_day = events[TIME].to_numpy()[session_starts(events[SESSION_ID].to_numpy())] // DAY
+        if days is None or start_day.max() == last_day:
+            return start, events, start_day
+        last_day = int(start_day.max())
 
 
 def _date_range(events: pl.DataFrame) -> tuple[Any, ...]:

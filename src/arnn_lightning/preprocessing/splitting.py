@@ -6,23 +6,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from arnn_lightning.preprocessing.sessions import DAY, SESSION_ID, session_starts
-from arnn_lightning.readers.schema import TIME, USER
+from arnn_lightning.preprocessing.sessions import SESSION_ID
+from arnn_lightning.readers.schema import USER
 
 SPLITS = ("train", "val", "test")
 SPLIT = "split"  # index into SPLITS
 
 
-def assign_splits(events: pl.DataFrame, days: Mapping[str, Any]) -> pl.DataFrame:
+def assign_splits(events: pl.DataFrame, start_day: np.ndarray, days: Mapping[str, Any]) -> pl.DataFrame:
     """Adds the column ``split``: sessions of the last ``test_days`` are test, of the ``val_days`` before validation.
 
     A session belongs to the split in which it starts. The last day is the one on which the last session starts.
 
     Args:
-        events: time and session id, sorted by session and time.
+        events: events with their session ids, numbered from 0.
+        start_day: (sessions,) day since 1970 on which each session starts.
         days: ``test_days`` and ``val_days``.
     """
-    start_day = events[TIME].to_numpy()[session_starts(events[SESSION_ID].to_numpy())] // DAY
     age = start_day.max() - start_day
     test_days, val_days = int(days["test_days"]), int(days["val_days"])
     split_of_session = np.where(age < test_days, 2, np.where(age < test_days + val_days, 1, 0)).astype(np.uint8)
