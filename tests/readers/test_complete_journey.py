@@ -10,12 +10,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import prepare
 from arnn_lightning.readers import complete_journey as completejourney
 from arnn_lightning.readers.complete_journey import ATTRIBUTES, CompleteJourneyReader
 from arnn_lightning.readers.schema import RawData, validate_events
+from helpers import compose_config
 
 MORNING = datetime(2017, 1, 1, 11, 53, 26)
 # (household, basket, products): sorted by product, as the real file has them. Household 3 has no demographics.
@@ -162,6 +164,16 @@ def test_the_users_are_the_households_with_demographics(tmp_path: Path) -> None:
     assert users.schema == {"user": pl.Int64, **dict.fromkeys(ATTRIBUTES, pl.String)}
     assert users["user"].to_list() == [1, 2, 4]
     assert users["income"].to_list() == ["a", "b", None]
+
+
+def test_purchases_of_test_days_do_not_decide_which_items_are_kept(tmp_path: Path) -> None:
+    # Three baskets a day for 60 days; product 7 is bought once in training, and in every basket of the test days.
+    baskets = [(1 + visit % 2, visit, (5, 6, 7) if visit == 0 or visit >= 90 else (5, 6)) for visit in range(180)]
+    write(tmp_path / "raw", baskets)
+    config = compose_config("data=completejourney", f"data.raw_dir={tmp_path / 'raw'}", "data.items.min_events=5")
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    prepared = prepare(data, tmp_path)
+    assert pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list() == [5, 6]
 
 
 # --- where the files come from ---
