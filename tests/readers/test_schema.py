@@ -48,32 +48,32 @@ def test_a_null_is_counted_and_its_first_event_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [pl.Float64, pl.Int32, pl.Datetime("us"), pl.String])
-def test_a_time_that_is_no_64_bit_integer_is_refused(dtype: pl.DataType) -> None:
+def test_a_time_that_is_no_64_bit_integer_is_rejected(dtype: pl.DataType) -> None:
     with pytest.raises(UserError, match=r"log\.csv: event times must be Int64 unix seconds"):
         validate_events(raw(EVENTS.cast({"time": dtype})), SOURCE)
 
 
-def test_no_events_are_refused() -> None:
+def test_no_events_are_rejected() -> None:
     with pytest.raises(UserError, match=r"log\.csv: no events left after reading 5 rows"):
         validate_events(RawData(EVENTS.clear(), 5, load_users=USERS.lazy), SOURCE)
 
 
-def test_a_users_table_without_users_is_refused() -> None:
+def test_a_users_table_without_users_is_rejected() -> None:
     with pytest.raises(UserError, match=r"users table has no column 'user' \(did you mean \"users\"\?\)"):
         raw(users=USERS.rename({"user": "users"})).users()
 
 
-def test_user_ids_of_two_types_are_refused() -> None:
+def test_user_ids_of_two_types_are_rejected() -> None:
     with pytest.raises(UserError, match="user ids are Int64 in the events but String in the users table"):
         raw(users=USERS.cast({"user": pl.String})).users()
 
 
-def test_a_user_listed_twice_is_refused() -> None:
+def test_a_user_listed_twice_is_rejected() -> None:
     with pytest.raises(UserError, match="user 2 occurs more than once in the users table"):
         raw(users=pl.concat([USERS, USERS.tail(1)])).users()
 
 
-def test_an_item_listed_twice_is_refused() -> None:
+def test_an_item_listed_twice_is_rejected() -> None:
     titles = pl.DataFrame({"item": [7, 8, 7], "title": ["a", "b", "c"]})
     with pytest.raises(UserError, match=r"item 7 occurs more than once in the items table \(rows 1 and 3"):
         RawData(EVENTS, 3, USERS.lazy, lambda: titles).items()

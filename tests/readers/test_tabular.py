@@ -1,4 +1,4 @@
-"""The reader of anybody's own tables."""
+"""The reader of your own tables."""
 
 import gzip
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def reader(events: Any, *overrides: str) -> TabularReader:
 
 
 def read(events: Any, *overrides: str) -> RawData:
-    made = reader(events, *overrides)
-    raw = validate_events(made.read(), next(iter(made.files().values())))
+    tabular = reader(events, *overrides)
+    raw = validate_events(tabular.read(), next(iter(tabular.files().values())))
     raw.users(), raw.items()  # checked too
     return raw
 
@@ -218,8 +218,8 @@ def test_lists_of_parquet_are_lists(tmp_path: Path) -> None:
     events, users = tmp_path / "events.parquet", tmp_path / "users.parquet"
     pl.DataFrame({"user": [1, 2], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(events)
     pl.DataFrame({"user": [1, 2], "likes": [[3, 4], []], "age": [30, None]}).write_parquet(users)
-    wanted = [f"data.users={users}", "data.contexts.multi=[likes]", "data.contexts.single=[age]"]
-    raw = read(events, *wanted)
+    settings = [f"data.users={users}", "data.contexts.multi=[likes]", "data.contexts.single=[age]"]
+    raw = read(events, *settings)
     assert raw.users().collect().to_dicts() == [
         {"user": 1, "age": "30", "likes": ["3", "4"]},
         {"user": 2, "age": None, "likes": []},
@@ -228,7 +228,7 @@ def test_lists_of_parquet_are_lists(tmp_path: Path) -> None:
         read(events, f"data.users={users}", "data.contexts.single=[likes]")
 
 
-def test_numbers_here_and_texts_there_are_the_same_ids(tmp_path: Path, log: Any) -> None:
+def test_integer_and_string_ids_are_matched(tmp_path: Path, log: Any) -> None:
     pl.DataFrame({"user": [1, 2], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(tmp_path / "events.parquet")
     users, titles = log("user,age\n2,30\n", "users.csv"), log("item,title\n1,One\n", "titles.csv")
     raw = read(
@@ -241,7 +241,7 @@ def test_numbers_here_and_texts_there_are_the_same_ids(tmp_path: Path, log: Any)
     assert items.rows() == [("1", "One")]
 
 
-def test_without_a_users_table_the_events_tell(log: Any) -> None:
+def test_without_a_users_table_attributes_are_in_the_events(log: Any) -> None:
     path = log(f"user,item,time,country\nu1,a,{NOON},\nu2,b,{NOON},fr\nu1,c,{NOON},de\nu3,c,{NOON},\n")
     raw = read(path, "data.contexts.single=[user,country]")
     assert raw.users().collect().sort("user").rows() == [("u1", "de"), ("u2", "fr"), ("u3", None)]
@@ -267,7 +267,7 @@ def test_a_user_listed_twice_is_named_with_rows(log: Any) -> None:
 # --- the prepared data set ---
 
 
-def test_titles_are_carried_through_and_users_without_a_row_counted(tmp_path: Path, log: Any) -> None:
+def test_titles_are_kept_and_users_without_profile_counted(tmp_path: Path, log: Any) -> None:
     rows = [
         (user, item, NOON + 86_400 * day + step)
         for day in range(6)
@@ -293,10 +293,10 @@ def test_titles_are_carried_through_and_users_without_a_row_counted(tmp_path: Pa
     assert set(prepared.manifest["raw"]) == {"events/1/clicks.csv", "users/1/users.csv", "titles/1/titles.csv"}
 
 
-# --- what a stranger's tables taught ---
+# --- tables as they are exported ---
 
 
-def test_a_name_with_brackets_is_no_pattern(tmp_path: Path, log: Any) -> None:
+def test_an_existing_name_with_brackets_is_not_a_pattern(tmp_path: Path, log: Any) -> None:
     log(f"user,item,time\nwrong,a,{NOON}\n", "log1.csv")
     assert read(log(f"user,item,time\nright,a,{NOON}\n", "log[1].csv")).events["user"].to_list() == ["right"]
     for name, user in (("p1.parquet", 1), ("p[1].parquet", 2)):
@@ -304,22 +304,22 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path: Path, log: Any) -> None:
     assert read(tmp_path / "p[1].parquet").events["user"].to_list() == [2]
 
 
-def test_the_order_and_the_roles_of_files_make_another_data_set(tmp_path: Path, log: Any) -> None:
+def test_another_order_of_files_is_another_data_set(tmp_path: Path, log: Any) -> None:
     for name, item in (("a.csv", "x"), ("b.csv", "y")):
         rows = [f"u{user},{item},{NOON + 86_400 * day}" for user in range(9) for day in range(6)]
         log("user,item,time\n" + "\n".join(rows), name)
     a, b = str(tmp_path / "a.csv"), str(tmp_path / "b.csv")
-    shown = []
+    first_items = []
     for files in ([a, b], [b, a]):
         config = compose_config("data=tabular", "data.session=day", "data.split.test_days=2", "data.items.min_events=1")
         config.data.events = files
         plain: Any = OmegaConf.to_container(config.data, resolve=True)
         items = pl.read_parquet(prepare(plain, tmp_path / "data").folder / "train.parquet")["item"]
-        shown.append(items.to_list()[:2])
-    assert shown == [[0, 1], [1, 0]]
+        first_items.append(items.to_list()[:2])
+    assert first_items == [[0, 1], [1, 0]]
 
 
-def test_a_file_named_twice_is_refused(log: Any) -> None:
+def test_a_file_named_twice_is_rejected(log: Any) -> None:
     path = str(log(f"user,item,time\nu,a,{NOON}\n"))
     with pytest.raises(UserError, match=r"clicks\.csv is listed more than once"):
         reader([path, path[:-5] + "*"]).files()
@@ -341,11 +341,11 @@ def test_an_attribute_may_have_any_name(tmp_path: Path, log: Any, name: str) -> 
     assert users[f"context.{name}"].to_list() == [1 + user % 3 for user in range(9)]
 
 
-def test_tabs_know_quotes(log: Any) -> None:
+def test_quotes_in_tab_separated_files(log: Any) -> None:
     assert read(log(f'user\titem\ttime\n"u""1"\t"a\tb"\t{NOON}\n')).events.rows() == [('u"1', "a\tb", NOON)]
 
 
-def test_floats_that_pandas_made_of_ids_are_whole_numbers(tmp_path: Path, log: Any) -> None:
+def test_integer_ids_stored_as_floats_are_integers(tmp_path: Path, log: Any) -> None:
     path = tmp_path / "log.parquet"
     pl.DataFrame({"user": [7.0, 8.0], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(path)
     raw = read(
@@ -357,7 +357,7 @@ def test_floats_that_pandas_made_of_ids_are_whole_numbers(tmp_path: Path, log: A
         read(path)
 
 
-def test_tables_that_do_not_fit_at_all_are_refused(log: Any) -> None:
+def test_tables_without_common_ids_are_rejected(log: Any) -> None:
     path, users = log(f"user,item,time\nu7,a,{NOON}\n"), log("user,age\nU7,30\n", "users.csv")
     with pytest.raises(UserError, match=r"data\.users: no user of the events is in this table; .*'U7', .*'u7'"):
         read(path, f"data.users={users}", "data.contexts.single=[age]")
@@ -381,13 +381,13 @@ def test_a_header_alone_is_a_table_without_events(log: Any) -> None:
         (b"\nuser,item,time\nu,a,1\n", r"the file or its first line is empty"),
     ],
 )
-def test_what_is_no_table_is_told_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
+def test_unreadable_table_is_one_line(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "clicks.csv").write_bytes(data)
     with pytest.raises(UserError, match=words):
         read(tmp_path / "clicks.csv")
 
 
-def test_names_mislead_and_first_bytes_tell(tmp_path: Path) -> None:
+def test_file_format_is_detected_from_magic_bytes(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": ["u"], "item": ["a"], "time": [NOON]})
     frame.write_parquet(tmp_path / "log.csv")
     (tmp_path / "packed").write_bytes(gzip.compress(frame.write_csv().encode()))
@@ -421,14 +421,14 @@ def test_settings_of_the_wrong_kind_are_named(log: Any, override: str, words: st
         ),
     ],
 )
-def test_dates_that_look_like_something_else_are_not_guessed(log: Any, text: str, how: str | None, words: str) -> None:
+def test_ambiguous_dates_are_rejected(log: Any, text: str, how: str | None, words: str) -> None:
     path = log(f"user,item,time\nu,a,{text}\n")
     with pytest.raises(UserError, match=words):
         read(path, *([] if how is None else [f"data.time_format='{how}'"]))
     assert read(path, f"data.time_format='{'%m/%d/%y' if how else '%Y%m%d'}'").events["time"][0] > 0
 
 
-def test_the_file_and_row_of_a_change_are_those_of_its_own_file(log: Any) -> None:
+def test_a_change_is_located_in_its_file(log: Any) -> None:
     first, second = log(f"user,item,time,c\nu,a,{NOON},x\n", "1.csv"), log(f"user,item,time,c\nu,a,{NOON},y\n", "2.csv")
     with pytest.raises(
         UserError, match=r"2\.csv, row 2: column 'c' changes within user 'u': 'y' here, 'x' in .*1\.csv, row 2"

@@ -1,4 +1,4 @@
-"""The reader of the TMALL files: every quirk of the copies in the wild, and what users are told."""
+"""The reader of the TMALL files: variants of its files, and errors."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_sellers_may_be_called_merchants(tmp_path: Path, seller: str) -> None:
     assert read(tmp_path, CLICKS.replace("seller_id", seller)).events.height == 2
 
 
-def test_a_table_prefix_and_another_order_of_columns_do_not_matter(tmp_path: Path) -> None:
+def test_prefix_and_order_of_columns_do_not_matter(tmp_path: Path) -> None:
     log = "log.action_type,log.time_stamp,log.item_id,log.user_id\n0,829,7,1\n"
     assert read(tmp_path, log).events.rows() == [(1, 7, midnight(8, 29))]
 
@@ -91,7 +91,7 @@ def test_a_bad_row_of_the_log_is_named(tmp_path: Path, row: str, words: str) -> 
 
 
 @pytest.mark.parametrize(("row", "words"), [("8,9,1", "'age_range', row 6: '9'"), ("8,1,m", "'gender', row 6: 'm'")])
-def test_a_code_that_nobody_knows_is_named(tmp_path: Path, row: str, words: str) -> None:
+def test_unknown_code_is_named(tmp_path: Path, row: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read(tmp_path, people=PEOPLE + row + "\n")
 
