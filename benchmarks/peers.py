@@ -45,7 +45,7 @@ from torch import Tensor
 from arnn_lightning.evaluation.ranking import rank
 from arnn_lightning.loading.datamodule import SessionDataModule, Windows
 from arnn_lightning.models.base import SessionModel
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.preprocessing.sessions import Sessions
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build
@@ -59,7 +59,7 @@ FILES = {
     "session-rec": ("algorithms/knn/iknn.py",),
 }
 LEARNING_RATE, SAMPLE_ALPHA = 0.05, 0.5
-Ours = tuple[SessionModel, SessionDataModule, Prepared]
+Ours = tuple[SessionModel, SessionDataModule, PreparedDataset]
 
 
 def recognise(path: Path) -> str:
@@ -90,7 +90,7 @@ def gru4rec(lanes: int, hidden: int, n_sample: int, loss: str = "cross_entropy",
     return ["model=gru4rec", f"model/loss={loss}", *(f"model.{key}={value}" for key, value in values.items())]
 
 
-def frame(prepared: Prepared, split: str) -> pd.DataFrame:
+def frame(prepared: PreparedDataset, split: str) -> pd.DataFrame:
     """A split as the peers want it; the row number stands for the time, so that nothing changes its place."""
     table = pl.read_parquet(prepared.folder / f"{split}.parquet")
     columns = {"SessionId": table["session"], "ItemId": table["item"], "Time": pl.Series(range(table.height))}

@@ -29,7 +29,7 @@ def record_data(folder: Path, target: Path) -> None:
     (target / "manifest.json").write_bytes((folder / "manifest.json").read_bytes())
     train = pl.read_parquet(folder / "train.parquet", columns=["user", "item"]).sort("user", "item")
     train.write_parquet(target / "train.parquet", **SMALL)
-    pl.read_parquet(folder / "users.parquet", columns=["user", "known"]).write_parquet(
+    pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"]).write_parquet(
         target / "users.parquet", **SMALL
     )
     test = pl.read_parquet(folder / "test.parquet", columns=["session", "user", "item"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import random_sessions, write_world
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -18,7 +18,7 @@ torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 
 @pytest.fixture
-def small_world(tmp_path: Path) -> Prepared:
+def small_world(tmp_path: Path) -> PreparedDataset:
     """Thirty random sessions a split over 12 items, six users with two attributes and five two-valued fields."""
     rng = np.random.default_rng(5)
     splits = {

@@ -17,7 +17,7 @@ from arnn_lightning.encoders import SessionEncoder
 from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.losses import CrossEntropy
 from arnn_lightning.models import ARNN, RunSettings, SessionRecommender
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.preprocessing.sessions import Sessions
 from arnn_lightning.training.checkpoint import build_model
 
@@ -39,7 +39,7 @@ def write_world(
     n_items: int,
     single: dict[str, list[int]] | None = None,
     active: list[list[int]] | None = None,
-) -> Prepared:
+) -> PreparedDataset:
     """Writes ``splits`` (name -> sessions, their users) as a prepared data set.
 
     ``single``: attribute -> code of every user; ``active``: two-valued fields present per user.
@@ -77,7 +77,7 @@ def write_world(
     }
     manifest = {"name": "world", "dims": dims, "splits": counts, "version": "test", "fields": 0}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    return Prepared(folder)
+    return PreparedDataset(folder)
 
 
 def compose_config(*overrides: str) -> DictConfig:
@@ -100,7 +100,7 @@ def make_model(name: str, dims: dict[str, Any], *overrides: str, seed: int = 0, 
     return build_model(model_config(name, dims, *overrides), RunSettings(**settings))
 
 
-def make_data(prepared: Prepared, batch_size: int = 4, **settings: Any) -> SessionDataModule:
+def make_data(prepared: PreparedDataset, batch_size: int = 4, **settings: Any) -> SessionDataModule:
     defaults: dict[str, Any] = {
         "steps_per_chunk": 3,
         "evaluation_batch_size": 5,
@@ -114,7 +114,7 @@ def make_data(prepared: Prepared, batch_size: int = 4, **settings: Any) -> Sessi
     return SessionDataModule(prepared, batch_size=batch_size, **(defaults | settings))
 
 
-def ready(model: Any, prepared: Prepared) -> Any:
+def ready(model: Any, prepared: PreparedDataset) -> Any:
     """The model with the users' contexts, and its encoders frozen where it freezes them, as a Trainer sets it up."""
     if model.uses_contexts:
         model.set_user_contexts(make_data(prepared).user_contexts())

@@ -1,6 +1,7 @@
 """Files appear under their name once they are whole, so that an interrupted write leaves the older file as it was."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def staging_directory(path: Path) -> Iterator[Path]:
+    """Yields an empty, hidden folder beside ``path``, to be renamed once it is complete; removes it otherwise.
+
+    What an earlier, killed process left there is removed first.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

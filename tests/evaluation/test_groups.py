@@ -59,7 +59,7 @@ def world() -> World:
     attempts = sum(length - 1 for length in lengths)
     scores = [rng.integers(0, levels, (attempts, ITEMS)).astype(np.float32) for levels in (40, 9)]
     train = pl.DataFrame({"user": rng.integers(0, USERS - 4, 900), "item": (ITEMS * rng.random(900) ** 3).astype(int)})
-    users = pl.DataFrame({"user": range(USERS), "known": [0, 5, 5, 3, 1, 3, 5, 2, 0, 3, 4, 5]})
+    users = pl.DataFrame({"user": range(USERS), "n_known": [0, 5, 5, 3, 1, 3, 5, 2, 0, 3, 4, 5]})
     return World(test, scores, train, users, sessions)
 
 
@@ -149,7 +149,7 @@ def position_by_hand(world: World, attempt: tuple[int, int, int, int]) -> str:
 
 
 def known_by_hand(world: World, attempt: tuple[int, int, int, int]) -> str:
-    return str(world.users["known"][attempt[2]])  # every number has its twentieth here
+    return str(world.users["n_known"][attempt[2]])  # every number has its twentieth here
 
 
 def seen_by_hand(world: World, attempt: tuple[int, int, int, int]) -> str:
@@ -202,7 +202,7 @@ def test_breakdowns_equal_loops_over_raw_scores(world: World, group: str) -> Non
 
 
 def test_known_attributes_are_put_together_until_a_group_holds_a_twentieth() -> None:
-    users = pl.DataFrame({"user": range(6), "known": [7, 0, 3, 9, 4, 8]})
+    users = pl.DataFrame({"user": range(6), "n_known": [7, 0, 3, 9, 4, 8]})
     events = pl.Series(np.repeat(range(6), [100, 2, 3, 1, 50, 4]))
     counts = dict(by_known(events, users).value_counts().iter_rows())
     assert counts == {"0-4": 55, "7-9": 105}

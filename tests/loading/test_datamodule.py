@@ -11,7 +11,7 @@ from scipy.stats import chi2
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.loading.datamodule import TrainingWindows, Windows, lookups
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, make_sessions, random_sessions, write_world
 
 
@@ -120,7 +120,7 @@ def test_log_q_is_finite_for_every_scored_item() -> None:
         ({"lanes": 1}, "model.batch_size=1 leaves no negatives"),
     ],
 )
-def test_settings_that_cannot_be_are_users_errors(small_world: Prepared, settings: dict, message: str) -> None:
+def test_settings_that_cannot_be_are_users_errors(small_world: PreparedDataset, settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_data(small_world, **settings).train_dataloader()
     for enough in ({"n_sample": 1}, {"score_all": True}):
@@ -139,7 +139,7 @@ def test_extra_negatives_depend_on_epoch_window_and_seed_alone() -> None:
     assert len({tuple(one) for one in drawn.values()}) == len(drawn)
 
 
-def test_contexts_of_an_unknown_user_stand_in_the_last_row(small_world: Prepared) -> None:
+def test_contexts_of_an_unknown_user_stand_in_the_last_row(small_world: PreparedDataset) -> None:
     contexts = make_data(small_world).contexts()
     assert contexts.single.tolist()[:3] == [[0, 1], [1, 1], [2, 0]]
     assert contexts.single[-1].tolist() == [0, 0]
@@ -147,7 +147,7 @@ def test_contexts_of_an_unknown_user_stand_in_the_last_row(small_world: Prepared
     assert contexts.active[-1].tolist() == [-1, -1, -1]
 
 
-def test_draw_session_shows_other_contexts_but_constant_shows_none(small_world: Prepared) -> None:
+def test_draw_session_shows_other_contexts_but_constant_shows_none(small_world: PreparedDataset) -> None:
     def users(draw: str) -> np.ndarray:
         return make_data(small_world, assignment=draw)._windows("test", 4).users
 
@@ -165,7 +165,7 @@ def test_sessions_are_read_back_as_written(tmp_path: Path) -> None:
     assert train.offset.tolist() == [0, 2, 5]
     assert train.user.tolist() == [1, 0]
     assert test.session.tolist() == [2]
-    assert train.targets == 3
+    assert train.n_predictions == 3
 
 
 def test_without_validation_days_there_is_nothing_to_validate_on(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from arnn_lightning.batch import Step
 from arnn_lightning.errors import UserError
 from arnn_lightning.models.arnn import ARNN
 from arnn_lightning.models.base import SessionModel, State, reset
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import LSTMRec, make_data, make_model
 
 SMALL = ["model.hidden_size=8", "model.session.hidden_size=6", "model.context.hidden_size=5"]
 
 
-def assembled(prepared: Prepared, *overrides: str) -> ARNN:
+def assembled(prepared: PreparedDataset, *overrides: str) -> ARNN:
     model = make_model("arnn", prepared.dims, *SMALL, *overrides)
     assert isinstance(model, ARNN)
     model.set_contexts(make_data(prepared).contexts())
@@ -24,7 +24,7 @@ def assembled(prepared: Prepared, *overrides: str) -> ARNN:
     return model
 
 
-def fit(model: ARNN, prepared: Prepared, folder: Path) -> None:
+def fit(model: ARNN, prepared: PreparedDataset, folder: Path) -> None:
     Trainer(
         max_epochs=2,
         accelerator="cpu",
@@ -37,20 +37,20 @@ def fit(model: ARNN, prepared: Prepared, folder: Path) -> None:
     ).fit(model, make_data(prepared))
 
 
-def moved(model: ARNN, prepared: Prepared, folder: Path) -> set[str]:
+def moved(model: ARNN, prepared: PreparedDataset, folder: Path) -> set[str]:
     """Names of the weights and statistics that training changes."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fit(model, prepared, folder)
     return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
 
 
-def test_frozen_parts_are_bit_equal_after_the_merge(small_world: Prepared, tmp_path: Path) -> None:
+def test_frozen_parts_are_bit_equal_after_the_merge(small_world: PreparedDataset, tmp_path: Path) -> None:
     changed = moved(assembled(small_world), small_world, tmp_path)
     assert {"merge.weight", "merge.bias", "norm.running_mean", "scorer.items.weight"} <= changed
     assert not [name for name in changed if name.startswith(("session.", "context."))]
 
 
-def test_frozen_dropout_stays_off_while_lightning_trains(small_world: Prepared, tmp_path: Path) -> None:
+def test_frozen_dropout_stays_off_while_lightning_trains(small_world: PreparedDataset, tmp_path: Path) -> None:
     model = assembled(small_world, "model.session.dropout_hidden=0.9", "model.context.dropout=0.9")
     fit(model, small_world, tmp_path)
     model.train()
@@ -59,24 +59,24 @@ def test_frozen_dropout_stays_off_while_lightning_trains(small_world: Prepared, 
     assert model.merge.training
 
 
-def test_footnote_2_retrains_the_batch_normalisation_alone(small_world: Prepared, tmp_path: Path) -> None:
+def test_footnote_2_retrains_the_batch_normalisation_alone(small_world: PreparedDataset, tmp_path: Path) -> None:
     changed = moved(assembled(small_world, "model.finetune_context_batchnorm=true"), small_world, tmp_path)
     parts = {name for name in changed if name.startswith(("session.", "context."))}
     assert {"context.norm.weight", "context.norm.running_mean"} <= parts
     assert all(name.startswith("context.norm.") for name in parts)
 
 
-def test_freeze_none_trains_everything(small_world: Prepared, tmp_path: Path) -> None:
+def test_freeze_none_trains_everything(small_world: PreparedDataset, tmp_path: Path) -> None:
     changed = moved(assembled(small_world, "model.freeze_encoders=false"), small_world, tmp_path)
     assert {"session.item_gates.weight", "context.product.item_field", "context.categories.weight"} <= changed
 
 
-def test_the_parts_lose_their_scorers(small_world: Prepared) -> None:
+def test_the_parts_lose_their_scorers(small_world: PreparedDataset) -> None:
     names = assembled(small_world).state_dict()
     assert not [name for name in names if "session.scorer" in name or "context.scorer" in name]
 
 
-def test_any_session_model_can_take_the_session_role(small_world: Prepared, tmp_path: Path) -> None:
+def test_any_session_model_can_take_the_session_role(small_world: PreparedDataset, tmp_path: Path) -> None:
     usual = assembled(small_world)
     model = ARNN(
         "arnn",
@@ -96,12 +96,12 @@ def test_any_session_model_can_take_the_session_role(small_world: Prepared, tmp_
     assert len(model.initial_state(3)) == 2
 
 
-def test_an_unknown_freeze_is_a_users_error(small_world: Prepared) -> None:
+def test_an_unknown_freeze_is_a_users_error(small_world: PreparedDataset) -> None:
     with pytest.raises(UserError, match=r"model\.freeze=half"):
         make_model("arnn", small_world.dims, "model.freeze=half")
 
 
-def test_new_weights_make_the_cached_users_part_stale(small_world: Prepared) -> None:
+def test_new_weights_make_the_cached_users_part_stale(small_world: PreparedDataset) -> None:
     model = assembled(small_world)
     before = model.context._users().clone()
     state = {name: value + 1 if "product.bias" in name else value for name, value in model.state_dict().items()}
@@ -111,7 +111,7 @@ def test_new_weights_make_the_cached_users_part_stale(small_world: Prepared) -> 
 
 @pytest.mark.parametrize("megabytes", [1.0, 0.001], ids=["room for all", "room for a few steps"])
 def test_what_frozen_parts_said_in_the_first_epoch_is_what_they_would_say_again(
-    small_world: Prepared, tmp_path: Path, megabytes: float
+    small_world: PreparedDataset, tmp_path: Path, megabytes: float
 ) -> None:
     asked, weights = [], []
     for size in (megabytes, 0.0):
@@ -125,7 +125,9 @@ def test_what_frozen_parts_said_in_the_first_epoch_is_what_they_would_say_again(
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_what_is_kept_of_a_step_is_c_t_and_h_t_once_and_needs_no_state_to_be_said_again(small_world: Prepared) -> None:
+def test_what_is_kept_of_a_step_is_c_t_and_h_t_once_and_needs_no_state_to_be_said_again(
+    small_world: PreparedDataset,
+) -> None:
     batch = next(iter(make_data(small_world, steps=10).train_dataloader()))
     window, (steps, lanes) = batch.window, batch.window.item.shape
     model = assembled(small_world).train()
@@ -144,7 +146,7 @@ def test_what_is_kept_of_a_step_is_c_t_and_h_t_once_and_needs_no_state_to_be_sai
 
 
 def test_what_frozen_parts_said_before_their_weights_changed_is_forgotten(
-    small_world: Prepared, tmp_path: Path
+    small_world: PreparedDataset, tmp_path: Path
 ) -> None:
     weights = []
     for trained_before in (True, False):
@@ -162,7 +164,7 @@ def test_what_frozen_parts_said_before_their_weights_changed_is_forgotten(
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_parts_that_learn_on_are_asked_at_every_step(small_world: Prepared, tmp_path: Path) -> None:
+def test_parts_that_learn_on_are_asked_at_every_step(small_world: PreparedDataset, tmp_path: Path) -> None:
     asked = []
     for overrides in (
         ["model.freeze_encoders=false"],

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from arnn_lightning import conf
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.checkpoint import build
 from arnn_lightning.training.stage import datamodule
 from helpers import compose_config, make_data, make_model, trainer, write_world
@@ -29,7 +29,7 @@ def named(function: Any) -> str:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", PRESETS)
-def test_E20_every_preset_takes_every_loss_in_every_part(name: str, loss: str, small_world: Prepared) -> None:
+def test_E20_every_preset_takes_every_loss_in_every_part(name: str, loss: str, small_world: PreparedDataset) -> None:
     overrides = [f"model/loss@model.{role}.loss={loss}" for role in parts_of(name)]
     model = make_model(name, small_world.dims, f"model/loss={loss}", *overrides)
     assert model.name == name
@@ -37,7 +37,7 @@ def test_E20_every_preset_takes_every_loss_in_every_part(name: str, loss: str, s
         assert named(one.objective.function) == loss.removesuffix("_full").removesuffix("_logq")
 
 
-def test_the_parts_of_arnn_are_choices_too(small_world: Prepared) -> None:
+def test_the_parts_of_arnn_are_choices_too(small_world: PreparedDataset) -> None:
     model = make_model("arnn", small_world.dims, "model@model.session=gru4rec_strong")
     assert [part.name for part in model.parts.values()] == ["gru4rec_strong", "pnn"]
 
@@ -54,7 +54,7 @@ def test_a_strong_arnn_has_a_strong_session_part_and_one_loss_throughout() -> No
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_with_the_negatives_and_the_log_q_of_its_config(
-    name: str, small_world: Prepared, tmp_path: Path
+    name: str, small_world: PreparedDataset, tmp_path: Path
 ) -> None:
     config = compose_config("data=xing", f"model={name}", "performance.steps_per_execution=3")
     config.model.dims = small_world.dims
@@ -67,7 +67,7 @@ def test_every_preset_trains_with_the_negatives_and_the_log_q_of_its_config(
     fit_one_epoch(model, small_world, config, plain, tmp_path)
 
 
-def fit_one_epoch(model: Any, prepared: Prepared, config: Any, stage: dict[str, Any], folder: Path) -> None:
+def fit_one_epoch(model: Any, prepared: PreparedDataset, config: Any, stage: dict[str, Any], folder: Path) -> None:
     data = datamodule(prepared, config, stage)
     (batch, *_) = data.train_dataloader()
     assert len(batch.scored[0].inverse) == stage["lanes"] + stage["n_sample"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from arnn_lightning.loading.negatives import PopularitySampler
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, make_model, random_sessions, ready, train_losses, write_world
 
 LOSSES: dict[str, list[float]] = json.loads((Path(__file__).parent / "fixtures" / "losses_0_1.json").read_text())
@@ -62,7 +62,7 @@ CASES = GRU4REC | OTHERS
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     rng = np.random.default_rng(3)
     splits = {}
     for seed, (name, n_sessions) in enumerate((("train", 400), ("val", 30), ("test", 30))):
@@ -95,7 +95,7 @@ def sample_as_0_1(sampler: PopularitySampler, epoch: int, first_step: int, n_ste
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_first_100_losses_are_unchanged(case: str, prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_100_losses_are_unchanged(case: str, prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PopularitySampler, "sample", sample_as_0_1)
     name = case if case.endswith("strong") else case.split("_")[0]
     model = ready(make_model(name, prepared.dims, *CASES[case], bf16=case.endswith("bf16")), prepared).train()
@@ -105,4 +105,6 @@ def test_first_100_losses_are_unchanged(case: str, prepared: Prepared, monkeypat
     torch.manual_seed(1)
     losses = train_losses(model, data)[:100]
     # Sums in another order: of momentum and step, and of the gradient of Concat's table of two-valued fields.
-    assert losses == (pytest.approx(LOSSES[case], rel=1e-6) if case in ("gru4rec_momentum_decay", "concat") else LOSSES[case])
+    assert losses == (
+        pytest.approx(LOSSES[case], rel=1e-6) if case in ("gru4rec_momentum_decay", "concat") else LOSSES[case]
+    )

@@ -1,4 +1,4 @@
-"""Laws of the funnel: a reference in plain Python, and what the prepared folder promises."""
+"""Filtering against a reference in plain Python, and the contents of the prepared folder."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 import arnn_lightning
 from arnn_lightning.errors import UserError
-from arnn_lightning.preprocessing.dataset import LAYOUT, Prepared, prepare
+from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 from helpers import compose_config
 
@@ -77,7 +77,7 @@ class Event(NamedTuple):
     session: int = 0
 
 
-People = dict[int, dict[str, str]]  # user id -> texts of its columns
+Profiles = dict[int, dict[str, str]]  # user id -> texts of its columns
 
 
 def clicks(*rows: tuple[int, int, float]) -> list[Row]:
@@ -85,7 +85,7 @@ def clicks(*rows: tuple[int, int, float]) -> list[Row]:
     return [Row(user, item, 1, FIRST + round(days * DAY)) for user, item, days in rows]
 
 
-def write_xing(folder: Path, log: Iterable[Row], people: People) -> Path:
+def write_xing(folder: Path, log: Iterable[Row], people: Profiles) -> Path:
     lines = ["user_id\titem_id\tinteraction_type\tcreated_at", *("\t".join(map(str, row)) for row in log)]
     (folder / "interactions.csv").write_text("\n".join(lines) + "\n")
     profiles = [[str(user), *(texts.get(name, "0") for name in HEADER[1:])] for user, texts in people.items()]
@@ -102,25 +102,24 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
         "window_days": 30,
         "session": "gap",
         "gap": "1h",
-        "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
+        "items": {"popularity_coverage": 1.0, "popularity_scope": "window", "min_events": 1},
         "min_session_length": 2,
         "split": {"test_days": 1, "val_days": 0},
-        "held_out_users": 0.0,
-        "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "draw": "user"},
-        "paper": None,
+        "held_out_user_share": 0.0,
+        "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "assignment": "own"},
     }
     return defaults | changes
 
 
-def items_of(coverage: float, counted_over: str = "window", min_events: int = 1) -> dict[str, Any]:
-    return {"coverage": coverage, "counted_over": counted_over, "min_events": min_events}
+def items_of(coverage: float, popularity_scope: str = "window", min_events: int = 1) -> dict[str, Any]:
+    return {"popularity_coverage": coverage, "popularity_scope": popularity_scope, "min_events": min_events}
 
 
-# --- the reference: the funnel of paper 4.2 in dicts and lists ---
+# --- the reference: the filtering of paper 4.2 in dicts and lists ---
 
 
-class NothingLeft(Exception):  # noqa: N818 (an outcome, not an error)
-    """The reference's word for a step or a split without events."""
+class EmptyResult(Exception):  # noqa: N818 (an outcome, not an error)
+    """A step or a split of the reference has no events."""
 
 
 def day(event: Event) -> int:
@@ -162,38 +161,48 @@ def split_names(sessions: Sequence[Sequence[Event]], split: Mapping[str, int]) -
     return ["test" if age < test else "val" if age < val else "train" for age in ages]
 
 
+def window(events: Sequence[Event], days: int, kind: str, gap: int) -> list[Event]:
+    """The events since day ``last - days + 1``, for the largest ``last`` on which the last session of these starts."""
+    for last in sorted(set(map(day, events)), reverse=True):
+        kept = [event for event in events if last - day(event) < days]
+        if max(day(session[0]) for session in cut_sessions(kept, kind, gap)) == last:
+            break
+    return kept
+
+
 def only(sessions: Iterable[Sequence[Event]], items: set[int]) -> list[list[Event]]:
     kept = ([event for event in session if event.item in items] for session in sessions)
     return [session for session in kept if session]
 
 
-def reference(rows: int, events: Sequence[Event], people: People, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that a prepared folder holds, as plain values; raises NothingLeft."""
+def reference(rows: int, events: Sequence[Event], people: Profiles, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a prepared folder holds, as plain values; raises EmptyResult."""
     shortest = data["min_session_length"]
-    funnel: list[dict[str, Any]] = [{"events": rows, "sessions": None, "users": None, "items": None}]
+    steps: list[dict[str, Any]] = [{"events": rows, "sessions": None, "users": None, "items": None}]
 
     def count(sessions: list[list[Event]]) -> list[list[Event]]:
-        funnel.append(sizes(sessions))
-        if not funnel[-1]["events"]:
-            raise NothingLeft
+        steps.append(sizes(sessions))
+        if not steps[-1]["events"]:
+            raise EmptyResult
         return sessions
 
     gap = {"1h": 3600, None: 0}[data["gap"]]
     count(cut_sessions(events, data["session"], gap))
     in_log = Counter(event.item for event in events)
     if data["window_days"] is not None:
-        last = max(map(day, events))
-        events = [event for event in events if last - day(event) < data["window_days"]]
+        events = window(events, data["window_days"], data["session"], gap)
     sessions = count(cut_sessions(events, data["session"], gap))
     split_of = {id(e): name for s, name in zip(sessions, split_names(sessions, data["split"]), strict=True) for e in s}
     counted = sessions
-    if data["items"]["counted_over"] == "train":
+    if data["items"]["popularity_scope"] == "train":
         counted = [session for session in sessions if split_of[id(session[0])] == "train"]
     counts = Counter(event.item for session in counted for event in session)
-    if data["items"]["counted_over"] == "log":
+    if data["items"]["popularity_scope"] == "log":
         counts = in_log
     popular = {
-        item for item in most_popular(counts, data["items"]["coverage"]) if counts[item] >= data["items"]["min_events"]
+        item
+        for item in most_popular(counts, data["items"]["popularity_coverage"])
+        if counts[item] >= data["items"]["min_events"]
     }
     sessions = count(only(sessions, popular))
     sessions = count([session for session in sessions if len(session) >= shortest])
@@ -214,10 +223,10 @@ def reference(rows: int, events: Sequence[Event], people: People, data: Mapping[
         ]
     for name, part in splits.items():
         if not part and (name != "val" or data["split"]["val_days"]):
-            raise NothingLeft
+            raise EmptyResult
     train_events = Counter(session[0].user for name, session in named if name == "train" for _ in session)
     return {
-        "funnel": [{"step": step.format(shortest)} | sizes for step, sizes in zip(STEPS, funnel, strict=True)],
+        "funnel": [{"step": step.format(shortest)} | sizes for step, sizes in zip(STEPS, steps, strict=True)],
         "splits": {name: sizes([s for own, s in named if own == name]) for name in splits},
         **splits,
         "items": [{"item": code, "id": item} for code, item in enumerate(items)],
@@ -235,7 +244,7 @@ def sizes(sessions: Sequence[Sequence[Event]]) -> dict[str, Any]:
     }
 
 
-def encode(users: list[int], events: Counter[int], people: People, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def encode(users: list[int], events: Counter[int], people: Profiles, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The context codes, fitted on users with training events."""
     unknown = {
         "career_level": ("0", "NULL", ""),
@@ -246,23 +255,23 @@ def encode(users: list[int], events: Counter[int], people: People, wanted: Mappi
     rows: list[dict[str, Any]] = [{"user": code, "id": user} for code, user in enumerate(users)]
     known, active = [0] * len(users), [set[int]() for _ in users]
     vocabulary, single_sizes, n_binary = [], [], 0
-    for name in wanted["single"]:
+    for name in attributes["single"]:
         texts = [people.get(user, {}).get(name, "NULL" if user not in people else "0") for user in users]
         if name == "user":
             texts = list(map(str, users))
-        told = [None if text in unknown.get(name, ()) else text for text in texts]
+        values_of_users = [None if text in unknown.get(name, ()) else text for text in texts]
         counts = Counter[str]()
-        for user, value in zip(users, told, strict=True):
+        for user, value in zip(users, values_of_users, strict=True):
             if value is not None and events[user]:
                 counts[value] += events[user]
         ordered = sorted(counts, key=int if name == "user" else str)
         codes = {value: 1 + code for code, value in enumerate(ordered)}
         vocabulary += [(name, "single", codes[value], value, counts[value]) for value in ordered]
         single_sizes.append(1 + len(codes))
-        for place, value in enumerate(told):
-            rows[place][f"context.{name}"] = 0 if value is None else codes.get(value, 0)
-            known[place] += value is not None
-    for name in wanted["multi"]:
+        for row_of_user, value in enumerate(values_of_users):
+            rows[row_of_user][f"context.{name}"] = 0 if value is None else codes.get(value, 0)
+            known[row_of_user] += value is not None
+    for name in attributes["multi"]:
         lists = [
             [value for value in people.get(user, {}).get(name, "").split(",") if value not in ("", "0", "NULL")]
             for user in users
@@ -272,20 +281,20 @@ def encode(users: list[int], events: Counter[int], people: People, wanted: Mappi
             for value in values:
                 counts[value] += events[user]
         counts = +counts  # without the categories of users that training never saw
-        for place, values in enumerate(lists):
-            known[place] += bool(values)
+        for row_of_user, values in enumerate(lists):
+            known[row_of_user] += bool(values)
         if not counts:
             continue
-        popular = sorted(most_popular(counts, wanted["coverage"]))
+        popular = sorted(most_popular(counts, attributes["coverage"]))
         codes = {value: n_binary + code for code, value in enumerate(popular)}
         other = n_binary + len(popular)
         n_binary = other + 1
         vocabulary += [(name, "multi", codes[value], value, counts[value]) for value in popular]
         vocabulary.append((name, "multi", other, "(other)", sum(counts.values()) - sum(counts[v] for v in popular)))
-        for place, values in enumerate(lists):
-            active[place] |= {codes.get(value, other) for value in values}
-    for place, row in enumerate(rows):
-        row |= {"active": sorted(active[place]), "known": known[place]}
+        for row_of_user, values in enumerate(lists):
+            active[row_of_user] |= {codes.get(value, other) for value in values}
+    for row_of_user, row in enumerate(rows):
+        row |= {"active": sorted(active[row_of_user]), "n_known": known[row_of_user]}
     return {
         "users": rows,
         "contexts": vocabulary,
@@ -294,7 +303,7 @@ def encode(users: list[int], events: Counter[int], people: People, wanted: Mappi
     }
 
 
-def written(prepared: Prepared) -> dict[str, Any]:
+def written(prepared: PreparedDataset) -> dict[str, Any]:
     """What a prepared folder holds, in the reference's shape."""
     manifest = prepared.manifest
     tables = {
@@ -311,23 +320,23 @@ def written(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def expected(log: Sequence[Row], people: People, data: Mapping[str, Any]) -> dict[str, Any]:
+def expected(log: Sequence[Row], people: Profiles, data: Mapping[str, Any]) -> dict[str, Any]:
     events = [Event(row.user, row.item, row.time, place) for place, row in enumerate(log) if row.kind == 1]
     return reference(len(log), events, people, data)
 
 
-def agree(log: Sequence[Row], people: People, **changes: Any) -> bool:
+def agree(log: Sequence[Row], people: Profiles, **changes: Any) -> bool:
     """Prepares ``log`` both ways; True where something was left, False where both refused."""
     with tempfile.TemporaryDirectory() as name:
         raw = write_xing(Path(name), log, people)
         data = config(raw, **changes)
         try:
-            wanted = expected(log, people, data)
-        except NothingLeft:
+            tables = expected(log, people, data)
+        except EmptyResult:
             with pytest.raises(UserError, match=r"interactions\.csv"):
                 prepare(data, raw / "data")
             return False
-        assert written(prepare(data, raw / "data")) == wanted
+        assert written(prepare(data, raw / "data")) == tables
         return True
 
 
@@ -346,7 +355,7 @@ def random_log(seed: int, rows: int, users: int = 40, items: int = 30, days: int
     return log[:rows]
 
 
-def random_people(seed: int, users: int = 40) -> People:
+def random_profiles(seed: int, users: int = 40) -> Profiles:
     """Profiles of five in six users, and of some who never click."""
     rng = random.Random(seed)
 
@@ -370,7 +379,7 @@ def random_people(seed: int, users: int = 40) -> People:
 def raw(tmp_path: Path) -> Path:
     folder = tmp_path / "raw"
     folder.mkdir()
-    return write_xing(folder, random_log(3, 900), random_people(3))
+    return write_xing(folder, random_log(3, 900), random_profiles(3))
 
 
 @dataclass(frozen=True)
@@ -392,25 +401,25 @@ class LogReader:
                 pl.col(USER).cast(pl.Int64).mod(3).cast(pl.String)
             )
         )
-        return RawData(events, len(rows), read_users=users.lazy)
+        return RawData(events, len(rows), load_users=users.lazy)
 
 
-# --- the funnel against the reference ---
+# --- filtering against the reference ---
 
 
 @pytest.mark.parametrize("session", ["gap", "day"])
-@pytest.mark.parametrize("counted_over", ["log", "window", "train"])
+@pytest.mark.parametrize("popularity_scope", ["log", "window", "train"])
 @pytest.mark.parametrize(("coverage", "shortest", "val_days"), [(0.5, 2, 0), (0.75, 2, 2), (0.5, 3, 1)])
-def test_the_funnel_equals_its_reference(
-    session: str, counted_over: str, coverage: float, shortest: int, val_days: int
+def test_filtering_equals_its_reference(
+    session: str, popularity_scope: str, coverage: float, shortest: int, val_days: int
 ) -> None:
     for seed in range(2):
         assert agree(
             random_log(seed, 900),
-            random_people(seed),
+            random_profiles(seed),
             session=session,
             window_days=7,
-            items=items_of(coverage, counted_over, min_events=3),
+            items=items_of(coverage, popularity_scope, min_events=3),
             min_session_length=shortest,
             split={"test_days": 2, "val_days": val_days},
         )
@@ -448,7 +457,7 @@ def small_logs(draw: st.DrawFn) -> list[Row]:
 @settings(max_examples=80, deadline=None)
 @given(
     log=small_logs(),
-    people=st.integers(0, 99).map(lambda seed: random_people(seed, users=4)),
+    people=st.integers(0, 99).map(lambda seed: random_profiles(seed, users=4)),
     window_days=st.sampled_from([None, 2, 4, 30]),
     session=st.sampled_from(["gap", "day"]),
     items=st.builds(
@@ -460,9 +469,9 @@ def small_logs(draw: st.DrawFn) -> list[Row]:
     shortest=st.sampled_from([2, 2, 3]),
     split=st.fixed_dictionaries({"test_days": st.integers(1, 2), "val_days": st.integers(0, 1)}),
 )
-def test_the_funnel_equals_its_reference_on_any_small_log(
+def test_filtering_equals_its_reference_on_any_small_log(
     log: list[Row],
-    people: People,
+    people: Profiles,
     window_days: int | None,
     session: str,
     items: dict[str, Any],
@@ -503,7 +512,7 @@ def tmall_logs(draw: st.DrawFn) -> list[TmallRow]:
     return log
 
 
-def write_tmall(folder: Path, log: Iterable[TmallRow], people: People, seller: str) -> Path:
+def write_tmall(folder: Path, log: Iterable[TmallRow], people: Profiles, seller: str) -> Path:
     header = f"user_id,item_id,cat_id,{seller},brand_id,time_stamp,action_type"
     lines = [header, *(f"{row.user},{row.item},7,8,,{row.stamp},{row.kind}" for row in log)]
     (folder / "user_log_format1.csv").write_text("\n".join(lines) + "\n")
@@ -520,7 +529,7 @@ def write_tmall(folder: Path, log: Iterable[TmallRow], people: People, seller: s
     coverage=st.sampled_from([0.5, 1.0]),
     seller=st.sampled_from(["seller_id", "merchant_id"]),
 )
-def test_the_funnel_of_tmall_equals_its_reference(
+def test_filtering_of_tmall_equals_its_reference(
     log: list[TmallRow], profiles: list[tuple[str, str]], window_days: int | None, coverage: float, seller: str
 ) -> None:
     people = {user: {"age_range": age, "gender": gender} for user, (age, gender) in enumerate(profiles, 1)}
@@ -534,7 +543,7 @@ def test_the_funnel_of_tmall_equals_its_reference(
             gap=None,
             window_days=window_days,
             items=items_of(coverage),
-            contexts={"single": ["user", "age_range", "gender"], "multi": [], "coverage": 0.75, "draw": "user"},
+            contexts={"single": ["user", "age_range", "gender"], "multi": [], "coverage": 0.75, "assignment": "own"},
         )
 
         def seconds(stamp: str) -> int:
@@ -546,18 +555,18 @@ def test_the_funnel_of_tmall_equals_its_reference(
         ]
         try:
             if not events:
-                raise NothingLeft
-            wanted = reference(len(log), events, people, data)
-        except NothingLeft:
+                raise EmptyResult
+            tables = reference(len(log), events, people, data)
+        except EmptyResult:
             with pytest.raises(UserError, match=r"user_log_format1\.csv"):
                 prepare(data, folder / "data")
         else:
-            assert written(prepare(data, folder / "data")) == wanted
+            assert written(prepare(data, folder / "data")) == tables
 
 
 @pytest.mark.parametrize("window_days", [30, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, seed: int, window_days: int) -> None:
+def test_filtering_equals_its_reference_with_given_sessions(tmp_path: Path, seed: int, window_days: int) -> None:
     rng = random.Random(seed)
     rows = [
         (rng.randrange(8), rng.randrange(12), FIRST + rng.randrange(6 * DAY // 3_600) * 3_600, rng.randrange(9))
@@ -572,7 +581,7 @@ def test_the_funnel_equals_its_reference_with_given_sessions(tmp_path: Path, see
         gap=None,
         items=items_of(0.75),
         split={"test_days": 2, "val_days": 0},
-        contexts={"single": ["career_level"], "multi": [], "coverage": 0.75, "draw": "user"},
+        contexts={"single": ["career_level"], "multi": [], "coverage": 0.75, "assignment": "own"},
     )
     people = {user: {"career_level": str(user % 3)} for user in range(8)}
     events = [Event(user, item, time, row, session) for row, (user, item, time, session) in enumerate(rows)]
@@ -585,16 +594,16 @@ def test_ids_may_be_of_any_type_that_sorts(tmp_path: Path, ids: str) -> None:
     low, high = (0, 255) if ids.startswith("U") else (100, 999) if ids == "String" else (-128, 127)
     rows = [(rng.randint(low, high), rng.choice([low, 120, high]), FIRST + 3_600 * place, 0) for place in range(600)]
     (tmp_path / "log.json").write_text(json.dumps([(*row[:3], place // 5) for place, row in enumerate(rows)]))
-    made = []
+    datasets = []
     for name in ("Int64", ids):
         reader = {"_target_": f"{__name__}.LogReader", "raw_dir": str(tmp_path), "ids": name}
-        contexts = {"single": ["career_level"], "multi": [], "coverage": 0.75, "draw": "user"}
+        contexts = {"single": ["career_level"], "multi": [], "coverage": 0.75, "assignment": "own"}
         data = config(tmp_path, reader=reader, session="day", min_session_length=2, contexts=contexts)
-        made.append(prepare(data, tmp_path / name))
-    plain, typed = made
+        datasets.append(prepare(data, tmp_path / name))
+    plain, typed = datasets
     assert files_of(plain, "t*.parquet") == files_of(typed, "t*.parquet")
-    told = [prepared.users().cast({"id": pl.String}) for prepared in made]
-    assert told[0].equals(told[1])
+    users = [prepared.users().cast({"id": pl.String}) for prepared in datasets]
+    assert users[0].equals(users[1])
 
 
 @pytest.mark.parametrize("window_days", [4, 30])
@@ -606,21 +615,21 @@ def test_ids_may_be_of_any_type_that_sorts(tmp_path: Path, ids: str) -> None:
         (lambda user: user, lambda item: item, 2**31 - FIRST - 5 * DAY),  # on both sides of 2038
     ],
 )
-def test_the_funnel_equals_its_reference_whatever_the_ids_and_times(
+def test_filtering_equals_its_reference_for_any_ids_and_times(
     user: Callable[[int], int], item: Callable[[int], int], later: int, window_days: int
 ) -> None:
     log = [row for row in random_log(5, 1_500) if row.user or row.time >= FIRST + 5 * DAY]  # one is new in the window
     log = [Row(user(row.user), item(row.item), row.kind, row.time + later) for row in log]
-    people = {user(one): texts for one, texts in random_people(5).items()}
+    people = {user(code): texts for code, texts in random_profiles(5).items()}
     split = {"test_days": 2, "val_days": 0}
     assert agree(log, people, window_days=window_days, items=items_of(0.75), split=split)
     assert agree(log, dict(reversed(people.items())), window_days=window_days, session="day", split=split)
 
 
-# --- its laws, one by one ---
+# --- the steps one by one ---
 
 
-def sessions_of(prepared: Prepared, split: str) -> list[list[int]]:
+def sessions_of(prepared: PreparedDataset, split: str) -> list[list[int]]:
     """The item ids of every session of a split."""
     ids = pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list()
     grouped: dict[int, list[int]] = {}
@@ -629,12 +638,12 @@ def sessions_of(prepared: Prepared, split: str) -> list[list[int]]:
     return list(grouped.values())
 
 
-def step(prepared: Prepared, name: str) -> dict[str, Any]:
-    (found,) = [counts for counts in prepared.manifest["funnel"] if counts["step"] == name]
-    return found  # type: ignore[no-any-return]
+def step(prepared: PreparedDataset, name: str) -> dict[str, Any]:
+    (step_counts,) = [counts for counts in prepared.manifest["funnel"] if counts["step"] == name]
+    return step_counts  # type: ignore[no-any-return]
 
 
-def prepared_from(folder: Path, log: Sequence[Row], **changes: Any) -> Prepared:
+def prepared_from(folder: Path, log: Sequence[Row], **changes: Any) -> PreparedDataset:
     return prepare(config(write_xing(folder, log, {}), **changes), folder / "data")
 
 
@@ -642,13 +651,25 @@ def prepared_from(folder: Path, log: Sequence[Row], **changes: Any) -> Prepared:
 PAIRS = clicks((90, 1, 0.5), (90, 2, 0.5), (91, 1, 3.5), (91, 2, 3.5))
 
 
-def test_the_window_holds_whole_days_and_the_day_of_the_last_event_is_its_last(tmp_path: Path) -> None:
+def test_the_window_consists_of_whole_days(tmp_path: Path) -> None:
     edge = FIRST + 2 * DAY  # with two days, of days 2 and 3, this second is the first
     log = [*PAIRS, Row(1, 1, 1, edge - 1), Row(1, 1, 1, edge), Row(1, 2, 1, edge + 1)]
     prepared = prepared_from(tmp_path, log, window_days=2)
     assert step(prepared, "in the time window")["events"] == 4
     assert sessions_of(prepared, "train") == [[1, 2]]
     assert pl.read_parquet(prepared.folder / "train.parquet")[TIME].to_list() == [edge, edge + 1]
+
+
+@pytest.mark.parametrize("tail", [False, True], ids=["last session ends before midnight", "after midnight"])
+def test_30_days_are_27_training_days_and_3_test_days(tmp_path: Path, tail: bool) -> None:
+    log = clicks(*[(user, item, at + 0.5) for at in range(40) for user in (1, 2) for item in (1, 2)])
+    if tail:  # the last session starts on day 39 and ends on day 40
+        log += [Row(3, item, 1, FIRST + 40 * DAY + late) for item, late in ((1, -60), (2, 60))]
+    prepared = prepared_from(tmp_path, log, window_days=30, split={"test_days": 3, "val_days": 0})
+    train, test = (pl.read_parquet(prepared.folder / f"{split}.parquet") for split in ("train", "test"))
+    start_days = [set((split.group_by(SESSION).min()[TIME] - FIRST) // DAY) for split in (train, test)]
+    assert start_days == [set(range(10, 37)), {37, 38, 39}]
+    assert test.height == 12 + 2 * tail
 
 
 @pytest.mark.parametrize(("pause", "sessions"), [(3_600, 1), (3_601, 2)])
@@ -658,7 +679,7 @@ def test_only_a_pause_longer_than_the_gap_starts_a_session(tmp_path: Path, pause
     assert len(sessions_of(prepared_from(tmp_path, log), "train")) == 1 + sessions
 
 
-def test_a_new_day_starts_a_session_of_kind_day_and_no_pause_within_it_does(tmp_path: Path) -> None:
+def test_day_sessions_start_at_midnight_and_ignore_pauses(tmp_path: Path) -> None:
     log = [*PAIRS, *clicks((1, 1, 0.0), (1, 2, 0.9), (1, 2, 0.999), (1, 1, 1.0), (1, 2, 1.0))]
     prepared = prepared_from(tmp_path, log, session="day", gap=None)
     assert sessions_of(prepared, "train") == [[1, 2, 2], [1, 2], [1, 2]]
@@ -696,11 +717,11 @@ def test_validation_holds_the_days_before_the_test_days(tmp_path: Path) -> None:
     assert days == {"train": [0, 1, 2], "val": [3, 4], "test": [5]}
 
 
-def test_held_out_users_are_never_trained_on_and_they_alone_are_validated_and_tested(tmp_path: Path) -> None:
-    log, people = random_log(3, 3_000), random_people(3)
+def test_held_out_users_are_the_only_ones_validated_and_tested(tmp_path: Path) -> None:
+    log, people = random_log(3, 3_000), random_profiles(3)
     raw = write_xing(tmp_path, log, people)
     settings: dict[str, Any] = {"split": {"test_days": 2, "val_days": 1}, "items": items_of(1.0)}
-    prepared = prepare(config(raw, held_out_users=0.3, **settings), tmp_path)
+    prepared = prepare(config(raw, held_out_user_share=0.3, **settings), tmp_path)
     everybody = prepare(config(raw, **settings), tmp_path)
     users = {
         split: set(pl.read_parquet(prepared.folder / f"{split}.parquet")[USER].unique())
@@ -708,36 +729,36 @@ def test_held_out_users_are_never_trained_on_and_they_alone_are_validated_and_te
     }
     assert users["train"].isdisjoint(users["val"] | users["test"])
     assert len(users["val"] & users["test"]) > 3
-    people_of_log = {row.user for row in log}
-    assert len(users["val"] | users["test"]) <= round(0.3 * len(people_of_log))
+    users_of_log = {row.user for row in log}
+    assert len(users["val"] | users["test"]) <= round(0.3 * len(users_of_log))
     assert (
         0 < step(prepared, "of held-out users after training")["events"] < step(everybody, "of popular items")["events"]
     )
     known = pl.read_parquet(prepared.folder / "contexts.parquet").filter(pl.col("attribute") == "country")
-    told = pl.read_parquet(prepared.folder / "users.parquet").filter(pl.col("user").is_in(list(users["train"])))
+    train_users = pl.read_parquet(prepared.folder / "users.parquet").filter(pl.col("user").is_in(list(users["train"])))
     assert (
-        known.height == told["context.country"].filter(told["context.country"] > 0).n_unique()
+        known.height == train_users["context.country"].filter(train_users["context.country"] > 0).n_unique()
     )  # fitted on them alone
 
 
-def test_the_same_users_are_held_out_whatever_lies_between_their_ids(tmp_path: Path) -> None:
+def test_held_out_users_do_not_depend_on_gaps_between_ids(tmp_path: Path) -> None:
     log, written = random_log(4, 1_000), []
     for step in (1, 3):
         folder = tmp_path / str(step)
         folder.mkdir()
         spread = [row._replace(user=step * row.user) for row in log]
-        prepared = prepared_from(folder, spread, held_out_users=0.3, items=items_of(1.0))
+        prepared = prepared_from(folder, spread, held_out_user_share=0.3, items=items_of(1.0))
         written.append(files_of(prepared, "t*.parquet"))
     assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("share", [1, -0.1, "some", True])
-def test_a_share_of_held_out_users_lies_below_one(share: Any, raw: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.held_out_users="):
-        prepare(config(raw, held_out_users=share), raw)
+def test_held_out_user_share_must_be_below_one(share: Any, raw: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.held_out_user_share="):
+        prepare(config(raw, held_out_user_share=share), raw)
 
 
-def test_the_first_event_decides_the_split_though_it_is_dropped(tmp_path: Path) -> None:
+def test_a_dropped_first_event_determines_the_split(tmp_path: Path) -> None:
     late = FIRST + 3 * DAY
     log = [*PAIRS, *PAIRS, Row(1, 7, 1, late - 60), Row(1, 1, 1, late), Row(1, 2, 1, late + 60)]
     prepared = prepared_from(tmp_path, log, items=items_of(0.75))
@@ -745,7 +766,7 @@ def test_the_first_event_decides_the_split_though_it_is_dropped(tmp_path: Path) 
     assert sessions_of(prepared, "test") == [[1, 2, 1, 2]]
 
 
-def test_a_last_day_of_mere_tails_is_not_the_test_day(tmp_path: Path) -> None:
+def test_a_last_day_without_session_starts_is_not_the_test_day(tmp_path: Path) -> None:
     night = FIRST + 4 * DAY
     log = [*PAIRS, Row(1, 1, 1, night - 60), Row(1, 2, 1, night + 60)]
     prepared = prepared_from(tmp_path, log)
@@ -772,7 +793,7 @@ def test_E7_events_of_equal_times_keep_the_order_of_the_file(tmp_path: Path) -> 
     assert sessions_of(prepared, "test") == [order, order]
 
 
-def test_E15_items_unseen_in_training_are_dropped_from_validation_and_test_and_counted(tmp_path: Path) -> None:
+def test_E15_items_unseen_in_training_are_dropped_and_counted(tmp_path: Path) -> None:
     log = [
         *PAIRS,
         *clicks((1, 1, 2), (1, 8, 2), (1, 2, 2)),  # validation: 8 is unseen
@@ -803,9 +824,7 @@ _MOVED = [*_BASE, *clicks((93, 7, 2), (93, 7, 2), (94, 99, 4), (94, 98, 4))]
 @pytest.mark.parametrize(
     ("log", "test_days"), [(_ACROSS, 1), (_MOVED, 2)], ids=["session across midnight", "last day without popular items"]
 )
-def test_popularity_counted_over_train_never_looks_at_the_test_period(
-    tmp_path: Path, log: list[Row], test_days: int
-) -> None:
+def test_popularity_scope_train_ignores_test_events(tmp_path: Path, log: list[Row], test_days: int) -> None:
     split = {"test_days": test_days, "val_days": 0}
     prepared = prepared_from(tmp_path, log, items=items_of(0.5, "train"), split=split)
     test_clicks_of_7 = sum(session.count(7) for session in sessions_of(prepared, "test"))
@@ -837,7 +856,7 @@ def test_sessions_read_back_are_those_of_the_parquet_file(raw: Path) -> None:
 
 
 def test_contexts_are_fitted_on_users_of_training_only(tmp_path: Path) -> None:
-    people: People = {
+    people: Profiles = {
         90: {"career_level": "3", "country": "de", "jobroles": "7"},
         91: {"career_level": "5", "country": "de", "jobroles": "8,7"},  # clicks in the test days alone
     }
@@ -849,8 +868,8 @@ def test_contexts_are_fitted_on_users_of_training_only(tmp_path: Path) -> None:
     assert prepared.dims["single_sizes"] == [2, 2]
 
 
-def test_the_config_of_the_paper_prepares_with_the_user_id_as_a_context(tmp_path: Path) -> None:
-    write_xing(tmp_path, random_log(1, 3_000, days=12), random_people(1))
+def test_the_papers_config_has_the_user_id_as_a_context(tmp_path: Path) -> None:
+    write_xing(tmp_path, random_log(1, 3_000, days=12), random_profiles(1))
     composed = compose_config("data=xing", f"data.raw_dir={tmp_path}", f"paths.data={tmp_path}")
     data: Any = OmegaConf.to_container(composed.data, resolve=True)
     prepared = prepare(data, tmp_path)
@@ -862,12 +881,12 @@ def test_the_config_of_the_paper_prepares_with_the_user_id_as_a_context(tmp_path
 # --- the folder ---
 
 
-def files_of(prepared: Prepared, pattern: str = "*") -> dict[str, bytes]:
+def files_of(prepared: PreparedDataset, pattern: str = "*") -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(prepared.folder.glob(pattern))}
 
 
 def test_preparing_twice_gives_identical_bytes(tmp_path: Path) -> None:
-    write_xing(tmp_path, random_log(5, 40_000, users=3_000, items=500, days=20), random_people(5, users=3_000))
+    write_xing(tmp_path, random_log(5, 40_000, users=3_000, items=500, days=20), random_profiles(5, users=3_000))
     first, second = (prepare(config(tmp_path), tmp_path / name) for name in ("one", "two"))
     assert first.folder.name == second.folder.name
     tables = files_of(first, "*.parquet")
@@ -879,10 +898,10 @@ def test_preparing_twice_gives_identical_bytes(tmp_path: Path) -> None:
 def test_a_folder_is_reused_while_nothing_changes(raw: Path) -> None:
     first = prepare(config(raw), raw)
     before = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in first.folder.iterdir()}
-    told: list[str] = []
-    assert prepare(config(raw), raw, told.append) == first
+    messages: list[str] = []
+    assert prepare(config(raw), raw, messages.append) == first
     assert {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in first.folder.iterdir()} == before
-    assert [text.split(",")[0] for text in told] == ["hashing interactions.csv", "hashing users.csv"]
+    assert [text.split(",")[0] for text in messages] == ["hashing interactions.csv", "hashing users.csv"]
 
 
 @pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
@@ -911,9 +930,9 @@ def test_another_raw_file_gives_another_folder(raw: Path, name: str) -> None:
         {"min_session_length": 3},
         {"split": {"test_days": 2, "val_days": 0}},
         {"split": {"test_days": 1, "val_days": 1}},
-        {"contexts": {"single": ["country"], "multi": list(MULTI), "coverage": 0.75, "draw": "user"}},
-        {"contexts": {"single": list(SINGLE), "multi": [], "coverage": 0.75, "draw": "user"}},
-        {"contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.5, "draw": "user"}},
+        {"contexts": {"single": ["country"], "multi": list(MULTI), "coverage": 0.75, "assignment": "own"}},
+        {"contexts": {"single": list(SINGLE), "multi": [], "coverage": 0.75, "assignment": "own"}},
+        {"contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.5, "assignment": "own"}},
     ],
     ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
 )
@@ -921,13 +940,13 @@ def test_another_setting_gives_another_folder(raw: Path, changes: dict[str, Any]
     assert prepare(config(raw), raw).folder != prepare(config(raw, **changes), raw).folder
 
 
-@pytest.mark.parametrize("draw", ["per_session", "permuted", "unknown"])
-def test_the_draw_of_contexts_does_not_change_the_folder(raw: Path, draw: str) -> None:
-    drawn = config(raw) | {"contexts": {**config(raw)["contexts"], "draw": draw}}
-    assert prepare(config(raw), raw) == prepare(drawn, raw)
+@pytest.mark.parametrize("assignment", ["per_session", "permuted", "unknown"])
+def test_assignment_and_n_attributes_do_not_change_the_folder(raw: Path, assignment: str) -> None:
+    changed = config(raw) | {"contexts": {**config(raw)["contexts"], "assignment": assignment, "n_attributes": 1}}
+    assert prepare(config(raw), raw) == prepare(changed, raw)
 
 
-def test_the_place_of_the_raw_files_does_not_change_the_folder(raw: Path, tmp_path: Path) -> None:
+def test_the_path_of_the_raw_files_does_not_change_the_folder(raw: Path, tmp_path: Path) -> None:
     first = prepare(config(raw), tmp_path)
     moved = raw.rename(tmp_path / "moved")
     assert prepare(config(moved), tmp_path) == first
@@ -946,15 +965,15 @@ def test_an_exception_in_the_middle_leaves_no_folder(raw: Path, error: type[Base
 
 
 def test_an_error_after_the_splits_are_written_leaves_no_folder(raw: Path) -> None:
-    contexts = {"single": ["shoe_size"], "multi": [], "coverage": 0.75, "draw": "user"}
+    contexts = {"single": ["shoe_size"], "multi": [], "coverage": 0.75, "assignment": "own"}
     with pytest.raises(UserError, match="no attribute 'shoe_size'"):
         prepare(config(raw, contexts=contexts), raw)
     assert [path for path in (raw / "prepared").iterdir() if path.is_dir()] == []
 
 
-def test_what_a_killed_process_left_is_cleared_away(raw: Path, tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed(raw: Path, tmp_path: Path) -> None:
     done = prepare(config(raw), tmp_path / "elsewhere")
-    left = tmp_path / "prepared" / f".{done.manifest['name']}.unfinished"
+    left = tmp_path / "prepared" / f".{done.manifest['name']}.tmp"
     left.mkdir(parents=True)
     (left / "half.parquet").write_bytes(b"PAR1")
     prepared = prepare(config(raw), tmp_path)
@@ -962,7 +981,7 @@ def test_what_a_killed_process_left_is_cleared_away(raw: Path, tmp_path: Path) -
     assert not left.exists()
 
 
-def test_the_manifest_tells_where_the_data_comes_from(raw: Path) -> None:
+def test_the_manifest_contains_the_origin_of_the_data(raw: Path) -> None:
     data = config(raw, split={"test_days": 1, "val_days": 2})
     prepared = prepare(data, raw)
     manifest = prepared.manifest
@@ -971,11 +990,11 @@ def test_the_manifest_tells_where_the_data_comes_from(raw: Path) -> None:
     }
     assert manifest["config"] == {
         "reader": {"_target_": data["reader"]["_target_"]},
-        "contexts": {key: value for key, value in data["contexts"].items() if key != "draw"},
+        "contexts": {key: value for key, value in data["contexts"].items() if key != "assignment"},
         **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
-        "held_out_users": 0.0,
+        "held_out_user_share": 0.0,
     }
-    assert (manifest["name"], manifest["layout"]) == ("xing", LAYOUT)
+    assert (manifest["name"], manifest["layout"]) == ("xing", FORMAT_VERSION)
     assert manifest["version"] == arnn_lightning.__version__
     assert [counts["step"] for counts in manifest["funnel"]] == [name.format(2) for name in STEPS]
     assert all(set(counts) == {"step", "events", "sessions", "users", "items"} for counts in manifest["funnel"])
@@ -1006,25 +1025,25 @@ sys.stdout.write(str(prepare(data, root).folder))
         )
         for own, other in (ready, ready[::-1])
     ]
-    told = [process.communicate(timeout=60) for process in running]
-    assert [process.returncode for process in running] == [0, 0], told
-    (folder,) = {Path(out) for out, _ in told}
+    outputs = [process.communicate(timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    (folder,) = {Path(out) for out, _ in outputs}
     assert [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()] == [folder]
-    assert files_of(Prepared(folder), "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
+    assert files_of(PreparedDataset(folder), "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
 
 
 def test_two_settings_of_one_data_set_may_be_prepared_at_once(raw: Path, tmp_path: Path) -> None:
     both = [config(raw, gap=gap) for gap in ("1h", "10s")]
     with ThreadPoolExecutor() as pool:
-        made = list(pool.map(lambda data: prepare(data, tmp_path), both))
-    for data, prepared in zip(both, made, strict=True):
+        datasets = list(pool.map(lambda data: prepare(data, tmp_path), both))
+    for data, prepared in zip(both, datasets, strict=True):
         alone = prepare(data, tmp_path / data["gap"])
         assert alone.folder.name == prepared.folder.name
         assert files_of(prepared, "*.parquet") == files_of(alone, "*.parquet")
-    assert made[0].folder != made[1].folder
+    assert datasets[0].folder != datasets[1].folder
 
 
-def test_a_process_killed_in_the_middle_leaves_no_data_set_and_blocks_nobody(raw: Path, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_data_set_and_no_lock(raw: Path, tmp_path: Path) -> None:
     script = """
 import json, sys, time
 from pathlib import Path
@@ -1063,12 +1082,12 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         done = [*command, *overrides, f"hydra.run.dir={root / 'out'}"]
         subprocess.run(done, check=True, capture_output=True, env=environment)
         (folder,) = (path for path in (root / "prepared").iterdir() if path.is_dir())
-        written.append(files_of(Prepared(folder), "*.parquet"))
+        written.append(files_of(PreparedDataset(folder), "*.parquet"))
     assert len(written[0]) == 6
     assert written[0] == written[1] == written[2]
 
 
-# --- what users are told ---
+# --- errors ---
 
 
 @pytest.mark.parametrize(
@@ -1080,13 +1099,19 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         ({"gap": "1x"}, ["data.gap=1x", "1h"]),
         ({"gap": None}, ["data.gap=None"]),
         ({"session": "week"}, ["data.session=week", "gap, day or given"]),
-        ({"session": "given"}, ["data.session=given", "no sessions of its own"]),
-        ({"items": items_of(1.0, "test")}, ["data.items.counted_over=test", "window or train"]),
-        ({"items": items_of(0.0)}, ["data.items.coverage=0.0", "(0, 1]"]),
+        ({"session": "given"}, ["data.session=given", "does not define sessions"]),
+        ({"items": items_of(1.0, "test")}, ["data.items.popularity_scope=test", "window or train"]),
+        ({"items": items_of(0.0)}, ["data.items.popularity_coverage=0.0", "(0, 1]"]),
         ({"items": items_of(1.0, min_events=0)}, ["data.items.min_events=0", "at least 1"]),
         ({"contexts": {"single": [], "multi": [], "coverage": 1.5}}, ["data.contexts.coverage=1.5", "(0, 1]"]),
-        ({"items": items_of(1.0, min_events=10_000)}, ["interactions.csv", "of popular items", "funnel"]),
-        ({"min_session_length": 1_000}, ["interactions.csv", "in sessions of 1000 events or more", "funnel"]),
+        (
+            {"items": items_of(1.0, min_events=10_000)},
+            ["interactions.csv", "no events left", "'of popular items'"],
+        ),
+        (
+            {"min_session_length": 1_000},
+            ["no events left", "'in sessions of 1000 events or more'"],
+        ),
     ],
     ids=[
         "no test days",
@@ -1104,14 +1129,14 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         "long",
     ],
 )
-def test_settings_that_leave_nothing_are_named(raw: Path, changes: dict[str, Any], words: list[str]) -> None:
+def test_invalid_or_too_strict_settings_are_named(raw: Path, changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as error:
         prepare(config(raw, **changes), raw)
     assert [word for word in words if word not in str(error.value)] == []
     assert "\n" not in str(error.value)
 
 
-def test_an_empty_validation_split_is_an_error_only_where_one_is_wanted(tmp_path: Path) -> None:
+def test_empty_validation_split_is_an_error_with_val_days(tmp_path: Path) -> None:
     assert prepared_from(tmp_path, PAIRS).manifest["splits"]["val"]["events"] == 0
     with pytest.raises(UserError, match=r"val split is empty .*data\.split\.val_days=1"):
         prepared_from(tmp_path, PAIRS, split={"test_days": 1, "val_days": 1})

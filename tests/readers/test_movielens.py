@@ -7,7 +7,7 @@ import pytest
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.readers.movielens import MovieLensReader
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
 
 ML_100K = {
     "u.data": "196\t242\t3\t881250949\n186\t302\t3\t891717742\n",
@@ -29,7 +29,7 @@ def read(folder: Path, files: dict[str, str], archive: str | None = None) -> Raw
             with zipfile.ZipFile(folder / archive, "a") as zipped:
                 zipped.writestr(f"{archive[:-4]}/{name}", text.encode("latin-1"))
     reader = MovieLensReader(str(folder))
-    raw = check(reader.read(), next(iter(reader.files().values())))
+    raw = validate_events(reader.read(), next(iter(reader.files().values())))
     raw.users(), raw.items()  # checked too
     return raw
 
@@ -59,8 +59,8 @@ def test_1m_is_read_plain_and_from_its_archive(tmp_path: Path, archive: str | No
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("1\t2\t3", r"row 3 of u\.data has 3 fields where 4 are expected"),
-        ("1\tx\t3\t5", r"column 'item', row 3 of u\.data: 'x' is not a whole number"),
+        ("1\t2\t3", r"row 3 of u\.data has 3 fields, expected are 4"),
+        ("1\tx\t3\t5", r"column 'item', row 3 of u\.data: 'x' is not an integer"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, row: str, words: str) -> None:
@@ -69,5 +69,5 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str, words: str) -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lacks u\.data, u\.user, u\.item.*grouplens"):
+    with pytest.raises(UserError, match=r"no u\.data, u\.user, u\.item.*grouplens"):
         MovieLensReader(str(tmp_path)).files()

@@ -1,4 +1,4 @@
-"""Laws of the check at the door."""
+"""Laws of the validate_events at the door."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
 
 SOURCE = Path("raw") / "log.csv"
 EVENTS = pl.DataFrame({"user": [1, 2, 1], "item": [7, 8, 9], "time": [100, 50, 100]})
@@ -14,17 +14,17 @@ USERS = pl.DataFrame({"user": [1, 2], "level": ["a", None]})
 
 
 def raw(events: pl.DataFrame = EVENTS, users: pl.DataFrame = USERS) -> RawData:
-    return RawData(events, events.height, read_users=users.lazy)
+    return RawData(events, events.height, load_users=users.lazy)
 
 
 def test_canonical_tables_pass_unchanged() -> None:
     tables = raw()
-    assert check(tables, SOURCE) is tables
+    assert validate_events(tables, SOURCE) is tables
 
 
 def test_ids_may_be_texts() -> None:
     tables = raw(EVENTS.with_columns(pl.col("user", "item").cast(pl.String)), USERS.cast({"user": pl.String}))
-    assert check(tables, SOURCE) is tables
+    assert validate_events(tables, SOURCE) is tables
     assert tables.users().collect()["user"].to_list() == ["1", "2"]
 
 
@@ -37,45 +37,45 @@ def test_a_missing_column_suggests_the_nearest(name: str) -> None:
     with pytest.raises(
         UserError, match=rf"log\.csv: the events have no column '{name}' \(did you mean \"{name}s\"\?\)"
     ):
-        check(raw(EVENTS.rename({name: f"{name}s"})), SOURCE)
+        validate_events(raw(EVENTS.rename({name: f"{name}s"})), SOURCE)
 
 
 @pytest.mark.parametrize("name", ["user", "item", "time"])
 def test_a_null_is_counted_and_its_first_event_named(name: str) -> None:
     events = EVENTS.with_columns(pl.when(pl.col("item") < 8).then(pl.col(name)).alias(name))
     with pytest.raises(UserError, match=rf"log\.csv: 2 events have no {name}, the first is event 2;"):
-        check(raw(events), SOURCE)
+        validate_events(raw(events), SOURCE)
 
 
 @pytest.mark.parametrize("dtype", [pl.Float64, pl.Int32, pl.Datetime("us"), pl.String])
-def test_a_time_that_is_no_64_bit_integer_is_refused(dtype: pl.DataType) -> None:
+def test_a_time_that_is_no_64_bit_integer_is_rejected(dtype: pl.DataType) -> None:
     with pytest.raises(UserError, match=r"log\.csv: event times must be Int64 unix seconds"):
-        check(raw(EVENTS.cast({"time": dtype})), SOURCE)
+        validate_events(raw(EVENTS.cast({"time": dtype})), SOURCE)
 
 
-def test_no_events_are_refused() -> None:
+def test_no_events_are_rejected() -> None:
     with pytest.raises(UserError, match=r"log\.csv: no events left after reading 5 rows"):
-        check(RawData(EVENTS.clear(), 5, read_users=USERS.lazy), SOURCE)
+        validate_events(RawData(EVENTS.clear(), 5, load_users=USERS.lazy), SOURCE)
 
 
-def test_a_users_table_without_users_is_refused() -> None:
+def test_a_users_table_without_users_is_rejected() -> None:
     with pytest.raises(UserError, match=r"users table has no column 'user' \(did you mean \"users\"\?\)"):
         raw(users=USERS.rename({"user": "users"})).users()
 
 
-def test_user_ids_of_two_types_are_refused() -> None:
+def test_user_ids_of_two_types_are_rejected() -> None:
     with pytest.raises(UserError, match="user ids are Int64 in the events but String in the users table"):
         raw(users=USERS.cast({"user": pl.String})).users()
 
 
-def test_a_user_listed_twice_is_refused() -> None:
-    with pytest.raises(UserError, match="user 2 stands more than once in the users table"):
+def test_a_user_listed_twice_is_rejected() -> None:
+    with pytest.raises(UserError, match="user 2 occurs more than once in the users table"):
         raw(users=pl.concat([USERS, USERS.tail(1)])).users()
 
 
-def test_an_item_listed_twice_is_refused() -> None:
+def test_an_item_listed_twice_is_rejected() -> None:
     titles = pl.DataFrame({"item": [7, 8, 7], "title": ["a", "b", "c"]})
-    with pytest.raises(UserError, match="item 7 stands more than once in the items table, in its rows 1 and 3"):
+    with pytest.raises(UserError, match=r"item 7 occurs more than once in the items table \(rows 1 and 3"):
         RawData(EVENTS, 3, USERS.lazy, lambda: titles).items()
 
 

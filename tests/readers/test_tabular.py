@@ -1,4 +1,4 @@
-"""The reader of anybody's own tables."""
+"""The reader of your own tables."""
 
 import gzip
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import prepare
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
 from arnn_lightning.readers.tabular import TabularReader
 from helpers import compose_config
 
@@ -28,8 +28,8 @@ def reader(events: Any, *overrides: str) -> TabularReader:
 
 
 def read(events: Any, *overrides: str) -> RawData:
-    made = reader(events, *overrides)
-    raw = check(made.read(), next(iter(made.files().values())))
+    tabular = reader(events, *overrides)
+    raw = validate_events(tabular.read(), next(iter(tabular.files().values())))
     raw.users(), raw.items()  # checked too
     return raw
 
@@ -81,7 +81,7 @@ def test_several_files_and_globs_are_one_table(tmp_path: Path, log: Any) -> None
     rows = [("u1", "a", NOON), ("u2", "b", NOON), ("u3", "c", NOON)]
     assert read(tmp_path / "day-*").events.rows() == rows
     assert read([str(tmp_path / "day-2.csv"), str(tmp_path / "day-[13]*")]).events.rows() == [rows[1], rows[0], rows[2]]
-    with pytest.raises(UserError, match=r"data\.events: .*night-\* is no file"):
+    with pytest.raises(UserError, match=r"data\.events: .*night-\* is not a file"):
         reader(tmp_path / "night-*").files()
 
 
@@ -119,7 +119,7 @@ def test_other_texts_need_a_format(log: Any, how: str, text: str, time: int) -> 
 
 def test_day_and_month_are_never_guessed(log: Any) -> None:
     with pytest.raises(
-        UserError, match=r"column 'time', row 3: '11/03/2015' is not an ISO 8601 date.*data\.time_format"
+        UserError, match=r"column 'time', row 3: '11/03/2015' is not an ISO 8601 time.*data\.time_format"
     ):
         read(log("user,item,time\nu,i,2015-11-03\nu,i,11/03/2015\n"))
 
@@ -130,7 +130,7 @@ def test_day_and_month_are_never_guessed(log: Any) -> None:
         (["2015-11-03", "2015-02-30"], r"column 'time', row 3: '2015-02-30' is not an ISO"),
         (["2015-11-03", "2015-11-03 24:00"], r"row 3: '2015-11-03 24:00' is not an ISO"),
         ([str(NOON), str(NOON), "soon"], r"column 'time', row 4: 'soon' is not a unix time"),
-        ([str(NOON), str(NOON), f"{NOON}000"], r"row 4: '\d+' is not in the unit of the others"),
+        ([str(NOON), str(NOON), f"{NOON}000"], r"row 4: '\d+' is not in the unit of the other rows"),
         ([f"{NOON}000000000"], r"row 2: '\d+' is not a unix time in seconds or milliseconds"),
         ([str(NOON), "NaN"], r"row 3: 'NaN' is not a unix time"),
         ([str(NOON), ""], r"column 'time' is empty in 1 rows, the first is row 3"),
@@ -142,7 +142,7 @@ def test_a_time_that_does_not_parse_is_named(log: Any, rows: list[str], words: s
 
 
 def test_a_format_that_does_not_fit_is_named(log: Any) -> None:
-    with pytest.raises(UserError, match=r"row 3: '13/03/2015' is not written as %m/%d/%Y"):
+    with pytest.raises(UserError, match=r"row 3: '13/03/2015' is not in the format %m/%d/%Y"):
         read(log("user,item,time\nu,i,11/03/2015\nu,i,13/03/2015\n"), "data.time_format='%m/%d/%Y'")
 
 
@@ -179,7 +179,7 @@ def test_what_parquet_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"column 'user' is empty in 1 rows, the first is row 2"):
         read(path, "data.columns.time=times")
     path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"log\.parquet: not a parquet file"):
+    with pytest.raises(UserError, match=r"log\.parquet: not a readable parquet file"):
         read(path)
 
 
@@ -218,17 +218,17 @@ def test_lists_of_parquet_are_lists(tmp_path: Path) -> None:
     events, users = tmp_path / "events.parquet", tmp_path / "users.parquet"
     pl.DataFrame({"user": [1, 2], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(events)
     pl.DataFrame({"user": [1, 2], "likes": [[3, 4], []], "age": [30, None]}).write_parquet(users)
-    wanted = [f"data.users={users}", "data.contexts.multi=[likes]", "data.contexts.single=[age]"]
-    raw = read(events, *wanted)
+    settings = [f"data.users={users}", "data.contexts.multi=[likes]", "data.contexts.single=[age]"]
+    raw = read(events, *settings)
     assert raw.users().collect().to_dicts() == [
         {"user": 1, "age": "30", "likes": ["3", "4"]},
         {"user": 2, "age": None, "likes": []},
     ]
-    with pytest.raises(UserError, match=r"'likes' is a list and belongs under data\.contexts\.multi"):
+    with pytest.raises(UserError, match=r"'likes' is a list and must be listed under data\.contexts\.multi"):
         read(events, f"data.users={users}", "data.contexts.single=[likes]")
 
 
-def test_numbers_here_and_texts_there_are_the_same_ids(tmp_path: Path, log: Any) -> None:
+def test_integer_and_string_ids_are_matched(tmp_path: Path, log: Any) -> None:
     pl.DataFrame({"user": [1, 2], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(tmp_path / "events.parquet")
     users, titles = log("user,age\n2,30\n", "users.csv"), log("item,title\n1,One\n", "titles.csv")
     raw = read(
@@ -241,7 +241,7 @@ def test_numbers_here_and_texts_there_are_the_same_ids(tmp_path: Path, log: Any)
     assert items.rows() == [("1", "One")]
 
 
-def test_without_a_users_table_the_events_tell(log: Any) -> None:
+def test_without_a_users_table_attributes_are_in_the_events(log: Any) -> None:
     path = log(f"user,item,time,country\nu1,a,{NOON},\nu2,b,{NOON},fr\nu1,c,{NOON},de\nu3,c,{NOON},\n")
     raw = read(path, "data.contexts.single=[user,country]")
     assert raw.users().collect().sort("user").rows() == [("u1", "de"), ("u2", "fr"), ("u3", None)]
@@ -260,14 +260,14 @@ def test_an_attribute_that_changes_within_a_user_is_named(log: Any) -> None:
 
 def test_a_user_listed_twice_is_named_with_rows(log: Any) -> None:
     path, users = log(f"user,item,time\nu1,a,{NOON}\n"), log("user,age\nu1,3\nu2,4\nu1,3\n", "users.csv")
-    with pytest.raises(UserError, match=r"user 'u1' stands more than once in the users table, in its rows 1 and 3"):
+    with pytest.raises(UserError, match=r"user 'u1' occurs more than once in the users table \(rows 1 and 3"):
         read(path, f"data.users={users}", "data.contexts.single=[age]")
 
 
 # --- the prepared data set ---
 
 
-def test_titles_are_carried_through_and_users_without_a_row_counted(tmp_path: Path, log: Any) -> None:
+def test_titles_are_kept_and_users_without_profile_counted(tmp_path: Path, log: Any) -> None:
     rows = [
         (user, item, NOON + 86_400 * day + step)
         for day in range(6)
@@ -293,10 +293,10 @@ def test_titles_are_carried_through_and_users_without_a_row_counted(tmp_path: Pa
     assert set(prepared.manifest["raw"]) == {"events/1/clicks.csv", "users/1/users.csv", "titles/1/titles.csv"}
 
 
-# --- what a stranger's tables taught ---
+# --- tables as they are exported ---
 
 
-def test_a_name_with_brackets_is_no_pattern(tmp_path: Path, log: Any) -> None:
+def test_an_existing_name_with_brackets_is_not_a_pattern(tmp_path: Path, log: Any) -> None:
     log(f"user,item,time\nwrong,a,{NOON}\n", "log1.csv")
     assert read(log(f"user,item,time\nright,a,{NOON}\n", "log[1].csv")).events["user"].to_list() == ["right"]
     for name, user in (("p1.parquet", 1), ("p[1].parquet", 2)):
@@ -304,24 +304,24 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path: Path, log: Any) -> None:
     assert read(tmp_path / "p[1].parquet").events["user"].to_list() == [2]
 
 
-def test_the_order_and_the_roles_of_files_make_another_data_set(tmp_path: Path, log: Any) -> None:
+def test_another_order_of_files_is_another_data_set(tmp_path: Path, log: Any) -> None:
     for name, item in (("a.csv", "x"), ("b.csv", "y")):
         rows = [f"u{user},{item},{NOON + 86_400 * day}" for user in range(9) for day in range(6)]
         log("user,item,time\n" + "\n".join(rows), name)
     a, b = str(tmp_path / "a.csv"), str(tmp_path / "b.csv")
-    shown = []
+    first_items = []
     for files in ([a, b], [b, a]):
         config = compose_config("data=tabular", "data.session=day", "data.split.test_days=2", "data.items.min_events=1")
         config.data.events = files
         plain: Any = OmegaConf.to_container(config.data, resolve=True)
         items = pl.read_parquet(prepare(plain, tmp_path / "data").folder / "train.parquet")["item"]
-        shown.append(items.to_list()[:2])
-    assert shown == [[0, 1], [1, 0]]
+        first_items.append(items.to_list()[:2])
+    assert first_items == [[0, 1], [1, 0]]
 
 
-def test_a_file_named_twice_is_refused(log: Any) -> None:
+def test_a_file_named_twice_is_rejected(log: Any) -> None:
     path = str(log(f"user,item,time\nu,a,{NOON}\n"))
-    with pytest.raises(UserError, match=r"clicks\.csv is named more than once"):
+    with pytest.raises(UserError, match=r"clicks\.csv is listed more than once"):
         reader([path, path[:-5] + "*"]).files()
 
 
@@ -341,11 +341,11 @@ def test_an_attribute_may_have_any_name(tmp_path: Path, log: Any, name: str) -> 
     assert users[f"context.{name}"].to_list() == [1 + user % 3 for user in range(9)]
 
 
-def test_tabs_know_quotes(log: Any) -> None:
+def test_quotes_in_tab_separated_files(log: Any) -> None:
     assert read(log(f'user\titem\ttime\n"u""1"\t"a\tb"\t{NOON}\n')).events.rows() == [('u"1', "a\tb", NOON)]
 
 
-def test_floats_that_pandas_made_of_ids_are_whole_numbers(tmp_path: Path, log: Any) -> None:
+def test_integer_ids_stored_as_floats_are_integers(tmp_path: Path, log: Any) -> None:
     path = tmp_path / "log.parquet"
     pl.DataFrame({"user": [7.0, 8.0], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(path)
     raw = read(
@@ -353,11 +353,11 @@ def test_floats_that_pandas_made_of_ids_are_whole_numbers(tmp_path: Path, log: A
     )
     assert raw.events["user"].to_list() == ["7", "8"]
     pl.DataFrame({"user": [7.5, 8.0], "item": [1, 2], "time": [NOON, NOON]}).write_parquet(path)
-    with pytest.raises(UserError, match=r"column 'user', row 1: 7\.5 is no id"):
+    with pytest.raises(UserError, match=r"column 'user', row 1: 7\.5 is not a valid id"):
         read(path)
 
 
-def test_tables_that_do_not_fit_at_all_are_refused(log: Any) -> None:
+def test_tables_without_common_ids_are_rejected(log: Any) -> None:
     path, users = log(f"user,item,time\nu7,a,{NOON}\n"), log("user,age\nU7,30\n", "users.csv")
     with pytest.raises(UserError, match=r"data\.users: no user of the events is in this table; .*'U7', .*'u7'"):
         read(path, f"data.users={users}", "data.contexts.single=[age]")
@@ -375,19 +375,19 @@ def test_a_header_alone_is_a_table_without_events(log: Any) -> None:
     ("data", "words"),
     [
         ("user,item,time\nu,caf\xe9,1\n".encode("latin-1"), r"line 2 is not UTF-8.*iconv"),
-        ("user,item,time\nu,a,1\n".encode("utf-16"), r"UTF-16 where UTF-8 is expected"),
+        ("user,item,time\nu,a,1\n".encode("utf-16"), r"encoded in UTF-16, must be UTF-8"),
         (b"user,item,time\nu,a,1\nu,a,1,2,3\n", r"row 3 has 5 fields for 3 columns"),
         (b'user,item,time\nu,"a,1\nu,a,1\n', r"after row \d+: .*quote"),
-        (b"\nuser,item,time\nu,a,1\n", r"the file is empty, or its first line is"),
+        (b"\nuser,item,time\nu,a,1\n", r"the file or its first line is empty"),
     ],
 )
-def test_what_is_no_table_is_told_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
+def test_unreadable_table_is_one_line(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "clicks.csv").write_bytes(data)
     with pytest.raises(UserError, match=words):
         read(tmp_path / "clicks.csv")
 
 
-def test_names_mislead_and_first_bytes_tell(tmp_path: Path) -> None:
+def test_file_format_is_detected_from_magic_bytes(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": ["u"], "item": ["a"], "time": [NOON]})
     frame.write_parquet(tmp_path / "log.csv")
     (tmp_path / "packed").write_bytes(gzip.compress(frame.write_csv().encode()))
@@ -399,7 +399,7 @@ def test_names_mislead_and_first_bytes_tell(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("data.contexts.single=country", r"data\.contexts\.single=country: must be a list"),
-        ("data.null_values=[null]", r"data\.null_values=\[None\]: must be a list of texts"),
+        ("data.null_values=[null]", r"data\.null_values=\[None\]: must be a list of strings"),
         ("data.list_separator=''", r"data\.list_separator=''"),
         ("data.time_format=5", r"data\.time_format=5"),
         ("data.columns.user=null", r"data\.columns\.user=None"),
@@ -413,18 +413,22 @@ def test_settings_of_the_wrong_kind_are_named(log: Any, override: str, words: st
 @pytest.mark.parametrize(
     ("text", "how", "words"),
     [
-        ("09/01/20", "%m/%d/%Y", r"row 2: '09/01/20' is not written as %m/%d/%Y"),
-        ("20151103", None, r"row 2: '20151103' is not surely a unix time, it may be a date; give data\.time_format"),
+        ("09/01/20", "%m/%d/%Y", r"row 2: '09/01/20' is not in the format %m/%d/%Y"),
+        (
+            "20151103",
+            None,
+            r"row 2: '20151103' is ambiguous: could be a date .* set data\.time_format",
+        ),
     ],
 )
-def test_dates_that_look_like_something_else_are_not_guessed(log: Any, text: str, how: str | None, words: str) -> None:
+def test_ambiguous_dates_are_rejected(log: Any, text: str, how: str | None, words: str) -> None:
     path = log(f"user,item,time\nu,a,{text}\n")
     with pytest.raises(UserError, match=words):
         read(path, *([] if how is None else [f"data.time_format='{how}'"]))
     assert read(path, f"data.time_format='{'%m/%d/%y' if how else '%Y%m%d'}'").events["time"][0] > 0
 
 
-def test_the_file_and_row_of_a_change_are_those_of_its_own_file(log: Any) -> None:
+def test_a_change_is_located_in_its_file(log: Any) -> None:
     first, second = log(f"user,item,time,c\nu,a,{NOON},x\n", "1.csv"), log(f"user,item,time,c\nu,a,{NOON},y\n", "2.csv")
     with pytest.raises(
         UserError, match=r"2\.csv, row 2: column 'c' changes within user 'u': 'y' here, 'x' in .*1\.csv, row 2"

@@ -1,4 +1,4 @@
-"""The reader of the TMALL files: every quirk of the copies in the wild, and what users are told."""
+"""The reader of the TMALL files: variants of its files, and errors."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
 from arnn_lightning.readers.tmall import TmallReader
 
 LOG = "user_id,item_id,cat_id,seller_id,brand_id,time_stamp,action_type\n"
@@ -19,7 +19,7 @@ def read(folder: Path, log: str = CLICKS, people: str = PEOPLE) -> RawData:
     (folder / "user_log_format1.csv").write_text(log)
     (folder / "user_info_format1.csv").write_text(people)
     reader = TmallReader(str(folder))
-    raw = check(reader.read(), next(iter(reader.files().values())))
+    raw = validate_events(reader.read(), next(iter(reader.files().values())))
     raw.users(), raw.items()  # checked too
     return raw
 
@@ -55,7 +55,7 @@ def test_sellers_may_be_called_merchants(tmp_path: Path, seller: str) -> None:
     assert read(tmp_path, CLICKS.replace("seller_id", seller)).events.height == 2
 
 
-def test_a_table_prefix_and_another_order_of_columns_do_not_matter(tmp_path: Path) -> None:
+def test_prefix_and_order_of_columns_do_not_matter(tmp_path: Path) -> None:
     log = "log.action_type,log.time_stamp,log.item_id,log.user_id\n0,829,7,1\n"
     assert read(tmp_path, log).events.rows() == [(1, 7, midnight(8, 29))]
 
@@ -76,11 +76,11 @@ def test_unknown_ages_and_genders_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("1,7,1,1,1,829,4", r"column 'action_type', row 4: 4 is none of 0, 1, 2, 3"),
+        ("1,7,1,1,1,829,4", r"column 'action_type', row 4: 4 is not one of 0, 1, 2, 3"),
         ("1,,1,1,1,829,0", r"column 'item_id' is empty in 1 rows, the first is row 4"),
         ("1,7,1,1,1,,0", r"column 'time_stamp' is empty in 1 rows, the first is row 4"),
-        ("1,7x,1,1,1,829,0", r"column 'item_id', row 4: '7x' is not a whole number"),
-        ("1,99999999999,1,1,1,829,0", r"column 'item_id', row 4: '99999999999' is not a whole number that fits Int32"),
+        ("1,7x,1,1,1,829,0", r"column 'item_id', row 4: '7x' is not an integer"),
+        ("1,99999999999,1,1,1,829,0", r"column 'item_id', row 4: '99999999999' is not an integer that fits Int32"),
         ("1,7,1,1,1,829,0,9", r"row 4 has more fields than the 7 columns"),
         ("1,7,1,1,1", r"column 'time_stamp' is empty in 1 rows, the first is row 4"),
     ],
@@ -91,7 +91,7 @@ def test_a_bad_row_of_the_log_is_named(tmp_path: Path, row: str, words: str) -> 
 
 
 @pytest.mark.parametrize(("row", "words"), [("8,9,1", "'age_range', row 6: '9'"), ("8,1,m", "'gender', row 6: 'm'")])
-def test_a_code_that_nobody_knows_is_named(tmp_path: Path, row: str, words: str) -> None:
+def test_unknown_code_is_named(tmp_path: Path, row: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read(tmp_path, people=PEOPLE + row + "\n")
 

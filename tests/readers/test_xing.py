@@ -1,4 +1,4 @@
-"""Laws of the XING reader: the quirks of its files, and what users are told."""
+"""The XING reader: variants of its files, and errors."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.schema import RawData, check
+from arnn_lightning.readers.schema import RawData, validate_events
 from arnn_lightning.readers.xing import MULTI, SINGLE, ZERO_IS_UNKNOWN, XingReader
 
 LOG = "user_id\titem_id\tinteraction_type\tcreated_at\n"
@@ -36,13 +36,13 @@ def reader(folder: Path, log: str = CLICKS, profiles: str = PEOPLE) -> XingReade
 
 
 def read(folder: Path, log: str = CLICKS, profiles: str = PEOPLE) -> RawData:
-    raw = check(reader(folder, log, profiles).read(), folder / "interactions.csv")
+    raw = validate_events(reader(folder, log, profiles).read(), folder / "interactions.csv")
     raw.users(), raw.items()  # checked too
     return raw
 
 
 def profile(**texts: str) -> str:
-    """A line of users.csv; what is not given is told, and no text is unknown."""
+    """A line of users.csv; attributes that are not given are 1."""
     return "\t".join(texts.get(name, "1") for name in COLUMNS) + "\n"
 
 
@@ -57,7 +57,7 @@ def test_only_clicks_are_kept_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert raw.rows == 7
 
 
-def test_further_columns_and_another_order_of_columns_do_not_matter(tmp_path: Path) -> None:
+def test_extra_columns_and_their_order_do_not_matter(tmp_path: Path) -> None:
     log = "created_at\textra\tinteraction_type\titem_id\tuser_id\n10\tx\t1\t7\t1\n"
     assert read(tmp_path, log).events.rows() == [(1, 7, 10)]
 
@@ -74,7 +74,7 @@ def test_a_table_prefix_in_the_header_is_stripped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["user_id", "users.user_id", "users.id"])
-def test_users_may_be_headed_by_another_name(tmp_path: Path, name: str) -> None:
+def test_the_user_column_may_have_an_alias(tmp_path: Path, name: str) -> None:
     assert (
         read(tmp_path, profiles=name + PEOPLE.removeprefix("id"))
         .users()
@@ -110,7 +110,7 @@ def test_users_have_every_attribute_as_text_or_as_list_of_texts(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_0_is_unknown_in_the_columns_that_say_so_and_a_category_elsewhere(tmp_path: Path, name: str) -> None:
+def test_0_is_unknown_in_some_columns_and_a_category_elsewhere(tmp_path: Path, name: str) -> None:
     listed = {
         "career_level",
         "region",
@@ -150,7 +150,7 @@ def test_a_row_may_lack_its_trailing_empty_field(tmp_path: Path) -> None:
     assert users["edu_degree"].to_list() == ["1", "1"]
 
 
-# --- what users are told ---
+# --- errors ---
 
 
 def test_the_events_file_comes_first(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_a_missing_folder_names_the_files_it_should_hold(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    made = reader(tmp_path)
+    xing = reader(tmp_path)
     (tmp_path / name).unlink()
-    for ask in (made.files, made.read):
-        with pytest.raises(UserError, match=f"lacks {name}: expected are"):
-            ask()
+    for read_or_list in (xing.files, xing.read):
+        with pytest.raises(UserError, match=f"no {name}; expected: "):
+            read_or_list()
 
 
 @pytest.mark.parametrize("name", ["user_id", "item_id", "interaction_type", "created_at"])
@@ -183,52 +183,52 @@ def test_a_missing_column_of_users_suggests_the_nearest(tmp_path: Path, name: st
         read(tmp_path, profiles=PEOPLE.replace(name, f"{name}x"))
 
 
-def test_a_users_file_without_ids_is_told(tmp_path: Path) -> None:
+def test_users_file_without_ids_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"users\.csv: no column 'id'"):
         read(tmp_path, profiles="person" + PEOPLE.removeprefix("id"))
 
 
-def test_a_time_that_does_not_parse_is_named_with_file_column_row_and_value(tmp_path: Path) -> None:
+def test_invalid_time_is_named_with_file_column_row_and_value(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path, CLICKS + "3\t7\t1\t2015-08-19\n")
-    where = f"{tmp_path / 'interactions.csv'}: column 'created_at', row 4: '2015-08-19' is not a whole number"
+    where = f"{tmp_path / 'interactions.csv'}: column 'created_at', row 4: '2015-08-19' is not an integer"
     assert where in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_user_id_that_does_not_parse_is_named_in_the_users_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"users\.csv: column 'id', row 3: 'u2' is not a whole number"):
+def test_invalid_user_id_is_named_in_the_users_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"users\.csv: column 'id', row 3: 'u2' is not an integer"):
         read(tmp_path, profiles=PROFILES + profile(id="1") + profile(id="u2"))
 
 
 @pytest.mark.parametrize(
     ("row", "name"), [("NULL\t7\t1\t5", "user_id"), ("1\t\t1\t5", "item_id"), ("1\t7\t1\tNULL", "created_at")]
 )
-def test_a_click_without_user_item_or_time_is_refused(tmp_path: Path, row: str, name: str) -> None:
+def test_a_click_without_user_item_or_time_is_rejected(tmp_path: Path, row: str, name: str) -> None:
     with pytest.raises(UserError, match=rf"interactions\.csv: column '{name}' is empty in 1 rows, the first is row 4"):
         read(tmp_path, CLICKS + row + "\n")
 
 
-def test_a_user_listed_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="user 2 stands more than once"):
+def test_a_user_listed_twice_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="user 2 occurs more than once"):
         read(tmp_path, profiles=PEOPLE + profile(id="2"))
 
 
 @pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
 def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
     texts = {"interactions.csv": CLICKS, "users.csv": PEOPLE} | {name: ""}
-    with pytest.raises(UserError, match=f"{name}: the file is empty"):
+    with pytest.raises(UserError, match=f"{name}: the file or its first line is empty"):
         read(tmp_path, texts["interactions.csv"], texts["users.csv"])
 
 
 @pytest.mark.parametrize("rows", ["", "1\t7\t4\t5\n1\t7\t2\t6\n"], ids=["a header alone", "other kinds alone"])
-def test_a_file_without_clicks_is_refused(tmp_path: Path, rows: str) -> None:
+def test_a_file_without_clicks_is_rejected(tmp_path: Path, rows: str) -> None:
     with pytest.raises(UserError, match=rf"interactions\.csv: no events left after reading {rows.count('7')} rows"):
         read(tmp_path, LOG + rows)
 
 
-def test_an_unknown_kind_of_interaction_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"column 'interaction_type', row 4: 9 is none of 0, 1, 2"):
+def test_an_unknown_kind_of_interaction_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"column 'interaction_type', row 4: 9 is not one of 0, 1, 2"):
         read(tmp_path, CLICKS + "1\t7\t9\t5\n")
 
 

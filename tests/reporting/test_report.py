@@ -47,7 +47,7 @@ def write_data(folder: Path, seed: int = 0, machine: int = 1) -> str:
     pl.DataFrame(table | {"time": 0 * session}).write_parquet(folder / "test.parquet")
     train = {"user": rng.integers(0, USERS // 2, 400), "item": rng.integers(0, ITEMS, 400)}
     pl.DataFrame(train).write_parquet(folder / "train.parquet")
-    pl.DataFrame({"user": range(USERS), "known": rng.integers(0, 4, USERS)}).write_parquet(folder / "users.parquet")
+    pl.DataFrame({"user": range(USERS), "n_known": rng.integers(0, 4, USERS)}).write_parquet(folder / "users.parquet")
     counts = {"events": 400, "sessions": 90, "users": USERS, "items": ITEMS}
     manifest = {
         "name": "xing",

@@ -1,4 +1,4 @@
-"""Laws of how a world is written, whichever it is, and of the folder that generated files are kept in."""
+"""How simulators write files, and the folder of simulated files."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.simulation.simulator import World, ensure_generated
+from arnn_lightning.simulation.simulator import Simulator, ensure_simulated
 from arnn_lightning.tasks.generate import run
 from helpers import compose_config
 
@@ -21,8 +21,8 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Numbers(World):
-    """Writes the numbers below ``events``, two at a time, and breaks off with ``error`` after the first two."""
+class Numbers(Simulator):
+    """Writes the numbers below ``events``, two at a time, and raises ``error`` after the first two."""
 
     log: ClassVar[str] = "numbers.csv"
     separator: ClassVar[str] = ","
@@ -53,14 +53,14 @@ def names(folder: Path) -> list[str]:
 
 
 def test_chunks_follow_each_other_under_one_header(tmp_path: Path) -> None:
-    told: list[str] = []
-    written = Numbers(events=4).write(tmp_path / "new" / "folder", told.append)
+    messages: list[str] = []
+    written = Numbers(events=4).write(tmp_path / "new" / "folder", messages.append)
     assert [file.name for file in written] == ["names.csv", "numbers.csv"]
     assert [file.read_text() for file in written] == ["name\na\n\n", "number\n0\n1\n2\n3\n"]
-    assert told == ["0 of 4 rows", "2 of 4 rows", "4 of 4 rows"]
+    assert messages == ["0 of 4 rows", "2 of 4 rows", "4 of 4 rows"]
 
 
-def test_new_files_take_the_place_of_old_ones_and_leave_others_alone(tmp_path: Path) -> None:
+def test_new_files_replace_those_of_the_same_name_only(tmp_path: Path) -> None:
     for name in ("numbers.csv", "mine.csv"):
         (tmp_path / name).write_text("old")
     Numbers(events=2).write(tmp_path)
@@ -70,7 +70,7 @@ def test_new_files_take_the_place_of_old_ones_and_leave_others_alone(tmp_path: P
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_what_breaks_off_leaves_the_old_files_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_write_leaves_only_the_old_files(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "numbers.csv").write_text("old")
     with pytest.raises(error):
         Numbers(events=4, error=error).write(tmp_path)
@@ -82,7 +82,7 @@ def test_what_breaks_off_leaves_the_old_files_and_nothing_else(tmp_path: Path, e
 
 
 @pytest.mark.parametrize("schema", FILES)
-def test_the_task_writes_as_many_rows_as_events_says(
+def test_the_task_writes_the_requested_number_of_rows(
     tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.csv").write_text("old")
@@ -94,7 +94,7 @@ def test_the_task_writes_as_many_rows_as_events_says(
 
 
 @pytest.mark.parametrize("schema", FILES)
-def test_events_default_to_the_schemas_own_number(schema: str) -> None:
+def test_events_default_to_those_of_the_schema(schema: str) -> None:
     config = compose_config("task=generate", f"schema={schema}", "output=x")
     assert config.events == config.schema.events >= 100_000
 
@@ -102,22 +102,22 @@ def test_events_default_to_the_schemas_own_number(schema: str) -> None:
 # --- the folder ---
 
 
-def test_a_generated_folder_is_made_once(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_a_simulated_folder_is_written_once(tmp_path: Path) -> None:
+    messages: list[str] = []
     settings = generator(events=2_000)
-    folder = ensure_generated(settings, "synthetic", tmp_path / "raw", told.append)
+    folder = ensure_simulated(settings, "synthetic", tmp_path / "raw", messages.append)
     assert folder.parent == tmp_path / "raw"
-    assert told[-1] == "2,000 of 2,000 rows"
+    assert messages[-1] == "2,000 of 2,000 rows"
     before = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in folder.iterdir()}
-    told.clear()
-    assert ensure_generated(settings, "synthetic", tmp_path / "raw", told.append) == folder
+    messages.clear()
+    assert ensure_simulated(settings, "synthetic", tmp_path / "raw", messages.append) == folder
     assert {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in folder.iterdir()} == before
-    assert told == []
+    assert messages == []
 
 
-def test_other_settings_are_generated_into_another_folder(tmp_path: Path) -> None:
-    made = {
-        ensure_generated(generator(schema, **changes), name, tmp_path): schema
+def test_other_settings_are_written_to_another_folder(tmp_path: Path) -> None:
+    folders = {
+        ensure_simulated(generator(schema, **changes), name, tmp_path): schema
         for name, schema, changes in [
             ("synthetic", "xing", {}),
             ("other", "xing", {}),
@@ -126,17 +126,17 @@ def test_other_settings_are_generated_into_another_folder(tmp_path: Path) -> Non
             ("synthetic", "tmall", {"context_strength": 0.5}),
         ]
     }
-    assert len(made) == 5
-    assert all(names(folder) == FILES[schema] for folder, schema in made.items())
+    assert len(folders) == 5
+    assert all(names(folder) == FILES[schema] for folder, schema in folders.items())
 
 
-def test_an_interrupted_generation_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+def test_an_interrupted_simulation_leaves_no_folder(tmp_path: Path) -> None:
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensure_generated(generator(), "synthetic", tmp_path, interrupt)
-    folder = ensure_generated(generator(), "synthetic", tmp_path)
+        ensure_simulated(generator(), "synthetic", tmp_path, interrupt)
+    folder = ensure_simulated(generator(), "synthetic", tmp_path)
     assert names(folder) == FILES["xing"]
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
 
@@ -144,5 +144,5 @@ def test_an_interrupted_generation_is_not_taken_for_a_whole_one(tmp_path: Path) 
 @pytest.mark.parametrize("schema", FILES)
 def test_bad_settings_leave_no_folder(tmp_path: Path, schema: str) -> None:
     with pytest.raises(UserError, match="context_strength=2"):
-        ensure_generated(generator(schema, context_strength=2), "synthetic", tmp_path / "raw")
+        ensure_simulated(generator(schema, context_strength=2), "synthetic", tmp_path / "raw")
     assert not (tmp_path / "raw").exists()

@@ -1,4 +1,4 @@
-"""Laws of the TMALL world: its files, and the truth planted in them."""
+"""TmallSimulator: its files, and the ground truth in them."""
 
 import json
 from functools import cache
@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.simulation.tmall import TmallWorld
+from arnn_lightning.simulation.tmall import TmallSimulator
 from helpers import compose_config
 
 EVENTS = 400_000
@@ -26,27 +26,27 @@ def schema() -> dict[str, Any]:
     return settings  # type: ignore[no-any-return]
 
 
-def world(**changes: Any) -> TmallWorld:
-    """The world of conf/schema/tmall.yaml, with fewer rows."""
+def simulator(**changes: Any) -> TmallSimulator:
+    """The simulator of conf/schema/tmall.yaml, with fewer rows."""
     assert set(changes) <= set(schema())
     settings = schema() | {"events": EVENTS} | changes
     del settings["_target_"]
-    return TmallWorld(**settings)
+    return TmallSimulator(**settings)
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
     """Context strength -> folder of its files."""
-    folders = {strength: tmp_path_factory.mktemp("world") for strength in (0.0, 1.0)}
+    folders = {strength: tmp_path_factory.mktemp("simulated") for strength in (0.0, 1.0)}
     for strength, folder in folders.items():
-        world(context_strength=strength).write(folder)
+        simulator(context_strength=strength).write(folder)
     return folders
 
 
 @pytest.fixture(params=[0.0, 1.0], ids="strength={}".format)
-def folder(worlds: dict[float, Path], request: pytest.FixtureRequest) -> Path:
+def folder(simulated: dict[float, Path], request: pytest.FixtureRequest) -> Path:
     """The files at either strength, for laws that hold at both."""
-    return worlds[request.param]
+    return simulated[request.param]
 
 
 def log(folder: Path) -> pl.DataFrame:
@@ -74,30 +74,28 @@ def test_the_files_have_the_columns_of_data_format1(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("events", [1_000, 300_000])
-def test_a_world_has_exactly_the_rows_asked_for_and_their_users(tmp_path: Path, events: int) -> None:
-    world(events=events).write(tmp_path)
+def test_the_log_has_exactly_the_requested_rows_and_their_users(tmp_path: Path, events: int) -> None:
+    simulator(events=events).write(tmp_path)
     users = info(tmp_path)["user_id"]
     assert log(tmp_path).height == events
     assert users.is_unique().all()
     assert set(users) == set(log(tmp_path)["user_id"])
 
 
-def test_another_seed_writes_other_bytes(tmp_path: Path, worlds: dict[float, Path]) -> None:
-    world(context_strength=1.0).write(tmp_path / "again")
-    world(context_strength=1.0, seed=2).write(tmp_path / "other")
+def test_another_seed_writes_other_bytes(tmp_path: Path, simulated: dict[float, Path]) -> None:
+    simulator(context_strength=1.0).write(tmp_path / "again")
+    simulator(context_strength=1.0, seed=2).write(tmp_path / "other")
     for name in (LOG, INFO):
-        assert (tmp_path / "again" / name).read_bytes() == (worlds[1.0] / name).read_bytes()
-        assert (tmp_path / "other" / name).read_bytes() != (worlds[1.0] / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == (simulated[1.0] / name).read_bytes()
+        assert (tmp_path / "other" / name).read_bytes() != (simulated[1.0] / name).read_bytes()
 
 
-def test_a_larger_world_of_the_same_items_begins_with_the_smaller_one(
-    tmp_path: Path, worlds: dict[float, Path]
-) -> None:
-    """Users are made chunk by chunk, whatever comes after them."""
-    half = world(context_strength=1.0, events=EVENTS // 2, rows_per_item=schema()["rows_per_item"] / 2)
+def test_a_longer_log_of_the_same_items_starts_with_the_shorter(tmp_path: Path, simulated: dict[float, Path]) -> None:
+    """Chunks of users do not depend on later ones."""
+    half = simulator(context_strength=1.0, events=EVENTS // 2, rows_per_item=schema()["rows_per_item"] / 2)
     half.write(tmp_path)
     for name in (LOG, INFO):
-        assert worlds[1.0].joinpath(name).read_bytes().startswith(tmp_path.joinpath(name).read_bytes())
+        assert simulated[1.0].joinpath(name).read_bytes().startswith(tmp_path.joinpath(name).read_bytes())
 
 
 def test_the_rows_of_a_user_lie_together_but_not_in_time_order(folder: Path) -> None:
@@ -113,7 +111,7 @@ def test_the_rows_of_a_users_day_lie_together(folder: Path) -> None:
     assert log(folder).select(day.rle_id().n_unique()).item() == log(folder).select(day.n_unique()).item()
 
 
-def test_a_buy_a_favourite_or_a_cart_comes_right_after_a_click_on_the_item(folder: Path) -> None:
+def test_other_actions_follow_a_click_on_the_item(folder: Path) -> None:
     same = ["user_id", "item_id", "time_stamp"]
     after = log(folder).with_columns(pl.col("action_type", *same).shift().name.prefix("last_"))
     others = after.filter(pl.col("action_type") != 0)
@@ -121,17 +119,17 @@ def test_a_buy_a_favourite_or_a_cart_comes_right_after_a_click_on_the_item(folde
     assert all((others[name] == others[f"last_{name}"]).all() for name in same)
 
 
-def test_an_item_has_one_category_seller_and_brand(worlds: dict[float, Path]) -> None:
-    """The catalogue tells the truth about what the log shows."""
-    shown = log(worlds[1.0]).select("item_id", "cat_id", "seller_id", "brand_id").unique()
-    true = world(context_strength=1.0).catalogue()
+def test_an_item_has_one_category_seller_and_brand(simulated: dict[float, Path]) -> None:
+    """The log agrees with the catalogue."""
+    shown = log(simulated[1.0]).select("item_id", "cat_id", "seller_id", "brand_id").unique()
+    true = simulator(context_strength=1.0).catalogue()
     assert shown["item_id"].is_unique().all()
     assert true["item_id"].sort().to_list() == list(range(1, 1 + round(EVENTS / schema()["rows_per_item"])))
     assert shown.join(true.cast(pl.Int64), on=shown.columns, nulls_equal=True).height == shown.height
 
 
 def test_the_catalogue_of_the_full_size_is_tmalls() -> None:
-    catalogue = world(events=54_925_330).catalogue()
+    catalogue = simulator(events=54_925_330).catalogue()
     sizes = catalogue.select(
         pl.col("item_id", "cat_id", "seller_id").n_unique(), pl.col("brand_id").drop_nulls().n_unique()
     )
@@ -153,7 +151,7 @@ def test_as_few_rows_lack_a_brand_as_published(folder: Path) -> None:
     assert log(folder)["brand_id"].is_null().mean() == pytest.approx(91_015 / 54_925_330, abs=0.001)
 
 
-def test_days_lie_between_11_may_and_12_november_and_a_fifth_of_the_rows_on_11_november(folder: Path) -> None:
+def test_days_range_from_may_to_november_with_a_peak(folder: Path) -> None:
     days = dict(log(folder)["time_stamp"].value_counts(normalize=True).iter_rows())
     assert len(days) == 31 - 10 + 30 + 31 + 31 + 30 + 31 + 12
     assert (min(days), max(days)) == (511, 1112)
@@ -173,30 +171,30 @@ def test_sessions_are_as_long_and_as_many_as_published(folder: Path) -> None:
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_one_item_in_ninety_holds_half_of_the_clicks(tmp_path: Path, events: int, strength: float) -> None:
     """At any size and strength: 11,939 of TMALL's 1,090,390."""
-    world(events=events, context_strength=strength).write(tmp_path)
+    simulator(events=events, context_strength=strength).write(tmp_path)
     counts = clicks(tmp_path)["item_id"].value_counts(sort=True)["count"]
     popular = (counts.cum_sum() < counts.sum() / 2).sum()
     assert popular / (events / schema()["rows_per_item"]) == pytest.approx(11_939 / 1_090_390, rel=0.1)
 
 
-def test_profiles_follow_the_published_counts(worlds: dict[float, Path]) -> None:
-    users = info(worlds[1.0])
-    drawn = dict.fromkeys(((age, gender) for age, gender, _ in PROFILES["age_range_gender_count"]), 0.0)
+def test_profiles_follow_the_published_counts(simulated: dict[float, Path]) -> None:
+    users = info(simulated[1.0])
+    sampled = dict.fromkeys(((age, gender) for age, gender, _ in PROFILES["age_range_gender_count"]), 0.0)
     for age, gender, count in users.group_by("age_range", "gender").len().fill_null("").iter_rows():
-        drawn[age, gender] += count / users.height
-    assert len(drawn) == len(PROFILES["age_range_gender_count"])
+        sampled[age, gender] += count / users.height
+    assert len(sampled) == len(PROFILES["age_range_gender_count"])
     for age, gender, count in PROFILES["age_range_gender_count"]:
-        assert drawn[age, gender] == pytest.approx(count / PROFILES["n_users"], abs=0.025)
+        assert sampled[age, gender] == pytest.approx(count / PROFILES["n_users"], abs=0.025)
 
 
 # --- the truth ---
 
 
 def own_persona_clicks(folder: Path, strength: float) -> pl.DataFrame:
-    """Clicks of users who tell age and gender, with ``own``: whether the item is made for their persona."""
+    """Clicks of users with known age and gender; ``own``: whether the item targets their persona."""
     known = info(folder).cast(pl.Int64).filter(pl.col("age_range") > 0, pl.col("gender") < 2)
     who = (pl.col("age_range").clip(upper_bound=7) - 1) * 2 + pl.col("gender")
-    items = world(context_strength=strength).catalogue().select("item_id", "persona").cast(pl.Int64)
+    items = simulator(context_strength=strength).catalogue().select("item_id", "persona").cast(pl.Int64)
     return (
         clicks(folder)
         .with_columns(first=pl.struct("user_id", "time_stamp").is_first_distinct())
@@ -207,7 +205,7 @@ def own_persona_clicks(folder: Path, strength: float) -> pl.DataFrame:
 
 
 def shuffled(rows: pl.DataFrame) -> np.ndarray:
-    """How often a click's item is made for the persona of its user when users have changed places, 20 times."""
+    """How often a click's item targets the persona of its user after shuffling users, 20 times."""
     users = rows.select("user_id", "who").unique(maintain_order=True)
     place = users.select("user_id").with_row_index("place")
     clicker = rows.join(place, on="user_id", maintain_order="left")["place"].to_numpy()
@@ -216,30 +214,30 @@ def shuffled(rows: pl.DataFrame) -> np.ndarray:
     return np.array([(rng.permutation(who)[clicker] == persona).mean() for _ in range(20)])
 
 
-def test_without_strength_the_persona_of_an_item_is_independent_of_the_users(worlds: dict[float, Path]) -> None:
-    rows = own_persona_clicks(worlds[0.0], 0.0)
+def test_without_strength_personas_are_independent_of_users(simulated: dict[float, Path]) -> None:
+    rows = own_persona_clicks(simulated[0.0], 0.0)
     by_chance = shuffled(rows)
     assert by_chance.std() < 0.005
     assert abs(rows["own"].mean() - by_chance.mean()) < 5 * by_chance.std()
 
 
-def test_with_strength_clicks_lean_to_items_made_for_the_own_persona(worlds: dict[float, Path]) -> None:
-    rows = own_persona_clicks(worlds[1.0], 1.0)
+def test_with_strength_users_click_items_of_their_persona(simulated: dict[float, Path]) -> None:
+    rows = own_persona_clicks(simulated[1.0], 1.0)
     assert rows["own"].mean() > shuffled(rows).mean() + 0.2
 
 
-def test_the_first_click_of_a_session_comes_from_anywhere(worlds: dict[float, Path]) -> None:
-    rows = own_persona_clicks(worlds[1.0], 1.0).filter("first")
+def test_the_first_click_of_a_session_comes_from_anywhere(simulated: dict[float, Path]) -> None:
+    rows = own_persona_clicks(simulated[1.0], 1.0).filter("first")
     by_chance = shuffled(rows)
     assert abs(rows["own"].mean() - by_chance.mean()) < 5 * by_chance.std()
 
 
-def test_who_hides_a_gender_has_one_all_the_same(worlds: dict[float, Path]) -> None:
-    """Users who tell their age alone click their two personas' items as often as those who tell both do."""
-    told = info(worlds[1.0]).cast(pl.Int64).with_columns(pl.col("gender").fill_null(2))
+def test_users_with_hidden_gender_have_a_persona(simulated: dict[float, Path]) -> None:
+    """Users with known age only click their two personas' items as often as those with both known."""
+    profiles = info(simulated[1.0]).cast(pl.Int64).with_columns(pl.col("gender").fill_null(2))
     group = (pl.col("age_range").clip(upper_bound=7) - 1).alias("group")
-    items = world(context_strength=1.0).catalogue().select("item_id", of=pl.col("persona") // 2).cast(pl.Int64)
-    rows = clicks(worlds[1.0]).join(told.filter(pl.col("age_range") > 0).with_columns(group), on="user_id")
+    items = simulator(context_strength=1.0).catalogue().select("item_id", of=pl.col("persona") // 2).cast(pl.Int64)
+    rows = clicks(simulated[1.0]).join(profiles.filter(pl.col("age_range") > 0).with_columns(group), on="user_id")
     own = (
         rows.join(items, on="item_id")
         .group_by(hidden=pl.col("gender") == 2)
@@ -249,20 +247,22 @@ def test_who_hides_a_gender_has_one_all_the_same(worlds: dict[float, Path]) -> N
     assert shares[True] == pytest.approx(shares[False], abs=0.08)
 
 
-def test_the_strength_changes_the_items_and_nothing_else(worlds: dict[float, Path]) -> None:
-    assert (worlds[0.0] / INFO).read_bytes() == (worlds[1.0] / INFO).read_bytes()
-    without, full = log(worlds[0.0]), log(worlds[1.0])
+def test_the_strength_changes_the_items_and_nothing_else(simulated: dict[float, Path]) -> None:
+    assert (simulated[0.0] / INFO).read_bytes() == (simulated[1.0] / INFO).read_bytes()
+    without, full = log(simulated[0.0]), log(simulated[1.0])
     same = ["user_id", "cat_id", "time_stamp", "action_type"]
     assert without.select(same).equals(full.select(same))
     assert (without["item_id"] != full["item_id"]).mean() > 0.3
 
 
-def test_a_category_lasts(worlds: dict[float, Path]) -> None:
-    """Within a session, unless a click turns or goes astray, or the click before it went astray."""
+def test_a_category_lasts(simulated: dict[float, Path]) -> None:
+    """Within a session, unless the intent switches or one of two clicks is noise."""
     rows = (
-        clicks(worlds[1.0]).with_columns(last=pl.col("cat_id").shift().over("user_id", "time_stamp")).drop_nulls("last")
+        clicks(simulated[1.0])
+        .with_columns(last=pl.col("cat_id").shift().over("user_id", "time_stamp"))
+        .drop_nulls("last")
     )
-    lasting = (1 - schema()["switch"]) * (1 - schema()["stray"]) ** 2
+    lasting = (1 - schema()["intent_switch_prob"]) * (1 - schema()["noise_rate"]) ** 2
     stays = (rows["cat_id"] == rows["last"]).mean()
     assert lasting < stays < lasting + 0.2
 
@@ -271,27 +271,27 @@ def test_a_category_lasts(worlds: dict[float, Path]) -> None:
 
 BAD = {
     "context_strength": [-0.1, 1.1],
-    "loyalty": [-0.1, 1.1],
-    "switch": [-0.1, 1.1],
-    "stray": [-0.1, 1.1],
-    "half": [0.0, 0.5],
+    "favourite_prob": [-0.1, 1.1],
+    "intent_switch_prob": [-0.1, 1.1],
+    "noise_rate": [-0.1, 1.1],
+    "head_share": [0.0, 0.5],
     "events": [0, 999, 5e6],
     "seed": [-1, 0.5],
-    "skew": [-0.1],
+    "class_skew": [-0.1],
     "topic_width": [-1.0],
     "rows_per_item": [0.0, -1.0],
     "items_per_category": [0.0, -1.0],
     "sellers": [0],
     "brands": [0],
-    "favourites": [0],
-    "persona_pull": [0.0, -1.0],
+    "n_favourite_categories": [0],
+    "persona_boost": [0.0, -1.0],
 }
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name}={value}"):
-        world(**{name: value})
+        simulator(**{name: value})
 
 
 def test_every_setting_has_a_range() -> None:
@@ -303,14 +303,14 @@ def test_every_setting_has_a_range() -> None:
     [
         {"events": 1_000, "rows_per_item": 10_000.0},
         {"events": 1_000, "items_per_category": 0.5},
-        {"sellers": 1, "brands": 1, "favourites": 1},
-        {"topic_width": 0.0, "switch": 0.0, "stray": 0.0, "loyalty": 1.0},
-        {"topic_width": 100.0, "switch": 1.0, "stray": 1.0, "loyalty": 0.0},
-        {"skew": 0.0, "half": 0.49, "persona_pull": 0.01},
+        {"sellers": 1, "brands": 1, "n_favourite_categories": 1},
+        {"topic_width": 0.0, "intent_switch_prob": 0.0, "noise_rate": 0.0, "favourite_prob": 1.0},
+        {"topic_width": 100.0, "intent_switch_prob": 1.0, "noise_rate": 1.0, "favourite_prob": 0.0},
+        {"class_skew": 0.0, "head_share": 0.49, "persona_boost": 0.01},
     ],
 )
-def test_a_world_at_the_edge_is_a_world(tmp_path: Path, changes: dict[str, Any]) -> None:
-    made = world(**{"events": 5_000} | changes)
-    made.write(tmp_path)
-    assert log(tmp_path).height == made.events
+def test_extreme_settings_write_a_valid_log(tmp_path: Path, changes: dict[str, Any]) -> None:
+    log_simulator = simulator(**{"events": 5_000} | changes)
+    log_simulator.write(tmp_path)
+    assert log(tmp_path).height == log_simulator.events
     assert log(tmp_path).drop("brand_id").null_count().row(0) == (0,) * 6

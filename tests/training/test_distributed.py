@@ -19,7 +19,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.loading.datamodule import TrainingWindows, Windows
 from arnn_lightning.models.base import SessionModel
 from arnn_lightning.nn.collectives import sum_gradients
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks import train as train_task
 from arnn_lightning.training.checkpoint import build
 from arnn_lightning.training.stage import BEST, DONE, LAST, datamodule, train_stage, trainer
@@ -46,7 +46,7 @@ Told = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def world(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     """Few long sessions: after STEPS steps the lanes die one by one, and soon one device has none alive.
 
     The test split has fewer sessions than one device has lanes: the other one has nothing to evaluate.
@@ -69,7 +69,7 @@ def config_of(model: str, devices: int, *overrides: str) -> DictConfig:
     return compose_config(f"model={model}", "data=xing", "logger={}", *many, *sizes, *overrides)
 
 
-def made(config: DictConfig, prepared: Prepared, seed: int = 0) -> SessionModel:
+def made(config: DictConfig, prepared: PreparedDataset, seed: int = 0) -> SessionModel:
     config.model.dims = prepared.dims
     torch.manual_seed(seed)
     plain = OmegaConf.to_container(config.model, resolve=True)
@@ -86,7 +86,7 @@ def weights_of(model: SessionModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
-def train(case: str, prepared: Prepared, folder: Path, devices: int) -> Told:
+def train(case: str, prepared: PreparedDataset, folder: Path, devices: int) -> Told:
     """One epoch in double precision: Adagrad's first steps make a step of full size out of a rounding error.
 
     ``losses`` of every step, ``weights`` after STEPS of them, the epoch's ``loss``.
@@ -113,7 +113,7 @@ def train(case: str, prepared: Prepared, folder: Path, devices: int) -> Told:
         torch.set_default_dtype(torch.float32)
 
 
-def evaluate(name: str, prepared: Prepared, devices: int, folder: Path) -> Told:
+def evaluate(name: str, prepared: PreparedDataset, devices: int, folder: Path) -> Told:
     """What ``test`` says; ItemKNN and POP are counted as a run counts them."""
     config = config_of(name, devices)
     model = made(config, prepared)
@@ -127,7 +127,7 @@ class Killed(BaseException):
     """What a test throws into a run."""
 
 
-def resume(prepared: Prepared, folder: Path, cut: int | None) -> dict[str, Tensor]:
+def resume(prepared: PreparedDataset, folder: Path, cut: int | None) -> dict[str, Tensor]:
     """Weights of two epochs with dropout on two devices, broken off at a window and gone on with."""
     config = config_of("gru4rec", 2, "model.dropout_hidden=0.3", "model.n_sample=4")
     stage = OmegaConf.to_container(config.model, resolve=True) | {"epochs": 2}
@@ -150,7 +150,7 @@ def resume(prepared: Prepared, folder: Path, cut: int | None) -> dict[str, Tenso
     return weights_of(model)
 
 
-def one_of_two(number: int, port: int, prepared: Prepared, folder: Path) -> None:
+def one_of_two(number: int, port: int, prepared: PreparedDataset, folder: Path) -> None:
     """All that the two processes of this file do: their start takes longer than their work."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -162,7 +162,7 @@ def one_of_two(number: int, port: int, prepared: Prepared, folder: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def folder(world: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(world: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -179,7 +179,7 @@ def told(folder: Path) -> list[Told]:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "apart"])
 def test_two_devices_with_B_lanes_train_as_one_with_2B(
-    case: str, told: list[Told], world: Prepared, tmp_path: Path
+    case: str, told: list[Told], world: PreparedDataset, tmp_path: Path
 ) -> None:
     alone, many = train(case, world, tmp_path, 1), told[0][case]
     assert len(alone["losses"]) > STEPS + 30
@@ -196,7 +196,9 @@ def test_all_devices_have_the_same_weights_and_losses(case: str, told: list[Told
     assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
 
 
-def test_negatives_of_its_own_device_give_the_mean_of_the_devices_gradients(told: list[Told], world: Prepared) -> None:
+def test_negatives_of_its_own_device_give_the_mean_of_the_devices_gradients(
+    told: list[Told], world: PreparedDataset
+) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         name, settings = CASES["apart"]
@@ -232,7 +234,7 @@ def test_negatives_of_its_own_device_give_the_mean_of_the_devices_gradients(told
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_V16_two_devices_evaluate_as_one(name: str, told: list[Told], world: Prepared, tmp_path: Path) -> None:
+def test_V16_two_devices_evaluate_as_one(name: str, told: list[Told], world: PreparedDataset, tmp_path: Path) -> None:
     alone = evaluate(name, world, 1, tmp_path)
     for one in told:
         assert one["evaluated"][name]["ranks"] == alone["ranks"]
@@ -240,7 +242,9 @@ def test_V16_two_devices_evaluate_as_one(name: str, told: list[Told], world: Pre
 
 
 @pytest.mark.parametrize("name", ["pop", "itemknn"])
-def test_a_counted_model_is_the_same_on_two_devices(name: str, folder: Path, world: Prepared, tmp_path: Path) -> None:
+def test_a_counted_model_is_the_same_on_two_devices(
+    name: str, folder: Path, world: PreparedDataset, tmp_path: Path
+) -> None:
     evaluate(name, world, 1, tmp_path)
     counted, alone = (
         torch.load(one / BEST, weights_only=True)["state_dict"] for one in (folder / f"counted_{name}", tmp_path)
@@ -256,7 +260,7 @@ def test_two_devices_broken_off_and_gone_on_with_end_as_if_they_had_not_been(cut
         assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
 
 
-def test_another_number_of_devices_cannot_go_on(folder: Path, world: Prepared) -> None:
+def test_another_number_of_devices_cannot_go_on(folder: Path, world: PreparedDataset) -> None:
     saved = torch.load(folder / "cut_4" / LAST, weights_only=True)["progress"]
     assert saved["state"][0].shape == (1, 2 * LANES, 8)
     assert len(saved["rng"]) == 2

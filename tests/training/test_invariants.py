@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from arnn_lightning.batch import Step
 from arnn_lightning.errors import UserError
 from arnn_lightning.models.base import SessionModel, State
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks.train import check_compiler
 from helpers import LSTMRec, WideTensors, make_data, make_model, random_sessions, trainer, write_world
 
 LEARNERS = ["gru4rec", "pnn", "arnn"]
 
 
-def made(name: str, prepared: Prepared, *overrides: str) -> SessionModel:
+def made(name: str, prepared: PreparedDataset, *overrides: str) -> SessionModel:
     if name == "lstm":
         torch.manual_seed(0)
         model: SessionModel = LSTMRec(prepared.dims["n_items"])
@@ -33,7 +33,7 @@ def made(name: str, prepared: Prepared, *overrides: str) -> SessionModel:
     return model
 
 
-def scores_alone(model: SessionModel, prepared: Prepared, split: str) -> dict[tuple[int, int], Tensor]:
+def scores_alone(model: SessionModel, prepared: PreparedDataset, split: str) -> dict[tuple[int, int], Tensor]:
     """Scores at every event with each session run by itself, one lane."""
     sessions = prepared.sessions(split)
     scores = {}
@@ -50,7 +50,7 @@ def scores_alone(model: SessionModel, prepared: Prepared, split: str) -> dict[tu
 @pytest.mark.parametrize("name", [*LEARNERS, "lstm"])
 @pytest.mark.parametrize("lanes", [2, 7, 50])
 @torch.no_grad()
-def test_E1_E2_E3_scores_in_lanes_equal_each_session_alone(name: str, lanes: int, small_world: Prepared) -> None:
+def test_E1_E2_E3_scores_in_lanes_equal_each_session_alone(name: str, lanes: int, small_world: PreparedDataset) -> None:
     model = made(name, small_world).eval()
     for split in ("train", "test"):
         alone = scores_alone(model, small_world, split)
@@ -67,7 +67,7 @@ def test_E1_E2_E3_scores_in_lanes_equal_each_session_alone(name: str, lanes: int
             assert torch.allclose(score, alone[attempt], atol=1e-5), attempt
 
 
-def losses(model: SessionModel, prepared: Prepared, lanes: int) -> list[float]:
+def losses(model: SessionModel, prepared: PreparedDataset, lanes: int) -> list[float]:
     """Loss of every training step, without learning."""
     values = []
     data = make_data(prepared, lanes=lanes)
@@ -158,7 +158,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "gru4rec_tied", "pnn", "arnn"])
-def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_reads_nothing_back(
+    name: str, small_world: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_on_a_gpu(monkeypatch)
     overrides = {"gru4rec_tied": ["model.embedding=tied"], "pnn": ["model.product_method=closed"]}.get(name, [])
     model = made(name.removesuffix("_tied"), small_world, *overrides)
@@ -180,7 +182,7 @@ def test_a_training_step_reads_nothing_back(name: str, small_world: Prepared, mo
 
 @pytest.mark.parametrize("name", ["gru4rec_tied", "pnn", "arnn"])
 def test_what_a_gpu_does_without_looking_is_what_a_processor_does(
-    name: str, small_world: Prepared, monkeypatch: pytest.MonkeyPatch
+    name: str, small_world: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for gpu in (False, True):
@@ -211,7 +213,7 @@ def test_the_watch_itself_sees_what_is_read_back() -> None:
 
 
 @pytest.mark.parametrize("hits", ["mask", "keep"])
-def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: Prepared) -> None:
+def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: PreparedDataset) -> None:
     model = made("gru4rec", small_world, f"model.loss.accidental_hits={hits}")
     count = torch.tensor([3.0, 1.0, 3.0])  # targets 2, 0, 2 and extra negatives 2, 0, 0, 1: drawn twice counts twice
     negative = model.objective.candidates_of(torch.tensor([2, 0, 2]), count).negatives()
@@ -219,7 +221,7 @@ def test_accidental_hits_are_masked_or_kept_as_stated(hits: str, small_world: Pr
     assert negative.tolist() == [[3, 1, own], [own, 1, 3], [3, 1, own]]
 
 
-def test_a_dead_lanes_target_is_nobodys_negative(small_world: Prepared) -> None:
+def test_a_dead_lanes_target_is_nobodys_negative(small_world: PreparedDataset) -> None:
     for batch in make_data(small_world, lanes=7, n_sample=4).train_dataloader():
         for k, (lookup, count) in enumerate(zip(batch.scored, batch.counts, strict=True)):
             real = torch.cat([batch.window.alive[k], torch.ones(4, dtype=torch.bool)])
@@ -227,7 +229,7 @@ def test_a_dead_lanes_target_is_nobodys_negative(small_world: Prepared) -> None:
             assert count.tolist() == [columns.count(row) for row in range(len(lookup.rows))]
 
 
-def test_E11_both_dropouts_act_with_one_layer(small_world: Prepared) -> None:
+def test_E11_both_dropouts_act_with_one_layer(small_world: PreparedDataset) -> None:
     step = Step(torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool))
     for setting in ("dropout_hidden", "dropout_embedding"):
         model = made(
@@ -240,7 +242,7 @@ def test_E11_both_dropouts_act_with_one_layer(small_world: Prepared) -> None:
 
 
 @pytest.mark.parametrize("carry", [True, False])
-def test_E23_the_dropped_out_state_is_carried_or_not(carry: bool, small_world: Prepared) -> None:
+def test_E23_the_dropped_out_state_is_carried_or_not(carry: bool, small_world: PreparedDataset) -> None:
     model = made("gru4rec", small_world, "model.dropout_hidden=0.5", f"model.carry_dropout={carry}").train()
     step = Step(torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool))
     query, (state,) = model.represent(step, model.initial_state(3))
@@ -249,7 +251,7 @@ def test_E23_the_dropped_out_state_is_carried_or_not(carry: bool, small_world: P
     assert (state == 0).any() == carry
 
 
-def test_E12_the_one_hot_input_has_a_fan_per_gate(small_world: Prepared) -> None:
+def test_E12_the_one_hot_input_has_a_fan_per_gate(small_world: PreparedDataset) -> None:
     model = make_model("gru4rec", {"n_items": 500}, "model.hidden_size=40")
     bound = (6 / 540) ** 0.5
     for block in model.item_gates.weight.chunk(3, 1):
@@ -270,7 +272,7 @@ def test_every_embedding_and_depth_learns_what_follows(embedding: str, layers: i
     assert (model.evaluated["higher"] == 0).all()
 
 
-def test_E24_a_loss_that_is_not_finite_stops_and_names_the_step(small_world: Prepared, tmp_path: Path) -> None:
+def test_E24_a_loss_that_is_not_finite_stops_and_names_the_step(small_world: PreparedDataset, tmp_path: Path) -> None:
     model = made("gru4rec", small_world, "model/loss=cross_entropy")
     with torch.no_grad():
         model.scorer.items.weight[3] = float("nan")
@@ -278,7 +280,7 @@ def test_E24_a_loss_that_is_not_finite_stops_and_names_the_step(small_world: Pre
         trainer(tmp_path).fit(model, make_data(small_world))
 
 
-def test_validation_in_mid_epoch_leaves_the_training_state_alone(small_world: Prepared, tmp_path: Path) -> None:
+def test_validation_in_mid_epoch_leaves_the_training_state_alone(small_world: PreparedDataset, tmp_path: Path) -> None:
     def weights(**settings: Any) -> list[Tensor]:
         model = made("gru4rec", small_world, "model.dropout_hidden=0")
         trainer(tmp_path, **settings).fit(model, make_data(small_world))
@@ -288,16 +290,18 @@ def test_validation_in_mid_epoch_leaves_the_training_state_alone(small_world: Pr
         assert torch.equal(a, b)
 
 
-def test_E25_the_reported_loss_is_the_mean_over_the_events_of_an_epoch(small_world: Prepared, tmp_path: Path) -> None:
+def test_E25_the_reported_loss_is_the_mean_over_the_events_of_an_epoch(
+    small_world: PreparedDataset, tmp_path: Path
+) -> None:
     overrides = ["model.dropout_hidden=0", "model.optimizer.lr=0"]
     model = made("gru4rec", small_world, *overrides)
     trainer(tmp_path).fit(model, make_data(small_world, lanes=4))
     steps = losses(made("gru4rec", small_world, *overrides), small_world, lanes=4)
-    attempts = small_world.sessions("train").targets
+    attempts = small_world.sessions("train").n_predictions
     assert model.epoch_loss == pytest.approx(4 * sum(steps) / attempts, rel=1e-5)
 
 
-def test_global_step_counts_windows_and_mini_batches_every_step(small_world: Prepared, tmp_path: Path) -> None:
+def test_global_step_counts_windows_and_mini_batches_every_step(small_world: PreparedDataset, tmp_path: Path) -> None:
     model, data = made("gru4rec", small_world), make_data(small_world, steps=3)
     run = trainer(tmp_path, max_epochs=2)
     run.fit(model, data)
@@ -307,7 +311,7 @@ def test_global_step_counts_windows_and_mini_batches_every_step(small_world: Pre
     assert int(model.mini_batches) == 2 * steps
 
 
-def test_metrics_do_not_depend_on_the_lanes_of_the_evaluation(small_world: Prepared, tmp_path: Path) -> None:
+def test_metrics_do_not_depend_on_the_lanes_of_the_evaluation(small_world: PreparedDataset, tmp_path: Path) -> None:
     model = made("arnn", small_world)
     results = []
     for lanes, steps in ((1, 2), (5, 3), (64, 50)):
@@ -316,7 +320,7 @@ def test_metrics_do_not_depend_on_the_lanes_of_the_evaluation(small_world: Prepa
     assert results[0] == results[1] == results[2]
 
 
-def test_adam_gets_dense_gradients_and_row_adagrad_sparse_ones(small_world: Prepared) -> None:
+def test_adam_gets_dense_gradients_and_row_adagrad_sparse_ones(small_world: PreparedDataset) -> None:
     for optimizer, sparse in (("adagrad", True), ("adam", False), ("sgd", False)):
         model = made("gru4rec", small_world, f"model/optimizer={optimizer}")
         model.configure_optimizers()
@@ -329,7 +333,7 @@ def test_adam_gets_dense_gradients_and_row_adagrad_sparse_ones(small_world: Prep
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "gru4rec_tied", "pnn", "arnn"])
-def test_bf16_rounds_the_products_and_nothing_else(name: str, small_world: Prepared) -> None:
+def test_bf16_rounds_the_products_and_nothing_else(name: str, small_world: PreparedDataset) -> None:
     """Losses and gradients are close to float32's, weights and states stay float32, ranks come from float32 scores."""
     found = {}
     for bf16 in (False, True):
@@ -359,7 +363,7 @@ def test_bf16_rounds_the_products_and_nothing_else(name: str, small_world: Prepa
 # --- torch.compile ---
 
 
-def test_a_compiled_step_is_the_eager_one(small_world: Prepared) -> None:
+def test_a_compiled_step_is_the_eager_one(small_world: PreparedDataset) -> None:
     batch = next(iter(make_data(small_world).train_dataloader()))
     found = []
     for compiled in (False, True):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.models.base import SessionModel
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.stage import LAST, train_stage
 from helpers import compose_config, make_data, make_model, random_sessions, write_world
 
@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Prepared:
+def world(tmp_path: Path) -> PreparedDataset:
     splits = {
         name: (random_sessions(seed, count, 12), [index % 6 for index in range(count)])
         for seed, (name, count) in enumerate({"train": 60, "val": 30, "test": 30}.items())
@@ -35,7 +35,7 @@ def config_of(*overrides: str) -> DictConfig:
     return compose_config("model=gru4rec", "logger={}", "checkpoint.every_n_minutes=0", *overrides)
 
 
-def run(world: Prepared, folder: Path, *overrides: str, seed: int = 0, epochs: int = 3) -> SessionModel:
+def run(world: PreparedDataset, folder: Path, *overrides: str, seed: int = 0, epochs: int = 3) -> SessionModel:
     model = make_model("gru4rec", world.dims, *MODEL, seed=seed)
     stage = {"epochs": epochs, "patience": 2}
     train_stage(model, make_data(world, n_sample=3), config_of(*overrides), stage, folder, [])
@@ -60,7 +60,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> None:
 WINDOWS = 21  # of an epoch, see below
 
 
-def test_the_world_has_as_many_windows_as_the_cuts_below_assume(world: Prepared) -> None:
+def test_the_world_has_as_many_windows_as_the_cuts_below_assume(world: PreparedDataset) -> None:
     assert len(make_data(world, n_sample=3).train_dataloader()) == WINDOWS
 
 
@@ -80,7 +80,7 @@ def test_the_world_has_as_many_windows_as_the_cuts_below_assume(world: Prepared)
     ],
 )
 def test_a_stage_cut_off_anywhere_ends_as_if_it_had_not_been(
-    world: Prepared, tmp_path: Path, method: str, call: int
+    world: PreparedDataset, tmp_path: Path, method: str, call: int
 ) -> None:
     whole = run(world, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +98,7 @@ def test_a_stage_cut_off_anywhere_ends_as_if_it_had_not_been(
 
 
 def test_a_save_that_fails_spoils_no_older_one(
-    world: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(world, tmp_path / "run", epochs=1)
     before = (tmp_path / "run" / LAST).read_bytes()
@@ -125,7 +125,7 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_spoilt_or_foreign_checkpoint_is_not_gone_on_with(world: Prepared, tmp_path: Path) -> None:
+def test_a_spoilt_or_foreign_checkpoint_is_not_gone_on_with(world: PreparedDataset, tmp_path: Path) -> None:
     run(world, tmp_path / "run", epochs=1)
     (tmp_path / "run" / "done").unlink()
     last = tmp_path / "run" / LAST
@@ -147,7 +147,7 @@ def test_a_spoilt_or_foreign_checkpoint_is_not_gone_on_with(world: Prepared, tmp
         run(world, tmp_path / "run", "resume=true", epochs=2)
 
 
-def test_ctrl_c_finishes_the_window_and_saves(world: Prepared, tmp_path: Path) -> None:
+def test_ctrl_c_finishes_the_window_and_saves(world: PreparedDataset, tmp_path: Path) -> None:
     whole = run(world, tmp_path / "whole")
     handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:

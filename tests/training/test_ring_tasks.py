@@ -13,7 +13,7 @@ from pytorch_lightning import Trainer, seed_everything
 
 from arnn_lightning.evaluation.result import result
 from arnn_lightning.models.base import SessionModel
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, make_model, write_world
 
 RING = 12
@@ -33,7 +33,7 @@ PARTS = [
 ]
 
 
-def ring(folder: Path, length: int, direction: str) -> Prepared:
+def ring(folder: Path, length: int, direction: str) -> PreparedDataset:
     """Sessions of ``length`` on the ring; the direction is the user's, or drawn per session."""
     rng = np.random.default_rng(0)
     splits = {}
@@ -61,7 +61,7 @@ OVERRIDES = {
 }
 
 
-def trained(name: str, prepared: Prepared, folder: Path) -> SessionModel:
+def trained(name: str, prepared: PreparedDataset, folder: Path) -> SessionModel:
     seed_everything(0, verbose=False)
     model = make_model(name.split(" ")[0], prepared.dims, *OVERRIDES.get(name, []))
     for one in (*model.parts.values(), model):
@@ -85,7 +85,7 @@ def trainer(folder: Path, epochs: int) -> Trainer:
     )
 
 
-def fit(model: SessionModel, prepared: Prepared, folder: Path) -> None:
+def fit(model: SessionModel, prepared: PreparedDataset, folder: Path) -> None:
     if not any(weight.requires_grad for weight in model.parameters()):
         model.count(prepared.sessions("train"))
         return
@@ -93,7 +93,7 @@ def fit(model: SessionModel, prepared: Prepared, folder: Path) -> None:
     trainer(folder, 6).fit(model, train_dataloaders=data.train_dataloader())
 
 
-def recall_at_1(name: str, prepared: Prepared, folder: Path) -> dict[int, float]:
+def recall_at_1(name: str, prepared: PreparedDataset, folder: Path) -> dict[int, float]:
     """Conservative Recall@1 by position."""
     model = trained(name, prepared, folder)
     trainer(folder, 1).test(model, make_data(prepared).test_dataloader(), verbose=False)

@@ -30,9 +30,9 @@ def by_known(user: pl.Series, users: pl.DataFrame) -> pl.Series:
 
     Args:
         user: (N,) user codes.
-        users: the prepared data set's users (user, known).
+        users: the prepared data set's users (user, n_known).
     """
-    known = _by_code(users["user"], users["known"])[user.to_numpy()]
+    known = _by_code(users["user"], users["n_known"])[user.to_numpy()]
     counts = np.bincount(known)
     spans: list[tuple[int, int]] = []
     for number in np.flatnonzero(counts).tolist():

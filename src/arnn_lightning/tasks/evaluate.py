@@ -9,7 +9,7 @@ from rich.console import Console
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.nn.collectives import rank_and_world_size
-from arnn_lightning.preprocessing.dataset import PATHS
+from arnn_lightning.preprocessing.dataset import PATH_KEYS
 from arnn_lightning.reporting.console import results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import METRICS_FILE, check_cutoffs, metadata_maker, published_results
@@ -18,7 +18,7 @@ from arnn_lightning.training.distributed import distributed_run, rank_zero_first
 from arnn_lightning.training.stage import evaluate_model, run_settings, to_container
 
 # The raw files may lie elsewhere by now; everything else comes from the checkpoint.
-PATH_OVERRIDES = tuple(f"data.{key}" for key in PATHS)
+PATH_OVERRIDES = tuple(f"data.{key}" for key in PATH_KEYS)
 
 
 def run(config: DictConfig) -> None:
@@ -36,6 +36,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     with open_dict(config):
         config.model = OmegaConf.create(metadata["model"])
         config.data = OmegaConf.create(metadata["data"])
+        config.published = metadata["published"]
         for key, place in moved.items():
             config.data[key] = place
     prepared = rank_zero_first(lambda: prepare_data(config))

@@ -1,4 +1,4 @@
-"""task=generate: raw files of a world whose truth is known, in the schema of a real data set."""
+"""task=generate: simulated raw files with a known ground truth, in the schema of a real data set."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from arnn_lightning.config import instantiate
-from arnn_lightning.simulation.simulator import World
+from arnn_lightning.simulation.simulator import Simulator
 
 
 def run(config: DictConfig) -> None:
     """Writes the files of ``schema`` into ``output``, in place of files of the same names."""
-    world: World = instantiate(config.schema, events=config.events)
+    simulator: Simulator = instantiate(config.schema, events=config.events)
     with Console(stderr=True).status("generating") as status:
-        written = world.write(Path(config.output), status.update)
+        written = simulator.write(Path(config.output), status.update)
     Console().print(f"wrote {', '.join(file.name for file in written)} to {config.output}", soft_wrap=True)

@@ -23,7 +23,7 @@ from arnn_lightning.io import write_json
 from arnn_lightning.loggers.wandb import WandbRun
 from arnn_lightning.models import ARNN, Recommender
 from arnn_lightning.nn.collectives import rank_and_world_size
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.reporting.console import difference_line, results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model
@@ -122,11 +122,11 @@ class Stopwatch:
 
 def published_results(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
     """The paper's Table 2 where the data set is one of the paper's."""
-    figures: Mapping[str, Mapping[str, float]] = (to_container(config.data).get("paper") or {}).get("table2", {})
+    figures: Mapping[str, Mapping[str, float]] = to_container(config.published).get("table2", {})
     return figures
 
 
-def check_cutoffs(config: DictConfig, prepared: Prepared) -> None:
+def check_cutoffs(config: DictConfig, prepared: PreparedDataset) -> None:
     """Raises UserError where a K is not smaller than the catalogue: every item would be a hit."""
     n_items = int(prepared.dims["n_items"])
     for k in config.evaluation.cutoffs:
@@ -137,21 +137,23 @@ def check_cutoffs(config: DictConfig, prepared: Prepared) -> None:
             )
 
 
-def fill_dims(config: DictConfig, prepared: Prepared) -> None:
+def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:
     """Sizes measured from data have one place in the config, ``dims``."""
-    _, dims = prepared.told(config.data.contexts.n_attributes)
+    _, dims = prepared.user_contexts(config.data.contexts.n_attributes)
     config.model.dims = dims
     for baseline in config.baselines.values():
         baseline.dims = dims
 
 
-def metadata_maker(config: DictConfig, prepared: Prepared) -> Any:
+def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Any:
     """Makes the checkpoint metadata of a model: enough to evaluate it in another process and folder."""
     data = OmegaConf.to_container(config.data, resolve=False)
+    published = to_container(config.published)
     version = prepared.manifest["version"]
     return lambda model: {
         "model": model,
         "data": data,
+        "published": published,
         "prepared": prepared.folder.name,
         "seed": config.seed,
         "version": version,
@@ -170,7 +172,7 @@ def _make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
 def _train_encoders(
     model: Recommender,
     config: DictConfig,
-    prepared: Prepared,
+    prepared: PreparedDataset,
     folder: Path,
     loggers: Sequence[Logger],
     stopwatch: Stopwatch,
@@ -190,7 +192,7 @@ def _train_encoders(
     return results
 
 
-def _evaluate_baselines(config: DictConfig, prepared: Prepared) -> dict[str, Result]:
+def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[str, Result]:
     results = {}
     for role, baseline in config.baselines.items():
         if baseline.name != config.model.name:
@@ -202,7 +204,7 @@ def _evaluate_baselines(config: DictConfig, prepared: Prepared) -> dict[str, Res
     return results
 
 
-def _log_groups(loggers: Sequence[Logger], prepared: Prepared, results: Sequence[Result], folder: Path) -> None:
+def _log_groups(loggers: Sequence[Logger], prepared: PreparedDataset, results: Sequence[Result], folder: Path) -> None:
     ranks = results[-1].ranks
     labels = {
         "position": by_position(ranks["position"]),

@@ -23,7 +23,7 @@ from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.callbacks import AtomicCheckpointIO, EpochLogger, IntervalCheckpoint
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset, save_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, make_trainer
@@ -68,7 +68,7 @@ def run_settings(config: DictConfig) -> RunSettings:
 
 
 def make_datamodule(
-    prepared: Prepared, config: DictConfig, model: Mapping[str, Any] | None = None
+    prepared: PreparedDataset, config: DictConfig, model: Mapping[str, Any] | None = None
 ) -> SessionDataModule:
     """The data of a run; for training, with the batch size and the negatives of ``model`` (a model's config)."""
     model = model or {}
@@ -91,7 +91,7 @@ def make_datamodule(
 
 def train_stage(
     model: Recommender,
-    prepared: Prepared,
+    prepared: PreparedDataset,
     config: DictConfig,
     stage: Mapping[str, Any],
     folder: Path,
@@ -125,7 +125,9 @@ def train_stage(
     load_checkpoint_into(model, folder / BEST, prepared)
 
 
-def load_checkpoint_into(model: Recommender, path: Path | str, prepared: Prepared, source: str | None = None) -> None:
+def load_checkpoint_into(
+    model: Recommender, path: Path | str, prepared: PreparedDataset, source: str | None = None
+) -> None:
     """Loads the weights of a checkpoint that was trained on the same data set; ``source`` names it in errors."""
     checkpoint = read_checkpoint(path)
     require_same_dataset(checkpoint, prepared.folder.name, source or path)
@@ -133,7 +135,7 @@ def load_checkpoint_into(model: Recommender, path: Path | str, prepared: Prepare
 
 
 def evaluate_model(
-    model: Recommender, prepared: Prepared, config: DictConfig, loggers: Sequence[Logger] = ()
+    model: Recommender, prepared: PreparedDataset, config: DictConfig, loggers: Sequence[Logger] = ()
 ) -> Result:
     """Ranks of every prediction of the test split."""
     _quick_trainer(config, loggers).test(model, datamodule=make_datamodule(prepared, config), verbose=False)
@@ -141,7 +143,7 @@ def evaluate_model(
     return result(model.name, model.rank_counts, split, config.evaluation.ties, model.recommendation_counts)
 
 
-def validate_model(model: Recommender, prepared: Prepared, config: DictConfig) -> dict[str, float]:
+def validate_model(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> dict[str, float]:
     """Metrics of the validation split; empty without one."""
     data = make_datamodule(prepared, config)
     if not data.has_validation:
@@ -185,7 +187,7 @@ def _trainer(
 
 def _fit(
     model: SessionRecommender,
-    prepared: Prepared,
+    prepared: PreparedDataset,
     config: DictConfig,
     stage: Mapping[str, Any],
     folder: Path,
