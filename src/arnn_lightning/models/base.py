@@ -21,7 +21,13 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metrics
 from arnn_lightning.evaluation.ranking import count_lists, count_ranks, count_ranks_of_products, rank
 from arnn_lightning.losses.losses import Objective, mean_over_lanes
-from arnn_lightning.nn.collectives import gather, gather_rows, sum_gradients, sum_over_devices, world
+from arnn_lightning.nn.collectives import (
+    all_gather,
+    all_gather_ragged,
+    all_reduce_sum,
+    rank_and_world_size,
+    sum_gradients,
+)
 from arnn_lightning.nn.gru import GRUStep
 from arnn_lightning.nn.table import ItemScorer, RowTable
 from arnn_lightning.preprocessing.sessions import Sessions
@@ -135,7 +141,7 @@ class SessionModel(LightningModule):
     def on_train_start(self) -> None:
         self.events_trained, self.seconds_trained = 0, 0.0
         if self._resumed is not None:
-            device, devices = world()
+            device, devices = rank_and_world_size()
             self._epoch_loss = self._resumed["epoch_loss"]
             self._training_state = self._resumed["state"]
             if self._training_state is not None:
@@ -149,9 +155,9 @@ class SessionModel(LightningModule):
     def training_step(self, batch: TrainingWindow, index: int) -> None:
         started = time.perf_counter()
         if self._resumed is not None:  # not earlier: whatever starts a run may draw numbers too
-            torch.set_rng_state(self._resumed["rng"][world()[0]].cpu().clone())  # a view crashes torch
+            torch.set_rng_state(self._resumed["rng"][rank_and_world_size()[0]].cpu().clone())  # a view crashes torch
             self._resumed = None
-        devices = world()[1]
+        devices = rank_and_world_size()[1]
         optimizer = cast(LightningOptimizer, self.optimizers())
         raw = optimizer.optimizer
         weights = [weight for group in raw.param_groups for weight in group["params"]]
@@ -173,7 +179,7 @@ class SessionModel(LightningModule):
         self._training_state = state
         events = int(batch.window.alive.sum())
         if devices > 1:
-            told = sum_over_devices(torch.cat([losses / devices, losses.new_tensor([events])]).double())
+            told = all_reduce_sum(torch.cat([losses / devices, losses.new_tensor([events])]).double())
             losses, events = told[:-1], int(told[-1])
         self._check_losses(losses)
         self.mini_batches += steps
@@ -272,11 +278,11 @@ class SessionModel(LightningModule):
 
     def _end_evaluation(self) -> dict[str, float | int]:
         session, position, counts = (torch.cat(column) for column in zip(*self._counts, strict=True))
-        if world()[1] > 1:
-            everywhere = gather_rows(torch.cat([session[:, None], position[:, None], counts], 1))
+        if rank_and_world_size()[1] > 1:
+            everywhere = all_gather_ragged(torch.cat([session[:, None], position[:, None], counts], 1))
             session, position, counts = everywhere[:, 0], everywhere[:, 1], everywhere[:, 2:]
             if self.listed is not None:
-                sum_over_devices(self.listed)
+                all_reduce_sum(self.listed)
         if self.listed is not None:
             self.listed = self.listed.cpu()
         session, position, counts = session.cpu(), position.cpu(), counts.cpu()
@@ -315,16 +321,16 @@ class SessionModel(LightningModule):
         checkpoint["layout"] = LAYOUT
         checkpoint["about"] = self.about
         state, rng = self._training_state, torch.get_rng_state()[None]
-        devices = world()[1]
+        devices = rank_and_world_size()[1]
         if devices > 1:  # lanes and random states of all, device by device
-            rng = gather(rng[0].to(self.device)).cpu()
+            rng = all_gather(rng[0].to(self.device)).cpu()
             if state is not None:
-                state = tuple(torch.cat(gather(part).unbind(), -2) for part in state)
+                state = tuple(torch.cat(all_gather(part).unbind(), -2) for part in state)
         checkpoint["progress"] = {"epoch_loss": self._epoch_loss, "devices": devices, "state": state, "rng": rng}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["progress"]
-        before, now = self._resumed["devices"], world()[1]
+        before, now = self._resumed["devices"], rank_and_world_size()[1]
         if before != now:
             raise UserError(
                 f"this run was started on {before} device(s) and cannot go on with {now}: "

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from arnn_lightning.nn.collectives import gather_with_gradients, world
+from arnn_lightning.nn.collectives import all_gather_autograd, rank_and_world_size
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
@@ -18,7 +18,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x_BH: Tensor, alive_B: Tensor | None = None) -> Tensor:
         """(B, H), (B,) -> (B, H). ``alive_B`` None means that all lanes are alive."""
-        processes = world()[1] if self.training else 1
+        processes = rank_and_world_size()[1] if self.training else 1
         if not self.training or (alive_B is None and len(x_BH) > 1 and processes == 1):
             return super().forward(x_BH)
         if alive_B is None:
@@ -48,7 +48,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
 def _joined(count: Tensor, mean_H: Tensor, variance_H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and variance over all processes from each one's own (Chan et al. 1979), in one message."""
-    all_PN = gather_with_gradients(torch.cat([count[None], mean_H, variance_H]))
+    all_PN = all_gather_autograd(torch.cat([count[None], mean_H, variance_H]))
     count_P1, mean_PH, variance_PH = all_PN.split([1, len(mean_H), len(mean_H)], 1)
     total = count_P1.detach().sum()
     share_P1 = count_P1.detach() / total.clamp(min=1)
