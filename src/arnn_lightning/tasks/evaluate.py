@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PATHS
 from arnn_lightning.reporting.console import results_table
 from arnn_lightning.tasks.prepare import prepare_data
@@ -20,7 +21,7 @@ from arnn_lightning.tasks.train import (
     write_json,
 )
 from arnn_lightning.training.checkpoint import build, load_weights, read_checkpoint
-from arnn_lightning.training.distributed import device, first_once, together
+from arnn_lightning.training.distributed import distributed_run, rank_zero_first
 
 # The raw files may lie elsewhere by now; everything else comes from the checkpoint.
 MOVES = tuple(f"data.{key}" for key in PATHS)
@@ -28,7 +29,7 @@ MOVES = tuple(f"data.{key}" for key in PATHS)
 
 def run(config: DictConfig) -> None:
     """Evaluates ``checkpoint`` and writes metrics.json and test_ranks.parquet into the task's own folder."""
-    with together(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
+    with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
         _evaluate(config, folder)
 
 
@@ -42,7 +43,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
         config.data = OmegaConf.create(about["data"])
         for key, place in moved.items():
             config.data[key] = place
-    prepared = first_once(lambda: prepare_data(config))
+    prepared = rank_zero_first(lambda: prepare_data(config))
     if prepared.folder.name != about["prepared"]:
         raise UserError(
             f"{config.checkpoint} was trained on {about['prepared']}, the raw files here give {prepared.folder.name}"
@@ -53,7 +54,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     model.assemble()
     load_weights(model, checkpoint, config.checkpoint)
     tested = test(model, config, prepared, [])
-    if device():
+    if rank_and_world_size()[0]:
         return
     tested.write(folder)
     write_json(

@@ -24,11 +24,12 @@ from arnn_lightning.evaluation.groups import by_known, by_position, means
 from arnn_lightning.evaluation.result import Result, result
 from arnn_lightning.loggers.wandb import WandbRun
 from arnn_lightning.models.base import SessionModel
+from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import Prepared
 from arnn_lightning.reporting.console import difference_line, results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build, check_data, load_weights, read_checkpoint
-from arnn_lightning.training.distributed import agreed, device, first_once, together
+from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
 from arnn_lightning.training.stage import BEST, datamodule, train_stage, trainer
 
 METRICS_FILE = "metrics.json"
@@ -36,19 +37,19 @@ METRICS_FILE = "metrics.json"
 
 def train(config: DictConfig) -> float | None:
     """Runs one experiment; returns the validation MRR@20 (None without validation), which sweepers maximise."""
-    with together(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
+    with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
         return _train(config, folder)
 
 
 def _train(config: DictConfig, folder: Path) -> float | None:
-    if agreed((folder / METRICS_FILE).is_file()):
+    if broadcast_from_rank_zero((folder / METRICS_FILE).is_file()):
         if not config.resume:
             raise UserError(
                 f"{folder} holds a finished run; add resume=true to see it, or choose another hydra.run.dir"
             )
         return _show_finished(config, folder)
     clock = Clock()
-    prepared = first_once(lambda: prepare_data(config))
+    prepared = rank_zero_first(lambda: prepare_data(config))
     clock.lap("prepare")
     check_cutoffs(config, prepared)
     # Sizes measured from data have one place in the config, filled here.
@@ -56,7 +57,8 @@ def _train(config: DictConfig, folder: Path) -> float | None:
     config.model.dims = dims
     for baseline in config.baselines.values():
         baseline.dims = dims
-    loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values() if device() == 0]
+    rank, _ = rank_and_world_size()
+    loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values() if rank == 0]
     dashboards = [logger for logger in loggers if isinstance(logger, WandbRun)]
     failed = True
     try:
@@ -95,7 +97,7 @@ def _train(config: DictConfig, folder: Path) -> float | None:
         clock.lap("test")
         failed = False
     except KeyboardInterrupt:
-        if device():
+        if rank:
             raise
         hydra = HydraConfig.get()
         place = (
@@ -106,7 +108,7 @@ def _train(config: DictConfig, folder: Path) -> float | None:
     finally:
         for dashboard in dashboards:
             dashboard.finish(failed)
-    if device():
+    if rank:
         return validation.get("mrr@20")
     for role, one in [*parts.items(), *baselines.items()]:
         one.write(folder, role)
@@ -243,7 +245,7 @@ def _validation(model: SessionModel, config: DictConfig, prepared: Prepared) -> 
 
 
 def _print(config: DictConfig, folder: Path, results: list[Result]) -> None:
-    if device():
+    if rank_and_world_size()[0]:
         return
     console = Console()
     bootstrap = plain(config.evaluation.bootstrap)

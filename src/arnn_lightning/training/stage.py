@@ -22,9 +22,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.models.base import SessionModel
+from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import Prepared
 from arnn_lightning.training.checkpoint import check_data, load_weights, read_checkpoint
-from arnn_lightning.training.distributed import agreed, device, devices, make_trainer
+from arnn_lightning.training.distributed import broadcast_from_rank_zero, make_trainer
 
 log = logging.getLogger(__name__)
 # Lightning's banners and its advice on loaders would bury the table; its warnings otherwise stay.
@@ -39,6 +40,7 @@ BEST, LAST, DONE = "best.ckpt", "last.ckpt", "done"
 def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any]) -> SessionDataModule:
     """The data as ``model`` (a model's config) wants it: its lanes, its negatives."""
     loss = model.get("loss", {})
+    rank, world_size = rank_and_world_size()
     return SessionDataModule(
         prepared,
         lanes=int(model.get("batch_size", config.evaluation.batch_size)),
@@ -52,8 +54,8 @@ def datamodule(prepared: Prepared, config: DictConfig, model: Mapping[str, Any])
         n_attributes=config.data.contexts.n_attributes,
         seed=config.seed,
         negatives=model.get("negatives", "global"),
-        device=device(),
-        devices=devices(),
+        device=rank,
+        devices=world_size,
     )
 
 
@@ -75,14 +77,14 @@ def train_stage(
         folder: where ``best.ckpt``, ``last.ckpt`` and the marker ``done`` go; a stage with its marker is not repeated.
         loggers: the run's loggers.
     """
-    if not agreed(config.resume and (folder / DONE).is_file()):
+    if not broadcast_from_rank_zero(config.resume and (folder / DONE).is_file()):
         folder.mkdir(parents=True, exist_ok=True)
         seed_everything(_own_seed(config.seed), verbose=False)
         if any(weight.requires_grad for weight in model.parameters()):
             _fit(model, data, config, stage, folder, loggers)
         else:
             _count(model, data, config, folder)
-        if device() == 0:
+        if rank_and_world_size()[0] == 0:
             (folder / DONE).touch()
     best = read_checkpoint(folder / BEST)
     check_data(best, model.about.get("prepared"), folder / BEST)
@@ -91,7 +93,8 @@ def train_stage(
 
 def _own_seed(seed: int) -> int:
     """Every device drops out other units; the first draws as one device alone does."""
-    return seed if device() == 0 else int(np.random.SeedSequence([seed, device()]).generate_state(1)[0])
+    rank, _ = rank_and_world_size()
+    return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
 
 
 def trainer(
@@ -101,7 +104,7 @@ def trainer(
     if config.performance.threads is not None:
         torch.set_num_threads(int(config.performance.threads))
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    bar = sys.stdout.isatty() and saves and device() == 0
+    bar = sys.stdout.isatty() and saves and rank_and_world_size()[0] == 0
     return make_trainer(
         config,
         **settings,
@@ -136,7 +139,7 @@ def _fit(
         callbacks.append(EarlyStopping(monitor, mode="max", patience=int(stage["patience"])))
     made = trainer(config, folder, loggers, callbacks, max_epochs=epochs, plugins=[WholeFiles()])
     last = folder / LAST
-    goes_on = agreed(config.resume and last.is_file())
+    goes_on = broadcast_from_rank_zero(config.resume and last.is_file())
     if goes_on:  # Lightning reads it too, but with no such words
         checkpoint = read_checkpoint(last)
         check_data(checkpoint, model.about.get("prepared"), last)
@@ -150,7 +153,7 @@ def _fit(
         raise
     if made.strategy.reduce_boolean_decision(saves.asked_to_stop, all=False):  # in the last epoch
         raise KeyboardInterrupt
-    if not agreed((folder / BEST).is_file()):  # stopped before the first epoch's end
+    if not broadcast_from_rank_zero((folder / BEST).is_file()):  # stopped before the first epoch's end
         made.save_checkpoint(folder / BEST)
 
 
@@ -160,7 +163,7 @@ def _count(model: SessionModel, data: SessionDataModule, config: DictConfig, fol
     # No Trainer.fit: it has nothing to optimise. The strategy alone is needed to save.
     made.strategy.connect(model)
     made.save_checkpoint(folder / BEST)
-    if device() == 0:
+    if rank_and_world_size()[0] == 0:
         shutil.copyfile(folder / BEST, folder / LAST)
 
 
