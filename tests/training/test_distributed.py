@@ -1,10 +1,12 @@
-"""Many devices do what one does: two processes with B lanes each against one with 2B (gloo, CPU)."""
+"""Two devices of B slots compute what one of 2B does: two processes against one (gloo, CPU)."""
 
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.loading.datamodule import TrainingWindows, Windows
 from arnn_lightning.models.base import SessionModel
-from arnn_lightning.nn.collectives import sum_gradients
-from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.nn.collectives import all_reduce_gradients, rank_and_world_size, sum_gradients
+from arnn_lightning.preprocessing.dataset import Prepared
 from arnn_lightning.tasks import train as train_task
+from arnn_lightning.training import distributed
 from arnn_lightning.training.checkpoint import build
 from arnn_lightning.training.stage import BEST, DONE, LAST, datamodule, train_stage, trainer
+from commandline import SMALL, arnn, arnn_here, metrics_of
 from helpers import WideTensors, compose_config, make_sessions, random_sessions, write_world
 
-LANES, STEPS = 8, 50  # lanes of each of two devices; steps that are compared
+SLOTS, STEPS = 8, 50  # batch slots of each of two devices; steps that are compared
 NO_DROPOUT = ["model.dropout_hidden=0"]
 FROZEN = ["model.session.dropout_hidden=0"]
 STRONG = [*NO_DROPOUT, "model.n_sample=9", "model.optimizer.momentum=0.1", "model.optimizer.weight_decay=0.01"]
@@ -39,17 +44,17 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "arnn": ("arnn", FROZEN),
     "arnn_batchnorm": ("arnn", [*FROZEN, "model.finetune_context_batchnorm=true"]),
     "arnn_joint": ("arnn", [*FROZEN, "model.freeze_encoders=false", "model.optimizer.lr=0.001"]),
-    "apart": ("gru4rec_strong", [*STRONG, "model.negatives=local", "model.loss.accidental_hits=keep"]),
+    "local_negatives": ("gru4rec_strong", [*STRONG, "model.negatives=local", "model.loss.accidental_hits=keep"]),
 }
 MODELS = ("pop", "itemknn", "gru4rec", "pnn", "arnn")
-Told = dict[str, Any]
+Record = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    """Few long sessions: after STEPS steps the lanes die one by one, and soon one device has none alive.
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Few long sessions: after STEPS steps slots become empty one by one, and soon one device has only empty ones.
 
-    The test split has fewer sessions than one device has lanes: the other one has nothing to evaluate.
+    The test split has fewer sessions than one device has slots: the other device has nothing to evaluate.
     """
     sizes = {"train": (21, 90), "val": (9, 8), "test": (3, 25)}
     splits = {
@@ -58,26 +63,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     }
     single = {"level": [0, 1, 2, 1, 0, 2], "country": [1, 1, 0, 2, 3, 0]}
     active = [[], [0, 4], [1], [2, 3, 4], [0], [1, 2]]
-    return write_world(tmp_path_factory.mktemp("world"), splits, 40, single, active)
+    return write_world(tmp_path_factory.mktemp("dataset"), splits, 40, single, active)
 
 
-def config_of(model: str, devices: int, *overrides: str) -> DictConfig:
+def make_config(model: str, devices: int, *overrides: str) -> DictConfig:
     many = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}"] if devices > 1 else []
     sizes = ["evaluation.batch_size=4", "performance.steps_per_execution=10", "checkpoint.every_n_minutes=0"]
     if model not in ("pop", "itemknn"):
-        sizes += [f"model.batch_size={2 * LANES // devices}", "model.hidden_size=8"]
+        sizes += [f"model.batch_size={2 * SLOTS // devices}", "model.hidden_size=8"]
     return compose_config(f"model={model}", "data=xing", "logger={}", *many, *sizes, *overrides)
 
 
-def made(config: DictConfig, prepared: PreparedDataset, seed: int = 0) -> SessionModel:
+def build_model(config: DictConfig, prepared: Prepared, seed: int = 0) -> SessionModel:
     config.model.dims = prepared.dims
     torch.manual_seed(seed)
     plain = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(plain, dict)
     model = build(plain)
     contexts = datamodule(prepared, config, {}).contexts()
-    for one in (*model.parts.values(), model):
-        one.set_contexts(contexts)
+    for part in (*model.parts.values(), model):
+        part.set_contexts(contexts)
     model.assemble()
     return model
 
@@ -86,102 +91,113 @@ def weights_of(model: SessionModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
-def train(case: str, prepared: PreparedDataset, folder: Path, devices: int) -> Told:
-    """One epoch in double precision: Adagrad's first steps make a step of full size out of a rounding error.
+def train(case: str, prepared: Prepared, folder: Path, devices: int) -> Record:
+    """One epoch in double precision: Adagrad's first steps turn a rounding error into a step of full size.
 
-    ``losses`` of every step, ``weights`` after STEPS of them, the epoch's ``loss``.
+    Returns ``losses`` of every step, ``weights`` after STEPS of them, the ``loss`` of the epoch.
     """
     torch.set_default_dtype(torch.float64)
     try:
         name, settings = CASES[case]
-        config = config_of(name, devices, *settings)
-        model = made(config, prepared)
-        told: Told = {"losses": []}
+        config = make_config(name, devices, *settings)
+        model = build_model(config, prepared)
+        record: Record = {"losses": []}
         check = model._check_losses
 
-        def record(losses_K: Tensor) -> None:
+        def record_losses(losses_K: Tensor) -> None:
             check(losses_K)
-            told["losses"] += losses_K.tolist()
-            if len(told["losses"]) == STEPS:
-                told["weights"] = weights_of(model)
+            record["losses"] += losses_K.tolist()
+            if len(record["losses"]) == STEPS:
+                record["weights"] = weights_of(model)
 
-        model._check_losses = record
+        model._check_losses = record_losses
         stage = OmegaConf.to_container(config.model, resolve=True) | {"epochs": 1}
         train_stage(model, datamodule(prepared, config, stage), config, stage, folder, [])
-        return told | {"loss": model.epoch_loss}
+        return record | {"loss": model.epoch_loss}
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def evaluate(name: str, prepared: PreparedDataset, devices: int, folder: Path) -> Told:
-    """What ``test`` says; ItemKNN and POP are counted as a run counts them."""
-    config = config_of(name, devices)
-    model = made(config, prepared)
+def evaluate(name: str, prepared: Prepared, devices: int, folder: Path) -> Record:
+    """Ranks and metrics of the test split; ItemKNN and POP are fitted as in a run."""
+    config = make_config(name, devices)
+    model = build_model(config, prepared)
     if name in ("pop", "itemknn"):
         train_stage(model, datamodule(prepared, config, {}), config, {}, folder, [])
-    found = train_task.test(model, config, prepared, [])
-    return {"ranks": found.ranks.to_dict(as_series=False), "metrics": found.metrics([5, 20])}
+    result = train_task.test(model, config, prepared, [])
+    return {"ranks": result.ranks.to_dict(as_series=False), "metrics": result.metrics([5, 20])}
 
 
-class Killed(BaseException):
-    """What a test throws into a run."""
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
-def resume(prepared: PreparedDataset, folder: Path, cut: int | None) -> dict[str, Tensor]:
-    """Weights of two epochs with dropout on two devices, broken off at a window and gone on with."""
-    config = config_of("gru4rec", 2, "model.dropout_hidden=0.3", "model.n_sample=4")
+class Interrupted(BaseException):
+    """Raised by a test to interrupt a run."""
+
+
+def resume(prepared: Prepared, folder: Path, interrupt_at: int | None) -> dict[str, Tensor]:
+    """Weights after two epochs with dropout on two devices, interrupted at a chunk and resumed."""
+    config = make_config("gru4rec", 2, "model.dropout_hidden=0.3", "model.n_sample=4")
     stage = OmegaConf.to_container(config.model, resolve=True) | {"epochs": 2}
-    model = made(config, prepared)
-    if cut is not None:
+    model = build_model(config, prepared)
+    if interrupt_at is not None:
         step, calls = model.training_step, 0
 
         def counted(batch: Any, batch_idx: int) -> None:
             nonlocal calls
             calls += 1
-            if calls == cut:
-                raise Killed
+            if calls == interrupt_at:
+                raise Interrupted
             step(batch, batch_idx)
 
         model.training_step = counted
-        with pytest.raises(Killed):
+        with pytest.raises(Interrupted):
             train_stage(model, datamodule(prepared, config, stage), config, stage, folder, [])
-        config.resume, model = True, made(config, prepared, seed=7)
+        config.resume, model = True, build_model(config, prepared, seed=7)
     train_stage(model, datamodule(prepared, config, stage), config, stage, folder, [])
     return weights_of(model)
 
 
-def one_of_two(number: int, port: int, prepared: PreparedDataset, folder: Path) -> None:
-    """All that the two processes of this file do: their start takes longer than their work."""
+def reduce_gradients() -> list[Tensor]:
+    """Three gradients whose values depend on the rank, summed; the second one is not contiguous."""
+    rank, _ = rank_and_world_size()
+    gradients = [torch.full((2, 3), 1.0 + rank), torch.arange(6.0).view(2, 3).t() * (1 + rank), torch.tensor(5.0)]
+    all_reduce_gradients(gradients)
+    all_reduce_gradients([])
+    return gradients
+
+
+def worker(rank: int, port: int, prepared: Prepared, folder: Path) -> None:
+    """All work of the two processes of this file, whose start takes longer than their work."""
     torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    trainer(config_of("gru4rec", 2), folder, [], []).strategy.setup_environment()
-    told: Told = {case: train(case, prepared, folder / case, 2) for case in CASES}
-    told["evaluated"] = {name: evaluate(name, prepared, 2, folder / f"counted_{name}") for name in MODELS}
-    told["resumed"] = {f"{cut}": resume(prepared, folder / f"cut_{cut}", cut) for cut in (None, 4, 12)}
-    torch.save(told, folder / f"told{number}.pt")
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    trainer(make_config("gru4rec", 2), folder, [], []).strategy.setup_environment()
+    record: Record = {case: train(case, prepared, folder / case, 2) for case in CASES}
+    record["gradients"] = reduce_gradients()
+    record["evaluated"] = {name: evaluate(name, prepared, 2, folder / f"fitted_{name}") for name in MODELS}
+    record["resumed"] = {f"{at}": resume(prepared, folder / f"interrupted_{at}", at) for at in (None, 4, 12)}
+    torch.save(record, folder / f"record{rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def folder(world: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, world, folder), nprocs=2)
+    multiprocessing.spawn(worker, (free_port(), dataset, folder), nprocs=2)
     return folder
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> list[Told]:
-    """What each of the two found out."""
-    return [torch.load(folder / f"told{number}.pt", weights_only=True) for number in (0, 1)]
+def records(folder: Path) -> list[Record]:
+    """The record of each of the two processes."""
+    return [torch.load(folder / f"record{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "apart"])
-def test_two_devices_with_B_lanes_train_as_one_with_2B(
-    case: str, told: list[Told], world: PreparedDataset, tmp_path: Path
-) -> None:
-    alone, many = train(case, world, tmp_path, 1), told[0][case]
+@pytest.mark.parametrize("case", [case for case in CASES if case != "local_negatives"])
+def test_two_devices_match_one(case: str, records: list[Record], dataset: Prepared, tmp_path: Path) -> None:
+    alone, many = train(case, dataset, tmp_path, 1), records[0][case]
     assert len(alone["losses"]) > STEPS + 30
     assert many["losses"][:STEPS] == pytest.approx(alone["losses"][:STEPS], rel=1e-8)
     assert many["loss"] == pytest.approx(alone["loss"], rel=1e-4)
@@ -190,28 +206,32 @@ def test_two_devices_with_B_lanes_train_as_one_with_2B(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_devices_have_the_same_weights_and_losses(case: str, told: list[Told]) -> None:
-    first, second = told[0][case], told[1][case]
+def test_devices_have_equal_weights_and_losses(case: str, records: list[Record]) -> None:
+    first, second = records[0][case], records[1][case]
     assert first["losses"] == second["losses"]
     assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
 
 
-def test_negatives_of_its_own_device_give_the_mean_of_the_devices_gradients(
-    told: list[Told], world: PreparedDataset
-) -> None:
+def test_all_reduce_gradients_sums_in_place(records: list[Record]) -> None:
+    expected = [torch.full((2, 3), 3.0), torch.arange(6.0).view(2, 3).t() * 3, torch.tensor(10.0)]
+    for record in records:
+        assert all(torch.equal(*pair) for pair in zip(record["gradients"], expected, strict=True))
+
+
+def test_local_negatives_average_the_gradients_of_devices(records: list[Record], dataset: Prepared) -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        name, settings = CASES["apart"]
-        config = config_of(name, 2, *settings)
-        model = made(config, world)
+        name, settings = CASES["local_negatives"]
+        config = make_config(name, 2, *settings)
+        model = build_model(config, dataset)
         optimizer = model.configure_optimizers()
-        share = world.sessions("train")
-        both = [Windows(share, share.user, LANES, STEPS, device, 2) for device in (0, 1)]
-        options = (40, LANES, 9, 0.75, False, True, config.seed, "device")
-        states = [model.initial_state(LANES) for _ in both]
+        sessions = dataset.sessions("train")
+        both = [Windows(sessions, sessions.user, SLOTS, STEPS, device, 2) for device in (0, 1)]
+        options = (40, SLOTS, 9, 0.75, False, True, config.seed, "local")
+        states = [model.initial_state(SLOTS) for _ in both]
         batches = [
             [
-                TrainingWindows(Windows(share, share.user, LANES, 10, device, 2), *options)[0, index]
+                TrainingWindows(Windows(sessions, sessions.user, SLOTS, 10, device, 2), *options)[0, index]
                 for index in range(STEPS // 10)
             ]
             for device in (0, 1)
@@ -220,87 +240,92 @@ def test_negatives_of_its_own_device_give_the_mean_of_the_devices_gradients(
         for step in range(STEPS):
             loss = torch.zeros(())
             for device, (window, k) in enumerate(2 * [divmod(step, 10)]):
-                one, states[device] = model.step_loss(batches[device][window], k, states[device])
-                loss = loss + one / 2
+                local_loss, states[device] = model.step_loss(batches[device][window], k, states[device])
+                loss = loss + local_loss / 2
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
     finally:
         torch.set_default_dtype(torch.float32)
-    assert told[0]["apart"]["losses"][:STEPS] == pytest.approx(losses, rel=1e-8)
-    for name, weight in told[0]["apart"]["weights"].items():
+    assert records[0]["local_negatives"]["losses"][:STEPS] == pytest.approx(losses, rel=1e-8)
+    for name, weight in records[0]["local_negatives"]["weights"].items():
         assert name == "mini_batches" or torch.allclose(weight, model.state_dict()[name], rtol=0, atol=1e-8), name
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_V16_two_devices_evaluate_as_one(name: str, told: list[Told], world: PreparedDataset, tmp_path: Path) -> None:
-    alone = evaluate(name, world, 1, tmp_path)
-    for one in told:
-        assert one["evaluated"][name]["ranks"] == alone["ranks"]
-        assert one["evaluated"][name]["metrics"] == pytest.approx(alone["metrics"], abs=1e-9)
+def test_V16_two_devices_evaluate_as_one(name: str, records: list[Record], dataset: Prepared, tmp_path: Path) -> None:
+    alone = evaluate(name, dataset, 1, tmp_path)
+    for record in records:
+        assert record["evaluated"][name]["ranks"] == alone["ranks"]
+        assert record["evaluated"][name]["metrics"] == pytest.approx(alone["metrics"], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["pop", "itemknn"])
-def test_a_counted_model_is_the_same_on_two_devices(
-    name: str, folder: Path, world: PreparedDataset, tmp_path: Path
-) -> None:
-    evaluate(name, world, 1, tmp_path)
-    counted, alone = (
-        torch.load(one / BEST, weights_only=True)["state_dict"] for one in (folder / f"counted_{name}", tmp_path)
+def test_fitted_model_is_equal_on_two_devices(name: str, folder: Path, dataset: Prepared, tmp_path: Path) -> None:
+    evaluate(name, dataset, 1, tmp_path)
+    fitted, alone = (
+        torch.load(path / BEST, weights_only=True)["state_dict"] for path in (folder / f"fitted_{name}", tmp_path)
     )
-    assert counted.keys() == alone.keys()
-    assert all(torch.equal(weight, alone[name]) for name, weight in counted.items())
+    assert fitted.keys() == alone.keys()
+    assert all(torch.equal(weight, alone[name]) for name, weight in fitted.items())
 
 
-@pytest.mark.parametrize("cut", [4, 12])
-def test_two_devices_broken_off_and_gone_on_with_end_as_if_they_had_not_been(cut: int, told: list[Told]) -> None:
-    for one in told:
-        whole, resumed = one["resumed"]["None"], one["resumed"][f"{cut}"]
-        assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+@pytest.mark.parametrize("interrupted_at", [4, 12])
+def test_resumed_two_device_run_matches_uninterrupted(interrupted_at: int, records: list[Record]) -> None:
+    for record in records:
+        uninterrupted, resumed = record["resumed"]["None"], record["resumed"][f"{interrupted_at}"]
+        assert all(torch.equal(weight, resumed[name]) for name, weight in uninterrupted.items())
 
 
-def test_another_number_of_devices_cannot_go_on(folder: Path, world: PreparedDataset) -> None:
-    saved = torch.load(folder / "cut_4" / LAST, weights_only=True)["progress"]
-    assert saved["state"][0].shape == (1, 2 * LANES, 8)
+def test_other_number_of_devices_cannot_resume(folder: Path, dataset: Prepared) -> None:
+    saved = torch.load(folder / "interrupted_4" / LAST, weights_only=True)["progress"]
+    assert saved["state"][0].shape == (1, 2 * SLOTS, 8)
     assert len(saved["rng"]) == 2
-    assert not torch.equal(saved["rng"][0], saved["rng"][1])  # each drops out other units
-    config = config_of("gru4rec", 1, "resume=true")
+    assert not torch.equal(saved["rng"][0], saved["rng"][1])  # dropout differs by device
+    config = make_config("gru4rec", 1, "resume=true")
     stage = OmegaConf.to_container(config.model, resolve=True) | {"epochs": 3}
-    (folder / "cut_4" / DONE).unlink()
+    (folder / "interrupted_4" / DONE).unlink()
     with pytest.raises(UserError, match=r"started on 2 device\(s\) and cannot go on with 1"):
-        train_stage(made(config, world), datamodule(world, config, stage), config, stage, folder / "cut_4", [])
+        train_stage(
+            build_model(config, dataset),
+            datamodule(dataset, config, stage),
+            config,
+            stage,
+            folder / "interrupted_4",
+            [],
+        )
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "gru4rec_strong", "pnn"])
-def test_E8_what_devices_exchange_is_not_as_wide_as_the_catalogue(model: str, tmp_path: Path) -> None:
+def test_E8_no_collective_is_as_wide_as_the_catalogue(model: str, tmp_path: Path) -> None:
     n_items = 5003
-    world = write_world(tmp_path, {"train": (random_sessions(0, 20, n_items), [0] * 20)}, n_items, {"level": [1]})
-    config = config_of(model, 1, "model.n_sample=7")
-    one = made(config, world)
-    one.configure_optimizers()
+    dataset = write_world(tmp_path, {"train": (random_sessions(0, 20, n_items), [0] * 20)}, n_items, {"level": [1]})
+    config = make_config(model, 1, "model.n_sample=7")
+    learner = build_model(config, dataset)
+    learner.configure_optimizers()
     stage = OmegaConf.to_container(config.model, resolve=True)
-    batch = datamodule(world, config, stage).train_dataloader().dataset[0, 0]
-    one.step_loss(batch, 0, one.initial_state(2 * LANES))[0].backward()
-    learning = [weight for weight in one.parameters() if weight.grad is not None]
-    before = [weight.grad.to_dense() for weight in learning]
+    batch = datamodule(dataset, config, stage).train_dataloader().dataset[0, 0]
+    learner.step_loss(batch, 0, learner.initial_state(2 * SLOTS))[0].backward()
+    weights = [weight for weight in learner.parameters() if weight.grad is not None]
+    before = [weight.grad.to_dense() for weight in weights]
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         with WideTensors(n_items, set()) as wide:
-            sum_gradients(one.parameters())
+            sum_gradients(learner.parameters())
     finally:
         dist.destroy_process_group()
     assert wide.found == []
-    assert one.scorer.items.weight.grad.is_sparse
-    assert all(torch.equal(weight.grad.to_dense(), was) for weight, was in zip(learning, before, strict=True))
+    assert learner.scorer.items.weight.grad.is_sparse
+    assert all(torch.equal(weight.grad.to_dense(), gradient) for weight, gradient in zip(weights, before, strict=True))
 
 
-# --- windows ---
+# --- chunks ---
 
 
-@pytest.mark.parametrize("negatives", ["all", "device"])
+@pytest.mark.parametrize("negatives", ["global", "local"])
 @pytest.mark.parametrize("n_sample", [0, 5])
-def test_E4_devices_share_the_lanes_and_know_all_rows(negatives: Any, n_sample: int) -> None:
+def test_E4_devices_share_slots_and_know_all_rows(negatives: Any, n_sample: int) -> None:
     sessions = make_sessions(random_sessions(3, 5, 30, 12))
     both = [
         TrainingWindows(
@@ -309,122 +334,220 @@ def test_E4_devices_share_the_lanes_and_know_all_rows(negatives: Any, n_sample: 
         for device in (0, 1)
     ]
     whole = Windows(sessions, sessions.user, 8, 3)
-    nothing_alive = 0
+    n_empty = 0
     for index in range(len(whole)):
-        one, other = (windows[0, index] for windows in both)
-        together = [torch.cat(pair, 1) for pair in zip(one.window, other.window, strict=True)]
-        assert all(torch.equal(a, b) for a, b in zip(together, whole[0, index], strict=True))
-        for k in range(len(one.items)):
-            assert torch.equal(one.items[k].rows, other.items[k].rows)
-            assert torch.equal(one.scored[k].rows, other.scored[k].rows)
-            for batch in (one, other):
+        first, second = (windows[0, index] for windows in both)
+        global_chunk = [torch.cat(pair, 1) for pair in zip(first.window, second.window, strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(global_chunk, whole[0, index], strict=True))
+        for k in range(len(first.items)):
+            assert torch.equal(first.items[k].rows, second.items[k].rows)
+            assert torch.equal(first.scored[k].rows, second.scored[k].rows)
+            for batch in (first, second):
                 alive = batch.window.alive[k]
-                nothing_alive += not alive.any()
+                n_empty += not alive.any()
                 scored = batch.scored[k].rows[batch.own[k]] if batch.own else batch.scored[k].rows
-                lanes = torch.arange(4)[alive]
-                assert torch.equal(scored[batch.scored[k].inverse[lanes]], batch.window.target[k, alive])
-                assert torch.equal(batch.items[k].rows[batch.items[k].inverse[lanes]], batch.window.item[k, alive])
-                assert batch.counts[k][batch.scored[k].inverse[:4]].min() >= 1  # dead lanes too: no log of 0 or less
+                slots = torch.arange(4)[alive]
+                assert torch.equal(scored[batch.scored[k].inverse[slots]], batch.window.target[k, alive])
+                assert torch.equal(batch.items[k].rows[batch.items[k].inverse[slots]], batch.window.item[k, alive])
+                assert batch.counts[k][batch.scored[k].inverse[:4]].min() >= 1  # empty slots too: no log of 0
                 assert len(batch.counts[k]) == len(batch.log_q[k]) == len(scored)
                 own = int(alive.sum()) + n_sample
                 everything = int(whole[0, index].alive[k].sum()) + n_sample
-                if negatives == "all" or own:
-                    assert int(batch.counts[k].sum()) == (everything if negatives == "all" else own)
-            if n_sample and negatives == "device":
-                drawn = [batch.scored[k].inverse[4:] for batch in (one, other)]
-                assert not torch.equal(one.own[k][drawn[0]], other.own[k][drawn[1]])
-    assert nothing_alive
+                if negatives == "global" or own:
+                    assert int(batch.counts[k].sum()) == (everything if negatives == "global" else own)
+            if n_sample and negatives == "local":
+                sampled = [batch.scored[k].inverse[4:] for batch in (first, second)]
+                assert not torch.equal(first.own[k][sampled[0]], second.own[k][sampled[1]])
+    assert n_empty
 
 
 # --- the command line ---
 
-SMALL = [
-    "logger=csv",
-    "data.generate.events=20000",
-    "performance.steps_per_execution=10",
-    "trainer.max_epochs=1",
-    "evaluation.bootstrap.resamples=50",
-]
 TWO = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
-ONE_FAILS = """
-from arnn_lightning import cli
+TORCHRUN = {  # variables of rank zero of two; no process listens at port 1
+    "TORCHELASTIC_RUN_ID": "test",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+    "WORLD_SIZE": "2",
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+}
+FAIL = ["task=prepare", "task._target_=failing_task.run", "hydra.run.dir=failed"]
+FAILING_TASK = """
+import os
+import signal
+from pathlib import Path
+
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+
 from arnn_lightning.errors import UserError
-from arnn_lightning.tasks import devices, train
+from arnn_lightning.nn.collectives import rank_and_world_size
+from arnn_lightning.training import stage  # silences Lightning
+from arnn_lightning.training.distributed import distributed_run
 
-def fails(*arguments):
-    if devices.device() == 1:
-        raise UserError("in one process alone")
 
-train.check_cutoffs = fails
-cli.main()
+def run(config):
+    with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)):
+        if str(rank_and_world_size()[0]) in os.environ["FAILING_RANKS"]:
+            if os.environ["FAILURE"] == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise {"user": UserError, "defect": ValueError}[os.environ["FAILURE"]]("in one process")
+        dist.barrier()  # never completes
 """
 
 
-def arnn(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+def start(folder: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
+    """Starts ``python -m command`` in a process group of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables
     environment.pop("ARNN_DATA", None)
-    command = [sys.executable, *(arguments if arguments[0].endswith(".py") else ("-m", "arnn_lightning", *arguments))]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    command = (sys.executable, "-m", *command)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[str, str]:
+    """stdout and stderr, which are complete only once all processes of the run have ended."""
+    try:
+        return process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which ARNN was trained on two devices from the command line."""
-    folder = tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("workspace")
+    (folder / "failing_task.py").write_text(FAILING_TASK)
     done = arnn(folder, *SMALL, *TWO)
     (folder / "out").write_text(done.stdout)
     (folder / "err").write_text(done.stderr)
     return folder
 
 
-def test_a_run_on_two_devices_leaves_one_run_folder_and_one_table(home: Path) -> None:
-    (run,) = (home / "outputs" / "synthetic" / "arnn").iterdir()
-    assert (home / "out").read_text().count("arnn - gru4rec, paired") == 1
-    assert "arnn: epoch 1 of 1" in (home / "out").read_text()
-    assert "arning" not in (home / "err").read_text()
-    names = {path.name for path in run.iterdir()}
+@pytest.fixture(scope="module")
+def run_dir(workspace: Path) -> Path:
+    (run,) = (workspace / "outputs" / "synthetic" / "arnn").iterdir()
+    return run
+
+
+def test_two_device_run_leaves_one_folder_and_one_table(workspace: Path, run_dir: Path) -> None:
+    assert (workspace / "out").read_text().count("arnn - gru4rec, paired") == 1
+    assert "arnn: epoch 1 of 1" in (workspace / "out").read_text()
+    assert "arning" not in (workspace / "err").read_text()
     ranks = {f"test_ranks{role}.parquet" for role in ("", "_session", "_context", "_pop", "_itemknn")}
-    assert names == {".hydra", "checkpoints", "cli.log", "metrics.csv", "metrics.json", *ranks}
+    assert {path.name for path in run_dir.iterdir()} == {
+        ".hydra",
+        "checkpoints",
+        "cli.log",
+        "metrics.csv",
+        "metrics.json",
+        *ranks,
+    }
     for part in ("", "session", "context"):
-        assert {"best.ckpt", "last.ckpt", "done"} <= {path.name for path in (run / "checkpoints" / part).iterdir()}
+        files = {path.name for path in (run_dir / "checkpoints" / part).iterdir()}
+        assert files >= {"best.ckpt", "last.ckpt", "done"}
 
 
-def test_V16_one_device_evaluates_its_checkpoint_to_the_same_ranks(home: Path) -> None:
-    (run,) = (home / "outputs" / "synthetic" / "arnn").iterdir()
-    arnn(home, "task=evaluate", f"checkpoint={run / 'checkpoints' / BEST}", "hydra.run.dir=alone")
-    assert (home / "alone" / "test_ranks.parquet").read_bytes() == (run / "test_ranks.parquet").read_bytes()
-    ours, theirs = (json.loads((one / "metrics.json").read_text())["test"] for one in (home / "alone", run))
-    assert ours == theirs
+def test_V16_one_device_evaluates_a_two_device_checkpoint(workspace: Path, run_dir: Path) -> None:
+    arnn(workspace, "task=evaluate", f"checkpoint={run_dir / 'checkpoints' / BEST}", "hydra.run.dir=alone")
+    alone = workspace / "alone"
+    assert (alone / "test_ranks.parquet").read_bytes() == (run_dir / "test_ranks.parquet").read_bytes()
+    assert metrics_of(alone)["test"] == metrics_of(run_dir)["test"]
 
 
-def test_an_error_in_one_process_ends_all_with_its_line(home: Path) -> None:
-    (home / "one_fails.py").write_text(ONE_FAILS)
-    done = arnn(home, "one_fails.py", *SMALL, *TWO, "model=pop", code=2)
-    assert done.stderr.strip() == "error: in one process alone"
+@pytest.mark.parametrize("failing_ranks", ["0", "1", "01"])
+def test_user_error_ends_all_processes_with_one_line(workspace: Path, failing_ranks: str) -> None:
+    process = start(workspace, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=failing_ranks, FAILURE="user")
+    _, stderr = finish(process)
+    assert stderr == "error: in one process\n"
+    assert process.returncode == 2
+    assert {path.name for path in (workspace / "failed").iterdir()} == {".hydra", "cli.log"}
+
+
+def test_defect_ends_all_processes_with_one_traceback(workspace: Path) -> None:
+    process = start(workspace, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS="1", FAILURE="defect")
+    _, stderr = finish(process)
+    assert stderr.count("Traceback") == 1
+    assert stderr.splitlines()[-1] == "ValueError: in one process"
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("killed_rank", ["0", "1"])
+def test_killed_process_ends_the_others(workspace: Path, killed_rank: str) -> None:
+    process = start(workspace, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=killed_rank, FAILURE="killed")
+    _, stderr = finish(process)
+    assert "Traceback" not in stderr
+    if killed_rank == "1" and process.returncode != -signal.SIGKILL:  # Lightning's launcher may kill rank zero first
+        assert "error: another process of this run ended" in stderr
+        assert process.returncode == 2
+
+
+@pytest.mark.parametrize("failing_rank", ["0", "1"])
+def test_torchrun_prints_the_error_of_a_process_once(workspace: Path, failing_rank: str) -> None:
+    torchrun = ("torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m")
+    process = start(workspace, *torchrun, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=failing_rank, FAILURE="user")
+    _, stderr = finish(process)
+    assert stderr.splitlines().count("error: in one process") == 1
+    assert process.returncode == 1  # torchrun's
+
+
+def test_ctrl_c_saves_and_ends_all_processes(workspace: Path) -> None:
+    long_epoch = ["model=gru4rec", "model.batch_size=1", "hydra.run.dir=interrupted"]
+    process = start(workspace, "arnn_lightning", *SMALL, *TWO, *long_epoch)
+    while not (workspace / "interrupted" / "metrics.csv").is_file():  # its first line: training has begun
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = finish(process)
+    (line,) = stderr.splitlines()
+    assert "resume=true hydra.run.dir=interrupted" in line
+    assert process.returncode == 130
+    assert (workspace / "interrupted" / "checkpoints" / LAST).is_file()
+    assert not (workspace / "interrupted" / "checkpoints" / DONE).exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "variables", "message"),
     [
-        (["trainer.devices=2"], "2 devices need trainer=ddp"),
-        (["trainer=ddp", "trainer.accelerator=gpu"], "trainer: No supported gpu backend found!"),
-        (["model=gru4rec", "model.negatives=some"], "model.negatives=some: choose global or local"),
-        (["-m", *TWO, "seed=1"], "--multirun cannot be used with trainer=ddp"),
+        (["trainer.devices=2"], {}, "2 devices need trainer=ddp"),
+        (["trainer=ddp", "trainer.accelerator=gpu"], {}, "trainer: No supported gpu backend found!"),
+        (["model=gru4rec", "model.negatives=some"], {}, "model.negatives=some: choose global or local"),
+        (["-m", *TWO, "seed=1"], {}, "--multirun is not supported with trainer=ddp"),
+        (TWO, TORCHRUN | {"WORLD_SIZE": "4"}, "trainer.devices=2 x trainer.num_nodes=1 does not match the 4 processes"),
+        (TWO, TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1"}, "rank 0 is not reachable at 127.0.0.1:1"),
+        (TWO, {"SLURM_NTASKS": "2"}, "trainer: You set `--ntasks=2`"),
+        ([], TORCHRUN, "torchrun started several processes: trainer=ddp makes them one run"),
     ],
 )
-def test_devices_that_cannot_be_are_users_errors(
-    home: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_impossible_devices_are_user_errors(
+    workspace: Path,
+    arguments: list[str],
+    variables: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from arnn_lightning.cli import main
-
-    monkeypatch.chdir(home)
+    monkeypatch.chdir(workspace)
     monkeypatch.delenv("ARNN_DATA", raising=False)
-    monkeypatch.setattr(sys, "argv", ["arnn", *arguments, *SMALL])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    monkeypatch.setattr(distributed, "_START_TIMEOUT", timedelta(seconds=1))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert arnn_here([*arguments, *SMALL], monkeypatch) == 2
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "variables", [{"RANK": "1", "LOCAL_RANK": "1"}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}]
+)
+def test_cluster_variables_do_not_change_a_one_device_run(workspace: Path, variables: dict[str, str]) -> None:
+    run_dir = f"one_{'_'.join(variables)}"
+    process = start(workspace, "arnn_lightning", *SMALL, "model=pop", f"hydra.run.dir={run_dir}", **variables)
+    _, stderr = finish(process)
+    assert stderr == ""
+    assert process.returncode == 0
+    assert "test/recall@20" in (workspace / run_dir / "metrics.csv").read_text()

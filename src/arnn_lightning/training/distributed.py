@@ -1,20 +1,14 @@
-"""Many processes, one per device, that do one run: how they start, what they agree on, how they end distributed_run.
+"""One run on several processes, one per device: strategy, launch, and what only rank zero does.
 
-ManualDDPStrategy, rendezvous and devices are Lightning's (its own launcher, torchrun, SLURM). What it leaves to its users is
-here: an error in one process ends all of them, with its one line and its exit code, even where the others wait in a
-message that will never come.
+Processes, rendezvous and devices are Lightning's (its own launcher, torchrun, SLURM); docs/many-devices.md shows how
+to start each. A failure of one process ends all of them: training/failures.py.
 """
 
-import atexit
 import logging
 import os
 import shutil
-import socket
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,244 +17,174 @@ import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
+from lightning_fabric.plugins import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
+from arnn_lightning.nn.collectives import rank_and_world_size
+from arnn_lightning.training.failures import PeerFailureMonitor
 
 T = TypeVar("T")
-_TELLER, _FAILED = "teller", "failed"
-_PATIENCE = 60  # seconds that a process that has failed waits for the others to end
-_LOOK = 0.5  # seconds between two looks at whether another process has failed
+_START_TIMEOUT = timedelta(minutes=5)  # until rank zero listens; nodes of a cluster do not start at once
 
 
 class ManualDDPStrategy(DDPStrategy):
-    """Lightning's DDP without its wrapper: a window holds many optimizer steps, and the model itself exchanges their
-    gradients (nn/exchange.py).
+    """DDP without torch's module wrapper, which reduces gradients once per ``training_step``.
+
+    A ``training_step`` takes several optimizer steps here; the model reduces the gradients of each
+    (nn/collectives.py).
 
     Args:
-        process_group_backend: gloo or nccl; None for the device's usual one.
-        timeout_minutes: how long a process waits for another, as for data that is being prepared.
+        process_group_backend: gloo or nccl; None for the device's default.
+        timeout_minutes: how long a collective waits for the other processes, as while rank zero prepares data.
     """
 
     def __init__(self, process_group_backend: str | None, timeout_minutes: float) -> None:
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(minutes=timeout_minutes))
 
     def configure_ddp(self) -> None:
-        """All start with the weights of the first; they are equal already where all were drawn from one seed."""
+        """Broadcasts the weights and buffers of rank zero."""
         assert self.model is not None
         for tensor in self.model.state_dict().values():
             dist.broadcast(tensor, 0)
 
 
-def device() -> int:
-    """Which process this is; 0 writes, prints and logs."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def devices() -> int:
-    """How many processes do this run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def broadcast_from_rank_zero(value: T) -> T:
-    """The first process's value, in all of them; the others wait for it."""
-    if devices() == 1:
+    """The value of rank zero, in every process. Collective."""
+    if rank_and_world_size()[1] == 1:
         return value
-    held = [value]
-    dist.broadcast_object_list(held, 0)
-    return held[0]
+    payload = [value]
+    dist.broadcast_object_list(payload, 0)
+    return payload[0]
 
 
-def rank_zero_first(make: Callable[[], T]) -> T:
-    """Makes it in the first process, then in the others, which find what that one has written."""
-    made = make() if device() == 0 else None
-    if devices() > 1:
+def rank_zero_first(function: Callable[[], T]) -> T:
+    """Calls ``function`` in rank zero, then in the others, which find the files that rank zero wrote. Collective."""
+    rank, world_size = rank_and_world_size()
+    result = function() if rank == 0 else None
+    if world_size > 1:
         dist.barrier()
-    return make() if made is None else made
+    return function() if result is None else result
 
 
 def make_trainer(config: DictConfig, **settings: Any) -> Trainer:
-    """The configured Trainer.
+    """The Trainer of ``config.trainer``; ``settings`` take precedence.
 
     Raises:
-        UserError: devices that are not there, or several without the strategy that knows how to use them.
+        UserError: devices or SLURM variables that Lightning rejects, or several devices without ``trainer=ddp``.
     """
+    if config.trainer.get("strategy") is None:
+        # Otherwise Lightning reads the variables of SLURM, which an interactive shell has too.
+        settings["plugins"] = [*settings.get("plugins", []), LightningEnvironment()]
     try:
-        made: Trainer = instantiate(config.trainer, **settings, _convert_="all")
+        trainer: Trainer = instantiate(config.trainer, **settings, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, MisconfigurationException):
+        if isinstance(error.__cause__, MisconfigurationException | RuntimeError):  # no such device; SLURM
             raise UserError(f"trainer: {' '.join(str(error.__cause__).split())}") from error
         raise
-    if made.world_size > 1 and not isinstance(made.strategy, ManualDDPStrategy):
-        raise UserError(f"{made.world_size} devices need trainer=ddp")
-    return made
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, ManualDDPStrategy):
+        raise UserError(f"{trainer.world_size} devices need trainer=ddp")
+    return trainer
 
 
 @contextmanager
 def distributed_run(config: DictConfig, folder: Path) -> Iterator[Path]:
-    """Starts the other processes of a run on many devices, or joins them; nothing on one device.
+    """Starts the other processes of a run on many devices, or joins them; does nothing on one device.
+
+    Within it a failure of one process ends all.
 
     Args:
         config: the run's config.
-        folder: this process's own folder; its name holds the time, so that it may be another than the first one's.
+        folder: the Hydra folder of this process; its name contains the time, so processes may differ in it.
 
     Yields:
-        The run's folder, the same for all.
+        The folder of the run: that of rank zero.
+
+    Raises:
+        UserError: devices and processes do not match, or another process was killed.
     """
-    if config.trainer.get("strategy") is None:
+    trainer = make_trainer(config, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    strategy = trainer.strategy
+    if trainer.world_size == 1 or not isinstance(strategy, ManualDDPStrategy):
+        if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() > 1:
+            raise UserError("torchrun started several processes: trainer=ddp makes them one run")
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning reads RANK, and its loggers are silent
         yield folder
         return
-    made = make_trainer(config, logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    strategy = made.strategy
-    if made.world_size == 1 or not isinstance(strategy, ManualDDPStrategy):
-        yield folder
-        return
-    _refuse_sweeps(strategy)
-    _check_started(strategy)
-    assert strategy.launcher is not None
-    if strategy.global_rank:
-        _find_first(strategy)
-    strategy.launcher.launch(strategy.setup_environment, trainer=made)
-    end, common = CommonEnd(strategy), folder
-    try:
-        common, logs = broadcast_from_rank_zero((folder, [Path(one.baseFilename) for one in _log_files()]))
-        if device():
-            _leave(folder, common, logs)
-        yield common
-        strategy.barrier()  # all are done,
-        end.ends = True
-        strategy.barrier()  # and nobody looks any more: the first may take the store with it
-    except BaseException as error:
-        end.failed(error)
-        if isinstance(error, RuntimeError) and "gloo" in str(error):
-            raise UserError(
-                "another process of this run has ended, perhaps killed for want of memory; go on with the same command "
-                f"and resume=true hydra.run.dir={os.path.relpath(common)}"
-            ) from error
-        raise
-
-
-class CommonEnd:
-    """Ends this process once another has failed, through the key-value store at which all met.
-
-    The first to fail tells its error; when that is printed, at its exit, it says so in the store. A thread of every
-    other process looks there and ends its own at once, which may be waiting in a message.
-    """
-
-    def __init__(self, strategy: ManualDDPStrategy) -> None:
-        self.ends = False  # of its own accord: no more looks
-        environment = strategy.cluster_environment
-        assert environment is not None
-        address = environment.main_address, environment.main_port
-        store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
-        self._store = dist.PrefixStore("arnn", store)  # type: ignore[attr-defined]
-        if device() == 0:
-            for key in (_TELLER, _FAILED):  # of a run that torchrun has restarted
-                self._store.delete_key(key)
-        strategy.barrier()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        try:
-            while not self._store.check([_FAILED]):
-                time.sleep(_LOOK)
-                if self.ends:
-                    return
-            who, code = map(int, self._store.get(_FAILED).split())
-        except RuntimeError:  # the process that held the store has been killed
-            who, code = -1, 1
-        if who != device():
-            sys.stdout.flush()
-            # Lightning kills the first process as soon as it sees that another has ended with anything but 0.
-            os._exit(0 if device() and who == 0 else code)
-
-    def failed(self, error: BaseException) -> None:
-        """Returns in the one process that is to tell the error; the others wait here to be ended."""
-        if isinstance(error, KeyboardInterrupt):
-            if device():
-                time.sleep(_PATIENCE)  # the first one tells how to go on, and ends all
-            code = 130
-        else:
-            code = 2 if isinstance(error, UserError | OSError | OmegaConfBaseException) else 1  # as in cli.py
-        try:
-            teller = int(self._store.compare_set(_TELLER, "", str(device())))
-        except RuntimeError:  # the process that held the store has been killed
-            os._exit(1)
-        if teller != device():
-            time.sleep(_PATIENCE)
-        self.ends = True
-        atexit.register(self._announce, code)
-
-    def _announce(self, code: int) -> None:
-        with suppress(RuntimeError):
-            self._store.set(_FAILED, f"{device()} {code}")
-        # The others are to see it before the first, which holds the store, ends; and that one before Lightning sees
-        # that this one has ended.
-        time.sleep(3 * _LOOK)
-
-
-def _find_first(strategy: ManualDDPStrategy) -> None:
-    """Waits until the first process can be reached; Lightning would wait an hour for one that was killed by now."""
     environment = strategy.cluster_environment
     assert environment is not None
-    address = environment.main_address, environment.main_port
-    # Lightning's own launcher is the first process, which listens as soon as it has started the others.
-    until = time.monotonic() + (30 if isinstance(environment, LightningEnvironment) else 300)
-    while True:
+    assert strategy.launcher is not None
+    _reject_multirun(environment)
+    _check_world_size(environment, strategy)
+    if strategy.global_rank:
+        _wait_for_rank_zero(environment)
+    strategy.launcher.launch(strategy.setup_environment, trainer=trainer)
+    with PeerFailureMonitor():
+        log_files = [Path(handler.baseFilename) for handler in _file_handlers()]
+        run_dir, rank_zero_log_files = broadcast_from_rank_zero((folder, log_files))
+        if strategy.global_rank:
+            _silence_worker(folder, run_dir, rank_zero_log_files)
         try:
-            socket.create_connection(address, timeout=10).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise UserError(
-                    f"the first process of this run does not answer at {address[0]}:{address[1]}"
-                ) from error
-            time.sleep(_LOOK)
+            yield run_dir
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise UserError(
+                "another process of this run ended, possibly out of memory; resume with the same command plus "
+                f"resume=true hydra.run.dir={os.path.relpath(run_dir)}"
+            ) from error
 
 
-def _refuse_sweeps(strategy: ManualDDPStrategy) -> None:
-    """Lightning starts the other processes by this one's command line, which is not that of one job of a sweep.
+def _reject_multirun(environment: ClusterEnvironment) -> None:
+    """Raises UserError in a multirun, whose command line Lightning would repeat to start a process of one job.
 
-    A cluster may start all processes of a job; then each runs that job alone.
+    submitit may start all processes of a job; each then runs that job alone.
     """
-    assert strategy.cluster_environment is not None
     hydra = HydraConfig.get()
-    by_cluster = "submitit" in hydra.launcher._target_ and strategy.cluster_environment.creates_processes_externally
-    if hydra.mode == RunMode.MULTIRUN and not by_cluster:
-        raise UserError("--multirun cannot be used with trainer=ddp on one machine: start one run after the other")
+    started_by_cluster = "submitit" in hydra.launcher._target_ and environment.creates_processes_externally
+    if hydra.mode == RunMode.MULTIRUN and not started_by_cluster:
+        raise UserError("--multirun is not supported with trainer=ddp on one machine; start the runs one at a time")
 
 
-def _check_started(strategy: ManualDDPStrategy) -> None:
-    """Raises UserError where torchrun or a cluster started another number of processes than the config says."""
-    assert strategy.cluster_environment is not None
+def _check_world_size(environment: ClusterEnvironment, strategy: ManualDDPStrategy) -> None:
+    """Raises UserError if torchrun or SLURM started another number of processes than the config specifies."""
     try:
-        strategy.cluster_environment.validate_settings(strategy.num_processes, strategy.num_nodes)
+        environment.validate_settings(strategy.num_processes, strategy.num_nodes)
     except ValueError as error:
         raise UserError(
-            f"trainer.devices={strategy.num_processes} trainer.num_nodes={strategy.num_nodes}: "
-            f"{strategy.cluster_environment.world_size()} processes were started"
+            f"trainer.devices={strategy.num_processes} x trainer.num_nodes={strategy.num_nodes} does not match the "
+            f"{environment.world_size()} processes that were started"
         ) from error
 
 
-def _log_files() -> list[logging.FileHandler]:
-    return [one for one in logging.getLogger().handlers if isinstance(one, logging.FileHandler)]
+def _wait_for_rank_zero(environment: ClusterEnvironment) -> None:
+    """Raises UserError if rank zero does not listen: Lightning would wait for ``timeout_minutes``."""
+    host, port = environment.main_address, environment.main_port
+    try:
+        dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_START_TIMEOUT)  # type: ignore[attr-defined]
+    except RuntimeError as error:
+        raise UserError(f"rank 0 is not reachable at {host}:{port}") from error
 
 
-def _leave(folder: Path, common: Path, logs: list[Path]) -> None:
-    """Keeps a process other than the first from writing: its log file, and its own folder where it got one."""
+def _file_handlers() -> list[logging.FileHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+
+
+def _silence_worker(folder: Path, run_dir: Path, rank_zero_log_files: list[Path]) -> None:
+    """Only rank zero logs: removes the log file of this process, and the folder that Hydra made for it."""
     logging.getLogger("arnn_lightning").setLevel(logging.WARNING)
-    for handler in _log_files():
+    for handler in _file_handlers():
         logging.getLogger().removeHandler(handler)
         handler.close()
-        written = Path(handler.baseFilename)
-        if written not in logs and written.is_file() and not written.stat().st_size:
-            written.unlink()
-    # Made by Hydra a moment ago; nobody else's is touched.
-    if folder.resolve() != common.resolve() and {one.name for one in folder.iterdir()} <= {".hydra"}:
+        log_file = Path(handler.baseFilename)
+        if log_file not in rank_zero_log_files and not log_file.stat().st_size:
+            log_file.unlink()
+    if folder.resolve() != run_dir.resolve() and {path.name for path in folder.iterdir()} <= {".hydra"}:
         shutil.rmtree(folder)
