@@ -6,6 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
+from arnn_lightning.config import check_targets
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PATHS
 from arnn_lightning.reporting.console import results_table
@@ -42,13 +43,14 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
         config.data = OmegaConf.create(about["data"])
         for key, place in moved.items():
             config.data[key] = place
+    check_targets(plain(config.data), config.trusted_modules)  # its reader is the checkpoint's, too
     prepared = first_once(lambda: prepare_data(config))
     if prepared.folder.name != about["prepared"]:
         raise UserError(
             f"{config.checkpoint} was trained on {about['prepared']}, the raw files here give {prepared.folder.name}"
         )
     check_cutoffs(config, prepared)
-    model = build(about["model"])
+    model = build(about["model"], config.trusted_modules)
     _set_up(model, config, config.model, prepared)
     model.assemble()
     load_weights(model, checkpoint, config.checkpoint)

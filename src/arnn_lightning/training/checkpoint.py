@@ -2,31 +2,34 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from arnn_lightning.config import instantiate
+from arnn_lightning.config import check_targets, instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.models.base import LAYOUT, SessionModel
 
-# What a model's config may name: a checkpoint's config comes from outside, and `_target_` is a call.
-_ALLOWED_TARGETS = ("arnn_lightning.models.", "arnn_lightning.nn.", "torch.optim.")
 
-
-def build(config: Mapping[str, Any]) -> SessionModel:
+def build(config: Mapping[str, Any], trusted_modules: Sequence[str] | None = None) -> SessionModel:
     """Makes a model from its resolved config (the ``model`` group).
 
+    Args:
+        config: the model's config.
+        trusted_modules: None for the user's own config, whose ``_target_``s are all trusted; for a checkpoint's, the
+            modules that are trusted beside this package's.
+
     Raises:
-        UserError: a ``_target_`` outside of this package's models and torch's optimizers.
+        UserError: a ``_target_`` of a checkpoint that no trusted module defines.
     """
-    _check_targets(config)
+    if trusted_modules is not None:
+        check_targets(config, trusted_modules)
     arguments = {key: value for key, value in config.items() if key not in STAGE_KEYS}
     for role in ("session", "context"):
         if role in arguments:
-            arguments[role] = build(arguments[role])
+            arguments[role] = build(arguments[role])  # checked above
     model: SessionModel = instantiate(arguments, _convert_="all")
     return model
 
@@ -82,15 +85,3 @@ def load_weights(model: SessionModel, checkpoint: Mapping[str, Any], path: str |
     except RuntimeError as error:
         detail = " ".join(str(error).split())
         raise UserError(f"{path}: its weights do not fit this model: {detail[:300]}") from error
-
-
-def _check_targets(config: Any) -> None:
-    if isinstance(config, Mapping):
-        target = config.get("_target_")
-        if target is not None and not str(target).startswith(_ALLOWED_TARGETS):
-            raise UserError(f"_target_: {target} is no model, optimizer or loss of {', '.join(_ALLOWED_TARGETS)}")
-        for value in config.values():
-            _check_targets(value)
-    elif isinstance(config, list):
-        for value in config:
-            _check_targets(value)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from arnn_lightning.config import instantiate
 from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.models.base import SessionModel
 from arnn_lightning.preprocessing.dataset import Prepared
@@ -63,7 +64,7 @@ def train_stage(
     config: DictConfig,
     stage: Mapping[str, Any],
     folder: Path,
-    loggers: list[Logger],
+    loggers: Sequence[Logger],
 ) -> None:
     """Trains ``model`` and leaves it with its best weights.
 
@@ -95,7 +96,7 @@ def _own_seed(seed: int) -> int:
 
 
 def trainer(
-    config: DictConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback], **settings: Any
+    config: DictConfig, folder: Path, loggers: Sequence[Logger], callbacks: list[Callback], **settings: Any
 ) -> Trainer:
     """The configured Trainer; its bar shows on a terminal only, and not for the short tests after training."""
     if config.performance.threads is not None:
@@ -109,7 +110,7 @@ def trainer(
         callbacks=[*callbacks, *([RichProgressBar(leave=False)] if bar else [])],
         enable_progress_bar=bar,
         enable_checkpointing=saves,
-        logger=loggers or False,
+        logger=list(loggers) or False,
         default_root_dir=str(folder),
     )
 
@@ -120,7 +121,7 @@ def _fit(
     config: DictConfig,
     stage: Mapping[str, Any],
     folder: Path,
-    loggers: list[Logger],
+    loggers: Sequence[Logger],
 ) -> None:
     monitor = f"{model.prefix}val/mrr@20" if data.has_validation else None
     bound = config.trainer.max_epochs
@@ -131,6 +132,7 @@ def _fit(
         ModelCheckpoint(folder, "last", enable_version_counter=False),
         EpochLines(epochs),
         saves,
+        *(instantiate(callback) for callback in config.callbacks.values()),
     ]
     if stage["patience"] is not None and monitor is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=int(stage["patience"])))
