@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
-from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
-from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known, by_position, means
 from arnn_lightning.evaluation.result import Result, result
-from arnn_lightning.loggers.wandb import WandbRun
+from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models.base import SessionModel
 from arnn_lightning.preprocessing.dataset import Prepared
 from arnn_lightning.reporting.console import difference_line, results_table
@@ -56,12 +54,14 @@ def _train(config: DictConfig, folder: Path) -> float | None:
     config.model.dims = dims
     for baseline in config.baselines.values():
         baseline.dims = dims
-    loggers = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values() if device() == 0]
-    dashboards = [logger for logger in loggers if isinstance(logger, WandbRun)]
-    failed = True
+    with open_loggers(config.logger if device() == 0 else {}, folder, plain(config)) as loggers:
+        return _train_and_test(config, folder, prepared, clock, loggers)
+
+
+def _train_and_test(
+    config: DictConfig, folder: Path, prepared: Prepared, clock: "Clock", loggers: Sequence[SafeLogger]
+) -> float | None:
     try:
-        for dashboard in dashboards:
-            dashboard.log_hyperparams(plain(config))
         seed_everything(config.seed, verbose=False)
         model = build(plain(config.model))
         _set_up(model, config, config.model, prepared)
@@ -87,13 +87,7 @@ def _train(config: DictConfig, folder: Path) -> float | None:
             "position": by_position(tested.ranks["position"]),
             "known_attributes": by_known(tested.ranks["user"], prepared.users()),
         }
-        for dashboard in dashboards:
-            for by, label in labels.items():
-                results = (*baselines.values(), *parts.values(), tested)
-                dashboard.log_groups(by, {one.name: means(one.ranks, label) for one in results})
-            dashboard.log_files(model.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
         clock.lap("test")
-        failed = False
     except KeyboardInterrupt:
         if device():
             raise
@@ -103,9 +97,6 @@ def _train(config: DictConfig, folder: Path) -> float | None:
         )
         sys.stderr.write(f"interrupted; go on with the same command and resume=true hydra.{place}\n")
         raise
-    finally:
-        for dashboard in dashboards:
-            dashboard.finish(failed)
     if device():
         return validation.get("mrr@20")
     for role, one in [*parts.items(), *baselines.items()]:
@@ -127,7 +118,12 @@ def _train(config: DictConfig, folder: Path) -> float | None:
             "train_events_per_second": model.train_events_per_second,
         },
     )
-    _print(config, folder, [*baselines.values(), *parts.values(), tested])
+    results = [*baselines.values(), *parts.values(), tested]
+    _print(config, folder, results)
+    for logger in loggers:  # after the results are written: a dashboard that hangs or fails costs nothing
+        for by, label in labels.items():
+            logger.log_group_metrics(by, {result.name: means(result.ranks, label) for result in results})
+        logger.log_files(model.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
     return validation.get("mrr@20")
 
 
@@ -189,7 +185,7 @@ def about(config: DictConfig, model: DictConfig, prepared: Prepared) -> dict[str
     }
 
 
-def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: list[Logger]) -> Result:
+def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: Sequence[SafeLogger]) -> Result:
     """Ranks of every attempt of the test split."""
     data = datamodule(prepared, config, {})
     trainer(config, Path(), loggers, []).test(model, data.test_dataloader(), verbose=False)
@@ -215,7 +211,7 @@ def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared
 
 
 def _train_part(
-    part: SessionModel, role: str, config: DictConfig, prepared: Prepared, folder: Path, loggers: list[Logger]
+    part: SessionModel, role: str, config: DictConfig, prepared: Prepared, folder: Path, loggers: Sequence[SafeLogger]
 ) -> None:
     pretrained = config.pretrained[role]
     if pretrained is not None:
