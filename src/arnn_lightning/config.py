@@ -201,13 +201,14 @@ RULES = TRAINING_RULES | {
     "models": list_of(TEXT, "models, as in [gru4rec,arnn]"),
     "trials": integer(0),
     "workers": integer(1),
+    "space": list_of(TEXT, "search spaces, as in ['model.dropout=interval(0,0.5)']", minimum=0),
     "study": TEXT,
     "study_name": either(TEXT, NULL),
 }
 # Mappings whose keys are somebody else's: arguments of a _target_, tables, search spaces.
 FREE = (
     *("callbacks", "data.paper", "data.reader", "logger", "model.dims", "model.scheduler", "published", "pruner"),
-    *("search", "task", "trainer.strategy"),
+    *("sampler", "search", "task", "trainer.strategy"),
 )
 SECTIONS = {key.partition(".")[0] for key in (*RULES, *FREE)}
 REQUIRED = (

@@ -270,7 +270,7 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
         (["data=xing"], "data/raw/xing: it should hold interactions.csv"),
         (["data=xing", "data.raw_dir=bad_time"], "column 'created_at', row 3: 'yesterday' is not a whole number"),
         (["data=xing", "data.raw_dir=bad_column"], "no column 'item_id' (did you mean \"itemid\"?)"),
-        (["data=tabular", "task=prepare"], "data.events is missing; give it on the command line"),
+        (["data=tabular", "task=prepare"], "data.events is required; set it on the command line"),
         ([*SMALL, "paths.data=first.out/data"], "first.out/data/raw: Not a directory"),
         ([*SMALL, "data.split.test_days=1.5"], "data.split.test_days=1.5: must be an integer"),
         ([*SMALL, "trainer.precision=16"], "trainer.precision=16: must be one of 32-true, bf16-mixed"),
