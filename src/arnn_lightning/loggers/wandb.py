@@ -17,6 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pytorch_lightning.loggers import WandbLogger as LightningWandbLogger
 
+from arnn_lightning.io import write_text
+
 log = logging.getLogger(__name__)
 ID_FILE = "wandb_id"
 MAX_NAME_LENGTH = 120
@@ -73,7 +75,7 @@ class WandbLogger(LightningWandbLogger):
         """The run, started at the first access."""
         if self._experiment is None:
             self._experiment = self._init_run()
-            (Path(self._wandb_init["dir"]) / ID_FILE).write_text(self._experiment.id)
+            write_text(Path(self._wandb_init["dir"]) / ID_FILE, self._experiment.id)
         return self._experiment
 
     def _init_run(self) -> Any:
