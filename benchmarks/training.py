@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 
 from arnn_lightning.loading.datamodule import SessionDataModule
-from arnn_lightning.loggers.csv import MetricsCSV
+from arnn_lightning.loggers.csv import LongCSVLogger
 from arnn_lightning.models.base import SessionModel
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build
@@ -62,7 +62,7 @@ def lightning(model: SessionModel, data: SessionDataModule) -> float:
         trainer = Trainer(
             max_epochs=1,
             accelerator="cpu",
-            logger=MetricsCSV(folder),
+            logger=LongCSVLogger(folder),
             log_every_n_steps=1,
             enable_checkpointing=False,
             enable_progress_bar=False,

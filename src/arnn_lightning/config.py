@@ -1,25 +1,470 @@
-"""Hydra's instantiate, with a UserError shown as it is."""
+"""The settings: what each key of the config accepts, which ``_target_``s a checkpoint may name, and instantiation.
 
-from typing import Any
+``RULES`` is the schema of ``conf/``. It is checked once, before torch is imported, so that a mistake costs a second and
+one line. A new key of the project needs a YAML value and a rule; keys of other people's ``_target_``s need neither.
+"""
 
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from arnn_lightning.errors import UserError
 
 
-def instantiate(config: Any, **settings: Any) -> Any:
-    """Makes the object that ``config``'s ``_target_`` names.
+class Rule(NamedTuple):
+    """What a setting accepts.
+
+    Attributes:
+        allowed: completes the sentence "must be ...".
+        accepts: whether a plain value (scalar, list or None) is allowed.
+    """
+
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+def integer(low: int, high: int | None = None) -> Rule:
+    allowed = f"an integer of at least {low}" if high is None else f"an integer between {low} and {high}"
+    return Rule(allowed, lambda value: type(value) is int and low <= value <= (value if high is None else high))
+
+
+def number(allowed: str, in_range: Callable[[float], bool]) -> Rule:
+    def accepts(value: Any) -> bool:
+        return type(value) in (int, float) and math.isfinite(value) and in_range(value)
+
+    return Rule(f"a number {allowed}", accepts)
+
+
+def choice(*values: str) -> Rule:
+    return Rule(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
+
+
+def text(allowed: str = "text", pattern: str = r"(?s).*") -> Rule:
+    return Rule(allowed, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
+
+
+def list_of(item: Rule, items: str, minimum: int = 1) -> Rule:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, list) and len(value) >= minimum and all(map(item.accepts, value))
+
+    return Rule(f"a list of {items}", accepts)
+
+
+def either(*rules: Rule) -> Rule:
+    return Rule(", or ".join(rule.allowed for rule in rules), lambda value: any(rule.accepts(value) for rule in rules))
+
+
+NULL = Rule("null", lambda value: value is None)
+BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
+TEXT = text()
+PATHS = either(TEXT, list_of(TEXT, "texts, as in [a.csv,b.csv]"))
+NOT_NEGATIVE = number("of at least 0", lambda x: x >= 0)
+POSITIVE = number("above 0", lambda x: x > 0)
+PROBABILITY = number("in [0, 1)", lambda x: 0 <= x < 1)
+UNIT_INTERVAL = number("in [0, 1]", lambda x: 0 <= x <= 1)
+COVERAGE = number("in (0, 1]", lambda x: 0 < x <= 1)
+NAMES = list_of(TEXT, "names, as in [country,age]", minimum=0)
+CUTOFFS = list_of(integer(1), "integers of at least 1, as in [5,10,20]")
+METRIC = text("a metric such as mrr@20", r"[a-z_]+@[1-9]\d*")
+DEVICES = list_of(integer(0), "device indices, as in [0,1]")
+POPULARITY_SCOPE = choice("log", "window", "train")
+
+# Keys of a model that specify its training stage; checked for every model, whoever wrote it.
+TRAINING_RULES = {
+    "model.name": TEXT,
+    "model.batch_size": integer(1),
+    "model.epochs": integer(1),
+    "model.patience": either(integer(0), NULL),
+    "model.n_sample": integer(0),
+    "model.sample_alpha": NOT_NEGATIVE,
+    "model.negatives": choice("global", "local"),
+    "model.clip_norm": either(POSITIVE, NULL),
+    "model.optimizer.lr": NOT_NEGATIVE,
+}
+# Encoders (model.session, model.context) and baselines follow the rules of model, data.generate those of schema.
+RULES = TRAINING_RULES | {
+    "seed": integer(0, 2**32 - 1),
+    "resume": BOOLEAN,
+    "trusted_modules": list_of(text(pattern=r"\w+(\.\w+)*"), "module names, as in [mypackage]", minimum=0),
+    "paths.data": TEXT,
+    "paths.studies": TEXT,
+    "pretrained.session": either(TEXT, NULL),
+    "pretrained.context": either(TEXT, NULL),
+    "performance.threads": either(integer(1), NULL),
+    "performance.steps_per_execution": integer(1),
+    "performance.compile": BOOLEAN,
+    "performance.cache_mb": NOT_NEGATIVE,
+    "evaluation.metrics": list_of(text(pattern=r"[a-z_]+"), "metrics, as in [recall,mrr]"),
+    "evaluation.cutoffs": CUTOFFS,
+    "evaluation.monitor": METRIC,
+    "evaluation.ties": choice("conservative", "standard", "median"),
+    "evaluation.batch_size": integer(1),
+    "evaluation.lists": BOOLEAN,
+    "evaluation.bootstrap.resamples": integer(1),
+    "evaluation.bootstrap.confidence": number("in (0, 1)", lambda x: 0 < x < 1),
+    "evaluation.bootstrap.unit": choice("user", "session"),
+    # trainer: any other key must be an argument of Lightning's Trainer
+    "trainer.accelerator": choice("cpu", "gpu", "cuda", "mps", "tpu", "auto"),
+    "trainer.devices": either(integer(1), Rule("-1 or auto", lambda value: value in (-1, "auto")), DEVICES),
+    "trainer.num_nodes": integer(1),
+    "trainer.precision": choice("32-true", "bf16-mixed"),
+    "trainer.max_epochs": either(integer(1), NULL),
+    "trainer.max_steps": integer(-1),
+    "trainer.log_every_n_steps": integer(1),
+    "trainer.num_sanity_val_steps": integer(-1),
+    "trainer.deterministic": either(BOOLEAN, text("warn", "warn")),
+    "trainer.enable_model_summary": BOOLEAN,
+    "trainer.use_distributed_sampler": BOOLEAN,
+    # models
+    "model.hidden_size": integer(1),
+    "model.embedding_size": integer(1),
+    "model.layers": integer(1),
+    "model.embedding": choice("onehot", "separate", "tied"),
+    "model.dropout": PROBABILITY,
+    "model.dropout_embedding": PROBABILITY,
+    "model.dropout_hidden": PROBABILITY,
+    "model.carry_dropout": BOOLEAN,
+    "model.products": BOOLEAN,
+    "model.product_method": choice("auto", "gram", "closed"),
+    "model.freeze_encoders": BOOLEAN,
+    "model.finetune_context_batchnorm": BOOLEAN,
+    "model.scheduler": NULL,
+    "model.neighbours": integer(1),
+    "model.shrinkage": NOT_NEGATIVE,
+    "model.alpha": UNIT_INTERVAL,
+    "model.optimizer.eps": NOT_NEGATIVE,
+    "model.optimizer.weight_decay": NOT_NEGATIVE,
+    "model.optimizer.momentum": NOT_NEGATIVE,
+    "model.optimizer.betas": list_of(PROBABILITY, "two numbers in [0, 1), as in [0.9,0.999]", minimum=2),
+    "model.loss.activation": choice("softmax", "tanh", "linear", "elu"),
+    "model.loss.elu_alpha": POSITIVE,
+    "model.loss.candidates": choice("batch", "all"),
+    "model.loss.accidental_hits": choice("mask", "keep"),
+    "model.loss.logq": UNIT_INTERVAL,
+    "model.loss.bpreg": NOT_NEGATIVE,
+    "model.loss.function.bpreg": NOT_NEGATIVE,
+    # data
+    "data.name": text("letters, digits, dots and dashes only, since it names folders", r"[\w.-]+"),
+    "data.raw_dir": either(TEXT, NULL),
+    "data.events": PATHS,
+    "data.users": either(PATHS, NULL),
+    "data.titles": either(PATHS, NULL),
+    "data.columns.*": either(TEXT, NULL),
+    "data.time_format": either(TEXT, NULL),
+    "data.list_separator": TEXT,
+    "data.null_values": list_of(TEXT, 'texts, as in ["",NULL]', minimum=0),
+    "data.window_days": either(integer(1), NULL),
+    "data.session": choice("gap", "day", "given"),
+    "data.gap": either(text("a duration such as 30m", r"\d+ *[smhd]?"), integer(1), NULL),
+    "data.items.popularity_coverage": COVERAGE,
+    "data.items.popularity_scope": POPULARITY_SCOPE,
+    "data.items.coverage": COVERAGE,
+    "data.items.counted_over": POPULARITY_SCOPE,
+    "data.items.min_events": integer(1),
+    "data.min_session_length": integer(2),
+    "data.split.test_days": integer(0),
+    "data.split.val_days": integer(0),
+    "data.held_out_user_share": PROBABILITY,
+    "data.held_out_users": PROBABILITY,
+    "data.contexts.single": NAMES,
+    "data.contexts.multi": NAMES,
+    "data.contexts.coverage": COVERAGE,
+    "data.contexts.assignment": choice("own", "permuted", "per_session", "unknown"),
+    "data.contexts.n_attributes": either(integer(0), NULL),
+    "data.context_strength": UNIT_INTERVAL,
+    "data.paper": NULL,
+    "published": NULL,
+    "schema.events": integer(1),
+    "schema.seed": integer(0),
+    "schema.context_strength": UNIT_INTERVAL,
+    "schema.*": NOT_NEGATIVE,
+    # tasks
+    "checkpoint": TEXT,
+    "checkpoint.every_n_minutes": POSITIVE,
+    "events": integer(1),
+    "output": TEXT,
+    "runs": PATHS,
+    "report.metrics": list_of(METRIC, "metrics, as in [recall@20,mrr@20]"),
+    "report.base": TEXT,
+    "report.cutoffs": CUTOFFS,
+    "models": list_of(TEXT, "models, as in [gru4rec,arnn]"),
+    "trials": integer(0),
+    "workers": integer(1),
+    "space": list_of(TEXT, "search spaces, as in ['model.dropout=interval(0,0.5)']", minimum=0),
+    "study": TEXT,
+    "study_name": either(TEXT, NULL),
+}
+# Mappings whose keys are somebody else's: arguments of a _target_, tables, search spaces.
+FREE = (
+    *("callbacks", "data.paper", "data.reader", "logger", "model.dims", "model.scheduler", "published", "pruner"),
+    *("sampler", "search", "task", "trainer.strategy"),
+)
+SECTIONS = {key.partition(".")[0] for key in (*RULES, *FREE)}
+REQUIRED = (
+    "seed",
+    "paths",
+    "performance",
+    "evaluation",
+    "pretrained",
+    "data",
+    "model",
+    "baselines",
+    "trainer",
+    "logger",
+)
+# Arguments of Lightning's Trainer that the project sets itself, and where to set them instead.
+RESERVED = {
+    "callbacks": "add callbacks, as in '+callbacks.stop={_target_: mymodule.Stop}'",
+    "logger": "choose one by logger=csv, or add one, as in '+logger.x={_target_: mymodule.Logger}'",
+    "default_root_dir": "set hydra.run.dir",
+    "enable_checkpointing": "checkpoints are always saved",
+    "enable_progress_bar": "the bar is shown on terminals only",
+    "gradient_clip_val": "set model.clip_norm",
+    "accumulate_grad_batches": "set model.batch_size",
+}
+OWN = "arnn_lightning."
+EXTRAS = ("completejourney", "joblib", "optuna", "ray", "submitit", "tensorboard")  # of pyproject.toml
+# A checkpoint's config comes from outside and instantiating is calling: only what these modules themselves define.
+TRUSTED = (
+    *(f"{OWN}{package}" for package in ("encoders", "loading", "losses", "models", "nn", "optim", "readers")),
+    f"{OWN}simulation",
+    "torch.optim",
+)
+
+
+def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterable[str]) -> None:
+    """Checks every setting of a composed config.
+
+    Args:
+        config: the whole config of a run, with or without its ``hydra`` part.
+        overrides: the command line's, without Hydra's own.
+        groups: the config groups that were chosen from, such as ``model/loss``.
 
     Raises:
-        UserError: the target's own, which Hydra wraps in an exception of many lines.
+        UserError: a key that nothing reads, or a value of the wrong kind or out of range; names what is allowed.
+    """
+    for name in REQUIRED:
+        if OmegaConf.select(config, name) is None:
+            raise UserError(f"{name} is required" + ("; logger=none logs nothing" if name == "logger" else ""))
+    _check_overrides(config, overrides, set(groups))
+    # A value before those that refer to it: the error names what was set.
+    for _, key, value, owner in sorted(_settings(config), key=itemgetter(0)):
+        name = canonical(key)
+        if name.startswith("trainer.") and name not in RULES:
+            _check_trainer_key(key, str(config.trainer.get("_target_")))
+        rule = RULES.get(name) or RULES.get(f"{name.rpartition('.')[0]}.*")
+        if rule is None:
+            if _is_own(owner):
+                raise _not_a_setting(config, key, name, value)
+        elif name not in TRAINING_RULES and _is_foreign(owner) and name.startswith(("model.", "schema.")):
+            pass  # an argument of somebody else's class, whose meaning is theirs
+        elif not rule.accepts(value):
+            whole = isinstance(value, float) and value.is_integer() and rule.accepts(int(value))
+            hint = f" (write {int(value)})" if whole else ""
+            raise UserError(f"{key}={_show(value)}: must be {rule.allowed}{hint}")
+    for role, path in config.pretrained.items():
+        if path is not None and role not in config.model:
+            raise UserError(f"pretrained.{role}={path}: model {config.model.get('name')} has no {role} encoder")
+
+
+def canonical(key: str) -> str:
+    """The key under which ``RULES`` lists a setting.
+
+    >>> canonical("model.session.optimizer.lr"), canonical("baselines.itemknn.alpha"), canonical("data.generate.seed")
+    ('model.optimizer.lr', 'model.alpha', 'schema.seed')
+    """
+    key = re.sub(r"^baselines\.[^.]+", "model", re.sub(r"^data\.generate\b", "schema", key))
+    return re.sub(r"^model(\.(session|context))+(?=\.|$)", "model", key)
+
+
+def no_key(key: str, siblings: Iterable[Any]) -> UserError:
+    """The error for a key that does not exist, with the most similar one of its ``siblings`` or of all keys.
+
+    >>> print(no_key("model.dropuot", ["dropout", "layers"]))
+    no key model.dropuot; did you mean model.dropout?
+    >>> print(no_key("model.session.lr", ["dropout"]))
+    no key model.session.lr; did you mean model.session.optimizer.lr?
+    """
+    parent, _, name = key.rpartition(".")
+    similar = difflib.get_close_matches(name, [str(sibling) for sibling in siblings if sibling != name], n=1)
+    suggestions = [f"{parent}.{match}".lstrip(".") for match in similar]
+    if not suggestions:  # the right name at another depth
+        section, _, rest = canonical(key).partition(".")
+        depths = {
+            rule.rpartition(".")[2]: rule for rule in RULES if rule.startswith(f"{section}.") and rule != canonical(key)
+        }
+        similar = difflib.get_close_matches(name, depths, n=1)
+        suggestions = [key[: len(key) - len(rest)] + depths[match].partition(".")[2] for match in similar]
+    return UserError(f"no key {key}" + "".join(f"; did you mean {suggestion}?" for suggestion in suggestions))
+
+
+def check_targets(config: Any, trusted_modules: Sequence[str]) -> None:
+    """Checks the config of a checkpoint before anything in it is instantiated.
+
+    Args:
+        config: plain values, interpolations resolved.
+        trusted_modules: the user's own modules that may be called beside this package's parts and torch's optimizers.
+
+    Raises:
+        UserError: a ``_target_`` that no trusted module defines, or an interpolation, which could produce one.
+    """
+    if isinstance(config, Mapping):
+        if "_target_" in config and not _is_trusted(str(config["_target_"]), (*TRUSTED, *trusted_modules)):
+            raise UserError(
+                f"_target_ {config['_target_']} is not in a trusted module; where you trust the checkpoint, name its "
+                "module in trusted_modules, as in trusted_modules=[mypackage]"
+            )
+        config = list(config.values())
+    if isinstance(config, str) and "${" in config:
+        raise UserError(f"a checkpoint's config must not contain interpolations: {config}")
+    if isinstance(config, list | tuple):
+        for value in config:
+            check_targets(value, trusted_modules)
+
+
+def instantiate(config: Any, **arguments: Any) -> Any:
+    """Calls the ``_target_`` of ``config``, as ``hydra.utils.instantiate`` does.
+
+    Raises:
+        UserError: raised by the target itself; no such target; missing or unknown arguments; a package not installed.
     """
     try:
-        return hydra_instantiate(config, **settings)
+        return hydra_instantiate(config, **arguments)
     except InstantiationException as error:
+        target = config.get("_target_") if isinstance(config, Mapping | DictConfig) else config
+        message = " ".join(str(error).split())
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError):
                 raise cause from None
+            if isinstance(cause, ModuleNotFoundError):
+                hint = install_hint(message.rpartition(".")[2])  # the last part of the config's key
+                raise UserError(f"{target}: {str(cause).splitlines()[0]}{hint}") from error
+            # Raised by the call itself, not within it: the arguments do not fit.
+            if isinstance(cause, TypeError) and cause.__traceback__ and cause.__traceback__.tb_next is None:
+                raise UserError(f"{target}: {cause}") from error
             cause = cause.__cause__
+        if error.__cause__ is None:  # Hydra's refusal
+            raise UserError(message) from error
         raise
+
+
+def install_hint(extra: str) -> str:
+    """How to install an optional part, where ``extra`` names one."""
+    return f"; pip install 'arnn-lightning[{extra}]'" if extra in EXTRAS else ""
+
+
+def _settings(node: DictConfig, key: str = "", owner: str = OWN) -> Iterator[tuple[bool, str, Any, str]]:
+    """(whether it is a reference, key, plain value, ``_target_`` that owns it) of all but the free mappings."""
+    owner = _owner(node, key, owner)
+    for name in node:
+        path = f"{key}.{name!s}".lstrip(".")
+        if path == "hydra" or str(name).startswith("_") or OmegaConf.is_missing(node, name):
+            continue
+        try:
+            value = node[name]
+        except OmegaConfBaseException:  # an interpolation of a value that is still to be set
+            continue
+        if isinstance(value, DictConfig):
+            if canonical(path) not in FREE:
+                yield from _settings(value, path, owner)
+        elif canonical(path) not in FREE or value is not None:
+            plain = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+            yield OmegaConf.is_interpolation(node, str(name)), path, plain, owner
+
+
+def _owner(node: DictConfig, key: str, inherited: str) -> str:
+    if key == "data":  # a data set's keys are read by its reader
+        return str(OmegaConf.select(node, "reader._target_", default=OWN))
+    if not key:  # a task's keys stand at the top
+        return str(OmegaConf.select(node, "task._target_", default=OWN))
+    return str(node.get("_target_", OWN if key in SECTIONS else inherited))
+
+
+def _is_own(target: str) -> bool:
+    return target.startswith(OWN)
+
+
+def _is_foreign(target: str) -> bool:
+    return not target.startswith((OWN, "torch.", "pytorch_lightning."))
+
+
+def _not_a_setting(config: DictConfig, key: str, name: str, value: Any) -> UserError:
+    if any(rule.startswith(f"{name}.") for rule in (*RULES, *FREE)) or name in FREE:
+        choose = (
+            f"choose a config by {key.replace('.', '/')}={value}" if name in ("model.optimizer", "model.loss") else ""
+        )
+        return UserError(f"{key}={_show(value)}: must be a mapping; {choose or f'set its keys, as in {key}.KEY=VALUE'}")
+    return no_key(key, _siblings(config, key))
+
+
+def _siblings(config: DictConfig, key: str) -> list[Any]:
+    parent = OmegaConf.select(config, key.rpartition(".")[0] or ".") if "." in key else config
+    return list(parent) if isinstance(parent, DictConfig) else []
+
+
+def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[str]) -> None:
+    """``+key`` where nothing reads it; ``~key`` of a setting that every run reads."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element().lstrip("+~")
+        if key in groups or override.key_or_group in groups:
+            continue
+        name = canonical(key)
+        if override.is_delete() and name in RULES and not name.startswith(("model.", "data.", "trainer.")):
+            raise UserError(f"~{key}: is required; set it to another value")
+        if override.is_add() or override.is_force_add():
+            free = any(name.startswith(f"{mapping}.") for mapping in FREE)
+            owner, node = OWN, config
+            for depth, part in enumerate(("", *key.split(".")[:-1])):
+                node = node.get(part) if part and isinstance(node, DictConfig) else node
+                if isinstance(node, DictConfig):
+                    owner = _owner(node, ".".join(key.split(".")[:depth]), owner)
+            if not free and _is_own(owner):
+                raise no_key(key, _siblings(config, key))
+
+
+def _check_trainer_key(key: str, target: str) -> None:
+    name = key.split(".")[1]
+    if name in RESERVED:
+        raise UserError(f"{key}: cannot be set; {RESERVED[name]}")
+    if target == "pytorch_lightning.Trainer":
+        known = list(inspect.signature(import_module("pytorch_lightning").Trainer).parameters)
+        if name not in known:
+            raise no_key(f"trainer.{name}", known)
+
+
+def _is_trusted(target: str, modules: Sequence[str]) -> bool:
+    def below(name: str) -> bool:
+        return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+    if not below(target):
+        return False
+    module, _, name = target.rpartition(".")
+    try:
+        located = getattr(import_module(module), name)
+    except Exception:  # whatever importing it raises
+        return False
+    # "torch.optim.optimizer.cast" begins like a trusted name, too.
+    return callable(located) and below(str(getattr(located, "__module__", "")))
+
+
+def _show(value: Any) -> str:
+    """A value as the command line has it.
+
+    >>> _show(None), _show(True), _show([1, "a"])
+    ('null', 'true', '[1,a]')
+    """
+    if isinstance(value, list):
+        return f"[{','.join(map(_show, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -7,14 +7,14 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 
 class UserError(Exception):
-    """Input or configuration that the user can mend: one line that says what is wrong and what to do.
+    """Input or configuration that the user can fix: one line that states what is wrong and what to do.
 
     Only the command line catches it, prints the line and exits with code 2.
     """
 
 
 def one_line(error: Exception) -> str | None:
-    """What a user can mend, in one line; None for anything else.
+    """The message of an error that a user can fix, in one line; None for any other.
 
     >>> one_line(UserError("no item; give one")), one_line(ValueError("a defect"))
     ('no item; give one', None)
@@ -25,7 +25,7 @@ def one_line(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
         key = str(error.full_key).replace(".reader.", ".")
-        return f"{key} is missing; give it on the command line"
+        return f"{key} is required; set it on the command line"
     return None
 
 

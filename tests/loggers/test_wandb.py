@@ -6,23 +6,24 @@ import socket
 from pathlib import Path
 
 import pytest
+
+from arnn_lightning.loggers.wandb import is_logged_in, is_reachable
+from commandline import SMALL, arnn
 from wandb_file import Read, read
 
-from arnn_lightning.loggers.wandb import _answers, _logged_in
-from commandline import SMALL, arnn
-
-SMALL = [one for one in SMALL if one != "logger=csv"]
+SMALL = [override for override in SMALL if override != "logger=csv"]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder, without an account: neither a key nor a netrc."""
-    folder = tmp_path_factory.mktemp("home")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder, without an account: neither a key nor a netrc file."""
+    folder = tmp_path_factory.mktemp("workspace")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(folder / "house"))
-        four = ["model=itemknn", "seed=1,2", "evaluation.ties=standard,luck", "hydra.sweep.dir=four"]
+        target = "model._target_=arnn_lightning.models.itemknn.ItemKNN,nowhere.Model"  # the second fails
+        four = ["model=itemknn", "seed=1,2", target, "hydra.sweep.dir=four"]
         done = arnn(folder, "-m", *SMALL, *four, code=2)
         assert "Traceback" not in done.stderr
         assert "wandb" not in done.stdout.lower()
@@ -44,36 +45,36 @@ def raw(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def arnn_run(home: Path) -> Read:
-    return read(home / "one")
+def arnn_run(workspace: Path) -> Read:
+    return read(workspace / "one")
 
 
-def test_a_multirun_of_four_jobs_is_four_runs_of_one_group(home: Path) -> None:
-    runs = [read(home / "four" / str(job)) for job in range(4)]
+def test_each_job_of_a_multirun_is_one_run_of_its_group(workspace: Path) -> None:
+    runs = [read(workspace / "four" / str(job)) for job in range(4)]
     assert len({run.run.run_id for run in runs}) == 4
     assert {run.run.run_group for run in runs} == {"four"}
     assert {run.run.job_type for run in runs} == {"itemknn"}
     names = [run.run.display_name for run in runs]
     assert names[0].startswith("itemknn synthetic seed=1 ")
     assert names[2].startswith("itemknn synthetic seed=2 ")
-    assert " ties=standard" in names[0]
+    assert " _target_=arnn_lightning" in names[0]
     assert [run.exit_code for run in runs] == [0, 1, 0, 1]  # each is ended, the failed ones as failed
 
 
-def test_the_config_is_whole_and_names_no_folder_outside(home: Path, arnn_run: Read) -> None:
+def test_config_is_complete_and_without_absolute_paths(workspace: Path, arnn_run: Read) -> None:
     config = arnn_run.config
     assert config["model"]["session"]["optimizer"]["lr"] > 0
     assert config["model"]["dims"]["n_items"] > 20
     assert config["seed"] == 1
     assert config["data"]["raw_dir"].startswith("data/raw/synthetic-")
-    staged = str(home / "house/.local/share/wandb/artifacts/staging").encode()  # where a table waits to be uploaded
-    assert str(home).encode() not in arnn_run.text.replace(staged, b"")
+    staged = str(workspace / "house/.local/share/wandb/artifacts/staging").encode()  # tables to upload
+    assert str(workspace).encode() not in arnn_run.text.replace(staged, b"")
     assert arnn_run.run.host == ""
-    files = {path.name for path in (home / "one" / "wandb").glob("*/files/*") if path.is_file()}
+    files = {path.name for path in (workspace / "one" / "wandb").glob("*/files/*") if path.is_file()}
     assert not files & {"requirements.txt", "wandb-metadata.json", "output.log"}
 
 
-def test_every_stage_has_an_axis_of_its_own(arnn_run: Read) -> None:
+def test_each_stage_has_its_step_axis(arnn_run: Read) -> None:
     axes = {metric.glob_name or metric.name: metric.step_metric for metric in arnn_run.metrics}
     for stage in ("", "session/", "context/"):
         assert axes[f"{stage}val/mrr@20"] == f"{stage}steps"
@@ -100,15 +101,15 @@ def test_losses_rates_speed_and_metrics_are_logged(arnn_run: Read) -> None:
 
 
 @pytest.mark.parametrize("by", ["position", "known_attributes"])
-def test_recall_by_groups_is_a_table_and_a_chart(by: str, home: Path, arnn_run: Read) -> None:
-    (table,) = (home / "one" / "wandb").glob(f"*/files/media/table/test/by_{by}_*.table.json")
+def test_group_metrics_are_a_table_and_charts(by: str, workspace: Path, arnn_run: Read) -> None:
+    (table,) = (workspace / "one" / "wandb").glob(f"*/files/media/table/test/by_{by}_*.table.json")
     shown = json.loads(table.read_text())
     assert shown["columns"] == ["model", "group", "first", "attempts", "recall@20", "mrr@20"]
     rows = [row for row in shown["data"] if row[0] == "arnn"]
     if by == "position":
         assert [row[1] for row in rows] == ["1", "2", "3-4", "5-9", "10+"]
     assert [row[2] for row in rows] == sorted({row[2] for row in rows})
-    metrics = json.loads((home / "one" / "metrics.json").read_text())["test"]
+    metrics = json.loads((workspace / "one" / "metrics.json").read_text())["test"]
     assert sum(row[3] for row in rows) == metrics["events"]
     assert sum(row[3] * row[4] for row in rows) / metrics["events"] == pytest.approx(metrics["recall@20"])
     assert sum(row[3] * row[5] for row in rows) / metrics["events"] == pytest.approx(metrics["mrr@20"])
@@ -116,38 +117,38 @@ def test_recall_by_groups_is_a_table_and_a_chart(by: str, home: Path, arnn_run: 
     assert any(key.startswith(f"_wandb/visualize/test/recall@20_by_{by}") for key in arnn_run.config)
 
 
-def test_checkpoint_and_manifest_are_artifacts_where_wanted(home: Path, arnn_run: Read) -> None:
+def test_checkpoint_and_manifest_are_optional_artifacts(workspace: Path, arnn_run: Read) -> None:
     kinds = {f"arnn-{arnn_run.run.run_id}-{kind}" for kind in ("model", "data")}
     assert kinds <= set(arnn_run.artifacts)
-    without = read(home / "four" / "0").artifacts
+    without = read(workspace / "four" / "0").artifacts
     assert not [name for name in without if name.endswith(("-model", "-data"))]
 
 
-def test_a_resumed_run_keeps_its_id(home: Path) -> None:
-    job = home / "four" / "0"
+def test_resumed_run_keeps_its_id(workspace: Path) -> None:
+    job = workspace / "four" / "0"
     run_id = read(job).run.run_id
     (job / "metrics.json").unlink()
-    arnn(home, *SMALL, "model=itemknn", "evaluation.ties=standard", "hydra.run.dir=four/0", "resume=true")
+    arnn(workspace, *SMALL, "model=itemknn", "hydra.run.dir=four/0", "resume=true")
     files = [file.name for file in (job / "wandb").glob("offline-run-*/*.wandb")]
     assert files == [f"run-{run_id}.wandb"] * 2
 
 
-def test_a_server_that_never_answers_is_not_waited_for() -> None:
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        assert not _answers(f"http://127.0.0.1:{deaf.getsockname()[1]}", 0.2)
-    assert not _answers("http://127.0.0.1:9", 0.2)
+def test_unresponsive_server_is_not_waited_for() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert not is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.2)
+    assert not is_reachable("http://127.0.0.1:9", 0.2)
 
 
-def test_a_key_means_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_means_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("NETRC", raising=False)
     host = "https://wandb.invalid"
-    assert not _logged_in(host)
+    assert not is_logged_in(host)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    assert _logged_in(host)
+    assert is_logged_in(host)
     monkeypatch.setenv("WANDB_API_KEY", "no key")
-    assert not _logged_in(host)
+    assert not is_logged_in(host)
     assert "WANDB_API_KEY" in os.environ

@@ -1,18 +1,20 @@
-"""metrics.csv: every logged value on a line of its own, appended, so that no stage or resumed run loses another's."""
+"""metrics.csv in long format: one row per logged value, appended, so that no stage or resumed run overwrites another's.
+
+Lightning's CSVLogger deletes the file that it finds, at each stage and on resuming.
+"""
 
 import csv
-from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 
 COLUMNS = ("epoch", "window", "metric", "value")
 
 
-class MetricsCSV(Logger):
-    """Appends (epoch, window, metric, value) lines to ``save_dir``/metrics.csv."""
+class LongCSVLogger(Logger):
+    """Appends rows (epoch, window, metric, value) to ``save_dir``/metrics.csv."""
 
     def __init__(self, save_dir: str) -> None:
         super().__init__()
@@ -26,16 +28,15 @@ class MetricsCSV(Logger):
     def version(self) -> str:
         return ""
 
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = dict(metrics)
         epoch = int(values.pop("epoch", 0))
-        new = not self.path.exists()
+        is_new = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
-            if new:
+            if is_new:
                 writer.writerow(COLUMNS)
             writer.writerows((epoch, step, metric, value) for metric, value in values.items())
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run folder's .hydra/ holds them already."""
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder's .hydra/ contains them."""

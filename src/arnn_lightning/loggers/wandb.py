@@ -1,14 +1,13 @@
-"""A run in Weights & Biases: one per job, whatever the number of its stages; offline unless the user is logged in.
+"""Weights & Biases: one run per job, whatever the number of its stages; offline unless the user is logged in.
 
-Nothing here asks or waits: without an account, or where the server does not answer, the run is written to
-``save_dir``/wandb, to be uploaded by ``wandb sync`` at any time. Console, source code, host and command line stay out.
+Nothing here prompts or waits: without an account, or where the server is not reachable, the run is written to
+``save_dir``/wandb, and ``wandb sync`` uploads it at any time. Console, source code, host and command line stay out.
 """
 
 import logging
 import re
 import urllib.error
 import urllib.request
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,31 @@ from typing import Any
 import polars as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.loggers.logger import rank_zero_experiment  # type: ignore[attr-defined]
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.loggers import WandbLogger as LightningWandbLogger
+
+from arnn_lightning.io import write_text
 
 log = logging.getLogger(__name__)
 ID_FILE = "wandb_id"
-LONGEST_NAME = 120
+MAX_NAME_LENGTH = 120
+# Nothing of the machine and of the source leaves it.
+PRIVATE = {"console": "off", "symlink": False, "disable_git": True, "disable_code": True, "save_code": False}
+PRIVATE |= {"program": "arnn_lightning", "host": "", "x_disable_meta": True, "x_disable_machine_info": True}
+PRIVATE |= {"x_save_requirements": False}
 
 
-class WandbRun(Logger):
-    """Metrics with a step of their own for each stage, the whole config, tables and charts.
+class WandbLogger(LightningWandbLogger):
+    """Lightning's WandbLogger with a step axis per stage and the run's whole config; ``finalize`` ends the run.
 
     Args:
-        save_dir: the run's folder; its file ``wandb_id`` lets a resumed run go on under its id.
+        save_dir: the run's folder; its file ``wandb_id`` contains the id under which a resumed run continues.
         project, entity, tags: as in ``wandb.init``.
         group: null: the multirun's folder.
         job_type: the model.
-        name: null: ``title`` and what the command line says beside it.
+        name: null: ``title`` and the command line's other overrides.
         title: model, data set and seed.
         artifacts: whether the best checkpoint and the manifest are added at the end.
-        answer_seconds, upload_seconds: how long the server is waited for at the start, and at the end.
+        connect_timeout_s, upload_timeout_s: seconds to wait for the server at the start, and for uploads at the end.
     """
 
     def __init__(
@@ -50,107 +53,74 @@ class WandbRun(Logger):
         name: str | None,
         title: str,
         artifacts: bool,
-        answer_seconds: float,
-        upload_seconds: float,
+        connect_timeout_s: float,
+        upload_timeout_s: float,
     ) -> None:
-        super().__init__()
-        self.folder = Path(save_dir)
+        is_multirun = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+        super().__init__(
+            name=name or f"{title} {override_summary()}".rstrip()[:MAX_NAME_LENGTH],
+            save_dir=save_dir,
+            project=project,
+            entity=entity,
+            tags=list(tags),
+            group=group or (Path(HydraConfig.get().sweep.dir).name if is_multirun else None),
+            job_type=job_type,
+        )
         self.artifacts = artifacts
-        self.answer_seconds, self.upload_seconds = answer_seconds, upload_seconds
-        multirun = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-        self._about: dict[str, Any] = {
-            "project": project,
-            "entity": entity,
-            "tags": list(tags),
-            "group": group or (Path(HydraConfig.get().sweep.dir).name if multirun else None),
-            "job_type": job_type,
-            "name": name or title + _said_beside(),
-        }
-        self._run: Any = None
+        self.timeouts = {"init_timeout": connect_timeout_s, "finish_timeout": upload_timeout_s}
         self._steps: dict[str, float] = {}  # mini-batches of each stage, by prefix
 
     @property
-    def name(self) -> str:
-        return "wandb"
-
-    @property
-    def version(self) -> str:
-        return str(self._run.id) if self._run is not None else ""
-
-    @property
-    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run, begun when first asked for."""
-        if self._run is None:
-            self._run = self._begin()
-            (self.folder / ID_FILE).write_text(self._run.id)
-        return self._run
+        """The run, started at the first access."""
+        if self._experiment is None:
+            self._experiment = self._init_run()
+            write_text(Path(self._wandb_init["dir"]) / ID_FILE, self._experiment.id)
+        return self._experiment
 
-    def _begin(self) -> Any:
+    def _init_run(self) -> Any:
         import wandb
 
-        known = wandb.setup().settings
-        remembered = self.folder / ID_FILE
-        # In a sweep of theirs it is told which run it is.
-        run_id = known.run_id or (remembered.read_text() if remembered.is_file() else None)
-        mode = known.mode
-        if mode == "online" and not (_logged_in(known.base_url) and _answers(known.base_url, self.answer_seconds)):
-            mode = known.mode = "offline"  # known: or wandb itself would ask the server who the user is, at the end
-        about = {**self._about, "id": run_id, "resume": "allow" if run_id else None, "dir": str(self.folder)}
+        settings = wandb.setup().settings
+        id_file = Path(self._wandb_init["dir"]) / ID_FILE
+        # A W&B sweep's agent sets the id.
+        run_id = settings.run_id or (id_file.read_text() if id_file.is_file() else None)
+        if settings.mode == "online" and not (
+            is_logged_in(settings.base_url) and is_reachable(settings.base_url, self.timeouts["init_timeout"])
+        ):
+            settings.mode = "offline"  # of the process: or wandb would ask the server who the user is, at the end
+        options = self._wandb_init | {"id": run_id, "resume": "allow" if run_id else None}
+        errors = wandb.errors
         try:
-            return wandb.init(**about, settings=self._settings(mode))
-        except (
-            wandb.errors.CommError,
-            wandb.errors.AuthenticationError,
-            wandb.errors.UsageError,
-            TimeoutError,
-        ) as error:
-            log.warning(f"Weights & Biases: {type(error).__name__}; the run stays offline")
-            return wandb.init(**about, settings=self._settings("offline"))
+            return wandb.init(**options, settings=self._settings(settings.mode))
+        except (errors.CommError, errors.AuthenticationError, errors.UsageError, TimeoutError) as error:
+            log.warning(f"Weights & Biases: {type(error).__name__}; logging offline")
+            return wandb.init(**options, settings=self._settings("offline"))
 
     def _settings(self, mode: str) -> Any:
         import wandb
 
-        return wandb.Settings(
-            mode=mode,  # type: ignore[arg-type]
-            console="off",
-            silent=mode != "online",
-            init_timeout=self.answer_seconds,
-            finish_timeout=self.upload_seconds,
-            symlink=False,
-            disable_git=True,
-            disable_code=True,
-            save_code=False,
-            program="arnn_lightning",
-            host="",
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            x_save_requirements=False,
-        )
+        return wandb.Settings(mode=mode, silent=mode != "online", **self.timeouts, **PRIVATE)  # type: ignore[arg-type]
 
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's whole config, ``params``; paths are shown from the current folder on, others by their last part."""
-        if isinstance(params, dict):
-            self.experiment.config.update(_without_folders(params), allow_val_change=True)
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run's config; paths below the current folder become relative, of others the last part is kept."""
+        self.experiment.config.update(relative_paths(params), allow_val_change=True)
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = dict(metrics)
         for name in metrics:
             stage = name.removesuffix("steps")
             if name == f"{stage}steps" and stage in ("", f"{stage.rstrip('/')}/"):
                 if stage not in self._steps:
-                    self._define(stage)
+                    self._define_axes(stage)
                 self._steps[stage] = values[name]
-        for stage, steps in self._steps.items():  # a validation's line has none of its own
-            own = any(name.startswith(stage) and (stage or name.count("/") == 1) for name in metrics)
-            if own:
+        for stage, steps in self._steps.items():  # validation logs no steps of its own
+            if any(name.startswith(stage) and (stage or name.count("/") == 1) for name in metrics):
                 values.setdefault(f"{stage}steps", steps)
         self.experiment.log(values)
 
-    def _define(self, stage: str) -> None:
-        """One axis for each stage: its own mini-batches."""
+    def _define_axes(self, stage: str) -> None:
+        """The x axis of a stage's metrics: its mini-batches."""
         run = self.experiment
         run.define_metric(f"{stage}steps", hidden=True)
         for kind in ("train", "val", "test"):
@@ -158,53 +128,45 @@ class WandbRun(Logger):
         for metric in ("recall@20", "mrr@20"):
             run.define_metric(f"{stage}val/{metric}", step_metric=f"{stage}steps", summary="max")
 
-    @rank_zero_only
-    def log_groups(self, by: str, groups: Mapping[str, pl.DataFrame]) -> None:
-        """Recall and MRR by groups of attempts, as a table and as a chart for each metric.
+    def log_group_metrics(self, by: str, groups: Mapping[str, pl.DataFrame]) -> None:
+        """Recall and MRR by group of predictions, as a table and as a chart of each metric.
 
         Args:
-            by: what the groups go by, as ``position``.
+            by: what defines the groups, such as ``position``.
             groups: model -> group, first (the smallest number in it), attempts, and the metrics.
         """
         import wandb
 
         rows = [[model, *row] for model, frame in groups.items() for row in frame.rows()]
         columns: list[str | int] = ["model", *next(iter(groups.values())).columns]
-        shown: dict[str, Any] = {f"test/by_{by}": wandb.Table(columns=columns, data=rows)}
+        charts: dict[str, Any] = {f"test/by_{by}": wandb.Table(columns=columns, data=rows)}
         for metric in ("recall@20", "mrr@20"):
-            shown[f"test/{metric}_by_{by}"] = wandb.plot.line_series(
+            charts[f"test/{metric}_by_{by}"] = wandb.plot.line_series(
                 xs=[frame["first"].to_list() for frame in groups.values()],
                 ys=[frame[metric].to_list() for frame in groups.values()],
                 keys=list(groups),
                 title=f"{metric} by {by.replace('_', ' ')}",
                 xname=by.replace("_", " "),
             )
-        self.experiment.log(shown)
+        self.experiment.log(charts)
 
-    @rank_zero_only
     def log_files(self, model: str, checkpoint: Path, manifest: Path) -> None:
-        """The checkpoint and the manifest as artifacts, where they are wanted."""
+        """Logs the checkpoint and the manifest as artifacts where ``artifacts`` is set."""
         import wandb
 
-        if self.artifacts:
-            for kind, file in (("model", checkpoint), ("data", manifest)):
-                artifact = wandb.Artifact(f"{model}-{self.experiment.id}-{kind}", type=kind)
-                artifact.add_file(str(file))
-                self.experiment.log_artifact(artifact)
+        for kind, file in (("model", checkpoint), ("data", manifest)) if self.artifacts else ():
+            artifact = wandb.Artifact(f"{model}-{self.experiment.id}-{kind}", type=kind)
+            artifact.add_file(str(file))
+            self.experiment.log_artifact(artifact)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Lightning's word at the end of every stage; the run goes on until ``finish``."""
-
-    @rank_zero_only
-    def finish(self, failed: bool) -> None:
-        """Ends the run; the next job of a multirun would go on in it otherwise."""
-        if self._run is not None:
-            self._run.finish(exit_code=int(failed))
-            self._run = None
+        """Ends the run; the next job of a multirun would continue it otherwise."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=int(status != "success"))
+            self._experiment = None
 
 
-def _logged_in(host: str) -> bool:
+def is_logged_in(host: str) -> bool:
     """Whether wandb finds a key: in its settings, its environment variables or netrc."""
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib.wbauth import authenticate_session
@@ -212,52 +174,51 @@ def _logged_in(host: str) -> bool:
     try:
         return authenticate_session(host=host, source="arnn", prompt=False, update_session=False) is not None
     except AuthenticationError as error:
-        log.warning(f"Weights & Biases: {error}; the run stays offline")
+        log.warning(f"Weights & Biases: {error}; logging offline")
         return False
 
 
-def _answers(host: str, seconds: float) -> bool:
-    """Whether anything answers there; asked before wandb does, since it would go on asking until the process ends."""
+def is_reachable(host: str, timeout_s: float) -> bool:
+    """Whether a server responds; checked beforehand, since wandb would retry until the process ends."""
     try:
-        urllib.request.urlopen(host, timeout=seconds).close()
+        urllib.request.urlopen(host, timeout=timeout_s).close()
     except urllib.error.HTTPError:
         return True
     except OSError:
-        log.warning(f"Weights & Biases: no answer from {host}; the run stays offline")
+        log.warning(f"Weights & Biases: {host} is not reachable; logging offline")
         return False
     return True
 
 
-def _said_beside() -> str:
-    """What the command line says beside model, data set and seed, shortened."""
+def override_summary() -> str:
+    """The command line's overrides beside model, data set and seed, shortened."""
     if not HydraConfig.initialized():
         return ""
-    said = [override.partition("=") for override in HydraConfig.get().overrides.task]
-    apart = ("model", "data", "seed", "logger", "resume", "task", "paths.data")
-    words = [f"{_short(key)}={_without_folders(value)}" for key, _, value in said if key not in apart]
-    return " ".join(["", *words])[:LONGEST_NAME]
+    overrides = [override.partition("=") for override in HydraConfig.get().overrides.task]
+    excluded = ("model", "data", "seed", "logger", "resume", "task", "paths.data")
+    return " ".join(f"{short_key(key)}={relative_paths(value)}" for key, _, value in overrides if key not in excluded)
 
 
-def _short(key: str) -> str:
-    """The last word of a key, and the part of the model that it belongs to.
+def short_key(key: str) -> str:
+    """The last part of a key, and the encoder that it belongs to.
 
-    >>> _short("model.optimizer.lr"), _short("model/loss@model.session.loss")
+    >>> short_key("model.optimizer.lr"), short_key("model/loss@model.session.loss")
     ('lr', 'session.loss')
     """
-    words = re.split(r"[./@]", key)
-    return ".".join([*(word for word in words[:-1] if word in ("session", "context")), words[-1]])
+    parts = re.split(r"[./@]", key)
+    return ".".join([*(part for part in parts[:-1] if part in ("session", "context")), parts[-1]])
 
 
-def _without_folders(value: Any) -> Any:
+def relative_paths(value: Any) -> Any:
     """A config without absolute paths.
 
-    >>> _without_folders({"a": ["/home/me/x.csv", 3], "b": str(Path.cwd() / "data")})
+    >>> relative_paths({"a": ["/home/me/x.csv", 3], "b": str(Path.cwd() / "data")})
     {'a': ['.../x.csv', 3], 'b': 'data'}
     """
     if isinstance(value, dict):
-        return {key: _without_folders(one) for key, one in value.items()}
+        return {key: relative_paths(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_folders(one) for one in value]
+        return [relative_paths(item) for item in value]
     if isinstance(value, str) and value.startswith(("/", "~")):
         path = Path(value)
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"

@@ -6,6 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
+from arnn_lightning.config import check_targets
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.nn.collectives import rank_and_world_size
@@ -13,7 +14,7 @@ from arnn_lightning.preprocessing.dataset import PATH_KEYS
 from arnn_lightning.reporting.console import results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import METRICS_FILE, check_cutoffs, metadata_maker, published_results
-from arnn_lightning.training.checkpoint import build_model, check_targets, load_weights, read_checkpoint
+from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 from arnn_lightning.training.distributed import distributed_run, rank_zero_first
 from arnn_lightning.training.stage import evaluate_model, run_settings, to_container
 
@@ -30,7 +31,8 @@ def run(config: DictConfig) -> None:
 def _evaluate(config: DictConfig, folder: Path) -> None:
     checkpoint = read_checkpoint(config.checkpoint)
     metadata = checkpoint["metadata"]
-    check_targets(metadata["model"], config.get("trusted_modules") or ())
+    for part in ("model", "data"):  # the data's reader is named by the checkpoint, too
+        check_targets(metadata[part], config.trusted_modules)
     given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] in PATH_OVERRIDES]
     moved = OmegaConf.from_dotlist(given).get("data", {})
     with open_dict(config):

@@ -12,15 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, seed_everything
-from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
-from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known, by_position, means
 from arnn_lightning.evaluation.result import Result
 from arnn_lightning.io import write_json
-from arnn_lightning.loggers.wandb import WandbRun
+from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import ARNN, Recommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
@@ -63,48 +61,70 @@ def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback]) -> f
     stopwatch.lap("prepare")
     check_cutoffs(config, prepared)
     fill_dims(config, prepared)
-    loggers = _make_loggers(config, folder)
-    failed = True
-    try:
-        seed_everything(config.seed, verbose=False)
-        model = build_model(to_container(config.model), run_settings(config), metadata_maker(config, prepared))
-        stage_results = _train_encoders(model, config, prepared, folder, loggers, stopwatch)
-        train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
-        stopwatch.lap("train")
-        result = evaluate_model(model, prepared, config, loggers)
-        baselines = _evaluate_baselines(config, prepared)
-        validation = validate_model(model, prepared, config)
-        _log_groups(loggers, prepared, [*baselines.values(), *stage_results.values(), result], folder)
-        stopwatch.lap("test")
-        failed = False
-    except KeyboardInterrupt:
-        if rank_and_world_size()[0] == 0:
-            sys.stderr.write(_how_to_resume(folder))
-        raise
-    finally:
-        for logger in loggers:
-            if isinstance(logger, WandbRun):
-                logger.finish(failed)
+    first = rank_and_world_size()[0] == 0
+    with open_loggers(config.logger if first else {}, folder, to_container(config)) as loggers:
+        try:
+            return _train_and_test(config, folder, prepared, stopwatch, loggers, callbacks)
+        except KeyboardInterrupt:
+            if first:
+                sys.stderr.write(_how_to_resume(folder))
+            raise
+
+
+def _train_and_test(
+    config: DictConfig,
+    folder: Path,
+    prepared: PreparedDataset,
+    stopwatch: "Stopwatch",
+    loggers: Sequence[SafeLogger],
+    callbacks: Sequence[Callback],
+) -> float | None:
+    seed_everything(config.seed, verbose=False)
+    model = build_model(to_container(config.model), run_settings(config), metadata_maker(config, prepared))
+    encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch)
+    train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
+    stopwatch.lap("train")
+    result = evaluate_model(model, prepared, config, loggers)
+    baselines = _evaluate_baselines(config, prepared)
+    validation = validate_model(model, prepared, config)
+    stopwatch.lap("test")
     if rank_and_world_size()[0] == 0:
-        for role, encoder_result in [*stage_results.items(), *baselines.items()]:
-            encoder_result.write(folder, role)
-        result.write(folder)
-        cutoffs = list(config.evaluation.cutoffs)
-        record = {
-            "data": config.data.name,
-            "model": config.model.name,
-            "seed": config.seed,
-            "test": result.metrics(cutoffs),
-            "val": validation,
-            "parts": {role: {"model": one.name} | one.metrics(cutoffs) for role, one in stage_results.items()},
-            "baselines": {role: {"model": one.name} | one.metrics(cutoffs) for role, one in baselines.items()},
-            "manifest": prepared.manifest_sha256,
-            "seconds": stopwatch.seconds,
-            "train_events_per_second": getattr(model, "train_events_per_second", None),
-        }
-        write_json(folder / METRICS_FILE, record)
-        _print_results(config, folder, [*baselines.values(), *stage_results.values(), result])
-    return validation.get("mrr@20")
+        speed = getattr(model, "train_events_per_second", None)
+        _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed)
+        results = [*baselines.values(), *encoders.values(), result]
+        _print_results(config, folder, results)
+        _log_groups(loggers, prepared, results, folder)  # last: a dashboard that fails or hangs costs no result
+    return validation.get(config.evaluation.monitor)
+
+
+def _write_results(
+    config: DictConfig,
+    folder: Path,
+    result: Result,
+    encoders: Mapping[str, Result],
+    baselines: Mapping[str, Result],
+    validation: Mapping[str, float],
+    prepared: PreparedDataset,
+    stopwatch: "Stopwatch",
+    train_events_per_second: float | None,
+) -> None:
+    for role, other in [*encoders.items(), *baselines.items()]:
+        other.write(folder, role)
+    result.write(folder)
+    cutoffs = list(config.evaluation.cutoffs)
+    record = {
+        "data": config.data.name,
+        "model": config.model.name,
+        "seed": config.seed,
+        "test": result.metrics(cutoffs),
+        "val": validation,
+        "parts": {role: {"model": other.name} | other.metrics(cutoffs) for role, other in encoders.items()},
+        "baselines": {role: {"model": other.name} | other.metrics(cutoffs) for role, other in baselines.items()},
+        "manifest": prepared.manifest_sha256,
+        "seconds": stopwatch.seconds,
+        "train_events_per_second": train_events_per_second,
+    }
+    write_json(folder / METRICS_FILE, record)
 
 
 class Stopwatch:
@@ -160,21 +180,12 @@ def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Any:
     }
 
 
-def _make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
-    if rank_and_world_size()[0] != 0:
-        return []
-    loggers: list[Logger] = [instantiate(logger, save_dir=str(folder)) for logger in config.logger.values()]
-    for logger in loggers:
-        logger.log_hyperparams(to_container(config))
-    return loggers
-
-
 def _train_encoders(
     model: Recommender,
     config: DictConfig,
     prepared: PreparedDataset,
     folder: Path,
-    loggers: Sequence[Logger],
+    loggers: Sequence[SafeLogger],
     stopwatch: Stopwatch,
 ) -> dict[str, Result]:
     """Trains and tests the models of ARNN's encoders, or loads them from ``pretrained``."""
@@ -204,17 +215,18 @@ def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[s
     return results
 
 
-def _log_groups(loggers: Sequence[Logger], prepared: PreparedDataset, results: Sequence[Result], folder: Path) -> None:
+def _log_groups(
+    loggers: Sequence[SafeLogger], prepared: PreparedDataset, results: Sequence[Result], folder: Path
+) -> None:
     ranks = results[-1].ranks
     labels = {
         "position": by_position(ranks["position"]),
         "known_attributes": by_known(ranks["user"], prepared.users()),
     }
     for logger in loggers:
-        if isinstance(logger, WandbRun):
-            for by, label in labels.items():
-                logger.log_groups(by, {result.name: means(result.ranks, label) for result in results})
-            logger.log_files(results[-1].name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
+        for by, label in labels.items():
+            logger.log_group_metrics(by, {result.name: means(result.ranks, label) for result in results})
+        logger.log_files(results[-1].name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
 
 
 def _how_to_resume(folder: Path) -> str:

@@ -3,7 +3,7 @@
 import copy
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,6 @@ from arnn_lightning.models.base import CHECKPOINT_VERSION, Recommender, RunSetti
 
 Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
 
-# What a checkpoint's config may name: it comes from outside, and `_target_` is a call.
-_TRUSTED = (
-    "arnn_lightning.models.",
-    "arnn_lightning.encoders.",
-    "arnn_lightning.losses.",
-    "arnn_lightning.optim.",
-    "torch.optim.",
-)
 # Keys of a model's config that configure its training, not the model.
 TRAINING_KEYS = ("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives")
 ROLES = ("session", "context")
@@ -107,19 +99,3 @@ def load_weights(model: Recommender, checkpoint: Mapping[str, Any], path: str | 
     except RuntimeError as error:
         detail = " ".join(str(error).split())
         raise UserError(f"{path}: the weights do not fit this model: {detail[:300]}") from error
-
-
-def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
-    """Raises UserError where a checkpoint's config names a ``_target_`` outside of this package's models and ``trusted``."""
-    if isinstance(config, Mapping):
-        target = config.get("_target_")
-        if target is not None and not str(target).startswith((*_TRUSTED, *(f"{name}." for name in trusted))):
-            raise UserError(
-                f"_target_ {target} is not in a trusted module (trusted: {', '.join([*_TRUSTED, *trusted])}); add its "
-                "module to trusted_modules to allow it"
-            )
-        for value in config.values():
-            check_targets(value, trusted)
-    elif isinstance(config, list):
-        for value in config:
-            check_targets(value, trusted)

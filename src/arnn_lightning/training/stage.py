@@ -205,7 +205,7 @@ def _fit(
         ModelCheckpoint(folder, "last", enable_version_counter=False),
         EpochLogger(epochs),
         interval,
-        *(instantiate(callback) for callback in (config.get("callbacks") or {}).values()),
+        *(instantiate(callback) for callback in config.callbacks.values()),
         *extra_callbacks,
     ]
     if stage["patience"] is not None and monitor is not None:

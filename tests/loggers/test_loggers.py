@@ -1,0 +1,122 @@
+"""What every logger of a run receives, and what happens where one fails."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.loggers import open_loggers
+from commandline import SMALL, arnn, error_line, metrics_of
+
+
+class RecordingLogger(Logger):
+    """Records its calls; ``fail_at`` names the method that raises."""
+
+    name, version = "recording", ""
+
+    def __init__(self, calls: list[Any], fail_at: str) -> None:
+        super().__init__()
+        self.calls, self.fail_at = calls, fail_at
+
+    def record(self, *call: Any) -> None:
+        self.calls.append(call)
+        if call[0] == self.fail_at:
+            raise OSError("no service")
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.record("log_hyperparams", params)
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.record("log_metrics", metrics, step)
+
+    def finalize(self, status: str) -> None:
+        self.record("finalize", status)
+
+
+RECORDING = {"_target_": f"{__name__}.RecordingLogger"}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls that a ``RecordingLogger`` made by a config receives."""
+    recorded: list[Any] = []
+    original = RecordingLogger.__init__
+    monkeypatch.setattr(RecordingLogger, "__init__", lambda self, fail_at: original(self, recorded, fail_at))
+    return recorded
+
+
+def test_loggers_receive_hyperparameters_metrics_and_end(calls: list[Any], tmp_path: Path) -> None:
+    with open_loggers({"x": {**RECORDING, "fail_at": ""}}, tmp_path, {"seed": 3}) as (logger,):
+        logger.log_metrics({"train/loss": 0.5}, 7)
+        logger.finalize("success")  # by the Trainer of one stage
+        logger.log_group_metrics("position", {})  # a method that this logger has not
+    assert calls == [
+        ("log_hyperparams", {"seed": 3}),
+        ("log_metrics", {"train/loss": 0.5}, 7),
+        ("finalize", "success"),
+    ]
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "failed"), (KeyboardInterrupt, "aborted")])
+def test_loggers_receive_how_the_run_ended(
+    calls: list[Any], tmp_path: Path, error: type[BaseException], status: str
+) -> None:
+    with pytest.raises(error), open_loggers({"x": {**RECORDING, "fail_at": ""}}, tmp_path, {}):
+        raise error
+    assert calls[-1] == ("finalize", status)
+
+
+@pytest.mark.parametrize("method", ["log_hyperparams", "log_metrics", "finalize"])
+def test_a_failing_logger_warns_and_the_run_continues(
+    calls: list[Any], tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    configs = {
+        "x": {**RECORDING, "fail_at": method},
+        "csv": {"_target_": "arnn_lightning.loggers.csv.LongCSVLogger"},
+    }
+    with caplog.at_level(logging.WARNING), open_loggers(configs, tmp_path, {}) as loggers:
+        for step in range(3):
+            for logger in loggers:
+                logger.log_metrics({"loss": 1.0}, step)
+    assert "logger.x failed and is not used any more (OSError: no service)" in caplog.text
+    assert len([call for call in calls if call[0] == method]) == 1
+    assert calls[-1][0] == "finalize"
+    rows = list(csv.reader((tmp_path / "metrics.csv").open()))
+    assert rows == [["epoch", "window", "metric", "value"], *(["0", str(step), "loss", "1.0"] for step in range(3))]
+
+
+def test_save_dir_is_the_run_folder_unless_configured(tmp_path: Path) -> None:
+    target = {"_target_": "pytorch_lightning.loggers.CSVLogger"}
+    configs = {"a": target, "b": {**target, "save_dir": str(tmp_path / "mine")}}
+    with open_loggers(configs, tmp_path / "run", {}) as loggers:
+        assert [logger.save_dir for logger in loggers] == [str(tmp_path / "run"), str(tmp_path / "mine")]
+        assert all(isinstance(logger.logger, CSVLogger) for logger in loggers)
+
+
+def test_a_logger_that_does_not_exist_is_a_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"), open_loggers({"x": {"_target_": "nowhere.Logger"}}, tmp_path, {}):
+        pass
+
+
+def test_an_unwritable_home_does_not_lose_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))  # no folder can be made below it
+    small = [override for override in SMALL if override != "logger=csv"]
+    done = arnn(tmp_path, *small, "model=pop", "hydra.run.dir=run")
+    assert "logger.wandb failed" in done.stdout + done.stderr
+    assert metrics_of(tmp_path / "run")["model"] == "pop"
+
+
+def test_a_missing_extra_is_named_in_one_line(tmp_path: Path) -> None:
+    try:
+        import tensorboard  # noqa: F401
+    except ModuleNotFoundError:
+        line = error_line(arnn(tmp_path, *SMALL, "logger=tensorboard", "model=pop", code=2))
+        assert line.endswith("pip install 'arnn-lightning[tensorboard]'")
+    else:
+        arnn(tmp_path, *SMALL, "logger=tensorboard", "model=pop", "hydra.run.dir=run")
+        assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
