@@ -12,20 +12,18 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig
 
+from arnn_lightning.config import USER_CONFIG_DIR
 from arnn_lightning.errors import one_line
-from arnn_lightning.sweeps import jobs
-from arnn_lightning.sweeps.study import OWN_CONFIGS
+from arnn_lightning.sweeps.space import quote_spaces
 
 
 @hydra.main(version_base="1.3", config_path="pkg://arnn_lightning.conf", config_name="config")
 def _job(config: DictConfig) -> float | None:
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        return jobs.run(_task, config)
     try:
         return _task(config)
     except Exception as error:  # a mistake of the user's is one line; anything else is raised again
         said = one_line(error)
-        if said is None:
+        if said is None or HydraConfig.get().mode is RunMode.MULTIRUN:  # sweeps.jobs reports failed jobs
             raise
         sys.stderr.write(f"error: {said}\n")
         sys.exit(2)
@@ -44,19 +42,15 @@ class OwnConfigs(SearchPathPlugin):
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if OWN_CONFIGS.is_dir():
-            search_path.prepend("own", f"file://{OWN_CONFIGS.absolute()}", anchor="main")
+        # Also where it is missing: task=tune creates it.
+        search_path.prepend("own", f"file://{USER_CONFIG_DIR.absolute()}", anchor="main")
 
 
 def main() -> None:
     """Entry point of ``python -m arnn_lightning`` and ``arnn``."""
     Plugins.instance().register(OwnConfigs)
-    code = 0
+    sys.argv[1:] = quote_spaces(sys.argv[1:])
     try:
         _job()
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        code = jobs.tell()  # also after Hydra's own error: what the other jobs achieved
-    if code:
-        sys.exit(code)

@@ -1,11 +1,15 @@
 """Hydra's instantiate, with a UserError shown as it is."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
 
 from arnn_lightning.errors import UserError
+
+# Configs of the user: searched before those of the package, whose folder may not be writable.
+USER_CONFIG_DIR = Path("arnn_conf")
 
 
 def instantiate(config: Any, **settings: Any) -> Any:

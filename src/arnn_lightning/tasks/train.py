@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import seed_everything
+from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
@@ -35,12 +35,17 @@ METRICS_FILE = "metrics.json"
 
 
 def train(config: DictConfig) -> float | None:
+    """task=train."""
+    return train_with(config, [])
+
+
+def train_with(config: DictConfig, callbacks: Sequence[Callback]) -> float | None:
     """Runs one experiment; returns the validation MRR@20 (None without validation), which sweepers maximise."""
     with together(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
-        return _train(config, folder)
+        return _train(config, folder, callbacks)
 
 
-def _train(config: DictConfig, folder: Path) -> float | None:
+def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback]) -> float | None:
     if agreed((folder / METRICS_FILE).is_file()):
         if not config.resume:
             raise UserError(
@@ -74,7 +79,8 @@ def _train(config: DictConfig, folder: Path) -> float | None:
             clock.lap(f"test_{role}")
         model.assemble()
         stage = plain(config.model)
-        train_stage(model, datamodule(prepared, config, stage), config, stage, folder / "checkpoints", loggers)
+        data = datamodule(prepared, config, stage)
+        train_stage(model, data, config, stage, folder / "checkpoints", loggers, callbacks)
         clock.lap("train")
         tested = test(model, config, prepared, loggers)
         baselines = {

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def train_stage(
     stage: Mapping[str, Any],
     folder: Path,
     loggers: list[Logger],
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Trains ``model`` and leaves it with its best weights.
 
@@ -74,12 +75,13 @@ def train_stage(
         stage: the model's own config: ``epochs``, ``patience``.
         folder: where ``best.ckpt``, ``last.ckpt`` and the marker ``done`` go; a stage with its marker is not repeated.
         loggers: the run's loggers.
+        callbacks: more callbacks for the Trainer.
     """
     if not agreed(config.resume and (folder / DONE).is_file()):
         folder.mkdir(parents=True, exist_ok=True)
         seed_everything(_own_seed(config.seed), verbose=False)
         if any(weight.requires_grad for weight in model.parameters()):
-            _fit(model, data, config, stage, folder, loggers)
+            _fit(model, data, config, stage, folder, loggers, callbacks)
         else:
             _count(model, data, config, folder)
         if device() == 0:
@@ -121,6 +123,7 @@ def _fit(
     stage: Mapping[str, Any],
     folder: Path,
     loggers: list[Logger],
+    more: Sequence[Callback],
 ) -> None:
     monitor = f"{model.prefix}val/mrr@20" if data.has_validation else None
     bound = config.trainer.max_epochs
@@ -131,6 +134,7 @@ def _fit(
         ModelCheckpoint(folder, "last", enable_version_counter=False),
         EpochLines(epochs),
         saves,
+        *more,
     ]
     if stage["patience"] is not None and monitor is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=int(stage["patience"])))
