@@ -106,6 +106,10 @@ def test_a_study_is_refused_when_its_log_has_changed(
             ["model=itemknn", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"],
             "cannot be used with trainer=ddp",
         ),
+        (
+            ["model=itemknn", "space=['model.alpah=interval(0,1)']"],
+            'model=itemknn has no key model.alpah to search (did you mean "model.alpha"?)',
+        ),
         (["model=itemknn", "trials=0"], "studies/synthetic_itemknn.db: no trial is complete"),
     ],
 )

@@ -20,7 +20,7 @@ from pytorch_lightning import Callback
 from rich.console import Console
 
 from arnn_lightning.config import USER_CONFIG_DIR, instantiate
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.io import write_text
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import train_with
@@ -62,11 +62,15 @@ def tune(config: DictConfig, model: str) -> None:
 
     fixed = _fixed(model)
     base = _compose(fixed)
+    base.paths.data = config.paths.data  # absolute
     data = base.hydra.runtime.choices["data"]
     spaces = {key: space for key, space in base.get("search", {}).items() if key not in map(_key, fixed)}
     spaces |= dict(space.split("=", 1) for space in config.space)
     if not spaces:
         raise UserError(f"no search space for model={model}; give one, as in 'model.x=interval(0.1,0.9)'")
+    keys = {*dict(_flatten(base)), *base.hydra.runtime.choices}
+    for key in spaces.keys() - keys:
+        raise UserError(f"model={model} has no key {key} to search{nearest(key, keys)}")
     prepared = prepare_data(base)
     if not prepared.manifest["splits"]["val"]["events"]:
         raise UserError(f"data={data} has no validation split to tune on: set data.split.val_days")
@@ -74,7 +78,6 @@ def tune(config: DictConfig, model: str) -> None:
     settings |= {"the prepared data set": prepared.folder.name} | spaces
     file = Path(config.paths.studies) / f"{data}_{model}.db"
     study = open_study(file, settings, instantiate(config.pruner or {"_target_": "optuna.pruners.NopPruner"}))
-
     folder = Path(HydraConfig.get().runtime.output_dir) / file.stem
 
     def objective(trial: "optuna.Trial") -> float | None:
