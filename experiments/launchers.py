@@ -1,4 +1,4 @@
-"""Every launcher and Optuna's sweeper, each running the real program on a small synthetic set.
+"""Every launcher, and studies of task=tune, each running the real program on a small synthetic set.
 
 python experiments/launchers.py > experiments/results/launchers.md     # needs pip install -e '.[sweeps]'
 """
@@ -24,10 +24,9 @@ PACKAGES = (
     "hydra-joblib-launcher",
     "hydra-submitit-launcher",
     "hydra-ray-launcher",
-    "hydra-optuna-sweeper",
 )
 ENGINES = ("joblib", "submitit", "ray", "optuna", "sqlalchemy", "torch", "pytorch-lightning", "wandb")
-RUNS = {
+MULTIRUNS = {
     "basic": GRID,
     "joblib, eight jobs at once on an unprepared set": [
         "hydra/launcher=joblib",
@@ -38,17 +37,23 @@ RUNS = {
     ],
     "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", *GRID],
     "ray": ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", *GRID],
-    "optuna": ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "model=gru4rec"],
-    "optuna, gone on with": ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "model=gru4rec"],
-    "optuna on joblib": [
-        "hydra/sweeper=optuna",
-        "hydra.sweeper.n_trials=4",
-        "hydra.sweeper.n_jobs=2",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-        "model=itemknn",
-    ],
 }
+STUDIES = {
+    "study": ["model=gru4rec", "trials=4"],
+    "study, resumed": ["model=gru4rec", "trials=6"],
+    "study with two workers": ["model=itemknn", "trials=4", "workers=2"],
+}
+COMMANDS = {name: ["-m", *arguments] for name, arguments in MULTIRUNS.items()}
+COMMANDS |= {name: ["task=tune", *arguments] for name, arguments in STUDIES.items()}
+
+
+def outcomes(folder: Path) -> list[float | None]:
+    """The validation MRR@20 of every job or trial below a folder; None for a failed job."""
+    jobs = [json.loads(path.read_text())["value"] for path in sorted(folder.glob("*/outcome.json"))]
+    trials = [
+        json.loads(path.read_text())["val"]["mrr@20"] for path in sorted(folder.rglob("synthetic_*/*/metrics.json"))
+    ]
+    return jobs or trials
 
 
 def main() -> None:
@@ -57,11 +62,11 @@ def main() -> None:
     )
     for names in (PACKAGES, ENGINES):
         print(", ".join(f"{name} {version(name)}" for name in names), end=".\n\n")
-    print("| | exit code | jobs | failed | seconds | validation MRR@20 |\n|---|---|---|---|---|---|")
+    print("| | exit code | jobs or trials | failed | seconds | validation MRR@20 |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as home:
-        for number, (name, arguments) in enumerate(RUNS.items()):
-            folder = f"multirun/{number}"
-            command = ["-m", *SMALL, *arguments, f"hydra.sweep.dir={folder}"]
+        for number, (name, arguments) in enumerate(COMMANDS.items()):
+            folder = f"runs/{number}"
+            command = [*arguments, *SMALL, f"hydra.{'sweep' if '-m' in arguments else 'run'}.dir={folder}"]
             started = time.perf_counter()
             done = subprocess.run(
                 [sys.executable, "-m", "arnn_lightning", *command],
@@ -71,16 +76,16 @@ def main() -> None:
                 check=False,
             )
             seconds = time.perf_counter() - started
-            jobs = [json.loads(path.read_text()) for path in sorted(Path(home, folder).glob("*/outcome.json"))]
-            values = ", ".join("failed" if one["value"] is None else f"{one['value']:.4f}" for one in jobs)
-            failed = sum(one["error"] is not None for one in jobs)
-            print(f"| {name} | {done.returncode} | {len(jobs)} | {failed} | {seconds:.0f} | {values} |", flush=True)
+            values = outcomes(Path(home, folder))
+            failed = values.count(None)
+            shown = ", ".join("failed" if value is None else f"{value:.4f}" for value in values)
+            print(f"| {name} | {done.returncode} | {len(values)} | {failed} | {seconds:.0f} | {shown} |", flush=True)
             if done.returncode:
                 sys.stderr.write(done.stdout + done.stderr)
-        runs = len(list(Path(home, "multirun").glob("*/*/wandb/offline-run-*/*.wandb")))
-    print(f"\n{runs} runs of Weights & Biases, one per job. Commands, with `{' '.join(SMALL)}` in front:\n")
-    for name, arguments in RUNS.items():
-        print(f"- {name}: `python -m arnn_lightning -m {' '.join(arguments)}`")
+        runs = len(list(Path(home, "runs").rglob("wandb/offline-run-*/*.wandb")))
+    print(f"\n{runs} runs of Weights & Biases, one per job. Commands, with `{' '.join(SMALL)}` at the end:\n")
+    for name, arguments in COMMANDS.items():
+        print(f"- {name}: `python -m arnn_lightning {' '.join(arguments)}`")
 
 
 if __name__ == "__main__":

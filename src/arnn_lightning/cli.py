@@ -19,20 +19,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from arnn_lightning import __version__
-from arnn_lightning.config import check_settings, install_hint, no_key
+from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key
 from arnn_lightning.errors import nearest, one_line
-from arnn_lightning.sweeps import jobs
-from arnn_lightning.sweeps.study import OWN_CONFIGS
+from arnn_lightning.sweeps.space import quote_spaces
 
 
 @hydra.main(version_base="1.3", config_path="pkg://arnn_lightning.conf", config_name="config")
 def main_job(config: DictConfig) -> float | None:
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        return jobs.run(run_task, config)
     try:
         return run_task(config)
     except Exception as error:
-        _exit_on_user_error(error)
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:  # sweeps/jobs.py reports failed jobs
+            _exit_on_user_error(error)
         raise
 
 
@@ -65,8 +63,8 @@ class UserConfigSearchPath(SearchPathPlugin):
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if OWN_CONFIGS.is_dir():
-            search_path.prepend("user", f"file://{OWN_CONFIGS.absolute()}", anchor="main")
+        # Also where it is missing: task=tune creates it.
+        search_path.prepend("user", f"file://{USER_CONFIG_DIR.absolute()}", anchor="main")
 
 
 def main() -> None:
@@ -91,7 +89,7 @@ def _main(arguments: Sequence[str]) -> None:
         sys.path.append(str(Path.cwd()))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them, over several lines
     Plugins.instance().register(UserConfigSearchPath)
-    code = 0
+    sys.argv[1:] = quote_spaces(sys.argv[1:])
     try:
         main_job()
     except KeyboardInterrupt:
@@ -99,10 +97,6 @@ def _main(arguments: Sequence[str]) -> None:
     except Exception as error:
         _exit_on_user_error(error)
         raise
-    finally:
-        code = jobs.tell()  # also after Hydra's own error: what the other jobs achieved
-    if code:
-        sys.exit(code)
 
 
 def _exit_on_user_error(error: Exception) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arnn_lightning.errors import UserError
+
+# Configs of the user: searched before those of the package, whose folder may not be writable.
+USER_CONFIG_DIR = Path("arnn_conf")
 
 
 class Rule(NamedTuple):
@@ -140,6 +144,7 @@ RULES = TRAINING_RULES | {
     "model.freeze_encoders": BOOLEAN,
     "model.finetune_context_batchnorm": BOOLEAN,
     "model.scheduler": NULL,
+    "model.scheduler_interval": choice("epoch", "step"),
     "model.neighbours": integer(1),
     "model.shrinkage": NOT_NEGATIVE,
     "model.alpha": UNIT_INTERVAL,
@@ -169,14 +174,11 @@ RULES = TRAINING_RULES | {
     "data.gap": either(text("a duration such as 30m", r"\d+ *[smhd]?"), integer(1), NULL),
     "data.items.popularity_coverage": COVERAGE,
     "data.items.popularity_scope": POPULARITY_SCOPE,
-    "data.items.coverage": COVERAGE,
-    "data.items.counted_over": POPULARITY_SCOPE,
     "data.items.min_events": integer(1),
     "data.min_session_length": integer(2),
     "data.split.test_days": integer(0),
     "data.split.val_days": integer(0),
     "data.held_out_user_share": PROBABILITY,
-    "data.held_out_users": PROBABILITY,
     "data.contexts.single": NAMES,
     "data.contexts.multi": NAMES,
     "data.contexts.coverage": COVERAGE,
@@ -202,12 +204,10 @@ RULES = TRAINING_RULES | {
     "trials": integer(0),
     "workers": integer(1),
     "space": list_of(TEXT, "search spaces, as in ['model.dropout=interval(0,0.5)']", minimum=0),
-    "study": TEXT,
-    "study_name": either(TEXT, NULL),
 }
 # Mappings whose keys are somebody else's: arguments of a _target_, tables, search spaces.
 FREE = (
-    *("callbacks", "data.paper", "data.reader", "logger", "model.dims", "model.scheduler", "published", "pruner"),
+    *("callbacks", "data.reader", "logger", "model.dims", "model.scheduler", "published", "pruner"),
     *("sampler", "search", "task", "trainer.strategy"),
 )
 SECTIONS = {key.partition(".")[0] for key in (*RULES, *FREE)}
@@ -234,7 +234,7 @@ RESERVED = {
     "accumulate_grad_batches": "set model.batch_size",
 }
 OWN = "arnn_lightning."
-EXTRAS = ("completejourney", "joblib", "optuna", "ray", "submitit", "tensorboard")  # of pyproject.toml
+EXTRAS = ("completejourney", "joblib", "ray", "submitit", "tensorboard", "tune")  # of pyproject.toml
 # A checkpoint's config comes from outside and instantiating is calling: only what these modules themselves define.
 TRUSTED = (
     *(f"{OWN}{package}" for package in ("encoders", "loading", "losses", "models", "nn", "optim", "readers")),

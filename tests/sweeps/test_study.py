@@ -1,86 +1,201 @@
-"""Optuna's studies: they go on where they stopped, and their best becomes a tuned file."""
+"""Optuna studies: shared by processes, resumed where they stopped, with unpromising trials pruned."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from pytorch_lightning import LightningModule
+from torch.utils.data import DataLoader
 
-from commandline import SMALL, arnn, arnn_here
-from helpers import compose_config
+from arnn_lightning.errors import UserError
+from arnn_lightning.sweeps.space import quote_spaces
+from helpers import compose_config, trainer
 
 optuna = pytest.importorskip("optuna")
-pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-SEARCH = sorted((Path(__file__).parents[2] / "conf" / "search").glob("*.yaml"))
-STUDY = ["-m", *SMALL, "model=itemknn", "hydra/sweeper=optuna"]
+from arnn_lightning.sweeps.study import PruningCallback, distribution, open_study, optimize  # noqa: E402
+
+SEARCH = sorted((Path(__file__).parents[2] / "conf" / "search").glob("[!_]*.yaml"))
+NO_PRUNER = optuna.pruners.NopPruner()
+SPACE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
+
+
+def random_sampler(number: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=number)
+
+
+def value_of_x(trial: optuna.Trial) -> float:
+    return float(trial.params["x"])
+
+
+def run_trials(file: Path, n_trials: int, objective=value_of_x, **settings: object) -> optuna.Study:
+    study = open_study(file, settings, NO_PRUNER)
+    optimize(study, file, n_trials, SPACE, random_sampler, objective)
+    return study
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [trial.state.name for trial in study.trials]
 
 
 @pytest.mark.parametrize("file", SEARCH, ids=lambda file: file.stem)
-def test_every_key_of_a_search_space_is_declared(file: Path) -> None:
-    for key, space in OmegaConf.load(file).items():
-        (parsed,) = OverridesParser.create().parse_overrides([f"{key}={space}"])
-        assert parsed.is_sweep_override()
-        config = compose_config(f"model={file.stem}", "data=xing")
+def test_every_key_of_a_search_space_exists(file: Path) -> None:
+    config = compose_config(f"model={file.stem}", "data=xing")
+    assert config.search
+    for key, space in config.search.items():
+        distribution(key, space)
         assert OmegaConf.select(config, key) is not None, key
 
 
-def test_a_study_goes_on_where_it_was_cut_off_and_its_best_is_picked_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
-    assert arnn_here([*STUDY, "hydra.sweeper.n_trials=2"], monkeypatch) == 0
-    storage = "sqlite:///studies/synthetic_itemknn.db"
-    study = optuna.load_study(study_name="synthetic_itemknn", storage=storage)
-    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
-    first = study.trials
-    assert [set(trial.params) for trial in first] == [{"model.neighbours", "model.shrinkage", "model.alpha"}] * 2
-    cut_off = study.ask()  # as a killed process leaves it
-    cut_off.suggest_float("model.alpha", 0.0, 1.0)
-    assert arnn_here([*STUDY, "hydra.sweeper.n_trials=4"], monkeypatch) == 0
-    trials = optuna.load_study(study_name="synthetic_itemknn", storage=storage).trials
-    complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    assert len(complete) == 4
-    assert [trial.params for trial in trials[:2]] == [trial.params for trial in first]
-    assert trials[2].state == optuna.trial.TrialState.FAIL
-    assert trials[3].params["model.alpha"] == cut_off.params["model.alpha"]  # tried once more
-    assert len({tuple(trial.params.values()) for trial in complete}) == 4, "a draw was drawn again"
-    # All are there: nothing is left to do.
-    assert arnn_here([*STUDY, "hydra.sweeper.n_trials=4"], monkeypatch) == 0
-    assert len(optuna.load_study(study_name="synthetic_itemknn", storage=storage).trials) == len(trials)
-    # Its values would not compare with those of other settings.
-    capfd.readouterr()
-    assert arnn_here([*STUDY, "performance.steps_per_execution=11"], monkeypatch) in (1, 2)
-    assert arnn_here([*STUDY, "data.split.val_days=1"], monkeypatch) == 2
-    assert "was made with data.split.val_days=None, not 1" in capfd.readouterr().err
-
-    assert arnn_here(["task=tuned", "study=studies/synthetic_itemknn.db"], monkeypatch) == 0
-    best = max(complete, key=lambda trial: trial.value).params
-    written = OmegaConf.load("arnn_conf/tuned/synthetic_itemknn.yaml")
-    assert written == {key.removeprefix("model."): value for key, value in best.items()}
-    shown = arnn(tmp_path, "model=itemknn", "--cfg", "job", "--package", "model").stdout
-    assert OmegaConf.create(shown).alpha == best["model.alpha"]
-    beside = OmegaConf.create(arnn(tmp_path, "model=gru4rec", "--cfg", "job", "--package", "baselines").stdout)
-    assert beside.itemknn.alpha == best["model.alpha"]
+def test_only_the_spaces_of_a_command_line_are_moved() -> None:
+    assert quote_spaces(["task=tune", "trials=3"]) == ["task=tune", "trials=3"]
+    assert quote_spaces(["-m", "task=tune", "seed=1,2"]) == ["-m", "task=tune", "seed=1,2"]
+    assert quote_spaces(["model.x=interval(0,1)"]) == ["model.x=interval(0,1)"]
+    moved = quote_spaces(["task=tune", "model.lr=tag(log, interval(0.1, 1))", "model/loss=top1,bpr", "seed=2"])
+    assert moved[:2] == ["task=tune", "seed=2"]
+    config = compose_config(*moved)
+    assert config.space == ["model.lr=tag(log, interval(0.1, 1))", "model/loss=top1,bpr"]
+    assert quote_spaces(moved) == moved
+    (parsed,) = OverridesParser.create().parse_overrides([config.space[1]])
+    assert list(parsed.sweep_string_iterator()) == ["top1", "bpr"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([*STUDY[:-2], "model=pop", "hydra/sweeper=optuna"], "nothing to search for model=pop"),
-        (["task=tuned", "study=nowhere.db"], "no study nowhere.db"),
-        (["task=tuned", "study=text.db"], "text.db: not a database of Optuna's"),
-    ],
+    ("space", "message"),
+    [("0.5", "is a single value"), ("interval(1,0)", "is not valid"), ("tag(log,interval(0,1))", "is not valid")],
 )
-def test_what_no_study_can_be_made_of_is_one_line(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text.db").write_text("no database")
-    assert arnn_here(arguments, monkeypatch) == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in line
+def test_an_invalid_search_space_is_an_error(space: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        distribution("model.dropout", space)
+
+
+def test_a_study_is_resumed_until_it_has_its_trials(tmp_path: Path) -> None:
+    first = run_trials(tmp_path / "a.db", 3).trials
+    study = run_trials(tmp_path / "a.db", 5)
+    assert [trial.params for trial in study.trials[:3]] == [trial.params for trial in first]
+    assert states(study) == ["COMPLETE"] * 5
+    assert len({trial.params["x"] for trial in study.trials}) == 5, "a value was sampled twice"
+    assert states(run_trials(tmp_path / "a.db", 2)) == ["COMPLETE"] * 5
+
+
+def test_an_interrupted_trial_is_run_again_once(tmp_path: Path) -> None:
+    def interrupt(trial: optuna.Trial) -> float:
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_trials(tmp_path / "a.db", 2, interrupt)
+    study = run_trials(tmp_path / "a.db", 2)
+    assert states(study) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    params = [trial.params["x"] for trial in study.trials]
+    assert params[0] == params[1]  # the retry
+    assert len(set(params[1:])) == 3
+
+
+def test_processes_share_a_study_and_retry_the_trial_of_a_killed_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.db"
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 0:  # another process asks for the same number of trials while this one runs
+            script = "import test_study, pathlib; test_study.run_trials(pathlib.Path('a.db'), 3, test_study.kill_at_2)"
+            environment = {"PYTHONPATH": str(Path(__file__).parent) + ":" + str(Path(__file__).parents[1])}
+            done = subprocess.run(
+                [sys.executable, "-c", script],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == -signal.SIGKILL, done.stderr
+        return value_of_x(trial)
+
+    study = run_trials(file, 3, objective)
+    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert study.trials[3].params == study.trials[2].params
+
+
+def kill_at_2(trial: optuna.Trial) -> float:
+    if trial.number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value_of_x(trial)
+
+
+def test_a_failed_trial_does_not_end_the_study(tmp_path: Path) -> None:
+    def fail_at_1(trial: optuna.Trial) -> float:
+        if trial.number == 1:
+            raise RuntimeError("out of memory")
+        return float("nan") if trial.number == 2 else value_of_x(trial)
+
+    study = run_trials(tmp_path / "a.db", 4, fail_at_1)
+    assert states(study) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+    assert study.trials[1].user_attrs["error"] == "RuntimeError: out of memory"
+    assert study.trials[2].user_attrs["error"] == "ValueError: validation MRR@20 is nan"
+
+
+def test_an_error_of_the_user_ends_the_study_at_its_first_trial(tmp_path: Path) -> None:
+    def fail(trial: optuna.Trial) -> float:
+        raise UserError("model.epochs must be an integer")
+
+    with pytest.raises(UserError, match="must be an integer"):
+        run_trials(tmp_path / "a.db", 4, fail)
+    assert states(run_trials(tmp_path / "a.db", 1)) == ["FAIL", "COMPLETE"]
+
+
+def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
+    run_trials(tmp_path / "a.db", 1, seed=1)
+    with pytest.raises(UserError, match=r"a.db: its trials have seed=1, not 2, and are not comparable"):
+        run_trials(tmp_path / "a.db", 2, seed=2)
+    with pytest.raises(UserError, match=r"its trials have epochs=None, not 3"):
+        run_trials(tmp_path / "a.db", 2, seed=1, epochs=3)
+
+
+def test_a_file_that_is_no_study_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_text("no database")
+    with pytest.raises(UserError, match=r"a\.db is not a database of Optuna"):
+        run_trials(tmp_path / "a.db", 1)
+
+
+class Constant(LightningModule):
+    """Logs the same validation value after every epoch."""
+
+    def __init__(self, value: float, name: str) -> None:
+        super().__init__()
+        self.value, self.name = value, name
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        return self.weight.sum()
+
+    def validation_step(self, batch: torch.Tensor, _: int) -> None:
+        self.log(self.name, self.value)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_trial_below_the_median_is_pruned_after_its_second_epoch(tmp_path: Path) -> None:
+    study = optuna.create_study(
+        direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1)
+    )
+    data = DataLoader(torch.zeros(2, 1))
+
+    def fit(value: float, name: str = "val/mrr@20") -> optuna.Trial:
+        trial = study.ask()
+        lightning = trainer(tmp_path, max_epochs=3, callbacks=[PruningCallback(trial, "val/mrr@20")])
+        lightning.fit(Constant(value, name), data, data)
+        study.tell(trial, value)
+        return trial
+
+    fit(0.2)
+    assert study.trials[0].intermediate_values == pytest.approx({0: 0.2, 1: 0.2, 2: 0.2})
+    with pytest.raises(optuna.TrialPruned):
+        fit(0.1)
+    assert list(study.trials[1].intermediate_values) == [0, 1]
+    fit(0.3)
+    fit(0.1, "session/val/mrr@20")  # the stage of a part is not pruned

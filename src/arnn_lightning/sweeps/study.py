@@ -1,174 +1,190 @@
-"""Optuna's studies: what Hydra's sweeper needs to search a model's space, and to go on where a study stopped.
+"""Optuna studies in SQLite that any number of processes work on, and that are resumed where they stopped.
 
-The sweeper (hydra-optuna-sweeper 1.3, Optuna 2.10) takes up an old study, but then starts ``n_trials`` anew, draws the
-same first parameters again, and leaves a trial that was cut off running for ever. All three are mended here before it
-starts.
+A process locks a file for as long as a trial runs: a trial in state RUNNING whose file is not locked was interrupted.
 """
 
 import logging
-import warnings
+import math
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import optuna
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from hydra.core.override_parser.types import IntervalSweep, RangeSweep, Transformer
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pytorch_lightning import Callback, LightningModule, Trainer
 
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, one_line
 
-# Looked into before the package's own configs; see cli.py. A folder of the package may not be written to.
-OWN_CONFIGS = Path("arnn_conf")
-SQLITE = "sqlite:///"
-NO_MATTER = {"logger", "resume", "threads", "paths.data", "paths.studies"}  # settings that change no value
-_held: list[FileLock] = []
-
-
-class Best(NamedTuple):
-    """A study's best trial.
-
-    Attributes:
-        data, model: what was chosen from these groups.
-        value: validation MRR@20.
-        trials: how many were completed.
-        overrides: of the winning trial, all of them, key -> value.
-    """
-
-    data: str
-    model: str
-    value: float
-    trials: int
-    overrides: dict[str, Any]
+log = logging.getLogger(__name__)
+optuna.logging.set_verbosity(logging.WARNING)
 
 
-def set_up(config: DictConfig) -> None:
-    """Fills in ``config.hydra.sweeper`` (Optuna's): search space, storage, direction, trials that are still to be done.
+def distribution(key: str, space: str) -> BaseDistribution:
+    """The Optuna distribution of a sweep in Hydra's override grammar.
 
-    Args:
-        config: Hydra's config of a multirun; what the command line says about its sweeper stays.
+    >>> distribution("model.neighbours", "tag(log, int(interval(20, 500)))")
+    IntDistribution(high=500, log=True, low=20, step=1)
+    >>> distribution("model.dropout", "range(0.0, 0.5, 0.1)")
+    FloatDistribution(high=0.4, log=False, low=0.0, step=0.1)
+    >>> distribution("model.batch_size", "choice(50, 100)")
+    CategoricalDistribution(choices=(50, 100))
 
     Raises:
-        UserError: nothing to search; a study that is in use, or that was made with other settings.
+        UserError: ``space`` is a single value, or an empty interval.
     """
-    import optuna
+    override = OverridesParser.create().parse_override(f"{key}={space}")
+    sweep: Any = override.value()
+    if not override.is_sweep_override():
+        raise UserError(f"the search space {key}={space} is a single value: use interval, choice or range")
+    try:
+        if isinstance(sweep, IntervalSweep):
+            interval: Any = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
+            return interval(sweep.start, sweep.end, log="log" in sweep.tags)  # type: ignore[no-any-return]
+        values: list[Any] = list(override.sweep_iterator(Transformer.encode))
+        if isinstance(sweep, RangeSweep):
+            steps: Any = IntDistribution if isinstance(values[0], int) else FloatDistribution
+            return steps(min(values), max(values), step=abs(sweep.step))  # type: ignore[no-any-return]
+        return CategoricalDistribution(values)
+    except (ValueError, IndexError) as error:
+        raise UserError(f"the search space {key}={space} is not valid: {error}") from error
 
-    optuna.logging.set_verbosity(logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    sweeper, choices = config.hydra.sweeper, config.hydra.runtime.choices
-    given = {override.partition("=")[0] for override in config.hydra.overrides.hydra}
-    file = study_file(Path(config.paths.studies), choices.data, choices.model)
-    settings = {
-        "direction": "maximize",
-        "storage": f"{SQLITE}{file}",
-        "study_name": file.stem,
-        "n_jobs": 1,
-        "max_failure_rate": 1.0,  # a failed trial is told of at the end
-    }
-    fixed, searched = _parse(config)
-    space = {**config.get("search", {}), **(sweeper.params or {})}
-    sweeper.params = {key: value for key, value in space.items() if key not in fixed}
-    for key, value in settings.items():
-        if f"hydra.sweeper.{key}" not in given:
-            sweeper[key] = value
-    if not sweeper.params and not searched:
+
+def open_study(file: Path, settings: Mapping[str, Any], pruner: optuna.pruners.BasePruner) -> optuna.Study:
+    """Creates the study of ``file``, or opens it for resuming.
+
+    Args:
+        file: the SQLite database, as in ``studies/synthetic_gru4rec.db``.
+        settings: what all trials have in common, by dotted key.
+        pruner: ends trials early.
+
+    Raises:
+        UserError: ``file`` is not a database of this Optuna, or its trials have other settings.
+    """
+    try:
+        with _lock(file, "study"):  # one process creates the tables
+            options = {"connect_args": {"timeout": 60}}
+            storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=options)
+            study = optuna.create_study(
+                storage=storage, study_name=file.stem, direction="maximize", pruner=pruner, load_if_exists=True
+            )
+            stored = study.user_attrs.get("settings")
+            if stored is None:
+                study.set_user_attr("settings", dict(settings))
+    except Exception as error:  # of SQLAlchemy and Optuna, of many kinds
         raise UserError(
-            f"nothing to search for model={choices.model}; give an interval, as in 'model.x=interval(0.1,0.9)'"
-        )
-    if sweeper.storage is None:
-        return
-    if str(sweeper.storage).startswith(SQLITE):
-        _hold(Path(str(sweeper.storage).removeprefix(SQLITE)))
-    found = optuna.create_study(
-        study_name=sweeper.study_name, storage=sweeper.storage, direction="maximize", load_if_exists=True
-    )
-    for group in ("data", "model"):
-        found.set_user_attr(group, choices[group])
-    trials = found.get_trials(deepcopy=False)
-    ended = [trial for trial in trials if trial.state.is_finished() and "cut off" not in trial.system_attrs]
-    for trial in ended[-1:]:
-        before = {key: str(value) for key, value in trial.user_attrs.items()}
-        for key in sorted((before.keys() | fixed.keys()) - NO_MATTER):
-            if before.get(key) != fixed.get(key):
-                raise UserError(
-                    f"the study {found.study_name} in {sweeper.storage} was made with {key}={before.get(key)}, not "
-                    f"{fixed.get(key)}: its values do not compare; give another hydra.sweeper.study_name"
-                )
-    for trial in trials:
-        if trial.state == optuna.trial.TrialState.RUNNING:  # of a process that is no more
-            found._storage.set_trial_system_attr(trial._trial_id, "cut off", True)
-            found.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            if trial.params:
-                found.enqueue_trial(trial.params)
-    sweeper.n_trials = max(0, int(sweeper.n_trials) - len(ended))
-    if "hydra.sweeper.sampler.seed" not in given and "seed" in sweeper.sampler:
-        sweeper.sampler.seed = int(config.seed) + len(trials)  # else the first draws would be drawn again
+            f"{file} is not a database of Optuna {optuna.__version__}: {str(error).splitlines()[0]}"
+        ) from error
+    for key in sorted(settings.keys() | (stored or settings).keys()):
+        before, now = ((values or settings).get(key) for values in (stored, settings))
+        if before != now:
+            raise UserError(
+                f"{file}: its trials have {key}={before}, not {now}, and are not comparable; "
+                "delete the file, or set another folder with paths.studies="
+            )
+    return study
 
 
-def study_file(folder: Path, data: str, model: str) -> Path:
-    """Where a pair's study lies."""
-    return folder / f"{data}_{model}.db"
-
-
-def release() -> None:
-    """Lets other processes go on with the studies held."""
-    while _held:
-        _held.pop().release()
-
-
-def _parse(config: DictConfig) -> tuple[dict[str, str], list[str]]:
-    """The command line's overrides that do not vary (as the sweeper notes them with a trial), and the keys that do."""
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    fixed = {
-        one.get_key_element(): str(one.get_value_element_as_str()) for one in parsed if not one.is_sweep_override()
-    }
-    return fixed, [one.get_key_element() for one in parsed if one.is_sweep_override()]
-
-
-def _hold(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{file} is in use by another process; wait, or give another hydra.sweeper.storage") from None
-    _held.append(lock)
-
-
-def best(file: Path, name: str | None) -> Best:
-    """The best trial of a study in SQLite.
+def optimize(
+    study: optuna.Study,
+    file: Path,
+    n_trials: int,
+    space: dict[str, BaseDistribution],
+    sampler: Callable[[int], optuna.samplers.BaseSampler],
+    objective: Callable[[Trial], float | None],
+) -> None:
+    """Runs trials until ``study`` has ``n_trials`` that ended, those of other processes included.
 
     Args:
-        file: as in ``studies/synthetic_gru4rec.db``.
-        name: of the study, where ``file`` holds several.
+        study: the study.
+        file: its database.
+        n_trials: the number of trials; interrupted ones are not counted, but run again once.
+        space: the distribution of every searched key.
+        sampler: the sampler for the number of a trial: were one used for all, every process would sample the same.
+        objective: returns the value of a trial, or raises ``optuna.TrialPruned``.
 
     Raises:
-        UserError: no such file or study, Optuna is not installed, or no trial is complete.
+        UserError: by ``objective`` before any trial is complete: all others are likely to raise it too.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise UserError("Optuna is not installed: pip install 'arnn-lightning[optuna]'") from None
+    while True:
+        with _lock(file, "study"):
+            _retry_interrupted(study, file)
+            trials = study.get_trials(deepcopy=False)
+            running = sum(trial.state is TrialState.RUNNING for trial in trials)
+            start = running + sum(_has_ended(trial) for trial in trials) < n_trials
+            if start:
+                study.sampler = sampler(len(trials))
+                trial = study.ask(space)
+                lock = _lock(file, trial.number)
+                lock.acquire()
+        if start:
+            try:
+                _evaluate(study, trial, objective)
+            finally:
+                lock.release()
+                Path(lock.lock_file).unlink(missing_ok=True)
+        elif running:  # in other processes: one may be interrupted
+            time.sleep(1)
+        else:
+            return
 
-    if not file.is_file():
-        raise UserError(f"no study {file}; one is made by -m hydra/sweeper=optuna")
-    storage = f"{SQLITE}{file}"
+
+def _has_ended(trial: FrozenTrial) -> bool:
+    failed = trial.state is TrialState.FAIL and "error" in trial.user_attrs
+    return failed or trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _lock(file: Path, name: str | int) -> FileLock:
+    path = file.with_suffix(".locks") / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
+
+
+def _retry_interrupted(study: optuna.Study, file: Path) -> None:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        try:
+            with _lock(file, trial.number).acquire(timeout=0):
+                study.tell(trial.number, state=TrialState.FAIL)
+        except Timeout:
+            continue
+        if "retry_of" not in trial.user_attrs:  # else it may be what kills the process, as for want of memory
+            study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+
+def _evaluate(study: optuna.Study, trial: Trial, objective: Callable[[Trial], float | None]) -> None:
     try:
-        names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
-    except Exception as error:  # SQLAlchemy's and Optuna's own, of many kinds
-        raise UserError(f"{file}: not a database of Optuna's ({type(error).__name__})") from error
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name not in names:
-        raise UserError(f"{file} holds the studies {', '.join(names)}; choose one with study_name=")
-    study = optuna.load_study(study_name=name, storage=storage)
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == optuna.trial.TrialState.COMPLETE]
-    if not complete:
-        raise UserError(f"{file}: no trial of {name} is complete")
-    trial = study.best_trial
-    return Best(
-        data=study.user_attrs["data"],
-        model=study.user_attrs["model"],
-        value=float(study.best_value),
-        trials=len(complete),
-        overrides={**trial.user_attrs, **trial.params},
-    )
+        value = objective(trial)
+        if value is None or not math.isfinite(value):
+            raise ValueError(f"validation MRR@20 is {value}")
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+    except Exception as error:
+        message = one_line(error)
+        if message is not None and not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        trial.set_user_attr("error", message or f"{type(error).__name__}: {error}")
+        study.tell(trial, state=TrialState.FAIL)
+        log.error(f"trial {trial.number} failed: {message or error}", exc_info=error if message is None else None)
+    else:
+        study.tell(trial, value)
+
+
+class PruningCallback(Callback):
+    """Reports a validation metric after every epoch, and ends a trial that the pruner of its study gives up."""
+
+    def __init__(self, trial: Trial, monitor: str) -> None:
+        self.trial, self.monitor = trial, monitor
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ``optuna.TrialPruned``; the stages of ARNN's parts, which log another metric, are not pruned."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None:
+            return
+        self.trial.report(float(value), trainer.current_epoch)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned

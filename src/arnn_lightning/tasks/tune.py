@@ -1,32 +1,165 @@
-"""task=tune: one study for each of several models, with as many trials each, and their tuned files."""
+"""task=tune: an Optuna study for each of several models, whose best trials become tuned files."""
 
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hydra import compose
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import run_job
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning import Callback
+from rich.console import Console
 
-from arnn_lightning.errors import UserError
-from arnn_lightning.sweeps.study import study_file
+from arnn_lightning.config import USER_CONFIG_DIR, instantiate
+from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.io import write_text
+from arnn_lightning.tasks import train
+from arnn_lightning.tasks.prepare import prepare_data
 
-OWN = ("task=", "models=", "trials=", "model=")
+if TYPE_CHECKING:
+    import optuna
+
+TASK_KEYS = ("task", "models", "trials", "workers", "space", "sampler", "pruner")
+SETTINGS = ("seed", "model", "data.contexts", "evaluation.ties", "trainer", "pretrained")  # what a value depends on
 
 
 def run(config: DictConfig) -> None:
-    """Calls the command line once for each study and once for its tuned file, so that the next model sees it."""
-    hydra = HydraConfig.get()
-    said = [one for one in hydra.overrides.task if not one.startswith(OWN)]
-    sweeper = [one for one in hydra.overrides.hydra if not one.startswith(("hydra.mode=", "hydra.run.dir="))]
+    """Tunes ``config.models`` one after the other, each with the tuned files of the earlier ones."""
+    if find_spec("optuna") is None:
+        raise UserError("Optuna is not installed: pip install 'arnn-lightning[tune]'")
     for model in config.models:
-        file = study_file(Path(config.paths.studies), hydra.runtime.choices["data"], model)
-        trials = f"hydra.sweeper.n_trials={config.trials}"
-        _arnn("-m", "hydra/sweeper=optuna", trials, f"model={model}", *said, *sweeper)
-        _arnn("task=tuned", f"study={file}")
+        _compose(_fixed(model))  # a mistake in the last is shown before the first is tuned
+    folder = HydraConfig.get().runtime.output_dir
+    command = [sys.executable, "-m", "arnn_lightning", *sys.argv[1:], "workers=1"]
+    workers = [
+        subprocess.Popen([*command, f"hydra.run.dir='{folder}/worker_{worker}'"], stdout=subprocess.DEVNULL)
+        for worker in range(1, config.workers)
+    ]
+    try:
+        for model in config.models:
+            tune(config, model)
+    finally:
+        for process in workers:
+            process.wait()
 
 
-def _arnn(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "arnn_lightning", *arguments], check=False)
-    # A failed trial has been told of and leaves the study usable; nothing but an unusable study ends the others.
-    if done.returncode and "-m" not in arguments:
-        raise UserError(f"{' '.join(arguments)} failed with exit code {done.returncode}, as it said above")
+def tune(config: DictConfig, model: str) -> None:
+    """Runs the trials of one model that are left, and writes its tuned file.
+
+    Raises:
+        UserError: no validation split, nothing to search, or a study whose trials have other settings or another log.
+    """
+    from arnn_lightning.sweeps.study import PruningCallback, distribution, open_study, optimize
+
+    fixed = _fixed(model)
+    base = _compose(fixed)
+    base.paths.data = config.paths.data  # absolute
+    data = base.hydra.runtime.choices["data"]
+    spaces = {key: space for key, space in base.get("search", {}).items() if key not in map(_key, fixed)}
+    spaces |= dict(space.split("=", 1) for space in config.space)
+    if not spaces:
+        raise UserError(f"no search space for model={model}; give one, as in 'model.x=interval(0.1,0.9)'")
+    keys = {*dict(_flatten(base)), *base.hydra.runtime.choices}
+    for key in spaces.keys() - keys:
+        raise UserError(f"model={model} has no key {key} to search{nearest(key, keys)}")
+    prepared = prepare_data(base)
+    if not prepared.manifest["splits"]["val"]["events"]:
+        raise UserError(f"data={data} has no validation split to tune on: set data.split.val_days")
+    settings = {key: value for part in SETTINGS for key, value in _flatten(OmegaConf.select(base, part), part)}
+    settings |= {"the prepared data set": prepared.folder.name} | spaces
+    file = Path(config.paths.studies) / f"{data}_{model}.db"
+    study = open_study(file, settings, instantiate(config.pruner or {"_target_": "optuna.pruners.NopPruner"}))
+    folder = Path(HydraConfig.get().runtime.output_dir) / file.stem
+
+    def objective(trial: "optuna.Trial") -> float | None:
+        job = _compose([*fixed, *(f"{key}={value}" for key, value in trial.params.items())])
+        with open_dict(job):
+            job.paths.data = config.paths.data
+            job.baselines = {}  # not what is tuned
+            job.hydra.mode = RunMode.MULTIRUN  # a trial is a job: loggers group them, and trainer=ddp is refused
+            job.hydra.sweep.dir, job.hydra.sweep.subdir = str(folder), str(trial.number)
+        return run_trial(job, [PruningCallback(trial, f"val/{config.evaluation.monitor}")])
+
+    space = {key: distribution(key, space) for key, space in spaces.items()}
+    sampler = lambda number: instantiate(config.sampler, seed=config.seed + number)  # noqa: E731
+    optimize(study, file, config.trials, space, sampler, objective)
+    _write_tuned(study, file, data, model, prepared.folder.name)
+
+
+def run_trial(config: DictConfig, callbacks: Sequence[Callback]) -> float | None:
+    """Trains in a run folder below ``config.hydra.sweep.dir``, as a job of Hydra; raises what the training raises."""
+
+    def attempt(config: DictConfig) -> float | Exception | None:
+        try:
+            return train.run(config, callbacks)
+        except Exception as error:  # raised below: Hydra would print it, a pruned trial's too
+            return error
+
+    context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+    job = run_job(attempt, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+    value: float | Exception | None = job.return_value
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def _write_tuned(study: "optuna.Study", file: Path, data: str, model: str, prepared: str) -> None:
+    """Writes every value in which the best model differs from its own defaults, by an older tuned file's too."""
+    states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
+    if not states["complete"]:
+        raise UserError(f"{file}: no trial is complete")
+    best = [*_fixed(model), *(f"{key}={value}" for key, value in study.best_params.items())]
+    config = _compose(best)
+    group_keys = config.hydra.runtime.choices.keys() - {"data", "model", "trainer", "logger"}
+    groups = [text for text in best if _key(text) in group_keys]
+    default = dict(_flatten(_compose([f"data={data}", f"model={model}", *groups, "~tuned@model"]).model))
+    values = OmegaConf.create()
+    for key, value in _flatten(config.model):
+        if key not in default or default[key] != value:
+            OmegaConf.update(values, key, value)
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    header = f"# Best trial of {file} ({counts}): validation MRR@20 {study.best_value:.4f}.\n"
+    header += f"# Data set: {prepared}, a name with a hash of the raw files and of the settings that prepared them.\n"
+    if groups:
+        header += f"# Tuned with {' '.join(groups)}, not part of this file: pass it on the command line.\n"
+    tuned = USER_CONFIG_DIR / "tuned" / f"{file.stem}.yaml"
+    write_text(tuned, header + OmegaConf.to_yaml(values))
+    command = " ".join(["python -m arnn_lightning", f"data={data}", f"model={model}", *groups])
+    Console().print(
+        f"{header}{OmegaConf.to_yaml(values)}wrote {tuned}, used by {command}", markup=False, soft_wrap=True
+    )
+
+
+def _key(override: str) -> str:
+    """The key of an override without its prefix."""
+    key: str = OverridesParser.create().parse_override(override).get_key_element()
+    return key.lstrip("+~")
+
+
+def _fixed(model: str) -> list[str]:
+    """The overrides that all trials of a model have in common."""
+    given = [text for text in HydraConfig.get().overrides.task if _key(text).split(".")[0] not in TASK_KEYS]
+    return [f"model={model}", *(text for text in given if _key(text) != "model")]
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    return compose("config", overrides=overrides, return_hydra_config=True)
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a config by dotted key, interpolations unresolved."""
+    node = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))

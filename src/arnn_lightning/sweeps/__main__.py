@@ -1,3 +1,0 @@
-from arnn_lightning.sweeps.jobs import run_handed_over
-
-run_handed_over()

@@ -1,0 +1,128 @@
+"""task=tune on the command line: studies of several models, resumed, and their tuned files."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from commandline import SMALL, arnn, arnn_here
+
+optuna = pytest.importorskip("optuna")
+TUNE = ["task=tune", *SMALL]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ARNN_DATA", raising=False)
+
+
+def trials(name: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///studies/{name}.db").trials
+
+
+def test_the_best_trial_of_a_study_is_used_by_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*TUNE, "model=itemknn", "model.shrinkage=7", "model.alpha=interval(0.2,0.4)"]
+    assert arnn_here([*command, "trials=2"], monkeypatch) == 0
+    first = trials("synthetic_itemknn")
+    assert [set(trial.params) for trial in first] == [{"model.neighbours", "model.alpha"}] * 2
+    assert all(0.2 <= trial.params["model.alpha"] <= 0.4 for trial in first)
+    assert arnn_here([*command, "trials=4"], monkeypatch) == 0
+    resumed = trials("synthetic_itemknn")
+    assert [trial.params for trial in resumed[:2]] == [trial.params for trial in first]
+    assert len(resumed) == 4
+    best = max(resumed, key=lambda trial: trial.value).params
+    tuned = Path("arnn_conf/tuned/synthetic_itemknn.yaml")
+    assert OmegaConf.load(tuned) == {key.removeprefix("model."): value for key, value in best.items()} | {
+        "shrinkage": 7
+    }
+    written = tuned.read_text()
+    header = written.splitlines()
+    assert header[0].startswith("# Best trial of studies/synthetic_itemknn.db (4 complete): validation MRR@20 0.")
+    (prepared,) = Path("data/prepared").glob("synthetic-*")
+    assert prepared.name in header[1]
+
+    shown = OmegaConf.create(arnn(Path(), "model=itemknn", "--cfg", "job", "--package", "model").stdout)
+    assert (shown.alpha, shown.neighbours) == (best["model.alpha"], best["model.neighbours"])
+    shown = OmegaConf.create(
+        arnn(Path(), "model=itemknn", "model.alpha=0.9", "--cfg", "job", "--package", "model").stdout
+    )
+    assert (shown.alpha, shown.neighbours) == (0.9, best["model.neighbours"])  # the command line wins
+    shown = OmegaConf.create(arnn(Path(), "model=gru4rec", "--cfg", "job", "--package", "baselines").stdout)
+    assert shown.itemknn.alpha == best["model.alpha"]
+
+    tuned.unlink()
+    assert arnn_here([*command, "trials=0"], monkeypatch) == 0
+    assert tuned.read_text() == written
+    assert len(trials("synthetic_itemknn")) == 4
+
+
+def test_a_later_model_starts_from_the_tuned_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ["models=[gru4rec,arnn]", "trials=1", "model.optimizer.lr=interval(0.031,0.033)"]
+    assert arnn_here([*TUNE, *models, "hydra.run.dir=out"], monkeypatch) == 0
+    (trial,) = trials("synthetic_gru4rec")
+    config = OmegaConf.load("out/synthetic_arnn/0/.hydra/config.yaml")
+    assert config.model.session.optimizer.lr == trial.params["model.optimizer.lr"]
+    assert config.model.session.batch_size == trial.params["model.batch_size"]
+    # Values of the tuned file in the package are kept.
+    assert OmegaConf.load("arnn_conf/tuned/synthetic_gru4rec.yaml").n_sample == 50
+
+
+def test_trials_are_pruned_after_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    pruner = ["pruner._target_=optuna.pruners.ThresholdPruner", "+pruner.lower=0.9"]
+    assert arnn_here([*TUNE, *pruner, "model=gru4rec", "trials=2", "trainer.max_epochs=2"], monkeypatch) == 2
+    assert "no trial is complete" in capfd.readouterr().err
+    pruned = trials("synthetic_gru4rec")
+    assert [trial.state.name for trial in pruned] == ["PRUNED"] * 2
+    assert [list(trial.intermediate_values) for trial in pruned] == [[0], [0]]
+
+
+def test_workers_share_the_trials_of_a_study() -> None:
+    done = arnn(Path(), *TUNE, "model=itemknn", "trials=4", "workers=2", "hydra.run.dir=out")
+    assert [trial.state.name for trial in trials("synthetic_itemknn")] == ["COMPLETE"] * 4
+    assert Path("out/worker_1/.hydra").is_dir()
+    assert len(list(Path("out").rglob("metrics.json"))) == 4
+    assert "Traceback" not in done.stderr
+
+
+def test_a_study_is_refused_when_its_log_has_changed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert arnn_here([*TUNE, "model=itemknn", "trials=1"], monkeypatch) == 0
+    assert arnn_here([*TUNE, "model=itemknn", "trials=2", "data.generate.seed=7"], monkeypatch) == 2
+    assert "its trials have the prepared data set=synthetic-" in capfd.readouterr().err
+    assert len(trials("synthetic_itemknn")) == 1
+    # What changes the speed only is not compared.
+    assert arnn_here([*TUNE, "model=itemknn", "trials=2", "performance.steps_per_execution=11"], monkeypatch) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=pop"], "no search space for model=pop; give one, as in"),
+        (["model=itemknn", "data.split.val_days=0"], "data=synthetic has no validation split"),
+        (["model=itemknn", "model.alpha=interval(1,0)"], "the search space model.alpha=interval(1,0) is not valid"),
+        (
+            ["model=itemknn", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"],
+            "cannot be used with trainer=ddp",
+        ),
+        (
+            ["model=itemknn", "space=['model.alpah=interval(0,1)']"],
+            'model=itemknn has no key model.alpah to search (did you mean "model.alpha"?)',
+        ),
+        (["model=itemknn", "trials=0"], "studies/synthetic_itemknn.db: no trial is complete"),
+    ],
+)
+def test_a_study_that_cannot_start_is_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert arnn_here([*TUNE, *arguments], monkeypatch) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert not list(Path().rglob("metrics.json"))
+
+
+def test_a_missing_optuna_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("arnn_lightning.tasks.tune.find_spec", lambda _: None)
+    assert arnn_here(TUNE, monkeypatch) == 2
+    assert "error: Optuna is not installed: pip install 'arnn-lightning[tune]'" in capfd.readouterr().err
