@@ -117,7 +117,7 @@ def check_schedule(runs: Path) -> None:
     (rate,) = logged(runs / "warm_up", "train/lr")
     (steps,) = logged(runs / "warm_up", "steps")[-1:]
     base = torch.load(runs / "warm_up" / "checkpoints" / "best.ckpt", weights_only=True)["metadata"]["model"]
-    assert rate == pytest.approx(base["optimizer"]["lr"] * (steps + 1) / 100000)
+    assert rate == pytest.approx(base["optimizer"]["lr"] * (steps + 1) / 500)
 
 
 def check_logger(runs: Path) -> None:
