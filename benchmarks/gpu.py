@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--rounds 5] [--batch-size 32 80 256] [--negatives 0 2048] [--hidden 100] [--quick]
     python benchmarks/gpu.py --models gru4rec pnn arnn --modes eager compiled graph --device cuda
 
-GRU4REC (cross-entropy; its own table of input vectors), PNN (368 fields) and ARNN's merging stage over them: whole
-training steps in chunks of 50, without a host sync inside a chunk.
+GRU4REC (cross-entropy, tied vectors, as the official GRU4Rec by default), PNN (368 fields) and ARNN's merging stage over
+them: whole training steps in chunks of 50, without a host sync inside a chunk.
 
 - eager: as configured by default.
 - compiled: `performance.compile=true`.
@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[32, 80, 256])
     parser.add_argument("--negatives", type=int, nargs="+", default=[0, 2048], help="extra negatives of a mini-batch")
     parser.add_argument("--hidden", type=int, default=100)
+    parser.add_argument("--embedding", choices=["onehot", "separate", "tied"], default="tied", help="of GRU4REC")
     parser.add_argument("--items", type=int, default=ITEMS)
     parser.add_argument("--users", type=int, default=USERS)
     parser.add_argument("--fields", type=int, default=368, help="of PNN and ARNN")
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     def training(model_name: str, mode: str, batch_size: int, n_sample: int) -> Callable[[], Any]:
         settings = ["model/loss=cross_entropy", f"model.hidden_size={options.hidden}"]
         settings += ["performance.compile=true"] if mode == "compiled" else []
-        settings += ["model.embedding=separate"] if model_name == "gru4rec" else []
+        settings += [f"model.embedding={options.embedding}"] if model_name == "gru4rec" else []
         n_binary = 0 if model_name == "gru4rec" else options.fields - SINGLE - 1
         model = make_model(model_name, *settings, n_binary=n_binary, n_items=options.items, n_users=options.users)
         run = chunk_training(model, batch_size, CHUNK_STEPS, n_sample, options.device)
