@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--rounds 5] [--batch-size 32 80 256] [--negatives 0 2048] [--hidden 100] [--quick]
     python benchmarks/gpu.py --models gru4rec pnn arnn --modes eager compiled graph --device cuda
 
-GRU4REC (cross-entropy, tied vectors, as the official GRU4Rec by default), PNN (368 fields) and ARNN's merging stage over
+GRU4REC (cross-entropy and tied vectors, the official code's defaults), PNN (368 fields) and ARNN's merging stage over
 them: whole training steps in chunks of 50, without a host sync inside a chunk.
 
 - eager: as configured by default.

@@ -3,7 +3,7 @@
     python benchmarks/product.py [--rounds 7] [--fields 368] [--threads 2] [--quick]
 
 Forward and backward of 368 fields x 10 -> 100 (355 two-valued fields, 12 single-valued ones, the previous item; four
-two-valued fields present per user), interleaved, medians, and the memory that a pass adds, in a process of its own.
+two-valued fields present per user), interleaved, medians, and the memory that a pass adds, in a separate process.
 Then a whole training step (loss, backward, optimizer) of PNN and of ARNN's merging stage over the same 368 fields: in
 its first epoch, which computes the outputs of the frozen encoders, and in later ones, which read them from the cache.
 
@@ -79,7 +79,7 @@ def added_memory(method: Method | None, n_binary: int, batch_size: int) -> float
 
 
 def measured_apart(arguments: list[str]) -> float:
-    """What this script prints in a process of its own, whose allocator holds no memory of other passes."""
+    """What this script prints in a separate process, whose allocator holds no memory of other passes."""
     command = [sys.executable, __file__, *arguments]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
