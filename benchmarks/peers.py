@@ -8,8 +8,8 @@ PATH is a checkout of one of the three, recognised by its files; none of their c
 - hidasib/GRU4Rec_PyTorch_Official: mini-batches of training (cross-entropy, tied vectors, H = 100), the ranks of an
   evaluation and their speed; with ``--accuracy``, Recall@20 and MRR@20 after the same epochs from the same initial
   weights. Its Adagrad adds eps = 1e-6 inside the root, ours 1e-10 outside: ``--peer-eps 1e-20`` makes the two the same.
-- yhs968/pyGRU4REC: mini-batches of the 2016 model (one-hot, tanh, TOP1), B = 50, as its ``run_epoch`` runs them, metrics
-  included.
+- yhs968/pyGRU4REC: mini-batches of the 2016 model (one-hot, tanh, TOP1), B = 50, as its ``run_epoch`` runs them,
+  metrics included.
 - rn5l/session-rec: ItemKNN's fit and predictions.
 
 Ours trains through Lightning with its logger, as users run it. Rounds are interleaved; each side is timed with each
