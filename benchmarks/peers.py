@@ -3,16 +3,17 @@
     python benchmarks/peers.py PATH [--data synthetic] [--rounds 3] [--threads 1 2] [--wide] [--only WORD]
     python benchmarks/peers.py PATH --accuracy cross_entropy bpr_max [--epochs 3] [--seeds 1 2 3]
 
-PATH is a checkout of one of the three, known by its files; none of their code is part of this project.
+PATH is a checkout of one of the three, recognised by its files; none of their code is part of this project.
 
-- GRU4Rec_PyTorch_Official: mini-batches of training (cross-entropy, tied vectors, H = 100), the ranks of an evaluation
-  and their speed; with ``--accuracy``, Recall@20 and MRR@20 after the same epochs from the same initial weights.
-  Its Adagrad adds eps = 1e-6 inside the root, ours 1e-10 outside: ``--peer-eps 1e-20`` makes the two the same.
-- pyGRU4REC: mini-batches of the 2016 model (one-hot, tanh, TOP1), B = 50, as its own epoch runs them, metrics included.
-- session-rec: ItemKNN's fit and predictions.
+- hidasib/GRU4Rec_PyTorch_Official: mini-batches of training (cross-entropy, tied vectors, H = 100), the ranks of an
+  evaluation and their speed; with ``--accuracy``, Recall@20 and MRR@20 after the same epochs from the same initial
+  weights. Its Adagrad adds eps = 1e-6 inside the root, ours 1e-10 outside: ``--peer-eps 1e-20`` makes the two the same.
+- yhs968/pyGRU4REC: mini-batches of the 2016 model (one-hot, tanh, TOP1), B = 50, as its ``run_epoch`` runs them,
+  metrics included.
+- rn5l/session-rec: ItemKNN's fit and predictions.
 
-Ours trains through Lightning with its logger, as users run it. Rounds are interleaved; every side is given each number
-of threads, and its best median counts. Needs pandas, for the peers.
+Ours trains through Lightning with its logger, as users run it. Rounds are interleaved; each side is timed with each
+number of threads, and its best median counts. Needs pandas, for the peers.
 """
 
 import argparse
@@ -21,12 +22,12 @@ import importlib
 import importlib.util
 import io
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -35,22 +36,18 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-from pytorch_lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from arnn_lightning.evaluation.ranking import rank
-from arnn_lightning.loading.datamodule import SessionDataModule, Windows
-from arnn_lightning.models.base import SessionModel
+from arnn_lightning.loading.datasets import SessionParallelDataset
+from arnn_lightning.models import GRU4REC
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.preprocessing.sessions import Sessions
-from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.training.checkpoint import build
-from arnn_lightning.training.stage import datamodule
+from arnn_lightning.training.stage import evaluate_model
 from training import lightning
+from workloads import Contestant, Workload, interleave, machine, make_model, make_workload, timed
 
 CPU = torch.device("cpu")
 FILES = {
@@ -59,7 +56,7 @@ FILES = {
     "session-rec": ("algorithms/knn/iknn.py",),
 }
 LEARNING_RATE, SAMPLE_ALPHA = 0.05, 0.5
-Ours = tuple[SessionModel, SessionDataModule, PreparedDataset]
+ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
 def recognise(path: Path) -> str:
@@ -67,342 +64,11 @@ def recognise(path: Path) -> str:
     for name, files in FILES.items():
         if all((path / file).is_file() for file in files):
             return name
-    raise SystemExit(f"{path}: a checkout of none of {', '.join(FILES)}")
-
-
-def ours(options: argparse.Namespace, *overrides: str, seed: int = 1) -> Ours:
-    """A fresh model with its data."""
-    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=[f"data={options.data}", f"seed={seed}", *overrides])
-    config.paths.data = str(Path(config.paths.data).absolute())
-    prepared = prepare_data(config)
-    config.model.dims = prepared.dims | {"n_items": max(prepared.dims["n_items"], options.catalogue)}
-    plain: Any = OmegaConf.to_container(config.model, resolve=True)
-    torch.manual_seed(seed)
-    return build(plain), datamodule(prepared, config, plain), prepared
-
-
-def gru4rec(lanes: int, hidden: int, n_sample: int, loss: str = "cross_entropy", embedding: str = "tied") -> list[str]:
-    """The official code's settings in ours: accidental hits count, no dropout, no momentum."""
-    values = {"lanes": lanes, "hidden_size": hidden, "n_sample": n_sample, "sample_alpha": SAMPLE_ALPHA}
-    values |= {"embedding": embedding, "dropout_hidden": 0, "optimizer.lr": LEARNING_RATE, "optimizer.momentum": 0}
-    values |= {"loss.accidental_hits": "keep"}
-    return ["model=gru4rec", f"model/loss={loss}", *(f"model.{key}={value}" for key, value in values.items())]
-
-
-def frame(prepared: PreparedDataset, split: str) -> pd.DataFrame:
-    """A split as the peers want it; the row number stands for the time, so that nothing changes its place."""
-    table = pl.read_parquet(prepared.folder / f"{split}.parquet")
-    columns = {"SessionId": table["session"], "ItemId": table["item"], "Time": pl.Series(range(table.height))}
-    return pd.DataFrame({name: column.to_numpy().astype(np.int64) for name, column in columns.items()})
-
-
-# The race
-
-
-class Race:
-    """Times both sides, interleaved, with every number of threads, and keeps one row for each contest."""
-
-    def __init__(self, options: argparse.Namespace, peer: str) -> None:
-        self.options = options
-        self.table = Table(title=f"{peer}, data={options.data}: medians of {options.rounds} interleaved rounds")
-        for column in ("what", "ours", "peer", "ratio", "threads", "remark"):
-            self.table.add_column(column, justify="right" if column in ("ours", "peer", "ratio") else "left")
-
-    def wanted(self, what: str) -> bool:
-        return self.options.only in what
-
-    def run(self, what: str, mine: Callable[[], float], theirs: Callable[[], float], remark: str = "") -> None:
-        """Both return seconds per unit of ``what``."""
-        spent: dict[tuple[int, int], list[float]] = {}
-        for _ in range(self.options.rounds):
-            for threads in self.options.threads:
-                for side, contestant in enumerate((mine, theirs)):
-                    torch.set_num_threads(threads)
-                    with contextlib.redirect_stdout(io.StringIO()):
-                        spent.setdefault((side, threads), []).append(contestant())
-        best = []
-        for side in (0, 1):
-            medians = {threads: statistics.median(spent[side, threads]) for threads in self.options.threads}
-            best.append(min((seconds, threads) for threads, seconds in medians.items()))
-        (a, our_threads), (b, peer_threads) = best
-        threads = f"{our_threads}, {peer_threads}"
-        self.table.add_row(what, f"{1e3 * a:.3f} ms", f"{1e3 * b:.3f} ms", f"{b / a:.2f}", threads, remark)
-        print(f"{what}: {b / a:.2f}", file=sys.stderr)
-
-
-def header() -> str:
-    versions = f"torch {torch.__version__}, numpy {np.__version__}, pandas {pd.__version__}"
-    names = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
-    allocator = " ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name)) or "as it comes"
-    cores = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    return f"{cores}, load {os.getloadavg()[0]:.1f}; {versions}; allocator {allocator}"
-
-
-# The official GRU4Rec
-
-
-class Stopwatch:
-    """Stands in for the peer's module ``time``: its own readings, which are an epoch's start and end, are kept."""
-
-    def __init__(self) -> None:
-        self.readings: list[float] = []
-
-    def time(self) -> float:
-        self.readings.append(time.perf_counter())
-        return self.readings[-1]
-
-
-class Recorder:
-    """A cutoff for the peer's evaluation: whatever is compared with it is noted down."""
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        ranks, recorder = args
-        recorder.seen.append(ranks)
-        return function(ranks, 20)
-
-
-def make_peer(module: ModuleType, model: SessionModel, ids: np.ndarray, **settings: Any) -> Any:
-    """The peer with our initial weights, which it takes where it would draw its own."""
-
-    def take(network: Any) -> None:
-        with torch.no_grad():
-            network.Wy.weight.copy_(model.scorer.items.weight[ids])
-            network.By.weight.zero_()
-            if not network.constrained_embedding:
-                network.E.weight.copy_(model.item_embedding.weight[ids])
-            (cell,) = network.G
-            cell.weight_ih.copy_(model.input_weights[0])
-            cell.weight_hh.copy_(model.cells[0].weight)
-            cell.bias_ih.zero_()
-            cell.bias_hh.zero_()
-
-    module.GRU4RecModel._reset_weights_to_compatibility_mode = take
-    return module.GRU4Rec(device=CPU, learning_rate=LEARNING_RATE, sample_alpha=SAMPLE_ALPHA, **settings)
-
-
-def official(path: Path, options: argparse.Namespace, race: Race) -> None:
-    module, evaluation = load(path, "gru4rec_pytorch"), load(path, "evaluation")
-    if options.accuracy:
-        for loss in options.accuracy:
-            accuracy(module, evaluation, options, loss)
-        return
-    watch = Stopwatch()
-    module.time = watch
-    shapes = [(100, 50, 0), (100, 500, 0), (100, 50, 2048)]
-    shapes += [(1000, 50, 0), (1000, 500, 0)] if options.wide else []
-    for hidden, lanes, n_sample in shapes:
-        what = f"training step, H={hidden} B={lanes}" + (f", {n_sample} negatives" if n_sample else "")
-        if not race.wanted(what):
-            continue
-        overrides = gru4rec(lanes, hidden, n_sample)
-        _, data, prepared = ours(options, *overrides)
-        train = frame(prepared, "train")
-        steps = len(data._windows("train", lanes).schedule.event)
-
-        def mine(overrides: list[str] = overrides, steps: int = steps) -> float:
-            model, data, _ = ours(options, *overrides)
-            model.bf16 = options.precision == "bf16"
-            return lightning(model, data) / steps
-
-        def theirs(
-            train: pd.DataFrame = train,
-            overrides: list[str] = overrides,
-            shape: tuple[int, int, int] = (hidden, lanes, n_sample),
-        ) -> float:
-            model, _, _ = ours(options, *overrides)
-            settings = {"layers": [shape[0]], "batch_size": shape[1], "n_sample": shape[2], "n_epochs": 1}
-            peer = make_peer(module, model, train["ItemId"].unique(), **settings)
-            count, loss = [0], peer.loss_function
-
-            def counted(*arguments: Any) -> Tensor:
-                count[0] += 1
-                value: Tensor = loss(*arguments)
-                return value
-
-            peer.loss_function = counted
-            peer.fit(train)
-            return (watch.readings[-1] - watch.readings[-2]) / count[0]
-
-        race.run(what, mine, theirs)
-    for n_items, lanes, attempts in ((13_259, 512, 4), (1_000_000, 256, 2)):
-        what = f"evaluation of {lanes} events, {n_items:,} items"
-        if race.wanted(what):
-            evaluate(module, evaluation, race, what, n_items, lanes, attempts)
-
-
-def evaluate(
-    module: ModuleType, evaluation: ModuleType, race: Race, what: str, n_items: int, lanes: int, attempts: int
-) -> None:
-    """Random weights, the same ones; ``lanes`` sessions of ``attempts`` + 1 events, against the full catalogue."""
-    rng = np.random.default_rng(0)
-    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=["data=xing", *gru4rec(lanes, 100, 0)])
-    config.model.dims = {"n_items": n_items, "single_sizes": [], "n_binary": 0}
-    plain: Any = OmegaConf.to_container(config.model, resolve=True)
-    torch.manual_seed(0)
-    model = build(plain).eval()
-    peer = make_peer(module, model, np.arange(n_items), layers=[100], batch_size=lanes, n_sample=0)
-    peer.model = module.GRU4RecModel(n_items, [100], 0.0, 0.0, 0, True).eval()
-    peer.model._reset_weights_to_compatibility_mode()
-    peer.data_iterator = SimpleNamespace(itemidmap=pd.Series(np.arange(n_items), index=np.arange(n_items)))
-    peer.error_during_train = False
-    length = attempts + 1
-    item, count = rng.integers(0, n_items, lanes * length), np.arange(lanes)
-    sessions = Sessions(item, np.arange(0, len(item) + 1, length), count, count)
-    events = pd.DataFrame({"SessionId": np.repeat(count, length), "ItemId": item, "Time": np.arange(len(item))})
-    found: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def mine() -> float:
-        started = time.perf_counter()
-        model._start_evaluation()
-        query, target = model.evaluation_step(Windows(sessions, count, lanes, attempts)[(0, 0)])
-        counts = model.count_ranks(query, target)
-        found["ours"] = rank(counts[:, 0], counts[:, 1], "conservative")
-        return (time.perf_counter() - started) / attempts
-
-    def theirs() -> float:
-        started = time.perf_counter()
-        evaluation.batch_eval(peer, events.copy(), [20], lanes)
-        return (time.perf_counter() - started) / attempts
-
-    recorder = Recorder()
-    mine()
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.batch_eval(peer, events.copy(), [recorder], lanes)
-    theirs_ranks = torch.cat(recorder.seen[::2]).double()
-    apart = (found["ours"] - theirs_ranks).abs()
-    race.run(
-        what, mine, theirs, f"{int((apart > 0).sum())} of {len(apart)} ranks differ, by {int(apart.max())} at most"
-    )
-
-
-def accuracy(module: ModuleType, evaluation: ModuleType, options: argparse.Namespace, loss: str) -> None:
-    """Recall@20 and MRR@20 of both on the test split, from the same initial weights, after the same epochs."""
-    module.IndexedAdagradM.__init__.__defaults__ = (LEARNING_RATE, 0.0, options.peer_eps)
-    rows: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
-    for seed in options.seeds:
-        overrides = gru4rec(options.lanes, 100, options.n_sample, loss, options.embedding)
-        overrides += [f"model.dropout_hidden={options.dropout}", f"model.optimizer.eps={options.eps}"]
-        model, data, prepared = ours(options, *overrides, seed=seed)
-        train, test = frame(prepared, "train"), frame(prepared, "test")
-        settings = {"layers": [100], "batch_size": options.lanes, "n_sample": options.n_sample}
-        settings |= {"loss": loss.replace("_", "-"), "n_epochs": options.epochs, "dropout_p_hidden": options.dropout}
-        settings |= {"constrained_embedding": options.embedding == "tied"}
-        settings |= {"embedding": 100 if options.embedding == "separate" else 0}
-        peer = make_peer(module, model, train["ItemId"].unique(), **settings)
-        torch.manual_seed(seed)
-        with contextlib.redirect_stdout(io.StringIO()):
-            peer.fit(train)
-            peer.model.eval()
-            recall, mrr = evaluation.batch_eval(peer, test, [20], 256)
-        rows["peer"].append((float(recall[20]), float(mrr[20])))
-        torch.manual_seed(seed)
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(
-                max_epochs=options.epochs,
-                accelerator="cpu",
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=folder,
-            )
-            trainer.fit(model, train_dataloaders=data.train_dataloader())
-            (metrics,) = trainer.test(model, dataloaders=data.test_dataloader(), verbose=False)
-        rows["ours"].append((metrics["test/recall@20"], metrics["test/mrr@20"]))
-        print(f"{options.data} {loss} seed {seed}: ours {rows['ours'][-1]}, peer {rows['peer'][-1]}", flush=True)
-    difference = np.array(rows["ours"]) - np.array(rows["peer"])
-    for name, values in (*rows.items(), ("ours - peer", difference)):
-        mean, deviation = np.mean(values, 0), np.std(values, 0, ddof=1 if len(values) > 1 else 0)
-        print(
-            f"{name:12} Recall@20 {mean[0]:.4f} (sd {deviation[0]:.4f})  MRR@20 {mean[1]:.4f} (sd {deviation[1]:.4f})"
-        )
-
-
-# pyGRU4REC and session-rec
-
-
-def pygru4rec(path: Path, options: argparse.Namespace, race: Race) -> None:
-    module = load(path, "modules.model")
-    overrides = ["model=gru4rec", "model/loss=top1", "model.loss.activation=tanh", "model.loss.accidental_hits=keep"]
-    overrides += ["model.batch_size=50", "model.n_sample=0", "model.dropout_hidden=0", "model.optimizer.lr=0.01"]
-    _, data, prepared = ours(options, *overrides)
-    n_items = max(prepared.dims["n_items"], options.catalogue)
-    steps = len(data._windows("train", 50).schedule.event)
-    events = frame(prepared, "train")
-    events = events[events["SessionId"] < options.sessions]
-    loader, counted = module.SessionDataLoader, [0]
-
-    class Counting(loader):
-        def __iter__(self) -> Iterator[Any]:
-            for batch in super().__iter__():
-                counted[0] += 1
-                yield batch
-
-    module.SessionDataLoader = Counting
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "train.tsv"
-        events.to_csv(file, sep="\t", header=False, index=False)
-        dataset = load(path, "modules.data").SessionDataset(file)
-
-    def mine() -> float:
-        model, data, _ = ours(options, *overrides)
-        return lightning(model, data) / steps
-
-    def theirs() -> float:
-        model = module.GRU4REC(n_items, 100, n_items, use_cuda=False, p_dropout_hidden=0, batch_size=50)
-        counted[0] = 0
-        started = time.perf_counter()
-        model.run_epoch(dataset)
-        return (time.perf_counter() - started) / counted[0]
-
-    race.run(f"training step, one-hot, tanh, TOP1, H=100 B=50, {n_items:,} items", mine, theirs)
-
-
-def session_rec(path: Path, options: argparse.Namespace, race: Race) -> None:
-    if not hasattr(np, "in1d"):
-        np.in1d = np.isin  # noqa: NPY201  # the name when the peer was written
-    module = load(path, "algorithms/knn/iknn")
-    overrides = ["model=itemknn", "model.neighbours=100", "model.shrinkage=20", "model.alpha=0.5"]
-    model, _, prepared = ours(options, *overrides)
-    sessions, events = prepared.sessions("train"), frame(prepared, "train")
-    items = np.arange(prepared.dims["n_items"])
-    asked = prepared.sessions("test").item[: options.predictions]
-    peer = module.ItemKNN(n_sims=100, lmbd=20, alpha=0.5)
-
-    def fit() -> float:
-        started = time.perf_counter()
-        model.count(sessions)
-        return time.perf_counter() - started
-
-    def fit_peer() -> float:
-        started = time.perf_counter()
-        peer.fit(events.copy())
-        return time.perf_counter() - started
-
-    def predict() -> float:
-        started = time.perf_counter()
-        model.score(torch.from_numpy(asked)[:, None])
-        return (time.perf_counter() - started) / len(asked)
-
-    def predict_peer() -> float:
-        started = time.perf_counter()
-        for item in asked:
-            peer.predict_next(0, item, items)
-        return (time.perf_counter() - started) / len(asked)
-
-    race.run(f"ItemKNN's fit, {len(events):,} events", fit, fit_peer)
-    race.run(f"ItemKNN's prediction, {len(items):,} items", predict, predict_peer)
+    raise SystemExit(f"{path}: not a checkout of {', '.join(FILES)}")
 
 
 def load(path: Path, name: str) -> ModuleType:
-    """A module of the checkout: by file where ``name`` is one, so that its package need not import."""
+    """A module of the checkout; a name with slashes is a file, loaded without its package."""
     if "/" in name:
         spec = importlib.util.spec_from_file_location(Path(name).name, path / f"{name}.py")
         assert spec is not None
@@ -415,25 +81,303 @@ def load(path: Path, name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-PEERS = {"GRU4Rec_PyTorch_Official": official, "pyGRU4REC": pygru4rec, "session-rec": session_rec}
+def frame(prepared: PreparedDataset, split: str) -> pd.DataFrame:
+    """A split in the peers' columns; row numbers stand for times, so that sorting changes nothing."""
+    table = pl.read_parquet(prepared.folder / f"{split}.parquet")
+    columns = {"SessionId": table["session"], "ItemId": table["item"], "Time": pl.Series(range(table.height))}
+    return pd.DataFrame({name: column.to_numpy().astype(np.int64) for name, column in columns.items()})
+
+
+class Race:
+    """Times both sides, interleaved, with each number of threads; one table row per measurement."""
+
+    def __init__(self, options: argparse.Namespace, peer: str) -> None:
+        self.options = options
+        self.table = Table(title=f"{peer}, data={options.data}: medians of {options.rounds} interleaved rounds")
+        for column in ("what", "ours", "peer", "ratio", "threads", "remark"):
+            self.table.add_column(column, justify="right" if column in ("ours", "peer", "ratio") else "left")
+
+    def includes(self, what: str) -> bool:
+        return self.options.only in what
+
+    def workload(self, *overrides: str, min_items: int = 0) -> Workload:
+        """A new model of ours with its data."""
+        settings = [f"data={self.options.data}", "logger=csv", *self.options.overrides, *overrides]
+        return make_workload(*settings, min_items=min_items)
+
+    def run(self, what: str, ours: Contestant, peer: Contestant, remark: str = "") -> None:
+        """Both return seconds per unit of ``what``."""
+        sides = {(side, n): with_threads(n, side) for side in (ours, peer) for n in self.options.threads}
+        seconds = interleave(sides, self.options.rounds, n_warmup=0)
+        (our_seconds, our_threads), (peer_seconds, peer_threads) = (
+            min((statistics.median(seconds[side, n]), n) for n in self.options.threads) for side in (ours, peer)
+        )
+        times = (f"{1e3 * our_seconds:.3f} ms", f"{1e3 * peer_seconds:.3f} ms", f"{peer_seconds / our_seconds:.2f}")
+        self.table.add_row(what, *times, f"{our_threads}, {peer_threads}", remark)
+        print(f"{what}: {times[-1]}", file=sys.stderr)
+
+
+def per_unit(contestant: Contestant, n_units: int) -> Contestant:
+    return lambda: contestant() / n_units
+
+
+def with_threads(n_threads: int, contestant: Contestant) -> Contestant:
+    def run() -> float:
+        torch.set_num_threads(n_threads)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return contestant()
+
+    return run
+
+
+# The official GRU4Rec
+
+
+class Timestamps:
+    """Stands in for the peer's module ``time`` and keeps its readings: the start and the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.readings: list[float] = []
+
+    def time(self) -> float:
+        self.readings.append(time.perf_counter())
+        return self.readings[-1]
+
+
+class RankRecorder:
+    """A cutoff for the peer's evaluation that keeps the ranks it is compared with."""
+
+    def __init__(self) -> None:
+        self.ranks: list[Tensor] = []
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        ranks, recorder = args
+        recorder.ranks.append(ranks)
+        return function(ranks, 20)
+
+
+def official_settings(
+    batch_size: int, hidden: int, n_sample: int, loss: str = "cross_entropy", embedding: str = "tied"
+) -> list[str]:
+    """The official code's settings in our config: accidental hits count, no dropout, no momentum."""
+    values = {"batch_size": batch_size, "hidden_size": hidden, "n_sample": n_sample, "sample_alpha": SAMPLE_ALPHA}
+    values |= {"embedding": embedding, "dropout_hidden": 0, "optimizer.lr": LEARNING_RATE, "optimizer.momentum": 0}
+    values |= {"loss.accidental_hits": "keep"}
+    return ["model=gru4rec", f"model/loss={loss}", *(f"model.{key}={value}" for key, value in values.items())]
+
+
+def make_peer(module: ModuleType, model: GRU4REC, ids: np.ndarray, **settings: Any) -> Any:
+    """The peer with our initial weights in place of those that it would sample; ``ids``: its items in its order."""
+
+    def copy_weights(peer: Any) -> None:
+        (inputs,), (cell,), (peer_cell,) = model.encoder.inputs, model.encoder.cells, peer.G
+        with torch.no_grad():
+            peer.Wy.weight.copy_(model.scorer.items.weight[ids])
+            peer.By.weight.zero_()
+            if not peer.constrained_embedding:
+                peer.E.weight.copy_(inputs.embedding.weight[ids])
+            peer_cell.weight_ih.copy_(inputs.linear.weight)
+            peer_cell.weight_hh.copy_(cell.weight)
+            peer_cell.bias_ih.zero_()
+            peer_cell.bias_hh.zero_()
+
+    module.GRU4RecModel._reset_weights_to_compatibility_mode = copy_weights
+    return module.GRU4Rec(device=CPU, learning_rate=LEARNING_RATE, sample_alpha=SAMPLE_ALPHA, **settings)
+
+
+def official(path: Path, race: Race) -> None:
+    module, evaluation = load(path, "gru4rec_pytorch"), load(path, "evaluation")
+    if race.options.accuracy:
+        for loss in race.options.accuracy:
+            compare_accuracy(module, evaluation, race, loss)
+        return
+    shapes = [(100, 50, 0), (100, 500, 0), (100, 50, 2048)]
+    for hidden, batch_size, n_sample in shapes + [(1000, 50, 0), (1000, 500, 0)] * race.options.wide:
+        what = f"training step, H={hidden} B={batch_size}" + (f", {n_sample} negatives" if n_sample else "")
+        if race.includes(what):
+            race_training(module, race, what, hidden, batch_size, n_sample)
+    for n_items, batch_size, n_steps in ((13_259, 512, 4), (1_000_000, 256, 2)):
+        what = f"evaluation of {batch_size} events, {n_items:,} items"
+        if race.includes(what):
+            race_evaluation(module, evaluation, race, what, n_items, batch_size, n_steps)
+
+
+def race_training(module: ModuleType, race: Race, what: str, hidden: int, batch_size: int, n_sample: int) -> None:
+    new = partial(race.workload, *official_settings(batch_size, hidden, n_sample))
+    workload = new()
+    train = frame(workload.prepared, "train")
+    module.time = timestamps = Timestamps()
+
+    def ours() -> float:
+        return lightning(new(f"trainer.precision={race.options.precision}"))
+
+    def peer() -> float:
+        settings = {"layers": [hidden], "batch_size": batch_size, "n_sample": n_sample, "n_epochs": 1}
+        gru = make_peer(module, new().model, train["ItemId"].unique(), **settings)
+        n_steps, loss = 0, gru.loss_function
+
+        def counted_loss(*arguments: Any) -> Tensor:
+            nonlocal n_steps
+            n_steps += 1
+            return loss(*arguments)
+
+        gru.loss_function = counted_loss
+        gru.fit(train)
+        return (timestamps.readings[-1] - timestamps.readings[-2]) / n_steps
+
+    race.run(what, per_unit(ours, workload.n_steps), peer)
+
+
+def race_evaluation(
+    module: ModuleType, evaluation: ModuleType, race: Race, what: str, n_items: int, batch_size: int, n_steps: int
+) -> None:
+    """The same random weights; ``batch_size`` sessions of ``n_steps`` + 1 events against the full catalogue."""
+    torch.manual_seed(0)
+    model = make_model("gru4rec", *official_settings(batch_size, 100, 0), n_items=n_items, n_users=1).eval()
+    gru = make_peer(module, model, np.arange(n_items), layers=[100], batch_size=batch_size, n_sample=0)
+    gru.model = module.GRU4RecModel(n_items, [100], 0.0, 0.0, 0, True).eval()
+    gru.model._reset_weights_to_compatibility_mode()
+    gru.data_iterator = SimpleNamespace(itemidmap=pd.Series(np.arange(n_items), index=np.arange(n_items)))
+    gru.error_during_train = False
+    length, session = n_steps + 1, np.arange(batch_size)
+    item = np.random.default_rng(0).integers(0, n_items, batch_size * length)
+    sessions = Sessions(item, np.arange(0, len(item) + 1, length), session, session)
+    chunk = SessionParallelDataset(sessions, session, batch_size, n_steps)[0, 0]
+    events = pd.DataFrame({"SessionId": np.repeat(session, length), "ItemId": item, "Time": np.arange(len(item))})
+
+    @torch.no_grad()
+    def ours() -> Tensor:
+        model.on_test_epoch_start()
+        return model.count_ranks(*model.encode_chunk(chunk))
+
+    def peer(cutoff: Any = 20) -> None:
+        evaluation.batch_eval(gru, events.copy(), [cutoff], batch_size)
+
+    recorder, counts = RankRecorder(), ours()
+    with contextlib.redirect_stdout(io.StringIO()):
+        peer(recorder)
+    peer_ranks = torch.cat(recorder.ranks[::2])  # each is compared twice, for Recall and for MRR
+    difference = (rank(counts[:, 0], counts[:, 1], "conservative") - peer_ranks).abs()
+    remark = f"{int((difference > 0).sum())} of {len(difference)} ranks differ, by {int(difference.max())} at most"
+    race.run(what, per_unit(timed(ours), n_steps), per_unit(timed(peer), n_steps), remark)
+
+
+def compare_accuracy(module: ModuleType, evaluation: ModuleType, race: Race, loss: str) -> None:
+    """Prints Recall@20 and MRR@20 of both on the test split, from the same initial weights, after the same epochs."""
+    options = race.options
+    module.IndexedAdagradM.__init__.__defaults__ = (LEARNING_RATE, 0.0, options.peer_eps)
+    results: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
+    for seed in options.seeds:
+        overrides = official_settings(options.batch_size, 100, options.n_sample, loss, options.embedding)
+        overrides += [f"model.dropout_hidden={options.dropout}", f"model.optimizer.eps={options.eps}", f"seed={seed}"]
+        workload = race.workload(*overrides)
+        train, test = (frame(workload.prepared, split) for split in ("train", "test"))
+        settings = {"layers": [100], "batch_size": options.batch_size, "n_sample": options.n_sample}
+        settings |= {"loss": loss.replace("_", "-"), "n_epochs": options.epochs, "dropout_p_hidden": options.dropout}
+        settings |= {"constrained_embedding": options.embedding == "tied"}
+        settings |= {"embedding": 100 if options.embedding == "separate" else 0}
+        gru = make_peer(module, workload.model, train["ItemId"].unique(), **settings)
+        torch.manual_seed(seed)
+        with contextlib.redirect_stdout(io.StringIO()):
+            gru.fit(train)
+            gru.model.eval()
+            # The peer needs as many sessions as batch slots.
+            recall, mrr = evaluation.batch_eval(gru, test, [20], min(256, test["SessionId"].nunique()))
+        results["peer"].append((float(recall[20]), float(mrr[20])))
+        torch.manual_seed(seed)
+        lightning(workload, options.epochs)
+        metrics = evaluate_model(workload.model, workload.prepared, workload.config).metrics([20])
+        results["ours"].append((metrics["recall@20"], metrics["mrr@20"]))
+        last = ", ".join(f"{name} {values[-1]}" for name, values in results.items())
+        print(f"{options.data} {loss} seed {seed}: {last}", flush=True)
+    difference = np.array(results["ours"]) - np.array(results["peer"])
+    for name, values in (*results.items(), ("ours - peer", difference)):
+        (recall, mrr), (recall_sd, mrr_sd) = np.mean(values, 0), np.std(values, 0, ddof=len(values) > 1)
+        print(f"{name:12} Recall@20 {recall:.4f} (sd {recall_sd:.4f})  MRR@20 {mrr:.4f} (sd {mrr_sd:.4f})")
+
+
+# pyGRU4REC and session-rec
+
+
+def pygru4rec(path: Path, race: Race) -> None:
+    module = load(path, "modules.model")
+    overrides = ["model=gru4rec", "model/loss=top1", "model.loss.activation=tanh", "model.loss.accidental_hits=keep"]
+    overrides += ["model.batch_size=50", "model.n_sample=0", "model.dropout_hidden=0", "model.optimizer.lr=0.01"]
+    new = partial(race.workload, *overrides, min_items=race.options.catalogue)
+    workload = new()
+    n_items = workload.model.n_items
+    events = frame(workload.prepared, "train")
+    events = events[events["SessionId"] < race.options.sessions]
+    loader, n_steps = module.SessionDataLoader, 0
+
+    class CountingLoader(loader):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Iterator[Any]:
+            nonlocal n_steps
+            for batch in super().__iter__():
+                n_steps += 1
+                yield batch
+
+    module.SessionDataLoader = CountingLoader
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "train.tsv"
+        events.to_csv(file, sep="\t", header=False, index=False)
+        dataset = load(path, "modules.data").SessionDataset(file)
+
+    def peer() -> float:
+        nonlocal n_steps
+        model = module.GRU4REC(n_items, 100, n_items, use_cuda=False, p_dropout_hidden=0, batch_size=50)
+        n_steps = 0
+        return timed(lambda: model.run_epoch(dataset))() / n_steps
+
+    what = f"training step, one-hot, tanh, TOP1, H=100 B=50, {n_items:,} items"
+    race.run(what, per_unit(lambda: lightning(new()), workload.n_steps), peer)
+
+
+def session_rec(path: Path, race: Race) -> None:
+    if not hasattr(np, "in1d"):
+        np.in1d = np.isin  # noqa: NPY201  # the name when the peer was written
+    workload = race.workload("model=itemknn", "model.neighbours=100", "model.shrinkage=20", "model.alpha=0.5")
+    model, prepared = workload.model, workload.prepared
+    peer = load(path, "algorithms/knn/iknn").ItemKNN(n_sims=100, lmbd=20, alpha=0.5)
+    sessions, events = prepared.sessions("train"), frame(prepared, "train")
+    items = np.arange(model.n_items)
+    last_items = prepared.sessions("test").item[: race.options.predictions]
+
+    def predict() -> None:
+        for item in last_items:
+            peer.predict_next(0, item, items)
+
+    fit = timed(lambda: model.fit(sessions))
+    race.run(f"ItemKNN's fit, {len(events):,} events", fit, timed(lambda: peer.fit(events.copy())))
+    score, n = timed(lambda: model.score(torch.from_numpy(last_items)[:, None])), len(last_items)
+    race.run(f"ItemKNN's prediction, {len(items):,} items", per_unit(score, n), per_unit(timed(predict), n))
+
+
+PEERS: dict[str, Callable[[Path, Race], None]] = {
+    "GRU4Rec_PyTorch_Official": official,
+    "pyGRU4REC": pygru4rec,
+    "session-rec": session_rec,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
     parser.add_argument("--data", default="synthetic")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of our config, e.g. data.generate.events=20000")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", default="", help="contests whose name has this word")
+    parser.add_argument("--only", default="", help="measurements whose name contains this")
     parser.add_argument("--wide", action="store_true", help="H = 1000 too")
-    parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="of our matrix products in training")
+    parser.add_argument("--precision", default="32-true", help="trainer.precision of our training")
     parser.add_argument("--catalogue", type=int, default=0, help="more items than the data has, for pyGRU4REC's race")
     parser.add_argument("--sessions", type=int, default=2_000, help="sessions that pyGRU4REC trains on")
-    parser.add_argument("--predictions", type=int, default=200, help="predictions asked of ItemKNN")
+    parser.add_argument("--predictions", type=int, default=200, help="of ItemKNN")
     parser.add_argument("--accuracy", nargs="+", choices=["cross_entropy", "bpr_max"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lanes", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--n-sample", type=int, default=0)
     parser.add_argument("--embedding", choices=["tied", "separate"], default="tied")
     parser.add_argument("--dropout", type=float, default=0.0)
@@ -443,12 +387,13 @@ def main() -> None:
     path = options.path.absolute()
     name = recognise(path)
     torch.set_num_threads(options.threads[0])
+    allocator = " ".join(f"{variable}={os.environ[variable]}" for variable in ALLOCATOR if os.environ.get(variable))
+    header = f"{machine()}; numpy {np.__version__}, pandas {pd.__version__}; allocator {allocator or 'unchanged'}"
     race = Race(options, name)
-    started = header()
-    PEERS[name](path, options, race)
+    PEERS[name](path, race)
     if race.table.row_count:
         Console().print(race.table)
-    print(started)
+    print(header)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,38 @@
-"""The PNN's product layer against all pairs gathered naively, and ARNN's merge stage against the live PNN.
+"""The PNN's product layer against all pairs gathered naively, and ARNN's merging stage against the live PNN.
 
-    python benchmarks/product.py [--rounds 7] [--fields 368] [--threads 2]
+    python benchmarks/product.py [--rounds 7] [--fields 368] [--threads 2] [--quick]
 
 Forward and backward of 368 fields x 10 -> 100 (355 two-valued fields, 12 single-valued ones, the previous item; four
-two-valued fields present per user), interleaved, medians, and the memory that a pass adds, in a process of its own.
-Then a whole training step (loss, backward, optimizer) of PNN and of ARNN's merge stage over the same 368 fields: the
-merge in its first epoch, where the frozen parts speak, and in later ones, where what they said is kept.
+two-valued fields present per user), interleaved, medians, and the memory that a pass adds, in a separate process.
+Then a whole training step (loss, backward, optimizer) of PNN and of ARNN's merging stage over the same 368 fields: in
+its first epoch, which computes the outputs of the frozen encoders, and in later ones, which read them from the cache.
+
+B batch slots; M two-valued, S single-valued fields; A two-valued fields present; D embedding.
 """
 
-import argparse
-import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from arnn_lightning.batch import Contexts, TrainingWindow
-from arnn_lightning.loading.datamodule import TrainingWindows, Windows
-from arnn_lightning.models.base import SessionModel
-from arnn_lightning.nn.product import ProductLayer
-from arnn_lightning.preprocessing.sessions import Sessions
-from arnn_lightning.training.checkpoint import build
+from arnn_lightning.nn.product import Method, ProductLayer
+from workloads import (
+    PRESENT,
+    SINGLE,
+    STEPS,
+    chunk_training,
+    machine,
+    make_model,
+    make_parser,
+    median_ms,
+    parse,
+)
 
-SINGLE, EMBEDDING, HIDDEN, PRESENT = 12, 10, 100, 4
-ITEMS, USERS = 13_259, 5_000
+EMBEDDING, HIDDEN = 10, 100
+METHODS: tuple[Method, ...] = ("gram", "closed", "auto")
 
 
 class NaivePairs(nn.Module):
@@ -47,137 +47,79 @@ class NaivePairs(nn.Module):
 
     def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
         M = len(self.values)
-        present = torch.zeros(len(active_BA), M + 1, dtype=torch.int64)
-        present.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1)
-        value = self.values[torch.arange(M), present[:, :M]]
-        field = torch.cat([value, single_BSD, item_BD[:, None]], 1)
-        product = (field[:, self.first] * field[:, self.second]).sum(2)
-        return self.layer(torch.cat([field.flatten(1), product], 1))
+        present_BM = torch.zeros(len(active_BA), M + 1, dtype=torch.int64)
+        present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1)
+        value_BMD = self.values[torch.arange(M), present_BM[:, :M]]
+        field_BFD = torch.cat([value_BMD, single_BSD, item_BD[:, None]], 1)
+        product_BP = (field_BFD[:, self.first] * field_BFD[:, self.second]).sum(2)
+        return self.layer(torch.cat([field_BFD.flatten(1), product_BP], 1))
 
 
-def layer(name: str, n_binary: int) -> nn.Module:
-    if name == "naive":
-        return NaivePairs(n_binary)
-    return ProductLayer(n_binary, SINGLE, EMBEDDING, HIDDEN, method=name)
-
-
-def one_pass(module: nn.Module, n_binary: int, lanes: int) -> Callable[[], None]:
-    active = torch.rand(lanes, n_binary).argsort(1)[:, :PRESENT]
-    single = torch.randn(lanes, SINGLE, EMBEDDING, requires_grad=True)
-    item = torch.randn(lanes, EMBEDDING, requires_grad=True)
+def layer_pass(method: Method | None, n_binary: int, batch_size: int) -> Callable[[], None]:
+    """Forward and backward of a product layer; ``method`` None is the naive one."""
+    layer = ProductLayer(n_binary, SINGLE, EMBEDDING, HIDDEN, method=method) if method else NaivePairs(n_binary)
+    active_BA = torch.rand(batch_size, n_binary).argsort(1)[:, :PRESENT]
+    single_BSD = torch.randn(batch_size, SINGLE, EMBEDDING, requires_grad=True)
+    item_BD = torch.randn(batch_size, EMBEDDING, requires_grad=True)
 
     def run() -> None:
-        module(active, single, item).sum().backward()
-        module.zero_grad()
-        single.grad = item.grad = None
+        layer(active_BA, single_BSD, item_BD).sum().backward()
+        layer.zero_grad()
+        single_BSD.grad = item_BD.grad = None
 
     return run
 
 
-def memory(name: str, n_binary: int, lanes: int) -> float:
-    """MiB that one pass adds to the peak, in this process."""
-    run = one_pass(layer(name, n_binary), n_binary, lanes)
-    before = peak()
+def added_memory(method: Method | None, n_binary: int, batch_size: int) -> float:
+    """MiB that one pass adds to the peak of this process."""
+    run = layer_pass(method, n_binary, batch_size)
+    before = peak_memory()
     run()
-    return peak() - before
+    return peak_memory() - before
 
 
-def peak() -> float:
-    """The process's peak memory in MiB (Linux)."""
+def measured_apart(arguments: list[str]) -> float:
+    """What this script prints in a separate process, whose allocator holds no memory of other passes."""
+    command = [sys.executable, __file__, *arguments]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def peak_memory() -> float:
+    """Peak memory of this process in MiB (Linux)."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 
 
-def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_number in range(rounds + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if round_number:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
-
-
-def model(name: str, n_binary: int, *overrides: str, items: int = ITEMS, users: int = USERS) -> SessionModel:
-    """A model of XING's shape, or with ``n_binary`` 0 of TMALL's, whose user id is a field."""
-    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=[f"model={name}", "data=xing", *overrides])
-    sizes = [20] * SINGLE if n_binary else [users, 9, 3]
-    config.model.dims = {"n_items": items, "single_sizes": sizes, "n_binary": n_binary}
-    plain: Any = OmegaConf.to_container(config.model, resolve=True)
-    made = build(plain)
-    rng = np.random.default_rng(0)
-    active = rng.random((users + 1, n_binary)).argsort(1)[:, :PRESENT] if n_binary else np.full((users + 1, 1), -1)
-    single = rng.integers(0, sizes, (users + 1, len(sizes)))
-    made.set_contexts(Contexts(torch.from_numpy(single), torch.from_numpy(active.copy())))
-    made.assemble()
-    return made.train()
-
-
-def random_window(lanes: int, items: int, users: int, steps: int) -> TrainingWindow:
-    """``steps`` mini-batches of random events, every lane alive."""
-    rng = np.random.default_rng(1)
-    length, count = steps + 1, lanes
-    sessions = Sessions(
-        item=rng.integers(0, items, length * count),
-        offset=np.arange(0, length * count + 1, length),
-        session=np.arange(count),
-        user=rng.integers(0, users, count),
-    )
-    windows = Windows(sessions, sessions.user, lanes, steps)
-    return TrainingWindows(windows, items, lanes, 0, 0.0, False, False, 1)[(0, 0)]
-
-
-def training_step(made: SessionModel, lanes: int, items: int = ITEMS, users: int = USERS) -> Callable[[], None]:
-    """Ten mini-batches of training."""
-    batch = random_window(lanes, items, users, 10)
-    made.assemble()  # forgets what ARNN's parts said of another window
-    optimizer = made.configure_optimizers()
-
-    def run() -> None:
-        state = made.initial_state(lanes)
-        for k in range(10):
-            loss, state = made.step_loss(batch, k, state)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return run
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+def main(arguments: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, rounds=7, threads=2)
     parser.add_argument("--fields", type=int, default=368)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--memory", nargs=2, metavar=("NAME", "LANES"), help="print one pass's memory and end")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[50, 500])
+    parser.add_argument("--memory-of", choices=["naive", *METHODS], help="print the memory of one pass in MiB and exit")
+    options = parse(parser, arguments, fields=20, batch_size=[4])
     n_binary = options.fields - SINGLE - 1
-    if options.memory:
-        print(memory(options.memory[0], n_binary, int(options.memory[1])))
+    methods: dict[str, Method | None] = {"naive": None, **{method: method for method in METHODS}}
+    if options.memory_of:
+        print(added_memory(methods[options.memory_of], n_binary, *options.batch_size))
         return
-    machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} thread(s)"
-    print(f"{machine}; {options.fields} fields x {EMBEDDING} -> {HIDDEN}, forward + backward")
-    for lanes in (50, 500):
-        names = ("naive", "gram", "closed", "auto")
-        runs = {name: one_pass(layer(name, n_binary), n_binary, lanes) for name in names}
-        times = interleaved(runs, options.rounds if lanes == 50 else max(2, options.rounds // 2))
-        for name, milliseconds in times.items():
-            command = [sys.executable, __file__, "--memory", name, str(lanes), "--fields", str(options.fields)]
-            mib = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            ratio = times["naive"] / milliseconds
-            print(f"B = {lanes:3}  {name:7} {milliseconds:8.1f} ms  {ratio:6.1f} x naive  {mib:7.0f} MiB added")
-    merge = {"merge, first epoch": model("arnn", n_binary, "performance.cache_mb=0"), "merge": model("arnn", n_binary)}
-    live = {f"live PNN ({way})": model("pnn", n_binary, f"model.product_method={way}") for way in ("closed", "gram")}
-    for lanes in (50, 500):
-        runs = {name: training_step(made, lanes) for name, made in (merge | live).items()}
-        times = {name: value / 10 for name, value in interleaved(runs, 5).items()}
-        print(f"B = {lanes:3}  training step of ARNN's merge {times['merge']:.2f} ms")
-        for name in list(times)[:1] + list(live):
-            print(f"         {name} {times[name]:.2f} ms: {times[name] / times['merge']:.1f} times the merge")
+    print(f"{machine()}; {options.fields} fields x {EMBEDDING} -> {HIDDEN}, forward + backward")
+    for batch_size in options.batch_size:
+        passes = {name: layer_pass(method, n_binary, batch_size) for name, method in methods.items()}
+        times = median_ms(passes, options.rounds if batch_size <= 50 else max(2, options.rounds // 2))
+        for name, ms in times.items():
+            settings = ["--memory-of", name, "--batch-size", str(batch_size), "--fields", str(options.fields)]
+            memory = "" if options.quick else f"{measured_apart(settings):7.0f} MiB added"
+            print(f"B = {batch_size:3}  {name:7} {ms:8.1f} ms  {times['naive'] / ms:6.1f} x naive  {memory}")
+    models = {
+        "merging stage": make_model("arnn", n_binary=n_binary),
+        "merging stage, first epoch": make_model("arnn", "performance.cache_mb=0", n_binary=n_binary),
+    }
+    for method in ("closed", "gram"):
+        models[f"live PNN ({method})"] = make_model("pnn", f"model.product_method={method}", n_binary=n_binary)
+    for batch_size in options.batch_size:
+        times = median_ms({name: chunk_training(model, batch_size) for name, model in models.items()}, options.rounds)
+        merge = times["merging stage"]
+        for name, ms in times.items():
+            print(f"B = {batch_size:3}  {name:27} {ms / STEPS:6.2f} ms a step, {ms / merge:5.1f} x the merging stage")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
 """One table: this project's steps beside straightforward PyTorch written for the purpose.
 
-    python benchmarks/reference.py [--rounds 7] [--threads 1] [--items 13259] [--fields 368]
+    python benchmarks/reference.py [--rounds 7] [--threads 1] [--batch-size 50 500] [--quick]        (make bench)
 
 - GRU4REC, H = 100, cross-entropy among the batch's targets, forward, backward and Adagrad; the reference embeds with
-  nn.Embedding, runs nn.GRUCell, scores the whole catalogue, picks the batch's columns and has torch.optim.Adagrad move
-  every row. The mathematics is the same.
+  nn.Embedding, runs nn.GRUCell, scores the whole catalogue, picks the batch's columns and updates every row with
+  torch.optim.Adagrad. Its losses are the same (a test compares them).
 - The PNN's product layer, forward and backward; the reference gathers and multiplies all pairs of fields.
-- ARNN's merge, a training step; the reference is a step of the PNN that it has frozen. What the frozen parts say is
-  kept from the first epoch on: this is a step of the later ones (`product.py` has both).
+- ARNN's merging stage, a training step; the reference is a step of the PNN that it has frozen. The first epoch caches
+  the outputs of the frozen encoders: this is a step of the later ones (`product.py` has both).
 - GRU4REC through Lightning, as users run it, on the default data; the reference is the bare loop of the same steps.
 
-Interleaved, medians, milliseconds. `training.py`, `product.py`, `scale.py` and `peers.py` look closer.
+Interleaved, medians, milliseconds. `training.py`, `product.py`, `scale.py` and `peers.py` measure more of each.
 """
 
-import argparse
-import os
-import platform
 import statistics
-import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,85 +23,114 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from product import ITEMS, SINGLE, USERS, interleaved, layer, model, one_pass, random_window, training_step
-from training import contestants
+from arnn_lightning.models import GRU4REC
+from product import layer_pass
+from training import QUICK_DATA, contestants
+from workloads import (
+    ITEMS,
+    SINGLE,
+    STEPS,
+    USERS,
+    chunk_training,
+    interleave,
+    machine,
+    make_model,
+    make_parser,
+    median_ms,
+    parse,
+    random_chunks,
+)
 
-HIDDEN, STEPS = 100, 10
+LEARNING_RATE = 0.05
 
 
 class DenseGRU4REC(nn.Module):
-    """GRU4REC as one writes it first."""
+    """GRU4REC as one writes it first, with the weights of ``model``."""
 
-    def __init__(self, n_items: int) -> None:
+    def __init__(self, model: GRU4REC) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(n_items, HIDDEN)
-        self.cell = nn.GRUCell(HIDDEN, HIDDEN)
-        self.output = nn.Linear(HIDDEN, n_items)
+        n_items, hidden_size = model.scorer.items.weight.shape
+        self.embedding = nn.Embedding(n_items, hidden_size)
+        self.cell = nn.GRUCell(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, n_items)
+        (inputs,), (cell,) = model.encoder.inputs, model.encoder.cells
+        with torch.no_grad():
+            self.embedding.weight.copy_(inputs.embedding.weight)
+            self.cell.weight_ih.copy_(inputs.linear.weight)
+            self.cell.weight_hh.copy_(cell.weight)
+            self.output.weight.copy_(model.scorer.items.weight)
+            for bias in (self.cell.bias_ih, self.cell.bias_hh, self.output.bias):
+                bias.zero_()
 
     def forward(self, item_B: Tensor, hidden_BH: Tensor) -> tuple[Tensor, Tensor]:
         hidden_BH = self.cell(self.embedding(item_B), hidden_BH)
         return self.output(hidden_BH), hidden_BH
 
 
-def dense_step(n_items: int, lanes: int) -> Callable[[], None]:
-    """As many mini-batches of the reference as ``training_step`` runs of ours, on the same events."""
-    made = DenseGRU4REC(n_items)
-    optimizer = torch.optim.Adagrad(made.parameters(), 0.05)
-    window = random_window(lanes, n_items, USERS, STEPS).window
+def gru4rec(n_items: int) -> GRU4REC:
+    """This project's contestant, with the reference's mathematics."""
+    settings = ["model/loss=cross_entropy", "model.loss.accidental_hits=keep", "model.embedding=separate"]
+    settings += ["model.dropout_hidden=0", "model.hidden_size=100", f"model.optimizer.lr={LEARNING_RATE}"]
+    return make_model("gru4rec", *settings, n_items=n_items)
 
-    def run() -> None:
-        hidden_BH = torch.zeros(lanes, HIDDEN)
+
+def dense_training(model: GRU4REC, batch_size: int) -> Callable[[], Tensor]:
+    """Trains the reference, from the weights of ``model``, on the events of ``chunk_training``; returns the losses."""
+    reference = DenseGRU4REC(model)
+    optimizer = torch.optim.Adagrad(reference.parameters(), LEARNING_RATE)
+    chunk = random_chunks(batch_size, model.n_items, USERS)[0, 0]
+
+    def run() -> Tensor:
+        hidden_BH = torch.zeros(batch_size, reference.cell.hidden_size)
+        losses = []
         for k in range(STEPS):
-            hidden_BH = hidden_BH.detach() * ~window.start[k][:, None]
-            score_BI, hidden_BH = made(window.item[k], hidden_BH)
-            loss = F.cross_entropy(score_BI[:, window.target[k]], torch.arange(lanes))
+            hidden_BH = hidden_BH.detach() * ~chunk.is_session_start[k][:, None]
+            score_BI, hidden_BH = reference(chunk.item[k], hidden_BH)
+            loss = F.cross_entropy(score_BI[:, chunk.target[k]], torch.arange(batch_size))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            losses.append(loss.detach())
+        return torch.stack(losses)
 
     return run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = make_parser(__doc__, rounds=7)
     parser.add_argument("--epochs", type=int, default=3, help="of the race through Lightning; 0 leaves it out")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--items", type=int, default=ITEMS)
     parser.add_argument("--fields", type=int, default=368)
-    parser.add_argument("--lanes", type=int, nargs="+", default=[50, 500])
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    table = Table(title=f"{machine}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[50, 500])
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the config of the race through Lightning")
+    quick = {"epochs": 1, "items": 50, "fields": 20, "batch_size": [4], "overrides": QUICK_DATA}
+    options = parse(parser, arguments, **quick)
+    table = Table(title=machine())
     for column in ("what", "reference", "ours", "reference", "ratio"):
         table.add_column(column, justify="left" if len(table.columns) < 2 else "right")
+
+    def add_row(what: str, reference: str, ms: float, reference_ms: float) -> None:
+        table.add_row(what, reference, f"{ms:.2f} ms", f"{reference_ms:.2f} ms", f"{reference_ms / ms:.2f}")
+
+    def race(what: str, reference: str, n_steps: int, *runs: Callable[[], Any]) -> None:
+        times = median_ms(dict(zip(("ours", "reference"), runs, strict=True)), options.rounds)
+        add_row(what, reference, times["ours"] / n_steps, times["reference"] / n_steps)
+
     n_binary = options.fields - SINGLE - 1
-
-    def race(what: str, against: str, ours: Callable[[], None], reference: Callable[[], None], steps: int) -> None:
-        times = interleaved({"ours": ours, "reference": reference}, options.rounds)
-        a, b = times["ours"] / steps, times["reference"] / steps
-        table.add_row(what, against, f"{a:.2f} ms", f"{b:.2f} ms", f"{b / a:.1f}")
-
-    in_batch = ["model/loss=cross_entropy", "model.loss.accidental_hits=keep", "model.dropout_hidden=0"]
-    gru4rec = model(
-        "gru4rec", 0, *in_batch, "model.embedding=separate", f"model.hidden_size={HIDDEN}", items=options.items
-    )
-    merge, pnn = (model(name, n_binary, items=options.items) for name in ("arnn", "pnn"))
-    for lanes in options.lanes:
-        ours = training_step(gru4rec, lanes, options.items)
-        race(f"GRU4REC, B={lanes}", "all items, dense Adagrad", ours, dense_step(options.items, lanes), STEPS)
-        layers = [one_pass(layer(name, n_binary), n_binary, lanes) for name in ("auto", "naive")]
-        race(f"PNN layer, B={lanes}", "all pairs gathered", *layers, 1)
-        steps = [training_step(one, lanes, options.items) for one in (merge, pnn)]
-        race(f"ARNN's merge, B={lanes}", "the live PNN", *steps, STEPS)
+    arnn, pnn = (make_model(name, n_binary=n_binary, n_items=options.items) for name in ("arnn", "pnn"))
+    for batch_size in options.batch_size:
+        model = gru4rec(options.items)
+        sides = chunk_training(model, batch_size), dense_training(model, batch_size)
+        race(f"GRU4REC, B={batch_size}", "all items, dense Adagrad", STEPS, *sides)
+        sides = layer_pass("auto", n_binary, batch_size), layer_pass(None, n_binary, batch_size)
+        race(f"PNN layer, B={batch_size}", "all pairs gathered", 1, *sides)
+        sides = chunk_training(arnn, batch_size), chunk_training(pnn, batch_size)
+        race(f"ARNN's merging stage, B={batch_size}", "the live PNN", STEPS, *sides)
         if options.epochs:
-            through, loop, count = contestants(lanes)
-            spent = [(through(), loop()) for _ in range(options.epochs + 1)][1:]  # the first warms up
-            a, b = (1e3 * statistics.median(side) / count for side in zip(*spent, strict=True))
-            what = f"GRU4REC through Lightning, B={lanes}"
-            table.add_row(what, "bare loop", f"{a:.2f} ms", f"{b:.2f} ms", f"{b / a:.2f}")
+            epochs, n_steps = contestants(batch_size, options.overrides)
+            seconds = interleave(epochs, options.epochs)
+            ms = {name: 1e3 * statistics.median(values) / n_steps for name, values in seconds.items()}
+            add_row(f"GRU4REC through Lightning, B={batch_size}", "bare loop", ms["Lightning"], ms["bare loop"])
     Console().print(table)
 
 

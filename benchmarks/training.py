@@ -1,52 +1,27 @@
 """Mini-batches per second through Lightning, as users run it, beside the same steps in a bare loop.
 
-    python benchmarks/training.py [--rounds 5] [--lanes 50]
+    python benchmarks/training.py [--rounds 5] [--batch-size 50] [--threads 1] [--quick]
 
 Both train GRU4REC (H = 100, one-hot, TOP1 on softmax scores, row-wise Adagrad) on the default synthetic data, the
-Lightning side with its loggers, metrics.csv included. Rounds are interleaved; medians and their ratio are printed.
+Lightning side with its logger, metrics.csv. Rounds are interleaved; medians and their ratio are printed.
 """
 
-import argparse
-import platform
 import statistics
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 
-from arnn_lightning.loading.datamodule import SessionDataModule
-from arnn_lightning.loggers.csv import LongCSVLogger
-from arnn_lightning.models.base import SessionModel
-from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.training.checkpoint import build
-from arnn_lightning.training.stage import datamodule
+from arnn_lightning.config import instantiate
+from workloads import Contestant, Workload, interleave, machine, make_parser, make_workload, parse
+
+QUICK_DATA = ["data.generate.events=20000"]
 
 
-def bare(model: SessionModel, data: SessionDataModule) -> float:
-    """Seconds of one epoch: the model's own steps, nothing else."""
-    loader = data.train_dataloader()
-    optimizer = model.configure_optimizers()
-    model.train()
-    started = time.perf_counter()
-    state = model.initial_state(data.lanes)
-    for batch in loader:
-        for k in range(len(batch.items)):
-            loss, state = model.step_loss(batch, k, state)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return time.perf_counter() - started
-
-
-class Clock(Callback):
-    """Seconds of the epoch, the Trainer's start-up left out."""
+class EpochTimer(Callback):
+    """Seconds of the last epoch, without the Trainer's start."""
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.started = time.perf_counter()
@@ -55,63 +30,62 @@ class Clock(Callback):
         self.seconds = time.perf_counter() - self.started
 
 
-def lightning(model: SessionModel, data: SessionDataModule) -> float:
-    """Seconds of one epoch inside Trainer.fit."""
-    clock = Clock()
+def lightning(workload: Workload, epochs: int = 1) -> float:
+    """Seconds of the last epoch inside Trainer.fit, without validation."""
+    timer = EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_epochs=1,
+            max_epochs=epochs,
             accelerator="cpu",
-            logger=LongCSVLogger(folder),
+            logger=[instantiate(logger, save_dir=folder) for logger in workload.config.logger.values()],
             log_every_n_steps=1,
+            limit_val_batches=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[clock],
+            callbacks=[timer],
         )
-        trainer.fit(model, train_dataloaders=data.train_dataloader())
-    return clock.seconds
+        trainer.fit(workload.model, datamodule=workload.data)
+    return timer.seconds
 
 
-def contestants(lanes: int) -> tuple[Callable[[], float], Callable[[], float], int]:
-    """Seconds of an epoch through Lightning, seconds in a bare loop, and its mini-batches."""
-    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=["model=gru4rec", f"model.batch_size={lanes}", "model.n_sample=0"])
-    config.paths.data = str(Path(config.paths.data).absolute())
-    prepared = prepare_data(config)
-    config.model.dims = prepared.dims
-    plain: Any = OmegaConf.to_container(config.model, resolve=True)
-    data = datamodule(prepared, config, plain)
-
-    def fresh() -> SessionModel:
-        torch.manual_seed(0)
-        return build(plain)
-
-    steps = len(data._windows("train", lanes).schedule.event)
-    return (lambda: lightning(fresh(), data)), (lambda: bare(fresh(), data)), steps
+def bare_loop(workload: Workload) -> float:
+    """Seconds of one epoch of the model's own steps."""
+    model, data = workload.model, workload.data
+    model.configure_optimizers()
+    dataset = data.train_dataset(model.chunk_spec)
+    model.train()
+    started = time.perf_counter()
+    state = model.initial_state(data.batch_size)
+    for chunk in range(len(dataset)):
+        _, state = model.run_steps(dataset[0, chunk], state)
+    return time.perf_counter() - started
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--lanes", type=int, default=50)
-    arguments.add_argument("--threads", type=int, default=1)
-    options = arguments.parse_args()
-    torch.set_num_threads(options.threads)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    through, loop, steps = contestants(options.lanes)
-    seconds: dict[str, list[float]] = {"bare loop": [], "Lightning": []}
-    for round_number in range(options.rounds + 1):
-        for name, run in (("bare loop", loop), ("Lightning", through)):
-            spent = run()
-            if round_number:  # the first round warms up
-                seconds[name].append(spent)
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} thread(s)")
-    print(f"GRU4REC, H = 100, B = {options.lanes}: {steps} mini-batches an epoch, {options.rounds} rounds")
+def contestants(batch_size: int, overrides: Sequence[str]) -> tuple[dict[str, Contestant], int]:
+    """Lightning and the bare loop, each with a new model every time, and the mini-batches of an epoch."""
+
+    def workload() -> Workload:
+        settings = ["model=gru4rec", f"model.batch_size={batch_size}", "model.n_sample=0", "logger=csv"]
+        return make_workload(*settings, *overrides)
+
+    runs = {"bare loop": lambda: bare_loop(workload()), "Lightning": lambda: lightning(workload())}
+    return runs, workload().n_steps
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, rounds=5)
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the config")
+    options = parse(parser, arguments, overrides=QUICK_DATA)
+    runs, n_steps = contestants(options.batch_size, options.overrides)
+    seconds = interleave(runs, options.rounds)
+    print(machine())
+    print(f"GRU4REC, H = 100, B = {options.batch_size}: {n_steps} mini-batches an epoch, {options.rounds} rounds")
     for name, values in seconds.items():
         median = statistics.median(values)
-        print(f"{name:12} {steps / median:8.0f} mini-batches/s  ({1e3 * median / steps:.3f} ms each)")
+        print(f"{name:12} {n_steps / median:8.0f} mini-batches/s  ({1e3 * median / n_steps:.3f} ms each)")
     ratios = [a / b for a, b in zip(seconds["Lightning"], seconds["bare loop"], strict=True)]
     print(f"Lightning / bare loop: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
 

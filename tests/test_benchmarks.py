@@ -1,4 +1,4 @@
-"""The benchmarks that need no peer and no long run still start: tiny sizes, whole path."""
+"""The benchmarks that need no peer run at tiny sizes, and the reference trains the same model as ours."""
 
 import sys
 from importlib import import_module
@@ -7,33 +7,62 @@ from pathlib import Path
 import pytest
 import torch
 
-TINY = ["--rounds", "1", "--items", "50", "--fields", "20", "--lanes", "4"]
-
 
 @pytest.fixture(autouse=True)
-def benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def benchmarks_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.chdir(tmp_path)  # they prepare data below the current folder
+    monkeypatch.delenv("ARNN_DATA", raising=False)
 
 
-def test_the_gpu_benchmark_runs_on_a_processor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert import_module("gpu").main([*TINY, "--hidden", "8", "--users", "10", "--device", "cpu"]) == 0
+def test_gpu_benchmark_runs_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert import_module("gpu").main(["--quick", "--modes", "eager", "graph", "--device", "cpu"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("cpu, torch")
-    assert [line.split(" B=")[0].strip() for line in lines] == ["GRU4REC H=8", "PNN", "ARNN's merge"]
-    assert all("mini-batches/s" in line for line in lines)
+    measured = [(line.split()[0], line.split()[2], line.split()[4]) for line in lines]
+    # A CUDA graph needs CUDA.
+    assert measured == [(model, n_sample, "eager") for model in ("gru4rec", "pnn", "arnn") for n_sample in ("0", "8")]
+    assert all("mini-batches/s" in line and "events/s" in line for line in lines)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpu_benchmark_without_cuda_exits_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert import_module("gpu").main([]) == 2
     out, err = capsys.readouterr()
     assert not out
     assert len(err.splitlines()) == 1
 
 
-def test_the_table_of_references_has_a_ratio_for_every_row(capsys: pytest.CaptureFixture[str]) -> None:
-    import_module("reference").main([*TINY, "--epochs", "0"])
+def test_reference_table_has_a_ratio_in_every_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    import_module("reference").main(["--quick"])
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert len(rows) == 3
+    assert len(rows) == 4
     assert all(float(row[-2]) > 0 for row in rows)
+
+
+def test_reference_gru4rec_has_the_same_losses() -> None:
+    reference, workloads = import_module("reference"), import_module("workloads")
+    model = reference.gru4rec(200)
+    expected = reference.dense_training(model, batch_size=8)()
+    losses, _ = workloads.chunk_training(model, batch_size=8)()
+    torch.testing.assert_close(losses, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "n_lines"),
+    [("training", "mini-batches/s", 2), ("scale", "ms a step", 9), ("product", " ms ", 8)],
+)
+def test_benchmark_prints_every_measurement(
+    name: str, unit: str, n_lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_module(name).main(["--quick"])
+    assert sum(unit in line for line in capsys.readouterr().out.splitlines()) == n_lines
+
+
+def test_memory_of_a_pass_is_the_only_output(capsys: pytest.CaptureFixture[str]) -> None:
+    import_module("product").main(["--quick", "--memory-of", "naive"])
+    assert float(capsys.readouterr().out) >= 0
