@@ -103,7 +103,7 @@ def test_losses_rates_speed_and_metrics_are_logged(arnn_run: Read) -> None:
 def test_recall_by_groups_is_a_table_and_a_chart(by: str, home: Path, arnn_run: Read) -> None:
     (table,) = (home / "one" / "wandb").glob(f"*/files/media/table/test/by_{by}_*.table.json")
     shown = json.loads(table.read_text())
-    assert shown["columns"] == ["model", "group", "first", "attempts", "recall@20", "mrr@20"]
+    assert shown["columns"] == ["model", "group", "first", "predictions", "recall@20", "mrr@20"]
     rows = [row for row in shown["data"] if row[0] == "arnn"]
     if by == "position":
         assert [row[1] for row in rows] == ["1", "2", "3-4", "5-9", "10+"]

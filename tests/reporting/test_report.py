@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.cli import main
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import Result, result
+from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.reporting.build import Report, Settings, build
 from arnn_lightning.reporting.runs import DataSet, LeftOut, Run, find, read
 from helpers import compose_config
@@ -74,9 +74,9 @@ def write_run(folder: Path, prepared: Path, seed: int, *overrides: str, skill: f
     for index, (role, name) in enumerate(roles.items()):
         better = 1 + (role == "") * skill + index / 9
         counts = evaluated(test, seed if name != "itemknn" else 0, better)
-        one = result(name, counts, test, "conservative", torch.arange(ITEMS))
+        one = EvaluationResult.from_counts(name, counts, test, "conservative", torch.arange(ITEMS))
         one.write(folder, role)
-        told[role] = {"model": name} | one.metrics([20])
+        told[role] = {"model": name} | one.metrics(["recall@20", "mrr@20"])
     metrics = {
         "data": "xing",
         "model": config.model.name,
@@ -145,7 +145,7 @@ def test_V14_means_deviations_and_paired_differences_over_seeds(home: Path) -> N
         low, high = (float(table["arnn"][f"{metric}_gain_{end}"]) for end in ("low", "high"))
         assert low < gain.mean() < high
     # The interval is that of the mean over the seeds: users are drawn, trainings are not.
-    ranks = [Result.read("arnn", folder).ranks for folder in seeds_of(home)]
+    ranks = [EvaluationResult.read("arnn", folder).ranks for folder in seeds_of(home)]
     of_user = {user: np.flatnonzero(ranks[0]["user"] == user) for user in sorted(ranks[0]["user"].unique())}
     hits = np.mean([(one["rank"] <= 20).to_numpy() for one in ranks], axis=0)
     rng, users = np.random.default_rng(1), list(of_user)

@@ -18,8 +18,13 @@ from torch.optim import Optimizer
 
 from arnn_lightning.batch import Contexts, Step, TrainingWindow, Window
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.metrics import metrics
-from arnn_lightning.evaluation.ranking import count_lists, count_ranks, count_ranks_of_products, rank
+from arnn_lightning.evaluation.metrics import compute_metrics
+from arnn_lightning.evaluation.ranking import (
+    count_higher_and_tied,
+    count_higher_and_tied_blockwise,
+    count_recommendations,
+    rank,
+)
 from arnn_lightning.losses.losses import Objective, mean_over_lanes
 from arnn_lightning.nn.collectives import gather, gather_rows, sum_gradients, sum_over_devices, world
 from arnn_lightning.nn.gru import GRUStep
@@ -62,7 +67,8 @@ class SessionModel(LightningModule):
         self.frozen = False  # a part of ARNN that learns no more
         self.prefix = ""  # "session/" and "context/" for ARNN's parts
         self.ties = "conservative"
-        self.cutoffs: list[int] = [20]
+        self.metric_names = ["recall@20", "mrr@20"]  # computed in validation and test
+        self.headline_metrics = self.metric_names  # shown while training
         self.keeps_lists = False  # a second pass in evaluation counts how often each item is recommended
         self.bf16 = False  # matrix products of training in bfloat16; losses, updates and ranks stay in float32
         self.about: dict[str, Any] = {}  # plain values that travel in the checkpoint: config, manifest
@@ -255,8 +261,9 @@ class SessionModel(LightningModule):
     def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
         """(N, 2): how many items score higher than the target, and how many the same."""
         if self.scorer is None:
-            return count_ranks(self.score, query_NH, target_N, self.n_items)
-        return count_ranks_of_products(query_NH, target_N, self.scorer.items.weight, self.scorer.bias.weight[:, 0])
+            return count_higher_and_tied(self.score, query_NH, target_N, self.n_items)
+        weight, bias = self.scorer.items.weight, self.scorer.bias.weight[:, 0]
+        return count_higher_and_tied_blockwise(query_NH, target_N, weight, bias)
 
     def _start_evaluation(self) -> None:
         self._evaluation_state = None
@@ -268,7 +275,7 @@ class SessionModel(LightningModule):
         counts = self.count_ranks(query_NH, target_N)
         self._counts.append((window.session[window.alive], window.position[window.alive], counts))
         if self.listed is not None:
-            self.listed += count_lists(self.score, query_NH, self.n_items)
+            self.listed += count_recommendations(self.score, query_NH, self.n_items)
 
     def _end_evaluation(self) -> dict[str, float | int]:
         session, position, counts = (torch.cat(column) for column in zip(*self._counts, strict=True))
@@ -283,7 +290,7 @@ class SessionModel(LightningModule):
         self.evaluated = {"session": session, "position": position, "higher": counts[:, 0], "equal": counts[:, 1]}
         self._counts = []
         ranks = rank(self.evaluated["higher"], self.evaluated["equal"], self.ties)
-        return metrics(ranks.numpy(), session.numpy(), self.cutoffs)
+        return compute_metrics(ranks.numpy(), session.numpy(), self.metric_names)
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation()
@@ -294,7 +301,7 @@ class SessionModel(LightningModule):
     def on_validation_epoch_end(self) -> None:
         for name, value in self._end_evaluation().items():
             if name not in ("events", "sessions"):
-                self.log(f"{self.prefix}val/{name}", value, prog_bar=name in ("recall@20", "mrr@20"))
+                self.log(f"{self.prefix}val/{name}", value, prog_bar=name in self.headline_metrics)
 
     def on_test_epoch_start(self) -> None:
         self._start_evaluation()

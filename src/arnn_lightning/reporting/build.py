@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from arnn_lightning.evaluation.bootstrap import intervals
-from arnn_lightning.evaluation.groups import breakdown, by_known, by_popularity, by_position, by_seen
+from arnn_lightning.evaluation.groups import (
+    by_known_attributes,
+    by_popularity,
+    by_position,
+    by_seen,
+    group_metrics,
+)
 from arnn_lightning.reporting import charts, page, results_table
 from arnn_lightning.reporting.charts import Series
 from arnn_lightning.reporting.comparison import Row, Section, Variant, estimates, more_metrics, sections
@@ -180,7 +186,7 @@ def _charts(part: Part, settings: Settings) -> list[tuple[str, str]]:
         groups = [("by position", "events of the session already seen", by_position(ranks["position"]))]
         if data is not None:
             groups += [
-                ("by known attributes", "attributes known of the user", by_known(ranks["user"], data.users)),
+                ("by known attributes", "attributes known of the user", by_known_attributes(ranks["user"], data.users)),
                 ("by user", "the user's sessions in training", by_seen(ranks["user"], data.train)),
                 ("by popularity", "the item that came next", by_popularity(ranks["item"], data.train, data.n_items)),
             ]
@@ -191,8 +197,8 @@ def _charts(part: Part, settings: Settings) -> list[tuple[str, str]]:
             series = []
             for metric in settings.metrics:
                 gain = np.mean(row.variant.gains(metric, None), axis=0)
-                told = breakdown(gain, label, cluster, settings.bootstrap, settings.seed)
-                names = [f"{group}\n{n:,}" for group, n in told.select("group", "attempts").iter_rows()]
+                told = group_metrics(gain, label, cluster, settings.bootstrap, settings.seed)
+                names = [f"{group}\n{n:,}" for group, n in told.select("group", "predictions").iter_rows()]
                 series.append(
                     Series(
                         results_table.label(metric), names, *(told[one].to_list() for one in ("mean", "low", "high"))
@@ -238,7 +244,7 @@ def _learning_curves(part: Part) -> str | None:
 def _recall_by_k(part: Part, settings: Settings) -> str:
     rows = [row for row in part.rows if row.variant.label == row.variant.name][:LONGEST_CHART]
     cluster = part.section.attempts[settings.bootstrap["unit"]].to_numpy()
-    values = [np.mean(row.variant.values(f"recall@{k}"), axis=0) for row in rows for k in settings.cutoffs]
+    values = [np.mean(row.variant.per_prediction(f"recall@{k}"), axis=0) for row in rows for k in settings.cutoffs]
     matrix = np.stack(values, 1)
     low, high = intervals(
         matrix, cluster, settings.bootstrap["resamples"], settings.bootstrap["confidence"], settings.seed
@@ -340,7 +346,7 @@ def _against(variant: Variant, other: Variant | None, metric: str, main: Part, s
     if other is None or not seeds:
         return ""
     cluster = main.section.attempts[settings.bootstrap["unit"]].to_numpy()
-    gains = [variant.results[seed].values(metric) - other.results[seed].values(metric) for seed in seeds]
+    gains = [variant.results[seed].per_prediction(metric) - other.results[seed].per_prediction(metric) for seed in seeds]
     (one,) = estimates([gains], cluster, settings.bootstrap, settings.seed)
     return page.cell(f"{one.mean:+.4f}", below=f"{one.low:+.4f} to {one.high:+.4f}")
 

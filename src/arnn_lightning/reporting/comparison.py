@@ -10,8 +10,8 @@ import polars as pl
 
 from arnn_lightning.evaluation.bootstrap import intervals
 from arnn_lightning.evaluation.groups import list_metrics, tie_rate
-from arnn_lightning.evaluation.metrics import per_session
-from arnn_lightning.evaluation.result import Result
+from arnn_lightning.evaluation.metrics import session_means
+from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.reporting.runs import DataSet, Run
 
 ORDER = ("pop", "itemknn", "gru4rec", "pnn", "arnn")  # rows of the paper's Table 2; other models come after
@@ -57,8 +57,8 @@ class Variant:
     config: Mapping[str, Any]
     role: str
     label: str = ""
-    results: dict[int, Result] = field(default_factory=dict)
-    own: dict[int, Result] = field(default_factory=dict)
+    results: dict[int, EvaluationResult] = field(default_factory=dict)
+    own: dict[int, EvaluationResult] = field(default_factory=dict)
     runs: dict[int, Run] = field(default_factory=dict)
 
     @cached_property
@@ -69,18 +69,18 @@ class Variant:
         alike = all(self.results[seed].ranks.equals(first) for seed in seeds[1:])
         return seeds[:1] if alike and not self.own else seeds
 
-    def values(self, metric: str) -> list[np.ndarray]:
+    def per_prediction(self, metric: str) -> list[np.ndarray]:
         """(N,) values per seed."""
-        return [self.results[seed].values(metric) for seed in self.seeds]
+        return [self.results[seed].per_prediction(metric) for seed in self.seeds]
 
     def gains(self, metric: str, base: "Variant | None") -> list[np.ndarray]:
         """(N,) paired differences per seed to the session part of the same run, else to ``base``."""
         if self.own:
-            return [self.results[seed].values(metric) - self.own[seed].values(metric) for seed in self.seeds]
+            return [self.results[seed].per_prediction(metric) - self.own[seed].per_prediction(metric) for seed in self.seeds]
         if base is None or base is self:
             return []
         seeds = sorted(set(self.results) & set(base.results))
-        return [self.results[seed].values(metric) - base.results[seed].values(metric) for seed in seeds]
+        return [self.results[seed].per_prediction(metric) - base.results[seed].per_prediction(metric) for seed in seeds]
 
 
 @dataclass
@@ -157,7 +157,7 @@ def sections(runs: Sequence[Run], ties: str) -> list[Section]:
 def _add_variants(section: Section, ties: str) -> None:
     variants: dict[tuple[str, tuple[tuple[str, str], ...]], Variant] = {}
     for run in section.runs:
-        ranked = {entry.role: entry.result.ranked(ties) for entry in run.entries}
+        ranked = {entry.role: entry.result.with_tie_mode(ties) for entry in run.entries}
         for entry in run.entries:
             key = (entry.result.name, tuple(sorted((name, str(value)) for name, value in entry.config.items())))
             variant = variants.setdefault(key, Variant(entry.result.name, entry.config, entry.role))
@@ -260,7 +260,7 @@ def table2(
     places: list[tuple[Variant, str, str]] = []
     for variant in section.variants:
         for metric in metrics:
-            for kind, values in (("metric", variant.values(metric)), ("gain", variant.gains(metric, base))):
+            for kind, values in (("metric", variant.per_prediction(metric)), ("gain", variant.gains(metric, base))):
                 if values:
                     quantities.append(values)
                     places.append((variant, kind, metric))
@@ -292,12 +292,12 @@ def more_metrics(variant: Variant, data: DataSet | None) -> dict[str, float]:
         result = variant.results[seed]
         session = result.ranks["session"].to_numpy()
         one = {
-            f"macro {metric}": float(per_session(result.values(metric), session).mean())
+            f"macro {metric}": float(session_means(result.per_prediction(metric), session).mean())
             for metric in ("recall@20", "mrr@20")
         }
         one["tie rate"] = tie_rate(result.ranks["equal"])
-        if result.listed is not None and data is not None:
-            one |= list_metrics(result.listed, data.train)
+        if result.item_counts is not None and data is not None:
+            one |= list_metrics(result.item_counts, data.train)
         for name, value in one.items():
             found.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in found.items()}

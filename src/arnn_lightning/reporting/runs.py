@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # what OmegaConf.load lets through
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import RANKS, Result, attempts
+from arnn_lightning.evaluation.result import RANKS, EvaluationResult, next_item_targets
 
 TRAINING = "arnn_lightning.tasks.train.train"
 # What may differ between runs that are compared or averaged: places, speed, what is kept, and the seed.
@@ -90,7 +90,7 @@ class Entry:
 
     role: str
     config: Mapping[str, Any]
-    result: Result
+    result: EvaluationResult
 
 
 @dataclass(frozen=True)
@@ -237,16 +237,16 @@ def read(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | LeftOut:
 
 
 def _entry(folder: Path, role: str, name: str, config: Mapping[str, Any], data: DataSet | None) -> Entry:
-    result = Result.read(name, folder, role)
+    result = EvaluationResult.read(name, folder, role)
     if result.ranks.columns != list(RANKS):  # a record may leave out what the test split says already
         if data is None:
             raise ValueError("its ranks lack the attempts, and its prepared data set is not to be found")
-        made = attempts(data.test)
+        made = next_item_targets(data.test)
         if made.height != result.ranks.height:
             raise ValueError(f"{result.ranks.height} ranks for {made.height} attempts")
         higher, equal = result.ranks["higher"].cast(pl.Int64), result.ranks["equal"].cast(pl.Int64)
         blank = pl.Series("rank", np.zeros(made.height))  # the report ranks ties in its own way
-        result = Result(name, made.with_columns(higher, equal, blank).select(RANKS), result.listed)
+        result = EvaluationResult(name, made.with_columns(higher, equal, blank).select(RANKS), result.item_counts)
     told = {key: value for key, value in flat(config).items() if "dims" not in key.split(".") and value is not None}
     return Entry(role, told, result)
 

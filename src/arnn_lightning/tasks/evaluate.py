@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.evaluation.metrics import metric_names
 from arnn_lightning.preprocessing.dataset import PATHS
 from arnn_lightning.reporting.console import results_table
 from arnn_lightning.tasks.prepare import prepare_data
@@ -14,6 +15,7 @@ from arnn_lightning.tasks.train import (
     METRICS_FILE,
     _set_up,
     check_cutoffs,
+    headline,
     paper_figures,
     plain,
     test,
@@ -62,10 +64,11 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
             "data": config.data.name,
             "model": config.model.name,
             "seed": about["seed"],
-            "test": tested.metrics(list(config.evaluation.cutoffs)),
+            "test": tested.metrics(metric_names(config.evaluation.metrics, config.evaluation.cutoffs)),
             "manifest": prepared.manifest_sha256,
         },
     )
     title = f"{config.checkpoint} on {config.data.name}"
-    table = results_table([tested], title, paper_figures(config), plain(config.evaluation.bootstrap), config.seed)
+    bootstrap = plain(config.evaluation.bootstrap)
+    table = results_table([tested], headline(config), title, paper_figures(config), bootstrap, config.seed)
     Console().print(table)

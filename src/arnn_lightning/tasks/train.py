@@ -20,12 +20,13 @@ from rich.console import Console
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.groups import by_known, by_position, means
-from arnn_lightning.evaluation.result import Result, result
+from arnn_lightning.evaluation.groups import by_known_attributes, by_position, group_means
+from arnn_lightning.evaluation.metrics import metric_names, parse_metric
+from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.loggers.wandb import WandbRun
 from arnn_lightning.models.base import SessionModel
 from arnn_lightning.preprocessing.dataset import Prepared
-from arnn_lightning.reporting.console import difference_line, results_table
+from arnn_lightning.reporting.console import paired_difference_line, results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build, check_data, load_weights, read_checkpoint
 from arnn_lightning.training.distributed import agreed, device, first_once, together
@@ -35,7 +36,8 @@ METRICS_FILE = "metrics.json"
 
 
 def train(config: DictConfig) -> float | None:
-    """Runs one experiment; returns the validation MRR@20 (None without validation), which sweepers maximise."""
+    """Runs one experiment; returns the validation metric `evaluation.monitor` (None without validation), which sweepers
+    maximise."""
     with together(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
         return _train(config, folder)
 
@@ -65,7 +67,7 @@ def _train(config: DictConfig, folder: Path) -> float | None:
         seed_everything(config.seed, verbose=False)
         model = build(plain(config.model))
         _set_up(model, config, config.model, prepared)
-        parts: dict[str, Result] = {}
+        parts: dict[str, EvaluationResult] = {}
         for role, part in model.parts.items():
             _set_up(part, config, config.model[role], prepared, role)
             _train_part(part, role, config, prepared, folder, loggers)
@@ -85,12 +87,12 @@ def _train(config: DictConfig, folder: Path) -> float | None:
         validation = _validation(model, config, prepared)
         labels = {
             "position": by_position(tested.ranks["position"]),
-            "known_attributes": by_known(tested.ranks["user"], prepared.users()),
+            "known_attributes": by_known_attributes(tested.ranks["user"], prepared.users()),
         }
         for dashboard in dashboards:
             for by, label in labels.items():
                 results = (*baselines.values(), *parts.values(), tested)
-                dashboard.log_groups(by, {one.name: means(one.ranks, label) for one in results})
+                dashboard.log_groups(by, {one.name: group_means(one.ranks, label, headline(config)) for one in results})
             dashboard.log_files(model.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
         clock.lap("test")
         failed = False
@@ -107,28 +109,28 @@ def _train(config: DictConfig, folder: Path) -> float | None:
         for dashboard in dashboards:
             dashboard.finish(failed)
     if device():
-        return validation.get("mrr@20")
+        return validation.get(config.evaluation.monitor)
     for role, one in [*parts.items(), *baselines.items()]:
         one.write(folder, role)
     tested.write(folder)
-    cutoffs = list(config.evaluation.cutoffs)
+    names = metric_names(config.evaluation.metrics, config.evaluation.cutoffs)
     write_json(
         folder / METRICS_FILE,
         {
             "data": config.data.name,
             "model": config.model.name,
             "seed": config.seed,
-            "test": tested.metrics(cutoffs),
+            "test": tested.metrics(names),
             "val": validation,
-            "parts": {role: {"model": one.name} | one.metrics(cutoffs) for role, one in parts.items()},
-            "baselines": {role: {"model": one.name} | one.metrics(cutoffs) for role, one in baselines.items()},
+            "parts": {role: {"model": one.name} | one.metrics(names) for role, one in parts.items()},
+            "baselines": {role: {"model": one.name} | one.metrics(names) for role, one in baselines.items()},
             "manifest": prepared.manifest_sha256,
             "seconds": clock.seconds,
             "train_events_per_second": model.train_events_per_second,
         },
     )
     _print(config, folder, [*baselines.values(), *parts.values(), tested])
-    return validation.get("mrr@20")
+    return validation.get(config.evaluation.monitor)
 
 
 class Clock:
@@ -153,6 +155,11 @@ def paper_figures(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
     """The paper's Table 2 where the data set is one of the paper's."""
     figures: Mapping[str, Mapping[str, float]] = (plain(config.data).get("paper") or {}).get("table2", {})
     return figures
+
+
+def headline(config: DictConfig) -> list[str]:
+    """The requested metrics at the largest cutoff: those that tables and logs show."""
+    return metric_names(config.evaluation.metrics, [max(config.evaluation.cutoffs)])
 
 
 def check_cutoffs(config: DictConfig, prepared: Prepared) -> None:
@@ -189,12 +196,12 @@ def about(config: DictConfig, model: DictConfig, prepared: Prepared) -> dict[str
     }
 
 
-def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: list[Logger]) -> Result:
-    """Ranks of every attempt of the test split."""
+def test(model: SessionModel, config: DictConfig, prepared: Prepared, loggers: list[Logger]) -> EvaluationResult:
+    """Ranks of every prediction of the test split."""
     data = datamodule(prepared, config, {})
     trainer(config, Path(), loggers, []).test(model, data.test_dataloader(), verbose=False)
     split = pl.read_parquet(prepared.folder / "test.parquet")
-    return result(model.name, model.evaluated, split, config.evaluation.ties, model.listed)
+    return EvaluationResult.from_counts(model.name, model.evaluated, split, config.evaluation.ties, model.listed)
 
 
 def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared: Prepared, role: str = "") -> None:
@@ -209,7 +216,10 @@ def _set_up(model: SessionModel, config: DictConfig, stage: DictConfig, prepared
     if hasattr(model, "cache_mb"):
         model.cache_mb = config.performance.cache_mb
     model.keeps_lists = config.evaluation.lists
-    model.cutoffs = sorted({20, *config.evaluation.cutoffs})
+    parse_metric(config.evaluation.monitor)
+    names = metric_names(config.evaluation.metrics, config.evaluation.cutoffs)
+    model.metric_names = list(dict.fromkeys([*names, config.evaluation.monitor]))
+    model.headline_metrics = headline(config)
     model.about = about(config, stage, prepared)
     model.set_contexts(datamodule(prepared, config, {}).contexts())
 
@@ -227,7 +237,7 @@ def _train_part(
     train_stage(part, datamodule(prepared, config, stage), config, stage, folder / "checkpoints" / role, loggers)
 
 
-def _baseline(config_model: DictConfig, config: DictConfig, prepared: Prepared, folder: Path) -> Result:
+def _baseline(config_model: DictConfig, config: DictConfig, prepared: Prepared, folder: Path) -> EvaluationResult:
     model = build(plain(config_model))
     _set_up(model, config, config_model, prepared, config_model.name)
     model.count(prepared.sessions("train"))
@@ -242,26 +252,27 @@ def _validation(model: SessionModel, config: DictConfig, prepared: Prepared) -> 
     return {name.removeprefix(f"{model.prefix}val/"): value for name, value in values.items()}
 
 
-def _print(config: DictConfig, folder: Path, results: list[Result]) -> None:
+def _print(config: DictConfig, folder: Path, results: list[EvaluationResult]) -> None:
     if device():
         return
     console = Console()
     bootstrap = plain(config.evaluation.bootstrap)
-    title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} recommendation attempts"
-    console.print(results_table(results, title, paper_figures(config), bootstrap, config.seed))
+    title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} predictions"
+    console.print(results_table(results, headline(config), title, paper_figures(config), bootstrap, config.seed))
     if "session" in config.model:
         session = next(one for one in results if one.name == config.model.session.name)
-        console.print(difference_line(results[-1], session, bootstrap, config.seed), soft_wrap=True)
+        line = paired_difference_line(results[-1], session, headline(config), bootstrap, config.seed)
+        console.print(line, soft_wrap=True)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 
 def _show_finished(config: DictConfig, folder: Path) -> float | None:
     metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
     roles = [*metrics["baselines"].items(), *metrics["parts"].items()]
-    results = [Result.read(one["model"], folder, role) for role, one in roles]
-    results.append(Result.read(metrics["model"], folder))
+    results = [EvaluationResult.read(one["model"], folder, role) for role, one in roles]
+    results.append(EvaluationResult.read(metrics["model"], folder))
     _print(config, folder, results)
-    value = metrics["val"].get("mrr@20")
+    value = metrics["val"].get(config.evaluation.monitor)
     return None if value is None else float(value)
 
 

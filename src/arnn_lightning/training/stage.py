@@ -122,7 +122,7 @@ def _fit(
     folder: Path,
     loggers: list[Logger],
 ) -> None:
-    monitor = f"{model.prefix}val/mrr@20" if data.has_validation else None
+    monitor = f"{model.prefix}val/{config.evaluation.monitor}" if data.has_validation else None
     bound = config.trainer.max_epochs
     epochs = int(stage["epochs"]) if bound is None else min(int(stage["epochs"]), bound)
     saves = MidEpochSaves(folder / LAST, float(config.checkpoint.every_n_minutes))
@@ -230,7 +230,8 @@ class EpochLines(Callback):
         assert isinstance(pl_module, SessionModel)
         shown = {name.removeprefix(pl_module.prefix): float(value) for name, value in trainer.callback_metrics.items()}
         values = [f"loss {pl_module.epoch_loss:.4f}"]
-        values += [f"{name} {shown[name]:.4f}" for name in ("val/recall@20", "val/mrr@20") if name in shown]
+        names = [f"val/{name}" for name in pl_module.headline_metrics]
+        values += [f"{name} {shown[name]:.4f}" for name in names if name in shown]
         speed = pl_module.train_events_per_second
         about = {"epoch_loss": pl_module.epoch_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         about |= {"events_per_second": speed} if speed else {}
