@@ -76,7 +76,7 @@ def test_the_config_is_whole_and_names_no_folder_outside(home: Path, arnn_run: R
 def test_every_stage_has_an_axis_of_its_own(arnn_run: Read) -> None:
     axes = {metric.glob_name or metric.name: metric.step_metric for metric in arnn_run.metrics}
     for stage in ("", "session/", "context/"):
-        assert axes[f"{stage}val/mrr@20"] == f"{stage}steps"
+        assert axes[f"{stage}val/*"] == f"{stage}steps"
         assert axes[f"{stage}train/*"] == f"{stage}steps"
         lines = [line for line in arnn_run.history if f"{stage}val/mrr@20" in line]
         assert lines

@@ -128,8 +128,7 @@ def vertical_intervals(title: str, x_label: str, y_label: str, groups: Sequence[
 def horizontal_intervals(title: str, x_label: str, names: Sequence[str], series: Sequence[Series]) -> str:
     """A dot with its interval per name, from top to bottom; for names that are too long for a horizontal axis."""
     wrapped = [_wrap_label(name) for name in names]
-    height = max(1.3 + 0.42 * sum(1 + name.count("\n") / 2 for name in wrapped), 2.0)
-    figure, axes = _figure(title, x_label, "", (SIZE[0], height))
+    figure, axes = _figure(title, x_label, "", (SIZE[0], _height(wrapped)))
     for index, points in enumerate(series):
         color, marker = METRICS[index]
         y = [place + (index - (len(series) - 1) / 2) * 0.25 for place in range(len(names))]
@@ -146,10 +145,11 @@ def horizontal_intervals(title: str, x_label: str, names: Sequence[str], series:
 @mpl.rc_context(STYLE)
 def bars(title: str, x_label: str, values: Mapping[str, float], colors: Sequence[str]) -> str:
     """Horizontal bars with their numbers."""
-    figure, axes = _figure(title, x_label, "", (SIZE[0], 1.2 + 0.36 * max(len(values), 2)))
+    wrapped = [_wrap_label(name) for name in values]
+    figure, axes = _figure(title, x_label, "", (SIZE[0], _height(wrapped)))
     rectangles = axes.barh(range(len(values)), list(values.values()), color=list(colors), height=0.62)
     axes.bar_label(rectangles, fmt=StrMethodFormatter(" {x:,.0f}"), fontsize=9)
-    axes.set_yticks(range(len(values)), [_wrap_label(name) for name in values])
+    axes.set_yticks(range(len(values)), wrapped, fontsize=9)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.margins(x=0.2)
     # Few and short ticks: long names leave little room, and numbers must not run into each other.
@@ -164,6 +164,11 @@ def _errors(points: Series) -> list[list[float]]:
         [mean - low for mean, low in zip(points.mean, points.low, strict=True)],
         [high - mean for mean, high in zip(points.mean, points.high, strict=True)],
     ]
+
+
+def _height(wrapped: Sequence[str]) -> float:
+    """Inches of a chart with these names below each other."""
+    return max(1.3 + 0.42 * sum(1 + name.count("\n") / 2 for name in wrapped), 2.0)
 
 
 def _wrap_label(name: str) -> str:
