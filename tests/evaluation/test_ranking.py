@@ -43,9 +43,7 @@ def test_ranks_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("queries", "scores"), [(256, 1 << 19), (7, 7 * 11), (1, 1), (64, 64 * 300)])
-def test_blockwise_counts_equal_those_of_all_scores(
-    queries: int, scores: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blockwise_counts_equal_those_of_all_scores(queries: int, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     # Integers: every product is exact, so that ties are ties however they are computed.
     weight = torch.from_numpy(rng.integers(-2, 3, (300, 4)).astype(np.float32))

@@ -187,13 +187,16 @@ def test_damaged_runs_are_skipped_with_a_reason(workspace: Path, tmp_path: Path)
     (tmp_path / "half" / "metrics.json").write_text('{"data": "xing", "mod')
     shutil.copytree(seed_runs(workspace)[0], tmp_path / "torn")
     (tmp_path / "torn" / "test_ranks.parquet").write_bytes(b"PAR1 torn")
+    shutil.copytree(seed_runs(workspace)[0], tmp_path / "old")
+    old = json.loads((tmp_path / "old" / "metrics.json").read_text())
+    (tmp_path / "old" / "metrics.json").write_text(json.dumps({key: old[key] for key in old if key != "seconds"}))
     shutil.copytree(seed_runs(workspace)[0], tmp_path / "cut")
     curve = (tmp_path / "cut" / "metrics.csv").read_text()
     (tmp_path / "cut" / "metrics.csv").write_text(curve[: curve.rindex(",")])
     report = report_of([*seed_runs(workspace), *find_run_dirs([str(tmp_path)])], workspace)
     assert report.csv == whole.csv
     assert report.markdown == whole.markdown
-    for name in (*broken, "half", "torn", "cut"):
+    for name in (*broken, "half", "torn", "old", "cut"):
         assert f"skipped: {tmp_path / name}: incomplete" in report.html
     assert "metrics.csv, line 4, is cut" in report.html
 
@@ -428,9 +431,7 @@ def test_parts_of_another_seed_or_run_are_not_averaged(workspace: Path, tmp_path
     prepared = workspace / "prepared" / "one"
     other_seed = seed_runs(workspace)[0] / "checkpoints" / "session" / "best.ckpt"
     checkpoints = {"seed": other_seed, "lost": tmp_path / "lost.ckpt"}
-    runs = [
-        write_run(tmp_path / name, prepared, 4, f"pretrained.session={path}") for name, path in checkpoints.items()
-    ]
+    runs = [write_run(tmp_path / name, prepared, 4, f"pretrained.session={path}") for name, path in checkpoints.items()]
     report = report_of([*seed_runs(workspace), *runs], workspace)
     rows = [row for row in lines(report) if row["model"].startswith("arnn")]
     assert [row["seeds"] for row in rows] == ["1 2 3", "4", "4"]
@@ -443,6 +444,8 @@ def test_a_damaged_data_set_is_skipped_with_a_reason(workspace: Path, tmp_path: 
     report = report_of(seed_runs(workspace), tmp_path)
     assert f"skipped: {tmp_path / 'prepared' / 'one'}: damaged prepared data set" in report.html
     assert {row["seeds"] for row in lines(report) if row["model"] == "arnn"} == {"1 2 3"}
+    (tmp_path / "prepared" / "one" / "manifest.json").write_text("{}")
+    assert "manifest.json lacks raw, config" in report_of(seed_runs(workspace), tmp_path).html
 
 
 def test_any_registered_metric_can_be_reported(workspace: Path) -> None:

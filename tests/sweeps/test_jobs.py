@@ -34,7 +34,7 @@ def test_the_jobs_beside_a_failed_one_go_on_and_all_are_told_of(
     assert "sweep: 4 jobs, 2 failed" in shown.out
     assert shown.err.count("error: evaluation.ties=luck") == 2  # at once
     told = [line for line in shown.err.splitlines() if line.startswith("error: job ")]  # and at the end
-    assert told[0].startswith("error: job 0 (model=pop evaluation.ties=luck): evaluation.ties=luck: choose")
+    assert told[0].startswith("error: job 0 (model=pop evaluation.ties=luck): evaluation.ties=luck: must be")
     assert told[1].startswith("error: job 2 (model=itemknn evaluation.ties=luck): ")
     assert "Traceback" not in shown.err
     assert [metrics_of(tmp_path / "sweep" / job)["model"] for job in ("1", "3")] == ["pop", "itemknn"]

@@ -66,9 +66,7 @@ def by_popularity(item: pl.Series, train: pl.DataFrame, n_items: int) -> pl.Seri
     popularity_rank = np.empty(n_items, np.int64)
     popularity_rank[order] = np.arange(n_items)
     bounds = [-(-n_items // 100), -(-n_items // 2)]
-    return _to_enum(
-        np.searchsorted(bounds, popularity_rank[item.to_numpy()], side="right"), list(POPULARITY_GROUPS)
-    )
+    return _to_enum(np.searchsorted(bounds, popularity_rank[item.to_numpy()], side="right"), list(POPULARITY_GROUPS))
 
 
 def group_metrics(

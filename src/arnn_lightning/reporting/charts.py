@@ -96,7 +96,7 @@ def lines(
         axes.set_xscale("log")
     for line, (color, marker) in zip(series, styles, strict=False):
         x_values = [float(x) for x in line.x]
-        axes.plot(x_values, line.mean, color=color, marker=marker, label=line.name)
+        axes.plot(x_values, line.mean, color=color, marker=marker, label=_wrap_label(line.name))
         axes.fill_between(x_values, line.low, line.high, color=color, alpha=0.18, linewidth=0)
         for x, values in zip(x_values, line.dots, strict=False):
             axes.plot([x] * len(values), values, ".", color=color, alpha=0.55, markersize=4)

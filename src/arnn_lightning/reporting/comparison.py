@@ -108,9 +108,7 @@ class Variant:
     def gains(self, metric: str, reference: Mapping[int, EvaluationResult]) -> list[np.ndarray]:
         """(N,) paired differences to ``reference``, per common seed."""
         seeds = sorted(set(self.results) & set(reference))
-        return [
-            self.results[seed].per_prediction(metric) - reference[seed].per_prediction(metric) for seed in seeds
-        ]
+        return [self.results[seed].per_prediction(metric) - reference[seed].per_prediction(metric) for seed in seeds]
 
 
 @dataclass
@@ -398,8 +396,7 @@ def extra_metrics(variant: Variant, metrics: Sequence[str], data: DataSet | None
         result = variant.results[seed]
         session = result.ranks["session"].to_numpy()
         values = {
-            f"macro {metric}": float(session_means(result.per_prediction(metric), session).mean())
-            for metric in metrics
+            f"macro {metric}": float(session_means(result.per_prediction(metric), session).mean()) for metric in metrics
         }
         values["tie rate"] = tie_rate(result.ranks["equal"])
         if result.item_counts is not None and data is not None:

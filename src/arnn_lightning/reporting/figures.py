@@ -54,7 +54,7 @@ def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[F
 
 
 def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup | None:
-    monitor = str(view.section.settings["evaluation.monitor"])
+    monitor = str(view.section.settings.get("evaluation.monitor"))
     series = []
     for row in view.rows:
         variant = row.variant
@@ -83,9 +83,7 @@ def _recall_by_k(view: SectionView, styles: Mapping[str, Style]) -> Markup:
     low, high = intervals(matrix, cluster, bootstrap["resamples"], bootstrap["confidence"], settings.seed)
     shape = (len(variants), len(settings.cutoffs))
     bands = zip(*(column.reshape(shape).tolist() for column in (matrix.mean(0), low, high)), strict=True)
-    series = [
-        Series(variant.label, settings.cutoffs, *band) for variant, band in zip(variants, bands, strict=True)
-    ]
+    series = [Series(variant.label, settings.cutoffs, *band) for variant, band in zip(variants, bands, strict=True)]
     colors = [styles[variant.label] for variant in variants]
     return Markup(
         charts.lines("Recall by K", "K, length of the list", "Recall@K", series, settings.cutoffs, colors, log=True)

@@ -40,6 +40,7 @@ NON_SETTING_KEYS = (
     *(f"trainer.{key}" for key in ("log_every_n_steps", "enable_model_summary", "enable_progress_bar")),
     *(f"trainer.{key}" for key in ("num_sanity_val_steps", "default_root_dir", "logger", "profiler", "benchmark")),
 )
+METRICS_KEYS = ("data", "model", "seed", "manifest", "seconds", "train_events_per_second", "parts", "baselines")
 SETTING_KEYS = ("data.contexts.assignment", "data.contexts.n_attributes", "evaluation.monitor")
 
 
@@ -69,8 +70,12 @@ class DataSet:
 
     @classmethod
     def read(cls, folder: Path) -> "DataSet":
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        missing = [key for key in ("raw", "config", "funnel", "splits", "dims") if key not in manifest]
+        if missing:
+            raise ValueError(f"manifest.json lacks {', '.join(missing)}")
         return cls(
-            json.loads((folder / "manifest.json").read_bytes()),
+            manifest,
             pl.read_parquet(folder / "users.parquet", columns=["user", "known"]),
             pl.read_parquet(folder / "train.parquet", columns=["user", "item"]),
         )
@@ -230,6 +235,9 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         return SkippedRun(folder, "incomplete: no metrics.json (the run is in progress or was interrupted)")
     try:
         metrics = json.loads(file.read_text())
+        missing = [key for key in METRICS_KEYS if key not in metrics]
+        if missing:
+            raise ValueError(f"metrics.json lacks {', '.join(missing)}")
         entries = _entries(folder, metrics, config)
         curves = _curves(folder / "metrics.csv")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as error:
