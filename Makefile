@@ -29,10 +29,13 @@ bench: $(INSTALLED) ## measure speed against reference implementations and the b
 	$(BIN)/python benchmarks/reference.py
 
 RECORDED := experiments/results/recorded
+RESTORED := outputs/recorded
 REPORT := outputs/report/recorded
 
 report: $(INSTALLED) ## Table 2 and the page of the recorded runs, and the README's picture of it where Chromium is installed
-	$(BIN)/python -m arnn_lightning task=report runs=$(RECORDED) paths.data=$(RECORDED) hydra.run.dir=$(REPORT)
+	rm -rf $(RESTORED)
+	$(BIN)/python experiments/record.py restore $(RECORDED) $(RESTORED)
+	$(BIN)/python -m arnn_lightning task=report runs=$(RESTORED) paths.data=$(RESTORED) hydra.run.dir=$(REPORT)
 	! command -v chromium || chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1160,1500 \
 		--screenshot=experiments/report.png file://$(CURDIR)/$(REPORT)/report.html
 

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 import torch
 
-from arnn_lightning.evaluation.result import RANKS, result
+from arnn_lightning.evaluation.result import RANKS, EvaluationResult
 
 TEST = pl.DataFrame({"session": [4, 4, 4, 5, 5], "user": [1, 1, 1, 0, 0], "item": [7, 8, 9, 7, 9], "time": [0] * 5})
 COUNTED = {
@@ -16,25 +16,25 @@ COUNTED = {
 BOOTSTRAP = {"unit": "user", "resamples": 20, "confidence": 0.95}
 
 
-def test_ranks_are_joined_by_session_and_position_whatever_their_order() -> None:
-    ranks = result("m", COUNTED, TEST, "conservative").ranks
+def test_counts_are_joined_by_session_and_position() -> None:
+    ranks = EvaluationResult.from_counts("m", COUNTED, TEST, "conservative").ranks
     assert tuple(ranks.columns) == RANKS
     assert ranks.rows() == [(4, 1, 1, 8, 5, 1, 6.0), (4, 2, 1, 9, 3, 2, 5.0), (5, 1, 0, 9, 0, 1, 1.0)]
 
 
 @pytest.mark.parametrize("keep", [[0, 1], [0, 1, 2, 2]])
-def test_V16_a_missing_or_doubled_attempt_raises(keep: list[int]) -> None:
-    with pytest.raises(RuntimeError, match="once on each of the 3 attempts"):
-        result("m", {name: column[keep] for name, column in COUNTED.items()}, TEST, "standard")
+def test_V16_missing_or_repeated_predictions_raise(keep: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="once on each of the test split's 3 targets"):
+        EvaluationResult.from_counts("m", {name: column[keep] for name, column in COUNTED.items()}, TEST, "standard")
 
 
-def test_a_model_does_not_differ_from_itself() -> None:
-    one = result("m", COUNTED, TEST, "conservative")
-    assert one.difference(one, "recall@20", BOOTSTRAP, 1) == (0.0, 0.0, 0.0)
+def test_paired_difference_to_itself_is_zero() -> None:
+    result = EvaluationResult.from_counts("m", COUNTED, TEST, "conservative")
+    assert result.paired_difference(result, "recall@20", BOOTSTRAP, 1) == (0.0, 0.0, 0.0)
 
 
-def test_a_paired_difference_needs_the_same_attempts() -> None:
-    one = result("m", COUNTED, TEST, "conservative")
-    other = type(one)("n", one.ranks.head(2))
-    with pytest.raises(ValueError, match="same attempts"):
-        one.difference(other, "recall@20", BOOTSTRAP, 1)
+def test_paired_difference_needs_the_same_attempts() -> None:
+    result = EvaluationResult.from_counts("m", COUNTED, TEST, "conservative")
+    other = EvaluationResult("n", result.ranks.head(2))
+    with pytest.raises(ValueError, match="same predictions"):
+        result.paired_difference(other, "recall@20", BOOTSTRAP, 1)

@@ -1,34 +1,68 @@
-"""What the README shows is what the recorded runs give."""
+"""The README's results table equals the one computed from the recorded runs."""
 
-import hashlib
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
-from arnn_lightning.reporting.build import Settings, build
-from arnn_lightning.reporting.runs import DataSet, LeftOut, Run, find, read
+import polars as pl
+import pytest
+
+from arnn_lightning.reporting.comparison import Settings
+from arnn_lightning.reporting.runs import Run, find_run_dirs, load_data_sets, load_run
+from arnn_lightning.reporting.sections import build_report
 from helpers import compose_config
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "experiments" / "results" / "recorded"
 
 
-def test_the_readmes_table_is_that_of_the_recorded_runs() -> None:
-    manifests = (RECORDED / "prepared").glob("*/manifest.json")
-    data_sets = {hashlib.sha256(file.read_bytes()).hexdigest(): DataSet.read(file.parent) for file in manifests}
-    told = [read(folder, data_sets) for folder in find([str(RECORDED)])]
-    assert not [one for one in told if isinstance(one, LeftOut)]
+@pytest.fixture(scope="module")
+def record() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("record", ROOT / "experiments" / "record.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def restored(record: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("restored")
+    record.restore(RECORDED, folder)
+    return folder
+
+
+def test_readme_table_equals_that_of_the_recorded_runs(restored: Path) -> None:
+    data_sets, damaged = load_data_sets(restored, [])
+    assert len(data_sets) == 2
+    assert not damaged
+    runs = [load_run(folder, data_sets) for folder in find_run_dirs([str(restored)])]
+    # The default setting alone, which comes first: each setting is averaged by itself.
+    default = [run for run in runs if isinstance(run, Run) and run.settings["data.contexts.n_attributes"] is None]
+    assert (len(runs), len(default)) == (33, 6)
     config = compose_config("task=report", "runs=.")
     settings = Settings(
-        metrics=config.report.metrics,
+        metrics=["recall@20", "mrr@20"],
         base=config.report.base,
         cutoffs=config.report.cutoffs,
         ties=config.evaluation.ties,
         bootstrap=config.evaluation.bootstrap,
         seed=config.seed,
     )
-    # The usual setting alone, which comes first: each setting is averaged by itself.
-    usual = [run for run in told if isinstance(run, Run) and run.config["data"]["contexts"]["shown"] is None]
-    lines = [line for line in build(usual, [], settings).markdown.splitlines() if line.startswith("|")]
+    lines = [line for line in build_report(default, [], settings).markdown.splitlines() if line.startswith("|")]
     assert len(lines) > 10
-    shown = (ROOT / "README.md").read_text()
-    missing = [line for line in lines if line not in shown]
-    assert not missing, "make report, and put its tables into the README; it lacks:\n" + "\n".join(missing)
+    readme = (ROOT / "README.md").read_text()
+    missing = [line for line in lines if line not in readme]
+    assert not missing, "run make report and copy its tables to the README, which lacks:\n" + "\n".join(missing)
+
+
+def test_restored_runs_are_recorded_as_the_same_files(record: ModuleType, restored: Path, tmp_path: Path) -> None:
+    record.record(tmp_path, restored, [str(restored / "synthetic*"), str(restored / "cj*")])
+    files = {path.relative_to(RECORDED) for path in RECORDED.rglob("*") if path.is_file()}
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == files
+    for file in sorted(files):
+        if file.suffix == ".parquet":
+            assert pl.read_parquet(tmp_path / file).equals(pl.read_parquet(RECORDED / file)), file
+        else:
+            assert (tmp_path / file).read_text() == (RECORDED / file).read_text(), file

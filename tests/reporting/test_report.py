@@ -1,4 +1,4 @@
-"""task=report: what is averaged, what never is, and that the page is whole, safe and legible."""
+"""task=report: averages over seeds only, damaged runs, and a page that is complete, safe and legible."""
 
 import csv
 import hashlib
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.cli import main
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import Result, result
-from arnn_lightning.reporting.build import Report, Settings, build
-from arnn_lightning.reporting.runs import DataSet, LeftOut, Run, find, read
+from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.reporting import charts
+from arnn_lightning.reporting.charts import assign_styles
+from arnn_lightning.reporting.comparison import Settings
+from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
+from arnn_lightning.reporting.sections import Report, build_report
 from helpers import compose_config
 
 ITEMS, USERS, SESSIONS = 60, 30, 80
@@ -63,28 +67,28 @@ def write_data(folder: Path, seed: int = 0, machine: int = 1) -> str:
 
 
 def write_run(folder: Path, prepared: Path, seed: int, *overrides: str, skill: float = 3.0) -> Path:
-    """A run folder as task=train leaves it; the higher ``skill``, the better its own model ranks."""
+    """A run folder as task=train writes it; the higher ``skill``, the better the ranks of its main model."""
     config = compose_config("data=xing", f"seed={seed}", *overrides)
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     OmegaConf.save(OmegaConf.create([f"seed={seed}", *overrides]), folder / ".hydra" / "overrides.yaml")
     test = pl.read_parquet(prepared / "test.parquet")
     roles = {"session": "gru4rec", "context": "pnn", "itemknn": "itemknn", "": config.model.name}
-    told: dict[str, dict[str, Any]] = {}
+    metrics_of: dict[str, dict[str, Any]] = {}
     for index, (role, name) in enumerate(roles.items()):
-        better = 1 + (role == "") * skill + index / 9
-        counts = evaluated(test, seed if name != "itemknn" else 0, better)
-        one = result(name, counts, test, "conservative", torch.arange(ITEMS))
-        one.write(folder, role)
-        told[role] = {"model": name} | one.metrics([20])
+        power = 1 + (role == "") * skill + index / 9
+        counts = evaluated(test, seed if name != "itemknn" else 0, power)
+        result = EvaluationResult.from_counts(name, counts, test, "conservative", torch.arange(ITEMS))
+        result.write(folder, role)
+        metrics_of[role] = {"model": name} | result.metrics(["recall@20", "mrr@20"])
     metrics = {
         "data": "xing",
         "model": config.model.name,
         "seed": seed,
-        "test": {key: value for key, value in told[""].items() if key != "model"},
+        "test": {key: value for key, value in metrics_of[""].items() if key != "model"},
         "val": {},
-        "parts": {role: told[role] for role in ("session", "context")},
-        "baselines": {"itemknn": told["itemknn"]},
+        "parts": {role: metrics_of[role] for role in ("session", "context")},
+        "baselines": {"itemknn": metrics_of["itemknn"]},
         "manifest": hashlib.sha256((prepared / "manifest.json").read_bytes()).hexdigest(),
         "seconds": {"prepare": 1.0, "train": 20.0},
         "train_events_per_second": 1000.0,
@@ -96,19 +100,24 @@ def write_run(folder: Path, prepared: Path, seed: int, *overrides: str, skill: f
 
 
 def evaluated(test: pl.DataFrame, seed: int, skill: float) -> dict[str, torch.Tensor]:
-    """Counts of a model whose targets score ``skill`` higher than other items do, give or take."""
-    places = test.with_columns(position=pl.int_range(pl.len()).over("session")).filter(pl.col("position") > 0)
-    chance = np.random.default_rng(seed).random(places.height)
+    """Random counts of a model whose targets have higher scores the larger ``skill`` is."""
+    targets = test.with_columns(position=pl.int_range(pl.len()).over("session")).filter(pl.col("position") > 0)
+    chance = np.random.default_rng(seed).random(targets.height)
     higher = torch.from_numpy((ITEMS * chance**skill).astype(np.int64))
-    told = {name: torch.from_numpy(places[name].to_numpy().astype(np.int64)) for name in ("session", "position")}
-    return told | {"higher": higher, "equal": 1 + (higher % 7 == 0).long()}
+    columns = {name: torch.from_numpy(targets[name].to_numpy().astype(np.int64)) for name in ("session", "position")}
+    return columns | {"higher": higher, "equal": 1 + (higher % 7 == 0).long()}
 
 
-def report_of(folders: list[Path], *prepared: Path) -> Report:
-    known = {hashlib.sha256((one / "manifest.json").read_bytes()).hexdigest(): DataSet.read(one) for one in prepared}
-    told = [read(folder, known) for folder in folders]
-    runs = [one for one in told if isinstance(one, Run)]
-    return build(runs, [one for one in told if isinstance(one, LeftOut)], SETTINGS)
+def report_of(run_dirs: list[Path], *data_dirs: Path) -> Report:
+    """The report of ``run_dirs``, with the prepared data sets below ``data_dirs``."""
+    data_sets, skipped = {}, []
+    for data_dir in data_dirs:
+        readable, damaged = load_data_sets(data_dir, [])
+        data_sets |= readable
+        skipped += damaged
+    loaded = [load_run(folder, data_sets) for folder in run_dirs]
+    skipped += [run for run in loaded if isinstance(run, SkippedRun)]
+    return build_report([run for run in loaded if isinstance(run, Run)], skipped, SETTINGS)
 
 
 def lines(report: Report) -> list[dict[str, str]]:
@@ -116,7 +125,7 @@ def lines(report: Report) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One data set, three seeds of a multirun, and a run of other settings."""
     folder = tmp_path_factory.mktemp("report")
     write_data(folder / "prepared" / "one")
@@ -126,40 +135,40 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def seeds_of(home: Path) -> list[Path]:
-    return find([str(home / "multirun")])
+def seed_runs(workspace: Path) -> list[Path]:
+    return find_run_dirs([str(workspace / "multirun")])
 
 
-def test_V14_means_deviations_and_paired_differences_over_seeds(home: Path) -> None:
-    table = {row["model"]: row for row in lines(report_of(seeds_of(home), home / "prepared" / "one"))}
+def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> None:
+    table = {row["model"]: row for row in lines(report_of(seed_runs(workspace), workspace))}
     assert list(table) == ["itemknn", "gru4rec", "pnn", "arnn"]  # the order of the paper's Table 2
-    told = [json.loads((folder / "metrics.json").read_text()) for folder in seeds_of(home)]
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in seed_runs(workspace)]
     for metric in ("recall@20", "mrr@20"):
-        ours = [one["test"][metric] for one in told]
-        base = [one["parts"]["session"][metric] for one in told]
+        ours = [run["test"][metric] for run in metrics]
+        base = [run["parts"]["session"][metric] for run in metrics]
         assert float(table["arnn"][metric]) == pytest.approx(np.mean(ours), abs=1e-12)
-        assert float(table["arnn"][f"{metric}_deviation"]) == pytest.approx(np.std(ours, ddof=1), abs=1e-12)
+        assert float(table["arnn"][f"{metric}_std"]) == pytest.approx(np.std(ours, ddof=1), abs=1e-12)
         gain = np.subtract(ours, base)
         assert float(table["arnn"][f"{metric}_gain"]) == pytest.approx(gain.mean(), abs=1e-12)
-        assert float(table["arnn"][f"{metric}_gain_deviation"]) == pytest.approx(np.std(gain, ddof=1), abs=1e-12)
+        assert float(table["arnn"][f"{metric}_gain_std"]) == pytest.approx(np.std(gain, ddof=1), abs=1e-12)
         low, high = (float(table["arnn"][f"{metric}_gain_{end}"]) for end in ("low", "high"))
         assert low < gain.mean() < high
-    # The interval is that of the mean over the seeds: users are drawn, trainings are not.
-    ranks = [Result.read("arnn", folder).ranks for folder in seeds_of(home)]
+    # The interval is that of the mean over the seeds: users are resampled, trainings are not.
+    ranks = [EvaluationResult.read("arnn", folder).ranks for folder in seed_runs(workspace)]
     of_user = {user: np.flatnonzero(ranks[0]["user"] == user) for user in sorted(ranks[0]["user"].unique())}
-    hits = np.mean([(one["rank"] <= 20).to_numpy() for one in ranks], axis=0)
+    hits = np.mean([(table["rank"] <= 20).to_numpy() for table in ranks], axis=0)
     rng, users = np.random.default_rng(1), list(of_user)
     draws = [np.concatenate([of_user[users[i]] for i in rng.integers(0, len(users), len(users))]) for _ in range(50)]
     expected = np.quantile([hits[draw].mean() for draw in draws], [0.025, 0.975])
-    told_interval = [float(table["arnn"][f"recall@20_{end}"]) for end in ("low", "high")]
-    assert told_interval == pytest.approx(expected.tolist(), abs=1e-9)
-    assert table["itemknn"]["seeds"] == "1"  # it draws nothing: three times the same is one result
+    interval = [float(table["arnn"][f"recall@20_{end}"]) for end in ("low", "high")]
+    assert interval == pytest.approx(expected.tolist(), abs=1e-9)
+    assert table["itemknn"]["seeds"] == "1"  # it has no randomness: three equal results are one
     assert table["gru4rec"]["recall@20_gain"] == ""
     assert float(table["arnn"]["recall@20_paper"]) == 0.3106
 
 
-def test_markdown_and_page_show_the_same_table(home: Path) -> None:
-    report = report_of(seeds_of(home), home / "prepared" / "one")
+def test_markdown_and_page_show_the_same_table(workspace: Path) -> None:
+    report = report_of(seed_runs(workspace), workspace)
     arnn = next(row for row in lines(report) if row["model"] == "arnn")
     mean = f"{float(arnn['recall@20']):.4f}"
     assert f"| arnn | **{mean} ± " in report.markdown
@@ -168,28 +177,35 @@ def test_markdown_and_page_show_the_same_table(home: Path) -> None:
     assert "0.3106" in report.html
 
 
-def test_an_incomplete_run_is_said_so_and_counts_nowhere(home: Path, tmp_path: Path) -> None:
-    whole = report_of(seeds_of(home), home / "prepared" / "one")
-    broken = {"still going": "metrics.json", "cut off": "test_ranks.parquet", "lost": "test_ranks_session.parquet"}
+def test_damaged_runs_are_skipped_with_a_reason(workspace: Path, tmp_path: Path) -> None:
+    whole = report_of(seed_runs(workspace), workspace)
+    broken = {"in progress": "metrics.json", "no ranks": "test_ranks.parquet", "no part": "test_ranks_session.parquet"}
     for name, file in broken.items():
-        shutil.copytree(seeds_of(home)[0], tmp_path / name)
+        shutil.copytree(seed_runs(workspace)[0], tmp_path / name)
         (tmp_path / name / file).unlink()
-    shutil.copytree(seeds_of(home)[0], tmp_path / "half")
+    shutil.copytree(seed_runs(workspace)[0], tmp_path / "half")
     (tmp_path / "half" / "metrics.json").write_text('{"data": "xing", "mod')
-    shutil.copytree(seeds_of(home)[0], tmp_path / "torn")
+    shutil.copytree(seed_runs(workspace)[0], tmp_path / "torn")
     (tmp_path / "torn" / "test_ranks.parquet").write_bytes(b"PAR1 torn")
-    report = report_of([*seeds_of(home), *find([str(tmp_path)])], home / "prepared" / "one")
+    shutil.copytree(seed_runs(workspace)[0], tmp_path / "old")
+    old = json.loads((tmp_path / "old" / "metrics.json").read_text())
+    (tmp_path / "old" / "metrics.json").write_text(json.dumps({key: old[key] for key in old if key != "seconds"}))
+    shutil.copytree(seed_runs(workspace)[0], tmp_path / "cut")
+    curve = (tmp_path / "cut" / "metrics.csv").read_text()
+    (tmp_path / "cut" / "metrics.csv").write_text(curve[: curve.rindex(",")])
+    report = report_of([*seed_runs(workspace), *find_run_dirs([str(tmp_path)])], workspace)
     assert report.csv == whole.csv
     assert report.markdown == whole.markdown
-    for name in (*broken, "half", "torn"):
-        assert f"left out: {tmp_path / name}: incomplete" in report.html
+    for name in (*broken, "half", "torn", "old", "cut"):
+        assert f"skipped: {tmp_path / name}: incomplete" in report.html
+    assert "metrics.csv, line 4, is cut" in report.html
 
 
-def test_runs_on_different_data_stand_apart_and_are_said_so(home: Path, tmp_path: Path) -> None:
+def test_runs_on_different_data_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
     write_data(tmp_path / "prepared" / "two", seed=9)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "two", 2)
-    alone = {row["model"]: row for row in lines(report_of(seeds_of(home), home / "prepared" / "one"))}
-    report = report_of([*seeds_of(home), other], home / "prepared" / "one", tmp_path / "prepared" / "two")
+    alone = {row["model"]: row for row in lines(report_of(seed_runs(workspace), workspace))}
+    report = report_of([*seed_runs(workspace), other], workspace, tmp_path)
     keys = {row["data_key"] for row in lines(report)}
     assert len(keys) == 2
     assert "results on different data are not averaged" in report.html
@@ -199,19 +215,19 @@ def test_runs_on_different_data_stand_apart_and_are_said_so(home: Path, tmp_path
     }
 
 
-def test_the_same_data_prepared_on_two_machines_is_the_same_data(home: Path, tmp_path: Path) -> None:
-    """A manifest tells the seconds too; they are no reason to keep runs apart."""
+def test_equal_manifests_are_the_same_data(workspace: Path, tmp_path: Path) -> None:
+    """The manifest contains the seconds that the preparation took; they do not matter."""
     write_data(tmp_path / "prepared" / "one", machine=77)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "one", 4)
-    report = report_of([*seeds_of(home), other], home / "prepared" / "one", tmp_path / "prepared" / "one")
+    report = report_of([*seed_runs(workspace), other], workspace, tmp_path)
     assert {row["seeds"] for row in lines(report) if row["model"] == "arnn"} == {"1 2 3 4"}
 
 
-def test_other_settings_and_other_hyperparameters_are_never_averaged(home: Path, tmp_path: Path) -> None:
-    faster = write_run(tmp_path / "faster", home / "prepared" / "one", 1, "model.optimizer.lr=0.5")
-    report = report_of([*seeds_of(home), faster, home / "drawn"], home / "prepared" / "one")
-    told = [(row["setting"], row["model"], row["seeds"]) for row in lines(report) if row["model"].startswith("arnn")]
-    assert told == [
+def test_runs_with_other_settings_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
+    faster = write_run(tmp_path / "faster", workspace / "prepared" / "one", 1, "model.optimizer.lr=0.5")
+    report = report_of([*seed_runs(workspace), faster, workspace / "drawn"], workspace)
+    rows = [(row["setting"], row["model"], row["seeds"]) for row in lines(report) if row["model"].startswith("arnn")]
+    assert rows == [
         ("data.contexts.assignment=own", "arnn", "1 2 3"),
         ("data.contexts.assignment=own", "arnn (optimizer.lr=0.5)", "1"),
         ("data.contexts.assignment=per_session", "arnn", "1"),
@@ -219,57 +235,45 @@ def test_other_settings_and_other_hyperparameters_are_never_averaged(home: Path,
     assert "data.contexts.assignment=per_session" in report.html
 
 
-def test_models_of_one_grid_stand_in_one_table_whatever_their_search_spaces(home: Path, tmp_path: Path) -> None:
-    grid = [write_run(tmp_path / model, home / "prepared" / "one", 1, f"model={model}") for model in ("arnn", "pnn")]
+def test_search_space_and_performance_are_not_settings(workspace: Path, tmp_path: Path) -> None:
+    prepared = workspace / "prepared" / "one"
+    grid = [write_run(tmp_path / model, prepared, 1, f"model={model}") for model in ("arnn", "pnn")]
     spaces = [OmegaConf.load(folder / ".hydra" / "config.yaml").search for folder in grid]
     assert spaces[0] != spaces[1]
-    fast = write_run(
-        tmp_path / "fast", home / "prepared" / "one", 2, "performance.compile=true", "performance.threads=2"
-    )
-    told = lines(report_of([*grid, fast], home / "prepared" / "one"))
-    assert len({row["setting"] for row in told}) == 1
-    assert {row["seeds"] for row in told if row["model"] == "arnn"} == {"1 2"}
+    fast = write_run(tmp_path / "fast", prepared, 2, "performance.compile=true", "performance.threads=2")
+    rows = lines(report_of([*grid, fast], workspace))
+    assert len({row["setting"] for row in rows}) == 1
+    assert {row["seeds"] for row in rows if row["model"] == "arnn"} == {"1 2"}
 
 
-def test_one_seed_run_twice_with_other_ranks_counts_once_and_is_said_so(home: Path, tmp_path: Path) -> None:
-    again = write_run(tmp_path / "again", home / "prepared" / "one", 1, skill=1.0)
-    report = report_of([*seeds_of(home), again], home / "prepared" / "one")
-    alone = report_of(seeds_of(home), home / "prepared" / "one")
+def test_conflicting_duplicate_run_is_counted_once_with_note(workspace: Path, tmp_path: Path) -> None:
+    again = write_run(tmp_path / "again", workspace / "prepared" / "one", 1, skill=1.0)
+    report = report_of([*seed_runs(workspace), again], workspace)
+    alone = report_of(seed_runs(workspace), workspace)
     assert report.csv == alone.csv
-    assert "have one configuration and other ranks" in report.html
+    assert "have the same configuration but different ranks; the first is used" in report.html
 
 
-def test_a_report_without_the_prepared_data_shows_what_ranks_alone_tell(home: Path) -> None:
-    report = report_of(seeds_of(home))
+def test_missing_prepared_data_omits_user_and_item_groups(workspace: Path) -> None:
+    report = report_of(seed_runs(workspace))
     assert "is not under paths.data" in report.html
     assert "by position" in report.html
     assert "by known attributes" not in report.html
 
 
-def test_recorded_ranks_take_their_attempts_from_the_test_split(home: Path, tmp_path: Path) -> None:
-    for folder in seeds_of(home):
-        shutil.copytree(folder, tmp_path / folder.name)
-        for file in (tmp_path / folder.name).glob("test_ranks*.parquet"):
-            pl.read_parquet(file).select(pl.col("higher", "equal").cast(pl.UInt32)).write_parquet(file)
-    slim = report_of(find([str(tmp_path)]), home / "prepared" / "one")
-    assert slim.csv == report_of(seeds_of(home), home / "prepared" / "one").csv
-    (left,) = {one.why for one in (read(tmp_path / "0", {}),) if isinstance(one, LeftOut)}
-    assert "lack the attempts" in left
-
-
-def test_runs_are_folders_globs_and_lists_each_run_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [folder.name for folder in find([str(home / "multirun")])] == ["0", "1", "2"]
-    assert find([str(home / "multi*" / "*" / "1"), str(home / "multirun" / "now")])[0].name == "1"
-    assert len(find([str(home / "multirun"), str(home / "multirun" / "*")])) == 3
-    with pytest.raises(UserError, match="there is no folder"):
-        find([str(home / "nowhere*")])
+def test_run_dirs_come_from_folders_and_globs_each_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [folder.name for folder in find_run_dirs([str(workspace / "multirun")])] == ["0", "1", "2"]
+    assert find_run_dirs([str(workspace / "multi*" / "*" / "1"), str(workspace / "multirun" / "now")])[0].name == "1"
+    assert len(find_run_dirs([str(workspace / "multirun"), str(workspace / "multirun" / "*")])) == 3
+    with pytest.raises(UserError, match="no folder matches"):
+        find_run_dirs([str(workspace / "nowhere*")])
     with pytest.raises(UserError, match="no run folder"):
-        find([str(home / "prepared")])
+        find_run_dirs([str(workspace / "prepared")])
 
 
-def test_words_from_configs_cannot_break_the_page(home: Path, tmp_path: Path) -> None:
+def test_text_from_configs_is_escaped(workspace: Path, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>$x^{$&\"'|"
-    run = write_run(tmp_path / "evil", home / "prepared" / "one", 1)
+    run = write_run(tmp_path / "evil", workspace / "prepared" / "one", 1)
     for file, key in ((".hydra/config.yaml", "name"), ("metrics.json", "model")):
         text = (run / file).read_text()
         config: Any = OmegaConf.create(json.loads(text)) if key == "model" else OmegaConf.load(run / file)
@@ -280,7 +284,7 @@ def test_words_from_configs_cannot_break_the_page(home: Path, tmp_path: Path) ->
             config.model.name = evil
             OmegaConf.save(config, run / file)
     OmegaConf.save(OmegaConf.create([f"model.name='{evil}'"]), run / ".hydra" / "overrides.yaml")
-    report = report_of([run, *seeds_of(home)], home / "prepared" / "one")
+    report = report_of([run, *seed_runs(workspace)], workspace)
     assert "<script" not in report.html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in report.html
     assert "<i>all</i>" not in report.html
@@ -289,8 +293,8 @@ def test_words_from_configs_cannot_break_the_page(home: Path, tmp_path: Path) ->
     assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"\|", report.markdown.splitlines()[2]))
 
 
-def test_the_page_needs_no_network_and_is_small(home: Path) -> None:
-    html = report_of([*seeds_of(home), home / "drawn"], home / "prepared" / "one").html
+def test_page_needs_no_network_and_is_small(workspace: Path) -> None:
+    html = report_of([*seed_runs(workspace), workspace / "drawn"], workspace).html
     assert len(html.encode()) < 3_000_000
     assert html.count("<svg") >= 7
     fetched = re.findall(r"""(?:\ssrc=|<link[^>]*\shref=|url\(|@import)\s*["']?([^"')\s>]*)""", html)
@@ -299,8 +303,8 @@ def test_the_page_needs_no_network_and_is_small(home: Path) -> None:
     assert "python -m arnn_lightning hydra.mode=RUN seed=2" in html
 
 
-def test_equal_runs_make_equal_reports(home: Path) -> None:
-    once, twice = (report_of([*seeds_of(home), home / "drawn"], home / "prepared" / "one") for _ in range(2))
+def test_reports_are_deterministic(workspace: Path) -> None:
+    once, twice = (report_of([*seed_runs(workspace), workspace / "drawn"], workspace) for _ in range(2))
     assert once == twice
 
 
@@ -314,19 +318,19 @@ def arnn(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_task_report_writes_three_files(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = "evaluation.bootstrap.resamples=20"
-    runs = f"runs=[{home}/multirun/now,{home}/drawn]"
-    assert arnn(monkeypatch, "task=report", runs, f"paths.data={home}", small, "hydra.run.dir=out") == 0
+    runs = f"runs=[{workspace}/multirun/now,{workspace}/drawn]"
+    assert arnn(monkeypatch, "task=report", runs, f"paths.data={workspace}", small, "hydra.run.dir=out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"table2.md", "table2.csv", "report.html"}
     assert "| arnn |" in capsys.readouterr().out
     assert "by known attributes" in (tmp_path / "out" / "report.html").read_text()
-    assert arnn(monkeypatch, "task=report", runs, "report.metrics=[ndcg@20]") == 2
-    assert "error: report.metrics=['ndcg@20']: one to 4 of recall@K" in capsys.readouterr().err
+    assert arnn(monkeypatch, "task=report", runs, "report.metrics=[recal@20]") == 2
+    assert 'error: "recal@20" is not a metric (did you mean "recall"?)' in capsys.readouterr().err
     assert arnn(monkeypatch, "task=report", "runs=nowhere") == 2
-    assert "error: runs: there is no folder nowhere" in capsys.readouterr().err
+    assert "error: runs: no folder matches nowhere" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +339,7 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[st
         pytest.skip("no Chromium on this machine")
 
     def open_page(html: str) -> tuple[str, str]:
-        """The document after loading, and what the console said."""
+        """The document after loading, and the lines of the console."""
         file = tmp_path_factory.mktemp("page") / "page.html"
         file.write_text(html)
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"]
@@ -348,10 +352,10 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[st
     return open_page
 
 
-def test_the_page_renders_in_a_browser_without_console_errors_and_fits_a_phone(
-    home: Path, browse: Callable[[str], tuple[str, str]]
+def test_page_renders_without_errors_and_fits_a_phone(
+    workspace: Path, browse: Callable[[str], tuple[str, str]]
 ) -> None:
-    html = report_of([*seeds_of(home), home / "drawn"], home / "prepared" / "one").html
+    html = report_of([*seed_runs(workspace), workspace / "drawn"], workspace).html
     shown, console = browse(html)
     assert console == ""
     assert shown.count("</svg>") == html.count("<svg")
@@ -363,10 +367,115 @@ def test_the_page_renders_in_a_browser_without_console_errors_and_fits_a_phone(
             text.getBoundingClientRect().height].join(' ');
         document.body.innerHTML = ''; console.log('probed'); }</script>"""
     shown, console = browse(probe.replace("PAGE", inside))
-    assert "probed" in console  # what the console says does arrive here
-    found = re.search(r"<title>([\d.]+) ([\d.]+) ([\d.]+)</title>", shown)
-    assert found is not None
-    page_width, chart_width, text_height = map(float, found.groups())
+    assert "probed" in console  # console output is captured
+    sizes = re.search(r"<title>([\d.]+) ([\d.]+) ([\d.]+)</title>", shown)
+    assert sizes is not None
+    page_width, chart_width, text_height = map(float, sizes.groups())
     assert page_width <= 375
     assert 280 < chart_width <= 375
     assert text_height > 9
+
+
+def gains(report: Report, model: str = "arnn") -> dict[str, str]:
+    (row,) = [row for row in lines(report) if row["model"] == model]
+    return row
+
+
+def test_each_column_of_differences_has_one_reference(workspace: Path, tmp_path: Path) -> None:
+    prepared = workspace / "prepared" / "one"
+    same = report_of(seed_runs(workspace), workspace).markdown
+    assert "Recall@20 - gru4rec |" in same
+    assert "session part" not in same  # ARNN's session part is the GRU4REC of the table
+    pnn = [write_run(tmp_path / str(seed), prepared, seed, "model=pnn") for seed in (1, 2)]
+    other = write_run(tmp_path / "other", prepared, 3, "model.session.epochs=99")
+    report = report_of([*pnn, other, seed_runs(workspace)[0]], workspace)
+    header = next(line for line in report.markdown.splitlines() if line.startswith("| model"))
+    assert header.count("Recall@20 - ") == 2
+    assert "Recall@20 - session part |" in header
+
+
+def test_devices_and_batch_limits_are_settings(workspace: Path, tmp_path: Path) -> None:
+    prepared = workspace / "prepared" / "one"
+    overrides = {"two": "trainer.devices=2", "few": "+trainer.limit_train_batches=1", "gpu": "trainer.accelerator=gpu"}
+    others = [write_run(tmp_path / name, prepared, 4, override) for name, override in overrides.items()]
+    rows = [row for row in lines(report_of([*seed_runs(workspace), *others], workspace)) if row["model"] == "arnn"]
+    assert sorted(row["seeds"] for row in rows) == ["1 2 3 4", "4", "4"]
+    assert {"trainer.devices=2" in row["setting"] for row in rows} == {True, False}
+
+
+def test_paths_of_the_data_are_not_settings(workspace: Path, tmp_path: Path) -> None:
+    moved = write_run(tmp_path / "moved", workspace / "prepared" / "one", 4, "+data.events=./elsewhere/clicks.csv")
+    rows = lines(report_of([*seed_runs(workspace), moved], workspace))
+    assert {row["seeds"] for row in rows if row["model"] == "arnn"} == {"1 2 3 4"}
+
+
+@pytest.mark.parametrize(("seed", "override", "averaged"), [(5, "seed=5", True), (5, "model.epochs=9", False)])
+def test_pretrained_parts_count_as_they_were_trained(
+    workspace: Path, tmp_path: Path, seed: int, override: str, averaged: bool
+) -> None:
+    """A part of another run has the configuration of that run: here GRU4REC with its usual or with other epochs."""
+    prepared = workspace / "prepared" / "one"
+    source = write_run(tmp_path / "source", prepared, seed, "model=gru4rec", override)
+    config = OmegaConf.load(source / ".hydra" / "config.yaml")
+    if averaged:
+        part = compose_config("data=xing").model.session
+        config.model = OmegaConf.masked_copy(part, [key for key in part if key != "dims"])
+        OmegaConf.save(config, source / ".hydra" / "config.yaml")
+    checkpoint = source / "checkpoints" / "best.ckpt"
+    run = write_run(tmp_path / "run", prepared, 5, f"pretrained.session={checkpoint}")
+    rows = [row for row in lines(report_of([*seed_runs(workspace), run], workspace)) if row["model"].startswith("arnn")]
+    assert [row["seeds"] for row in rows] == (["1 2 3 5"] if averaged else ["1 2 3", "5"])
+
+
+def test_parts_of_another_seed_or_run_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
+    prepared = workspace / "prepared" / "one"
+    other_seed = seed_runs(workspace)[0] / "checkpoints" / "session" / "best.ckpt"
+    checkpoints = {"seed": other_seed, "lost": tmp_path / "lost.ckpt"}
+    runs = [write_run(tmp_path / name, prepared, 4, f"pretrained.session={path}") for name, path in checkpoints.items()]
+    report = report_of([*seed_runs(workspace), *runs], workspace)
+    rows = [row for row in lines(report) if row["model"].startswith("arnn")]
+    assert [row["seeds"] for row in rows] == ["1 2 3", "4", "4"]
+    assert any("session.pretrained_seed=1" in row["model"] for row in rows)
+
+
+def test_a_damaged_data_set_is_skipped_with_a_reason(workspace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workspace / "prepared", tmp_path / "prepared")
+    (tmp_path / "prepared" / "one" / "users.parquet").write_bytes(b"PAR1")
+    report = report_of(seed_runs(workspace), tmp_path)
+    assert f"skipped: {tmp_path / 'prepared' / 'one'}: damaged prepared data set" in report.html
+    assert {row["seeds"] for row in lines(report) if row["model"] == "arnn"} == {"1 2 3"}
+    (tmp_path / "prepared" / "one" / "manifest.json").write_text("{}")
+    assert "manifest.json lacks raw, config" in report_of(seed_runs(workspace), tmp_path).html
+
+
+def test_any_registered_metric_can_be_reported(workspace: Path) -> None:
+    loaded = [load_run(folder, {}) for folder in seed_runs(workspace)]
+    settings = replace(SETTINGS, metrics=["ndcg@5"])
+    report = build_report([run for run in loaded if isinstance(run, Run)], [], settings)
+    assert "| model | NDCG@5 | 95 % interval | NDCG@5 - gru4rec |" in report.markdown
+    ranks = [EvaluationResult.read("arnn", folder).ranks["rank"].to_numpy() for folder in seed_runs(workspace)]
+    expected = np.mean([np.where(rank <= 5, 1 / np.log2(rank + 1), 0).mean() for rank in ranks])
+    assert float(gains(report)["ndcg@5"]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_model_has_one_color_in_all_charts(workspace: Path, tmp_path: Path) -> None:
+    faster = write_run(tmp_path / "faster", workspace / "prepared" / "one", 1, "model.optimizer.lr=0.5")
+    styles = assign_styles(row["model"] for row in lines(report_of([*seed_runs(workspace), faster], workspace)))
+    assert styles["arnn"] == charts.MODELS["arnn"]
+    assert styles["arnn (optimizer.lr=0.5)"] not in charts.MODELS.values()
+    assert len(set(styles.values())) == len(styles)
+
+
+def test_ticks_of_bar_charts_do_not_overlap() -> None:
+    svg = charts.bars("Training", "events per second", {"synthetic: gru4rec": 28_000.0, "b": 1.0}, ["#000000"] * 2)
+    ticks = re.findall(r">(\d+k?)</text>", svg)
+    assert 2 <= len(ticks) <= 5
+    assert max(map(len, ticks)) <= 3
+
+
+def test_configurations_show_only_differing_values(workspace: Path) -> None:
+    html = report_of([*seed_runs(workspace), workspace / "drawn"], workspace).html
+    section = html[html.index('id="configs"') : html.index('id="runs"')]
+    assert "<code>data.contexts.assignment=own</code>" in section  # the most common value, once
+    assert section.count("data.contexts.assignment=per_session") == 1
+    assert len(re.findall(r"<th\b", section)) == 3

@@ -1,12 +1,14 @@
-"""Tables that are shown: what they say."""
+"""Tables on the console."""
 
 from io import StringIO
 from typing import Any
 
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from arnn_lightning.reporting.console import funnel_table, paper_table
+from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.reporting.console import funnel_table, paired_difference_line, paper_table, results_table
 
 COUNTS = {"events": 4_000, "sessions": 900, "users": 80, "items": 70}
 MANIFEST: dict[str, Any] = {
@@ -25,14 +27,14 @@ MANIFEST: dict[str, Any] = {
 
 
 def rows(table: Table) -> list[list[str]]:
-    """The words of every line of a printed table, cell by cell."""
+    """The cells of every line of a printed table."""
     console = Console(file=StringIO(), width=120)
     console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
 
 
-def test_the_funnel_shows_every_step_and_split() -> None:
+def test_funnel_table_shows_every_step_and_split() -> None:
     shown = rows(funnel_table(MANIFEST))
     assert ["rows in the file", "5,000", "", "", ""] in shown
     assert ["in the time window", "2,000", "900", "80", "70"] in shown
@@ -41,12 +43,12 @@ def test_the_funnel_shows_every_step_and_split() -> None:
     assert not any("no row in the users table" in line[0] for line in shown)
 
 
-def test_users_without_a_profile_are_told() -> None:
+def test_users_without_profile_are_counted() -> None:
     shown = rows(funnel_table(MANIFEST | {"users": {"all": 60, "without_profile": 7}}))
     assert any("7 of 60 users have no row in the users table" in line[0] for line in shown)
 
 
-def test_the_papers_counts_stand_beside_those_of_the_whole_log() -> None:
+def test_paper_counts_are_shown_beside_those_of_the_log() -> None:
     paper = {
         "table1": {"users": "424K", "sessions": "6.5M", "transactions": "48.6M", "user attributes": 3},
         "preparation": {"items after the cut": "11,939", "PNN input fields": 4},
@@ -58,3 +60,28 @@ def test_the_papers_counts_stand_beside_those_of_the_whole_log() -> None:
     assert ["user attributes", "3", "3"] in shown
     assert ["items after the cut", "11,939", "33"] in shown
     assert ["PNN input fields", "4", "12"] in shown
+
+
+BOOTSTRAP = {"unit": "user", "resamples": 20, "confidence": 0.9}
+
+
+def result_with_ranks(name: str, ranks: list[float]) -> EvaluationResult:
+    index = range(len(ranks))
+    return EvaluationResult(name, pl.DataFrame({"session": index, "position": 1, "user": index, "rank": ranks}))
+
+
+def test_results_table_shows_requested_and_published_metrics() -> None:
+    results = [result_with_ranks("gru4rec", [1.0, 1.0]), result_with_ranks("mine", [3.0, 3.0])]
+    paper = {"gru4rec": {"ndcg@3": 0.25}}
+    shown = rows(results_table(results, ["ndcg@3", "recall@2"], "title", paper, BOOTSTRAP, 1))
+    assert ["model", "NDCG@3", "90 % interval", "paper", "Recall@2", "90 % interval"] in shown
+    assert ["gru4rec", "1.0000", "1.0000 - 1.0000", "0.2500", "1.0000", "1.0000 - 1.0000"] in shown
+    assert ["mine", "0.5000", "0.5000 - 0.5000", "", "0.0000", "0.0000 - 0.0000"] in shown
+
+
+def test_paired_difference_line_shows_the_requested_metrics() -> None:
+    better, base = result_with_ranks("arnn", [1.0, 1.0]), result_with_ranks("gru4rec", [2.0, 2.0])
+    line = paired_difference_line(better, base, ["mrr@5", "recall@1"], BOOTSTRAP, 1)
+    assert line == (
+        "arnn - gru4rec, paired: MRR@5 +0.5000 (+0.5000 to +0.5000, +100.0%); Recall@1 +1.0000 (+1.0000 to +1.0000)"
+    )

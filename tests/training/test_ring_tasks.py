@@ -11,7 +11,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer, seed_everything
 
-from arnn_lightning.evaluation.result import result
+from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.models.base import SessionModel
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, make_model, write_world
@@ -97,7 +97,8 @@ def recall_at_1(name: str, prepared: PreparedDataset, folder: Path) -> dict[int,
     """Conservative Recall@1 by position."""
     model = trained(name, prepared, folder)
     trainer(folder, 1).test(model, make_data(prepared).test_dataloader(), verbose=False)
-    ranks = result(name, model.evaluated, pl.read_parquet(prepared.folder / "test.parquet"), "conservative").ranks
+    test = pl.read_parquet(prepared.folder / "test.parquet")
+    ranks = EvaluationResult.from_counts(name, model.evaluated, test, "conservative").ranks
     by_position = ranks.group_by("position").agg((pl.col("rank") == 1).mean()).sort("position")
     return dict(by_position.iter_rows())
 

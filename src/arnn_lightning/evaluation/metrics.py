@@ -1,54 +1,153 @@
-"""Recall@K and MRR@K (paper 4.4.1) from ranks: sums and counts, divided once (E17)."""
+"""Metrics of next-item recommendation, computed from ranks (paper 4.4.1).
 
-from collections.abc import Iterable
+Every prediction has one relevant item, the one that came next; a metric maps its rank to a number, and its value on a
+split is the mean over the predictions (micro, the paper's) or over the sessions' means (macro). A new metric is one
+entry of ``METRICS``: configs, tables, loggers and reports read everything else from there.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, nearest
 
 
-def hits(rank: np.ndarray, k: int) -> np.ndarray:
-    """1 where rank <= K (E16), as float64."""
+def hit_at_k(rank: np.ndarray, k: int) -> np.ndarray:
+    """(N,) 1 where the rank is at most K, else 0 (E16); its mean is Recall@K, or hit rate.
+
+    >>> hit_at_k(np.array([1, 20, 21]), 20)
+    array([1., 1., 0.])
+    """
     return (rank <= k).astype(np.float64)
 
 
-def reciprocal(rank: np.ndarray, k: int) -> np.ndarray:
-    """1 / rank where rank <= K, else 0."""
+def reciprocal_rank_at_k(rank: np.ndarray, k: int) -> np.ndarray:
+    """(N,) 1 / rank where the rank is at most K, else 0; its mean is MRR@K.
+
+    >>> reciprocal_rank_at_k(np.array([1, 4, 21]), 20)
+    array([1.  , 0.25, 0.  ])
+    """
     return np.where(rank <= k, 1.0 / rank, 0.0)
 
 
-METRICS = {"recall": hits, "mrr": reciprocal}
+def discounted_gain_at_k(rank: np.ndarray, k: int) -> np.ndarray:
+    """(N,) 1 / log2(rank + 1) where the rank is at most K, else 0; its mean is NDCG@K, as the ideal gain is 1.
+
+    >>> discounted_gain_at_k(np.array([1, 3, 21]), 20)
+    array([1. , 0.5, 0. ])
+    """
+    return np.where(rank <= k, 1.0 / np.log2(rank + 1.0), 0.0)
 
 
-def values(rank: np.ndarray, metric: str) -> np.ndarray:
-    """Every attempt's contribution to a metric named like ``recall@20``."""
-    kind, k = metric.split("@")
-    return METRICS[kind](rank, int(k))
+@dataclass(frozen=True)
+class Metric:
+    """A metric at a cutoff.
+
+    Attributes:
+        label: its name in tables and charts.
+        value: (rank (N,), K) -> (N,) float64, the value of every prediction; 0 beyond K. Ranks start at 1 and are
+            halves where ties have their median rank.
+    """
+
+    label: str
+    value: Callable[[np.ndarray, int], np.ndarray]
 
 
-def per_session(value: np.ndarray, session: np.ndarray) -> np.ndarray:
-    """(S,) mean of every session's attempts, by session code: what a macro average is the mean of (V11)."""
-    _, of, attempts = np.unique(session, return_inverse=True, return_counts=True)
-    return np.bincount(of, value) / attempts
+METRICS = {
+    "recall": Metric("Recall", hit_at_k),
+    "mrr": Metric("MRR", reciprocal_rank_at_k),
+    "ndcg": Metric("NDCG", discounted_gain_at_k),
+}
 
 
-def metrics(rank: np.ndarray, session: np.ndarray, cutoffs: Iterable[int]) -> dict[str, float | int]:
-    """Metrics of one split: micro averages (over attempts, the paper's) and macro ones (over sessions) (V11).
+def parse_metric(name: str) -> tuple[Metric, int]:
+    """The metric and the cutoff of a name such as ``recall@20``.
+
+    Raises:
+        UserError: not the name of a metric.
+
+    >>> metric, k = parse_metric("ndcg@5")
+    >>> metric.label, k
+    ('NDCG', 5)
+    """
+    kind, _, cutoff = str(name).partition("@")
+    if kind not in METRICS or not re.fullmatch(r"[1-9]\d*", cutoff):
+        known = ", ".join(f"{known}@K" for known in METRICS)
+        hint = "" if kind in METRICS else nearest(kind, METRICS)
+        raise UserError(f'"{name}" is not a metric{hint}; known: {known}, K a positive integer, as in recall@20')
+    return METRICS[kind], int(cutoff)
+
+
+def metric_label(name: str) -> str:
+    """The name of a metric in tables and charts.
+
+    >>> metric_label("recall@20"), metric_label("mrr@5")
+    ('Recall@20', 'MRR@5')
+    """
+    metric, k = parse_metric(name)
+    return f"{metric.label}@{k}"
+
+
+def metric_names(kinds: Iterable[str], cutoffs: Iterable[int]) -> list[str]:
+    """Names of every metric at every cutoff, for ``evaluation.metrics`` and ``evaluation.cutoffs``.
+
+    Raises:
+        UserError: an unknown metric, or a cutoff that is not a positive integer.
+
+    >>> metric_names(["recall", "mrr"], [5, 20])
+    ['recall@5', 'mrr@5', 'recall@20', 'mrr@20']
+    """
+    kinds = list(kinds)
+    names = [f"{kind}@{k}" for k in cutoffs for kind in kinds]
+    for name in names:
+        parse_metric(name)
+    return names
+
+
+def per_prediction(rank: np.ndarray, name: str) -> np.ndarray:
+    """(N,) value of every prediction for a metric such as ``recall@20``; ``rank``: (N,).
+
+    >>> per_prediction(np.array([1.0, 2.0, 30.0]), "mrr@20")
+    array([1. , 0.5, 0. ])
+    """
+    metric, k = parse_metric(name)
+    return metric.value(rank, k)
+
+
+def session_means(value: np.ndarray, session: np.ndarray) -> np.ndarray:
+    """(S,) mean of every session's predictions, by session code: a macro average is the mean of these (V11).
+
+    >>> session_means(np.array([1.0, 0.0, 1.0]), np.array([7, 7, 9]))
+    array([0.5, 1. ])
+    """
+    _, index, count = np.unique(session, return_inverse=True, return_counts=True)
+    return np.bincount(index, value) / count
+
+
+def compute_metrics(rank: np.ndarray, session: np.ndarray, names: Iterable[str]) -> dict[str, float | int]:
+    """Metrics of one split: sums divided once (E17), over predictions (micro) and over sessions (macro) (V11).
 
     Args:
-        rank: (N,) rank of the target at every attempt.
-        session: (N,) session of every attempt.
-        cutoffs: the K's.
+        rank: (N,) rank of the target of every prediction.
+        session: (N,) session of every prediction.
+        names: such as ``recall@20``.
 
     Returns:
-        ``recall@K``, ``mrr@K``, ``macro_recall@K``, ``macro_mrr@K``, ``events`` (attempts) and ``sessions``.
+        ``NAME`` and ``macro_NAME`` for every name, ``events`` (predictions) and ``sessions``.
+
+    Raises:
+        UserError: no predictions, or not the name of a metric.
+
+    >>> compute_metrics(np.array([1.0, 30.0, 2.0]), np.array([0, 0, 1]), ["mrr@20"])
+    {'mrr@20': 0.5, 'macro_mrr@20': 0.5, 'events': 3, 'sessions': 2}
     """
     if len(rank) == 0:
-        raise UserError("there is nothing to evaluate: the split has no recommendation attempt")
+        raise UserError("no predictions to evaluate: every session of the split needs at least 2 events")
     result: dict[str, float | int] = {}
-    for k in cutoffs:
-        for kind, contribution in METRICS.items():
-            value = contribution(rank, int(k))
-            result[f"{kind}@{k}"] = float(value.sum() / len(value))
-            result[f"macro_{kind}@{k}"] = float(per_session(value, session).mean())
+    for name in names:
+        value = per_prediction(rank, name)
+        result[name] = float(value.sum() / len(value))
+        result[f"macro_{name}"] = float(session_means(value, session).mean())
     return result | {"events": len(rank), "sessions": len(np.unique(session))}

@@ -1,6 +1,6 @@
-"""What one model achieved on the test split: ranks of every attempt, metrics, intervals."""
+"""The test result of one model: the rank of every prediction, and metrics and intervals from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,111 +10,112 @@ import polars as pl
 from torch import Tensor
 
 from arnn_lightning.evaluation.bootstrap import interval
-from arnn_lightning.evaluation.metrics import metrics, values
+from arnn_lightning.evaluation.metrics import compute_metrics, per_prediction
 from arnn_lightning.evaluation.ranking import rank
+from arnn_lightning.io import atomic_path
 
 RANKS = ("session", "position", "user", "item", "higher", "equal", "rank")
 
 
 @dataclass(frozen=True)
-class Result:
+class EvaluationResult:
     """A model's ranks on the test split.
 
     Attributes:
         name: the model's name.
-        ranks: one row per attempt, sorted by (session, position): session, position (events already seen), user and
-            item (codes), higher, equal (the target included), rank.
-        listed: (I,) how often each item was among the top 20, where that was counted.
+        ranks: one row per prediction, sorted by (session, position): session, position (number of preceding events),
+            user and item (codes), higher, equal (the target included), rank.
+        item_counts: (I,) how often each item was among the top 20; None if that was not counted.
     """
 
     name: str
     ranks: pl.DataFrame
-    listed: np.ndarray | None = None
+    item_counts: np.ndarray | None = None
 
-    def ranked(self, ties: str) -> "Result":
-        """The same attempts with ties ranked in another way (V5)."""
+    @classmethod
+    def from_counts(
+        cls, name: str, counts: Mapping[str, Tensor], test: pl.DataFrame, ties: str, item_counts: Tensor | None = None
+    ) -> "EvaluationResult":
+        """Joins a model's counts with the test split.
+
+        Args:
+            name: the model's name.
+            counts: session, position, higher, equal of every prediction, (N,) each, in any order.
+            test: the test split (session, user, item, time).
+            ties: how ties are ranked.
+            item_counts: (I,) how often each item was recommended, if that was counted.
+
+        Raises:
+            RuntimeError: a prediction that is missing or was made twice (V16).
+        """
+        expected = next_item_targets(test)
+        columns = {column: counts[column].numpy() for column in ("session", "position", "higher", "equal")}
+        columns["rank"] = rank(counts["higher"], counts["equal"], ties).numpy()
+        counted = pl.DataFrame(columns).sort("session", "position")
+        if not counted.select("session", "position").equals(expected.select("session", "position")):
+            raise RuntimeError(f"{name} was not evaluated once on each of the test split's {expected.height} targets")
+        ranks = pl.concat([expected, counted.drop("session", "position")], how="horizontal").select(RANKS)
+        return cls(name, ranks, None if item_counts is None else item_counts.numpy())
+
+    def with_tie_mode(self, ties: str) -> "EvaluationResult":
+        """The same predictions with another rank for ties (V5)."""
         higher, equal = (self.ranks[name].to_torch() for name in ("higher", "equal"))
         return replace(self, ranks=self.ranks.with_columns(rank=pl.Series(rank(higher, equal, ties).numpy())))
 
-    def values(self, metric: str) -> np.ndarray:
-        """(N,) every attempt's contribution to a metric such as ``recall@20``."""
-        return values(self.ranks["rank"].to_numpy(), metric)
+    def per_prediction(self, metric: str) -> np.ndarray:
+        """(N,) value of every prediction for a metric such as ``recall@20``."""
+        return per_prediction(self.ranks["rank"].to_numpy(), metric)
 
-    def metrics(self, cutoffs: Sequence[int]) -> dict[str, float | int]:
-        return metrics(self.ranks["rank"].to_numpy(), self.ranks["session"].to_numpy(), cutoffs)
+    def metrics(self, names: Iterable[str]) -> dict[str, float | int]:
+        """See ``compute_metrics``."""
+        return compute_metrics(self.ranks["rank"].to_numpy(), self.ranks["session"].to_numpy(), names)
 
     def interval(self, metric: str, bootstrap: Mapping[str, Any], seed: int) -> tuple[float, float]:
         """Bootstrap interval of a metric such as ``recall@20``."""
-        return self._interval(self.values(metric), bootstrap, seed)
+        return self._interval(self.per_prediction(metric), bootstrap, seed)
 
-    def difference(
-        self, other: "Result", metric: str, bootstrap: Mapping[str, Any], seed: int
+    def paired_difference(
+        self, other: "EvaluationResult", metric: str, bootstrap: Mapping[str, Any], seed: int
     ) -> tuple[float, float, float]:
-        """Mean paired difference to ``other`` on the same attempts, and its bootstrap interval."""
+        """Mean paired difference to ``other`` on the same predictions, and its bootstrap interval.
+
+        Raises:
+            ValueError: the two have different predictions.
+        """
         if not self.ranks.select("session", "position").equals(other.ranks.select("session", "position")):
-            raise ValueError(f"{self.name} and {other.name} were not evaluated on the same attempts")
-        gain = self.values(metric) - other.values(metric)
-        return float(gain.mean()), *self._interval(gain, bootstrap, seed)
+            raise ValueError(f"{self.name} and {other.name} were not evaluated on the same predictions")
+        difference = self.per_prediction(metric) - other.per_prediction(metric)
+        return float(difference.mean()), *self._interval(difference, bootstrap, seed)
 
     def _interval(self, value: np.ndarray, bootstrap: Mapping[str, Any], seed: int) -> tuple[float, float]:
         cluster = self.ranks[bootstrap["unit"]].to_numpy()
         return interval(value, cluster, bootstrap["resamples"], bootstrap["confidence"], seed)
 
     def write(self, folder: Path, role: str = "") -> None:
-        """Writes test_ranks.parquet, and test_lists.parquet where lists were counted, atomically."""
-        _write(self.ranks, folder / _file("ranks", role))
-        if self.listed is not None:
-            _write(pl.DataFrame({"item": range(len(self.listed)), "times": self.listed}), folder / _file("lists", role))
+        """Writes test_ranks.parquet and, if items were counted, test_lists.parquet (item, times), atomically."""
+        tables = {"ranks": self.ranks}
+        if self.item_counts is not None:
+            tables["lists"] = pl.DataFrame({"item": range(len(self.item_counts)), "times": self.item_counts})
+        for kind, table in tables.items():
+            with atomic_path(folder / _file(kind, role)) as path:
+                table.write_parquet(path)
 
     @classmethod
-    def read(cls, name: str, folder: Path, role: str = "") -> "Result":
+    def read(cls, name: str, folder: Path, role: str = "") -> "EvaluationResult":
         """Reads what ``write`` wrote; ``role`` is that of a part or a baseline, empty for the model itself."""
         lists = folder / _file("lists", role)
-        listed = pl.read_parquet(lists)["times"].to_numpy() if lists.is_file() else None
-        return cls(name, pl.read_parquet(folder / _file("ranks", role)), listed)
+        item_counts = pl.read_parquet(lists)["times"].to_numpy() if lists.is_file() else None
+        return cls(name, pl.read_parquet(folder / _file("ranks", role)), item_counts)
 
 
 def _file(kind: str, role: str) -> str:
     return f"test_{kind}_{role}.parquet" if role else f"test_{kind}.parquet"
 
 
-def _write(table: pl.DataFrame, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.unfinished")
-    table.write_parquet(temporary)
-    temporary.replace(path)
-
-
-def attempts(test: pl.DataFrame) -> pl.DataFrame:
-    """Every recommendation attempt of a test split: session, position (1 = the first), user, item that came."""
+def next_item_targets(test: pl.DataFrame) -> pl.DataFrame:
+    """Every prediction of a test split: session, position (1 = the first), user, item (the target)."""
     return (
         test.select("session", "user", "item", position=pl.int_range(pl.len()).over("session"))
         .filter(pl.col("position") > 0)
         .select(pl.col("session", "position").cast(pl.Int64), "user", "item")
     )
-
-
-def result(
-    name: str, evaluated: Mapping[str, Tensor], test: pl.DataFrame, ties: str, listed: Tensor | None = None
-) -> Result:
-    """Joins a model's counts with the test split.
-
-    Args:
-        name: the model's name.
-        evaluated: session, position, higher, equal of every attempt, in any order.
-        test: the test split (session, user, item, time).
-        ties: how ties are ranked.
-        listed: (I,) how often each item was recommended, where that was counted.
-
-    Raises:
-        RuntimeError: an attempt that is missing or was made twice (V16).
-    """
-    expected = attempts(test)
-    ranked = rank(evaluated["higher"], evaluated["equal"], ties)
-    counted = pl.DataFrame(
-        {name: evaluated[name].numpy() for name in ("session", "position", "higher", "equal")}
-        | {"rank": ranked.numpy()}
-    ).sort("session", "position")
-    if not counted.select("session", "position").equals(expected.select("session", "position")):
-        raise RuntimeError(f"{name} was not evaluated once on each of the {expected.height} attempts of the test split")
-    ranks = pl.concat([expected, counted.drop("session", "position")], how="horizontal").select(RANKS)
-    return Result(name, ranks, None if listed is None else listed.numpy())

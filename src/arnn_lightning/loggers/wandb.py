@@ -124,23 +124,22 @@ class WandbLogger(LightningWandbLogger):
         run = self.experiment
         run.define_metric(f"{stage}steps", hidden=True)
         for kind in ("train", "val", "test"):
-            run.define_metric(f"{stage}{kind}/*", step_metric=f"{stage}steps")
-        for metric in ("recall@20", "mrr@20"):
-            run.define_metric(f"{stage}val/{metric}", step_metric=f"{stage}steps", summary="max")
+            summary = "max" if kind == "val" else None
+            run.define_metric(f"{stage}{kind}/*", step_metric=f"{stage}steps", summary=summary)
 
     def log_group_metrics(self, by: str, groups: Mapping[str, pl.DataFrame]) -> None:
-        """Recall and MRR by group of predictions, as a table and as a chart of each metric.
+        """Metrics by group of predictions, as a table and as a chart of each metric.
 
         Args:
             by: what defines the groups, such as ``position``.
-            groups: model -> group, first (the smallest number in it), attempts, and the metrics.
+            groups: model -> group, first (the smallest number in it), predictions, and the metrics.
         """
         import wandb
 
         rows = [[model, *row] for model, frame in groups.items() for row in frame.rows()]
-        columns: list[str | int] = ["model", *next(iter(groups.values())).columns]
-        charts: dict[str, Any] = {f"test/by_{by}": wandb.Table(columns=columns, data=rows)}
-        for metric in ("recall@20", "mrr@20"):
+        columns = next(iter(groups.values())).columns
+        charts: dict[str, Any] = {f"test/by_{by}": wandb.Table(columns=["model", *columns], data=rows)}
+        for metric in columns[3:]:  # after group, first and predictions
             charts[f"test/{metric}_by_{by}"] = wandb.plot.line_series(
                 xs=[frame["first"].to_list() for frame in groups.values()],
                 ys=[frame[metric].to_list() for frame in groups.values()],

@@ -11,8 +11,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from arnn_lightning.batch import BatchChunk, Contexts, State, StepInput, no_contexts
-from arnn_lightning.evaluation.metrics import metrics
-from arnn_lightning.evaluation.ranking import count_lists, count_ranks, rank
+from arnn_lightning.evaluation.metrics import compute_metrics
+from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_recommendations, rank
 from arnn_lightning.nn.collectives import all_gather_ragged, all_reduce_sum, rank_and_world_size
 from arnn_lightning.preprocessing.sessions import Sessions
 
@@ -24,7 +24,8 @@ class RunSettings:
 
     Args:
         log_prefix: of the names of logged values: ``session/`` and ``context/`` for ARNN's encoders.
-        cutoffs: the K's of the logged metrics.
+        metrics: computed in validation and test, such as ``recall@20``.
+        headline: the metrics that are shown during training.
         monitor: the validation metric that selects the best epoch.
         tie_mode: how a target that ties with other items is ranked (V5).
         track_recommendations: counts in the test how often each item is recommended.
@@ -37,7 +38,8 @@ class RunSettings:
     def __init__(
         self,
         log_prefix: str = "",
-        cutoffs: Sequence[int] = (20,),
+        metrics: Sequence[str] = ("recall@20", "mrr@20"),
+        headline: Sequence[str] = ("recall@20", "mrr@20"),
         monitor: str = "mrr@20",
         tie_mode: str = "conservative",
         track_recommendations: bool = False,
@@ -47,9 +49,9 @@ class RunSettings:
         metadata: dict[str, Any] | None = None,
     ) -> None:
         self.log_prefix = log_prefix
-        self.cutoffs = sorted({20, *cutoffs})
+        self.metrics = list(dict.fromkeys([*metrics, monitor]))
+        self.headline = list(headline)
         self.monitor = monitor
-        self.progress_metrics = ("recall@20", "mrr@20")
         self.tie_mode = tie_mode
         self.track_recommendations = track_recommendations
         self.bf16 = bf16
@@ -144,7 +146,7 @@ class Recommender(LightningModule):
 
     def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
         """(N, 2): how many items score higher than the target, and how many the same."""
-        return count_ranks(self.score, query_NH, target_N, self.n_items)
+        return count_higher_and_tied(self.score, query_NH, target_N, self.n_items)
 
     def _reset_ranks(self) -> None:
         self._evaluation_state = None
@@ -156,7 +158,7 @@ class Recommender(LightningModule):
         counts = self.count_ranks(query_NH, target_N)
         self._counts.append((chunk.session[chunk.valid], chunk.position[chunk.valid], counts))
         if self.recommendation_counts is not None:
-            self.recommendation_counts += count_lists(self.score, query_NH, self.n_items)
+            self.recommendation_counts += count_recommendations(self.score, query_NH, self.n_items)
 
     def _compute_metrics(self) -> dict[str, float | int]:
         session, position, counts = (torch.cat(column) for column in zip(*self._counts, strict=True))
@@ -171,12 +173,12 @@ class Recommender(LightningModule):
         self.rank_counts = {"session": session, "position": position, "higher": counts[:, 0], "equal": counts[:, 1]}
         self._counts = []
         ranks = rank(self.rank_counts["higher"], self.rank_counts["equal"], self.settings.tie_mode)
-        return metrics(ranks.numpy(), session.numpy(), self.settings.cutoffs)
+        return compute_metrics(ranks.numpy(), session.numpy(), self.settings.metrics)
 
     def _log_metrics(self, split: str) -> None:
         for name, value in self._compute_metrics().items():
             if name not in ("events", "sessions"):
-                self.log(f"{self.settings.log_prefix}{split}/{name}", value, prog_bar=name in ("recall@20", "mrr@20"))
+                self.log(f"{self.settings.log_prefix}{split}/{name}", value, prog_bar=name in self.settings.headline)
 
     def on_validation_epoch_start(self) -> None:
         self._reset_ranks()

@@ -1,27 +1,30 @@
-"""Charts as SVG text: axes with units, intervals drawn, colours of Okabe and Ito, legible on a phone."""
+"""Charts as SVG text: axes with units, intervals, the colours of Okabe and Ito, legible on a phone."""
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-# Okabe & Ito's palette, whose colours differ for every kind of colour vision; markers differ, too.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-MODELS = {
+Style = tuple[str, str]  # colour and marker
+
+# Okabe & Ito's colours differ for every kind of colour vision; markers differ, too.
+MODELS: Mapping[str, Style] = {
     "pop": ("#767676", "x"),
     "itemknn": ("#E69F00", "v"),
     "gru4rec": ("#0072B2", "o"),
     "pnn": ("#009E73", "^"),
     "arnn": ("#D55E00", "s"),
 }
-OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#8B6B00", "#7F5FBF")  # beside those
+OTHERS: Sequence[Style] = (("#CC79A7", "D"), ("#56B4E9", "P"), ("#8B6B00", "X"), ("#7F5FBF", "<"), ("#A6761D", ">"))
+# Of metrics, in charts about one model: no model's colours.
+METRICS: Sequence[Style] = (("#1b1b1b", "o"), ("#8c8c8c", "s"), ("#7a3b69", "^"), ("#3b6b7a", "D"))
 SIZE = (4.6, 3.2)  # inches of 72 pt: a phone shows it at about its own size, so that 10 pt stays legible
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -47,7 +50,14 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Series:
-    """Points with intervals: x (numbers, or names of groups), mean, low, high; ``dots`` are single seeds' means."""
+    """Points with intervals.
+
+    Attributes:
+        name: in the legend.
+        x: numbers, or names of groups.
+        mean, low, high: a value per x.
+        dots: the single seeds' means per x.
+    """
 
     name: str
     x: Sequence[float] | Sequence[str]
@@ -57,9 +67,16 @@ class Series:
     dots: Sequence[Sequence[float]] = ()
 
 
-def look(name: str, index: int) -> tuple[str, str]:
-    """Colour and marker of a model by its name, else by its place."""
-    return MODELS.get(name, (OTHERS[index % len(OTHERS)], MARKERS[index % len(MARKERS)]))
+def assign_styles(labels: Iterable[str]) -> dict[str, Style]:
+    """One colour and marker per model for all charts of a page, by its label.
+
+    >>> assign_styles(["arnn", "mine", "arnn", "yours"])["yours"]
+    ('#56B4E9', 'P')
+    """
+    labels = dict.fromkeys(labels)
+    others = [label for label in labels if label not in MODELS]
+    styles = {label: OTHERS[index % len(OTHERS)] for index, label in enumerate(others)}
+    return styles | {label: MODELS[label] for label in labels if label in MODELS}
 
 
 @mpl.rc_context(STYLE)
@@ -69,94 +86,97 @@ def lines(
     y_label: str,
     series: Sequence[Series],
     ticks: Sequence[float],
+    styles: Sequence[Style],
     log: bool = False,
-    tick_names: Sequence[str] | None = None,
-    zero: bool = False,
-    by_model: bool = True,
+    zero_line: bool = False,
 ) -> str:
     """Lines with bands (low to high) over a numeric axis."""
     figure, axes = _figure(title, x_label, y_label)
     if log:
         axes.set_xscale("log")
-    for index, one in enumerate(series):
-        colour, marker = look(one.name, index) if by_model else (PALETTE[index], MARKERS[index])
-        x_values = [float(x) for x in one.x]
-        axes.plot(x_values, one.mean, color=colour, marker=marker, label=one.name)
-        axes.fill_between(x_values, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
-        for x, values in zip(x_values, one.dots, strict=False):
-            axes.plot([x] * len(values), values, ".", color=colour, alpha=0.55, markersize=4)
+    for line, (color, marker) in zip(series, styles, strict=False):
+        x_values = [float(x) for x in line.x]
+        axes.plot(x_values, line.mean, color=color, marker=marker, label=_wrap_label(line.name))
+        axes.fill_between(x_values, line.low, line.high, color=color, alpha=0.18, linewidth=0)
+        for x, values in zip(x_values, line.dots, strict=False):
+            axes.plot([x] * len(values), values, ".", color=color, alpha=0.55, markersize=4)
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
     axes.xaxis.set_minor_locator(NullLocator())
-    if tick_names is None:
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    else:
-        axes.set_xticks(list(ticks), list(tick_names))
-    return _finish(figure, axes, zero, legend=len(series) > 1)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if zero_line:
+        axes.axhline(0, color="#444444", linewidth=1)
+    return _to_svg(figure, axes, legend=len(series) > 1)
 
 
 @mpl.rc_context(STYLE)
-def intervals(
-    title: str, x_label: str, y_label: str, groups: Sequence[str], series: Sequence[Series], zero: bool = True
-) -> str:
+def vertical_intervals(title: str, x_label: str, y_label: str, groups: Sequence[str], series: Sequence[Series]) -> str:
     """A dot with its interval per group, series side by side."""
     figure, axes = _figure(title, x_label, y_label)
-    width = 0.22
-    for index, one in enumerate(series):
-        shift = (index - (len(series) - 1) / 2) * width
-        x = [groups.index(str(name)) + shift for name in one.x]
-        errors = [
-            [mean - low for mean, low in zip(one.mean, one.low, strict=True)],
-            [high - mean for mean, high in zip(one.mean, one.high, strict=True)],
-        ]
+    for index, points in enumerate(series):
+        color, marker = METRICS[index]
+        x = [groups.index(str(name)) + (index - (len(series) - 1) / 2) * 0.22 for name in points.x]
         axes.errorbar(
-            x, one.mean, yerr=errors, fmt=MARKERS[index], color=PALETTE[index], capsize=3, linewidth=1.6, label=one.name
+            x, points.mean, yerr=_errors(points), fmt=marker, color=color, capsize=3, linewidth=1.6, label=points.name
         )
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.6, len(groups) - 0.4)
-    return _finish(figure, axes, zero, legend=len(series) > 1)
+    axes.axhline(0, color="#444444", linewidth=1)
+    return _to_svg(figure, axes, legend=len(series) > 1)
 
 
 @mpl.rc_context(STYLE)
-def ranked(title: str, x_label: str, names: Sequence[str], series: Sequence[Series], zero: bool = True) -> str:
-    """Names from top to bottom, a dot with its interval for each; for names that are too long for a horizontal axis."""
-    height = max(1.3 + 0.42 * sum(1 + _broken(name).count("\n") / 2 for name in names), 2.0)
-    figure, axes = _figure(title, x_label, "", (SIZE[0], height))
-    for index, one in enumerate(series):
-        shift = (index - (len(series) - 1) / 2) * 0.25
-        y = [names.index(str(name)) + shift for name in one.x]
-        errors = [
-            [mean - low for mean, low in zip(one.mean, one.low, strict=True)],
-            [high - mean for mean, high in zip(one.mean, one.high, strict=True)],
-        ]
+def horizontal_intervals(title: str, x_label: str, names: Sequence[str], series: Sequence[Series]) -> str:
+    """A dot with its interval per name, from top to bottom; for names that are too long for a horizontal axis."""
+    wrapped = [_wrap_label(name) for name in names]
+    figure, axes = _figure(title, x_label, "", (SIZE[0], _height(wrapped)))
+    for index, points in enumerate(series):
+        color, marker = METRICS[index]
+        y = [place + (index - (len(series) - 1) / 2) * 0.25 for place in range(len(names))]
         axes.errorbar(
-            one.mean, y, xerr=errors, fmt=MARKERS[index], color=PALETTE[index], capsize=3, linewidth=1.6, label=one.name
+            points.mean, y, xerr=_errors(points), fmt=marker, color=color, capsize=3, linewidth=1.6, label=points.name
         )
-    axes.set_yticks(range(len(names)), [_broken(name) for name in names], fontsize=9)
+    axes.set_yticks(range(len(names)), wrapped, fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    if zero:
-        axes.axvline(0, color="#444444", linewidth=1)
-    return _finish(figure, axes, False, legend=len(series) > 1)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.axvline(0, color="#444444", linewidth=1)
+    return _to_svg(figure, axes, legend=len(series) > 1)
 
 
 @mpl.rc_context(STYLE)
-def bars(title: str, x_label: str, values: Mapping[str, float]) -> str:
+def bars(title: str, x_label: str, values: Mapping[str, float], colors: Sequence[str]) -> str:
     """Horizontal bars with their numbers."""
-    figure, axes = _figure(title, x_label, "", (SIZE[0], 1.2 + 0.36 * max(len(values), 2)))
-    names = list(values)
-    colours = [look(name, index)[0] for index, name in enumerate(names)]
-    drawn = axes.barh(range(len(names)), list(values.values()), color=colours, height=0.62)
-    axes.bar_label(drawn, fmt=StrMethodFormatter(" {x:,.0f}"), fontsize=9)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.margins(x=0.16)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(axis="x", labelsize=9)
-    return _finish(figure, axes, False, legend=False)
+    wrapped = [_wrap_label(name) for name in values]
+    figure, axes = _figure(title, x_label, "", (SIZE[0], _height(wrapped)))
+    rectangles = axes.barh(range(len(values)), list(values.values()), color=list(colors), height=0.62)
+    axes.bar_label(rectangles, fmt=StrMethodFormatter(" {x:,.0f}"), fontsize=9)
+    axes.set_yticks(range(len(values)), wrapped, fontsize=9)
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.margins(x=0.2)
+    # Few and short ticks: long names leave little room, and numbers must not run into each other.
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return _to_svg(figure, axes, legend=False)
 
 
-def _broken(name: str) -> str:
+def _errors(points: Series) -> list[list[float]]:
+    """Lengths of the two arms of every interval."""
+    return [
+        [mean - low for mean, low in zip(points.mean, points.low, strict=True)],
+        [high - mean for mean, high in zip(points.mean, points.high, strict=True)],
+    ]
+
+
+def _height(wrapped: Sequence[str]) -> float:
+    """Inches of a chart with these names below each other."""
+    return max(1.3 + 0.42 * sum(1 + name.count("\n") / 2 for name in wrapped), 2.0)
+
+
+def _wrap_label(name: str) -> str:
     """A long name on several lines, or it would leave no room for the chart."""
-    return name.replace(" (", "\n(").replace(", ", ",\n") if len(name) > 18 else name
+    if len(name) <= 18:
+        return name
+    lines = name.replace(": ", ":\n").replace(" (", "\n(").replace(", ", ",\n").split("\n")
+    return "\n".join(textwrap.fill(line, 26) for line in lines)
 
 
 def _figure(title: str, x_label: str, y_label: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
@@ -168,15 +188,13 @@ def _figure(title: str, x_label: str, y_label: str, size: tuple[float, float] = 
     return figure, axes
 
 
-def _finish(figure: Figure, axes: Axes, zero: bool, legend: bool) -> str:
-    if zero:
-        axes.axhline(0, color="#444444", linewidth=1)
+def _to_svg(figure: Figure, axes: Axes, legend: bool) -> str:
     if legend:
         axes.legend(loc="best", handlelength=1.4)
-    written = io.StringIO()
-    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    svg = written.getvalue()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # Sized by its place on the page; the view box keeps the proportions.
+    # As wide as its place on the page; the view box keeps the proportions.
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r'<svg \1width="100%" role="img"', svg, count=1)
     return re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)

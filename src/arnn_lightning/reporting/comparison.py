@@ -1,4 +1,4 @@
-"""What can be compared: models on one data set under one setting, averaged over seeds and over nothing else."""
+"""Comparable results: models on one data set under one setting, averaged over seeds only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,22 +10,49 @@ import polars as pl
 
 from arnn_lightning.evaluation.bootstrap import intervals
 from arnn_lightning.evaluation.groups import list_metrics, tie_rate
-from arnn_lightning.evaluation.metrics import per_session
-from arnn_lightning.evaluation.result import Result
-from arnn_lightning.reporting.runs import DataSet, Run
+from arnn_lightning.evaluation.metrics import session_means
+from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.reporting.runs import DataSet, Run, flatten
 
-ORDER = ("pop", "itemknn", "gru4rec", "pnn", "arnn")  # rows of the paper's Table 2; other models come after
-LONGEST_LABEL = 3  # settings named in a label
+ORDER = ("pop", "itemknn", "gru4rec", "pnn", "arnn")  # rows of the paper's Table 2; other models follow
+MAX_LABEL_KEYS = 3
+SESSION_PART = "session part"
+N_ATTRIBUTES = "data.contexts.n_attributes"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a report.
+
+    Attributes:
+        metrics: of the results table, such as ``recall@20``; gains are charted for them.
+        base: the model that the others are compared with.
+        cutoffs: the K's of Recall by K.
+        ties: how ties are ranked.
+        bootstrap: ``resamples``, ``confidence``, ``unit``.
+        seed: of the bootstrap.
+    """
+
+    metrics: Sequence[str]
+    base: str
+    cutoffs: Sequence[int]
+    ties: str
+    bootstrap: Mapping[str, Any]
+    seed: int
+
+    @property
+    def percent(self) -> str:
+        return f"{100 * self.bootstrap['confidence']:g} %"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over attempts and seeds.
+    """A mean over predictions and seeds.
 
     Attributes:
         mean: of the seeds' means.
-        low, high: bootstrap interval over users, of the mean over the seeds at hand.
-        by_seed: the seeds' means; one for a model whose seeds are all alike.
+        low, high: bootstrap interval over users, of the mean over these seeds.
+        by_seed: the seeds' means; a single value for a model with the same ranks for every seed.
     """
 
     mean: float
@@ -34,7 +61,7 @@ class Estimate:
     by_seed: tuple[float, ...]
 
     @property
-    def deviation(self) -> float | None:
+    def std(self) -> float | None:
         """Standard deviation over seeds."""
         return float(np.std(self.by_seed, ddof=1)) if len(self.by_seed) > 1 else None
 
@@ -46,54 +73,55 @@ class Variant:
     Attributes:
         name: the model's name.
         config: its settings, flat.
-        label: its name, and what tells it from others of the same name.
+        role: in its runs.
+        label: its name, and what distinguishes it from other variants of the same name.
         results: by seed.
-        own: by seed, the session part of the same run, where the model has one: what its gain is measured from.
-        runs: by seed, the run it comes from.
-        role: in those runs.
+        session_results: by seed, the session part of the same run, for a model that has one.
+        runs: by seed, the run of the result.
     """
 
     name: str
     config: Mapping[str, Any]
     role: str
     label: str = ""
-    results: dict[int, Result] = field(default_factory=dict)
-    own: dict[int, Result] = field(default_factory=dict)
+    results: dict[int, EvaluationResult] = field(default_factory=dict)
+    session_results: dict[int, EvaluationResult] = field(default_factory=dict)
     runs: dict[int, Run] = field(default_factory=dict)
+
+    @property
+    def is_most_common(self) -> bool:
+        """Whether its configuration is the most common one of its name."""
+        return self.label == self.name
 
     @cached_property
     def seeds(self) -> list[int]:
-        """The seeds whose results differ: the first alone for a model that draws nothing."""
+        """The seeds with different results: only the first for a model without randomness."""
         seeds = sorted(self.results)
         first = self.results[seeds[0]].ranks
-        alike = all(self.results[seed].ranks.equals(first) for seed in seeds[1:])
-        return seeds[:1] if alike and not self.own else seeds
+        identical = all(self.results[seed].ranks.equals(first) for seed in seeds[1:])
+        return seeds[:1] if identical and not self.session_results else seeds
 
-    def values(self, metric: str) -> list[np.ndarray]:
+    def per_prediction(self, metric: str) -> list[np.ndarray]:
         """(N,) values per seed."""
-        return [self.results[seed].values(metric) for seed in self.seeds]
+        return [self.results[seed].per_prediction(metric) for seed in self.seeds]
 
-    def gains(self, metric: str, base: "Variant | None") -> list[np.ndarray]:
-        """(N,) paired differences per seed to the session part of the same run, else to ``base``."""
-        if self.own:
-            return [self.results[seed].values(metric) - self.own[seed].values(metric) for seed in self.seeds]
-        if base is None or base is self:
-            return []
-        seeds = sorted(set(self.results) & set(base.results))
-        return [self.results[seed].values(metric) - base.results[seed].values(metric) for seed in seeds]
+    def gains(self, metric: str, reference: Mapping[int, EvaluationResult]) -> list[np.ndarray]:
+        """(N,) paired differences to ``reference``, per common seed."""
+        seeds = sorted(set(self.results) & set(reference))
+        return [self.results[seed].per_prediction(metric) - reference[seed].per_prediction(metric) for seed in seeds]
 
 
 @dataclass
 class Section:
-    """Models on the same attempts: one data set, one setting.
+    """Models on the same predictions: one data set, one setting.
 
     Attributes:
         data_key: identity of the data set.
-        settings: what was configured, models apart, flat.
-        label: what tells it from the other sections of the report; empty for a section alone on its data.
-        variants: the models, in the order of Table 2.
-        runs: all runs.
-        notes: what a reader must know about it.
+        settings: everything besides data and models that determines the results, flat.
+        runs: all its runs.
+        variants: the models, in the order of the paper's Table 2.
+        label: what distinguishes it from other sections on data of the same name.
+        notes: remarks for the reader.
     """
 
     data_key: str
@@ -108,196 +136,275 @@ class Section:
         return str(self.runs[0].metrics["data"])
 
     @property
+    def title(self) -> str:
+        return f"{self.name} ({self.label})" if self.label else self.name
+
+    @property
     def data(self) -> DataSet | None:
         return next((run.data for run in self.runs if run.data is not None), None)
 
     @property
-    def attempts(self) -> pl.DataFrame:
-        return self.runs[0].own.result.ranks
+    def predictions(self) -> pl.DataFrame:
+        return self.runs[0].main.result.ranks
+
+    def cluster(self, settings: Settings) -> np.ndarray:
+        """(N,) the user or session of every prediction, whichever is resampled."""
+        return self.predictions[str(settings.bootstrap["unit"])].to_numpy()
 
     @property
     def paper(self) -> Mapping[str, Mapping[str, float]]:
-        """The paper's Table 2 where the data set is the paper's."""
+        """The paper's Table 2 if the data set is one of the paper's: model -> metric -> figure."""
         figures: Mapping[str, Mapping[str, float]] = self.runs[0].config.get("published", {}).get("table2", {})
         return figures
 
+    @property
+    def label_settings(self) -> dict[str, Any]:
+        """The settings, and how the data were prepared."""
+        prepared = flatten({"data": self.data.manifest["config"]}) if self.data is not None else {}
+        return {key: value for key, value in prepared.items() if not key.endswith("_target_")} | dict(self.settings)
+
     def base(self, name: str) -> Variant | None:
-        return next((one for one in self.variants if one.name == name), None)
+        """The model of this name, in its most common configuration."""
+        variants = [variant for variant in self.variants if variant.name == name]
+        return next((variant for variant in variants if variant.is_most_common), next(iter(variants), None))
 
 
-def sections(runs: Sequence[Run], ties: str) -> list[Section]:
+def group_runs(runs: Sequence[Run], ties: str) -> list[Section]:
     """Groups runs by data and settings, and their models by configuration.
 
-    Two results of the same model, configuration and seed (a GRU4REC alone and one that is a part) are one if their
-    ranks are equal; if not, the first counts and a note says so.
+    Two results of the same model, configuration and seed (a GRU4REC by itself and one that is a part) count once; if
+    their ranks differ, the first is used and a note states it.
 
     Args:
         runs: finished runs.
-        ties: how ties are ranked in all of them, whatever each run chose.
+        ties: tie mode for all of them, whatever each run used.
     """
-    grouped: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
     for run in runs:
-        setting = tuple(sorted((key, str(value)) for key, value in run.settings.items()))
-        grouped.setdefault((run.data_key, setting), []).append(run)
-    found = [Section(key, members[0].settings, members) for (key, _), members in grouped.items()]
-    for section in found:
+        groups.setdefault((run.data_key, _hashable(run.settings)), []).append(run)
+    sections = [Section(key, members[0].settings, members) for (key, _), members in groups.items()]
+    for section in sections:
         _add_variants(section, ties)
-    for name in {section.name for section in found}:
-        alike = [section for section in found if section.name == name]
-        for section in alike:
-            section.label = _setting([one.settings for one in alike], section.settings)
-            if len({one.data_key for one in alike}) > 1:
-                section.notes.append(
-                    f"{name} was prepared in {len({one.data_key for one in alike})} ways (see the manifests); "
-                    "results on different data are not averaged"
-                )
-    return found
+    for name in {section.name for section in sections}:
+        _label_sections([section for section in sections if section.name == name])
+    return sections
+
+
+def _hashable(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((key, str(value)) for key, value in settings.items()))
+
+
+def _label_sections(sections: Sequence[Section]) -> None:
+    """Labels the sections of one name by all settings that differ, as on the command line."""
+    settings = [section.label_settings for section in sections]
+    keys = differing_keys(settings)
+    preparations = len({section.data_key for section in sections})
+    for section, values in zip(sections, settings, strict=True):
+        shown = [f"{key}={'null' if values.get(key) is None else values[key]}" for key in keys]
+        section.label = ", ".join(shown)
+        if preparations > 1:
+            if not keys:
+                section.label = f"data {section.data_key[:10]}"
+            section.notes.append(
+                f"{section.name} was prepared in {preparations} ways (see the manifests); results on different data "
+                "are not averaged"
+            )
+
+
+def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that do not have the same value in all flat configs, sorted."""
+    keys = sorted({key for config in configs for key in config})
+    return [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
+
+
+def most_common_values(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, str]:
+    """The most frequent value of every key as text, the first of those in case of a tie."""
+    values = {key: [str(config.get(key)) for config in configs] for key in keys}
+    return {key: max(dict.fromkeys(texts), key=texts.count) for key, texts in values.items()}
 
 
 def _add_variants(section: Section, ties: str) -> None:
     variants: dict[tuple[str, tuple[tuple[str, str], ...]], Variant] = {}
     for run in section.runs:
-        ranked = {entry.role: entry.result.ranked(ties) for entry in run.entries}
+        expected = section.predictions.select("session", "position")
+        if not run.main.result.ranks.select("session", "position").equals(expected):
+            section.notes.append(f"{run.folder}: other predictions than {section.runs[0].folder}; skipped")
+            continue
+        results = {entry.role: entry.result.with_tie_mode(ties) for entry in run.entries}
         for entry in run.entries:
-            key = (entry.result.name, tuple(sorted((name, str(value)) for name, value in entry.config.items())))
+            key = (entry.result.name, _hashable(entry.config))
             variant = variants.setdefault(key, Variant(entry.result.name, entry.config, entry.role))
-            result = ranked[entry.role]
+            result = results[entry.role]
             known = variant.results.get(run.seed)
-            if known is not None:
-                if not known.ranks.equals(result.ranks):
-                    section.notes.append(
-                        f"{entry.result.name}, seed {run.seed}: {run.folder} and {variant.runs[run.seed].folder} "
-                        "have one configuration and other ranks; the second counts"
-                    )
-                continue
-            if not run.own.result.ranks.select("session", "position").equals(
-                section.attempts.select("session", "position")
-            ):
-                section.notes.append(f"{run.folder}: other attempts than {section.runs[0].folder}; left out")
-                continue
-            variant.results[run.seed] = result
-            variant.runs[run.seed] = run
-            if not entry.role and "session" in ranked:
-                variant.own[run.seed] = ranked["session"]
-    section.variants = sorted((one for one in variants.values() if one.results), key=_place)
-    for name in {one.name for one in section.variants}:
-        alike = [one for one in section.variants if one.name == name]
-        for variant, label in zip(alike, labels([one.config for one in alike]), strict=True):
+            if known is None:
+                variant.results[run.seed] = result
+                variant.runs[run.seed] = run
+                if not entry.role and "session" in results:
+                    variant.session_results[run.seed] = results["session"]
+            elif not known.ranks.equals(result.ranks):
+                section.notes.append(
+                    f"{entry.result.name}, seed {run.seed}: {variant.runs[run.seed].folder} and {run.folder} have the "
+                    "same configuration but different ranks; the first is used"
+                )
+    section.variants = sorted(variants.values(), key=_table_order)
+    for name in {variant.name for variant in section.variants}:
+        same_name = [variant for variant in section.variants if variant.name == name]
+        for variant, label in zip(same_name, labels([variant.config for variant in same_name]), strict=True):
             variant.label = f"{name} ({label})" if label else name
 
 
-def _place(variant: Variant) -> tuple[int, str]:
+def _table_order(variant: Variant) -> tuple[int, str]:
     stem = variant.name.split("_")[0]
     return (ORDER.index(stem) if stem in ORDER else len(ORDER), variant.name)
 
 
-def _setting(settings: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> str:
-    """All that differs between sections, told for each, as on the command line."""
-    keys = sorted({key for one in settings for key in one if len({str(other.get(key)) for other in settings}) > 1})
-    return ", ".join(f"{key}={'null' if own.get(key) is None else own.get(key)}" for key in keys)
-
-
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For every config, what it has that the others have not; empty for what is usual, or where all are alike.
+    """For every config, what distinguishes it from the most common values; empty if nothing does.
 
-    Where a part was exchanged as a whole, its name says it all.
+    Where a part was replaced as a whole, only its name is given.
 
     >>> labels([{"lr": 1, "c.name": "pnn", "c.x": 1}, {"lr": 2, "c.name": "pnn", "c.x": 1},
     ...         {"lr": 1, "c.name": "concat"}])
     ['', 'lr=2', 'c=concat']
     """
-    keys = sorted({key for config in configs for key in config})
-    keys = [key for key in keys if not key.endswith("_target_")]  # a name tells better
-    differing = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
-    replaced = [key.removesuffix(".name") for key in differing if key.endswith(".name")]
-    usual = {}
-    for key in differing:
-        told = [str(config.get(key)) for config in configs]
-        usual[key] = max(dict.fromkeys(told), key=told.count)  # the first of the most frequent
-    found = []
+    keys = [key for key in differing_keys(configs) if not key.endswith("_target_")]  # a name is more readable
+    most_common = most_common_values(configs, keys)
+    texts = []
     for config in configs:
-        odd = [key for key in differing if str(config.get(key)) != usual[key]]
-        inside = [part for part in replaced if f"{part}.name" in odd]
-        odd = [key for key in odd if not any(key.startswith(f"{part}.") for part in inside)]
-        words = [f"{part}={config.get(f'{part}.name')}" for part in inside]
-        words += [f"{key}={config.get(key)}" for key in odd]
-        more = len(words) - LONGEST_LABEL
-        found.append(", ".join(words[:LONGEST_LABEL]) + (f" and {more} more" if more > 0 else ""))
-    return found
+        differing = [key for key in keys if str(config.get(key)) != most_common[key]]
+        replaced = [key.removesuffix(".name") for key in differing if key.endswith(".name")]
+        differing = [key for key in differing if not key.startswith(tuple(f"{part}." for part in replaced))]
+        words = [f"{part}={config.get(f'{part}.name')}" for part in replaced]
+        words += [f"{key}={config.get(key)}" for key in differing]
+        n_hidden = len(words) - MAX_LABEL_KEYS
+        texts.append(", ".join(words[:MAX_LABEL_KEYS]) + (f" and {n_hidden} more" if n_hidden > 0 else ""))
+    return texts
 
 
-def estimates(
-    per_seed: Sequence[Sequence[np.ndarray]], cluster: np.ndarray, bootstrap: Mapping[str, Any], seed: int
-) -> list[Estimate]:
-    """For each of M quantities, given as (N,) values per seed, its estimate; all with the same draws of users."""
+def estimates(per_seed: Sequence[Sequence[np.ndarray]], section: Section, settings: Settings) -> list[Estimate]:
+    """The estimate of each of M quantities, given as (N,) values per seed; all with the same resamples of users."""
     if not per_seed:
         return []
-    averaged = np.stack([np.mean(seeds, axis=0) for seeds in per_seed], 1)
-    low, high = intervals(averaged, cluster, bootstrap["resamples"], bootstrap["confidence"], seed)
-    found = []
-    for index, seeds in enumerate(per_seed):
-        means = tuple(float(value.mean()) for value in seeds)
-        found.append(Estimate(float(np.mean(means)), float(low[index]), float(high[index]), means))
-    return found
+    averaged = np.stack([np.mean(values, axis=0) for values in per_seed], 1)
+    bootstrap = settings.bootstrap
+    cluster = section.cluster(settings)
+    low, high = intervals(averaged, cluster, bootstrap["resamples"], bootstrap["confidence"], settings.seed)
+    means = [tuple(float(value.mean()) for value in values) for values in per_seed]
+    return [
+        Estimate(float(np.mean(by_seed)), float(low[index]), float(high[index]), by_seed)
+        for index, by_seed in enumerate(means)
+    ]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of Table 2: a model with its metrics and their difference to the base."""
+    """One row of the results table.
+
+    Attributes:
+        variant: the model.
+        metrics: metric -> estimate.
+        gains: reference -> metric -> estimate of the paired difference to it. References are the label of the base
+            model of the section and, for a model that has one, ``SESSION_PART``: the part of the same run.
+    """
 
     variant: Variant
     metrics: Mapping[str, Estimate]
-    gains: Mapping[str, Estimate]  # empty for the base itself
-    base: str  # what the gains are measured from
+    gains: Mapping[str, Mapping[str, Estimate]]
+
+    @property
+    def session_gains(self) -> Mapping[str, Estimate]:
+        return self.gains[SESSION_PART]
+
+    @property
+    def session_name(self) -> str:
+        return next(iter(self.variant.session_results.values())).name
 
 
-def table2(
-    section: Section, metrics: Sequence[str], base_name: str, bootstrap: Mapping[str, Any], seed: int
-) -> list[Row]:
-    """Every model of a section, in one bootstrap."""
-    base = section.base(base_name)
-    quantities: list[list[np.ndarray]] = []
-    places: list[tuple[Variant, str, str]] = []
-    for variant in section.variants:
-        for metric in metrics:
-            for kind, values in (("metric", variant.values(metric)), ("gain", variant.gains(metric, base))):
-                if values:
-                    quantities.append(values)
-                    places.append((variant, kind, metric))
-    cluster = section.attempts[bootstrap["unit"]].to_numpy()
-    found = dict(
-        zip(
-            [(id(variant), kind, metric) for variant, kind, metric in places],
-            estimates(quantities, cluster, bootstrap, seed),
-            strict=True,
-        )
-    )
+@dataclass(frozen=True)
+class SectionView:
+    """A section, its rows, and what its charts share."""
+
+    section: Section
+    rows: list[Row]
+    settings: Settings
+
+    @property
+    def main_model(self) -> Row | None:
+        """The model that is compared with its session part, in its most common configuration first."""
+        rows = [row for row in self.rows if row.variant.session_results]
+        return next(iter([row for row in rows if row.variant.is_most_common] or rows), None)
+
+    @property
+    def n_attributes(self) -> int | None:
+        """How many context attributes the models use."""
+        limit, data = self.section.settings.get(N_ATTRIBUTES), self.section.data
+        if data is None:
+            return None if limit is None else int(limit)
+        contexts = data.manifest["config"]["contexts"]
+        available = len(contexts["single"]) + len(contexts["multi"])
+        return available if limit is None else min(int(limit), available)
+
+
+def compare(section: Section, settings: Settings) -> SectionView:
+    """A row for every model of a section, all intervals from one bootstrap."""
+    base = section.base(settings.base)
+    quantities: dict[tuple[int, str, str], list[np.ndarray]] = {}
+    for index, variant in enumerate(section.variants):
+        references = {SESSION_PART: variant.session_results}
+        if base is not None and variant is not base:
+            references = {base.label: base.results} | references
+        for metric in settings.metrics:
+            quantities[index, "", metric] = variant.per_prediction(metric)
+            for reference, results in references.items():
+                quantities[index, reference, metric] = variant.gains(metric, results)
+    quantities = {key: values for key, values in quantities.items() if values}
+    estimated = dict(zip(quantities, estimates(list(quantities.values()), section, settings), strict=True))
     rows = []
-    for variant in section.variants:
-        told = {
-            kind: {
-                metric: found[id(variant), kind, metric] for metric in metrics if (id(variant), kind, metric) in found
-            }
-            for kind in ("metric", "gain")
-        }
-        own = next(iter(variant.own.values())).name if variant.own else base_name
-        rows.append(Row(variant, told["metric"], told["gain"], own))
-    return rows
+    for index, variant in enumerate(section.variants):
+        by_reference: dict[str, dict[str, Estimate]] = {}
+        for (position, reference, metric), estimate in estimated.items():
+            if position == index:
+                by_reference.setdefault(reference, {})[metric] = estimate
+        rows.append(Row(variant, by_reference.pop(""), by_reference))
+    return SectionView(section, rows, settings)
 
 
-def more_metrics(variant: Variant, data: DataSet | None) -> dict[str, float]:
-    """Macro averages, tie rate and, where lists were kept, coverage and popularity: means over the seeds."""
-    found: dict[str, list[float]] = {}
+def shown_references(rows: Sequence[Row]) -> list[str]:
+    """The references of the columns of differences, each the same for the whole column.
+
+    The session part has a column of its own unless it is the base in every row, as for an ARNN whose GRU4REC is the
+    table's.
+    """
+    references = list(dict.fromkeys(reference for row in rows for reference in row.gains))
+    bases = [reference for reference in references if reference != SESSION_PART]
+
+    def is_base(row: Row) -> bool:
+        return any(
+            [estimate.by_seed for estimate in row.gains.get(base, {}).values()]
+            == [estimate.by_seed for estimate in row.session_gains.values()]
+            for base in bases
+        )
+
+    needed = any(SESSION_PART in row.gains and not is_base(row) for row in rows)
+    return bases + [SESSION_PART] * needed
+
+
+def extra_metrics(variant: Variant, metrics: Sequence[str], data: DataSet | None) -> dict[str, float]:
+    """Macro averages, tie rate and, if items were counted, coverage and popularity: means over the seeds."""
+    by_name: dict[str, list[float]] = {}
     for seed in variant.seeds:
         result = variant.results[seed]
         session = result.ranks["session"].to_numpy()
-        one = {
-            f"macro {metric}": float(per_session(result.values(metric), session).mean())
-            for metric in ("recall@20", "mrr@20")
+        values = {
+            f"macro {metric}": float(session_means(result.per_prediction(metric), session).mean()) for metric in metrics
         }
-        one["tie rate"] = tie_rate(result.ranks["equal"])
-        if result.listed is not None and data is not None:
-            one |= list_metrics(result.listed, data.train)
-        for name, value in one.items():
-            found.setdefault(name, []).append(value)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+        values["tie rate"] = tie_rate(result.ranks["equal"])
+        if result.item_counts is not None and data is not None:
+            values |= list_metrics(result.item_counts, data.train)
+        for name, value in values.items():
+            by_name.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in by_name.items()}
+
+
+def seeds_text(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"

@@ -1,4 +1,4 @@
-"""The table that ends a run."""
+"""Tables on the console: test results, and the steps of the data preparation."""
 
 from __future__ import annotations
 
@@ -7,60 +7,75 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-if TYPE_CHECKING:  # preparing data shows a table too, and needs no torch
-    from arnn_lightning.evaluation.result import Result
+from arnn_lightning.evaluation.metrics import metric_label
 
-METRICS = {"recall@20": "Recall@20", "mrr@20": "MRR@20"}
+if TYPE_CHECKING:  # the preparation shows a table too, and does not need torch
+    from arnn_lightning.evaluation.result import EvaluationResult
+
+COUNTS = ("events", "sessions", "users", "items")
 
 
 def results_table(
-    results: Sequence[Result],
+    results: Sequence[EvaluationResult],
+    metrics: Sequence[str],
     title: str,
     paper: Mapping[str, Mapping[str, float]],
     bootstrap: Mapping[str, Any],
     seed: int,
 ) -> Table:
-    """Models x (Recall@20, MRR@20) with bootstrap intervals, beside the paper's figures where there are any."""
+    """Models x metrics with bootstrap intervals, beside the paper's figures if there are any.
+
+    Args:
+        results: of the models, a row each.
+        metrics: such as ``recall@20``.
+        title: of the table.
+        paper: model -> metric -> the paper's figure.
+        bootstrap: ``resamples``, ``confidence`` and ``unit``.
+        seed: of the bootstrap.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("model")
-    for label in METRICS.values():
-        table.add_column(label, justify="right")
+    published = {metric for figures in paper.values() for metric in figures}
+    for metric in metrics:
+        table.add_column(metric_label(metric), justify="right")
         table.add_column(f"{100 * bootstrap['confidence']:g} % interval", justify="right")
-        if paper:
+        if metric in published:
             table.add_column("paper", justify="right")
-    for one in results:
-        measured = one.metrics([int(metric.split("@")[1]) for metric in METRICS])
-        cells = [one.name]
-        for metric in METRICS:
-            low, high = one.interval(metric, bootstrap, seed)
+    for result in results:
+        measured = result.metrics(metrics)
+        cells = [result.name]
+        for metric in metrics:
+            low, high = result.interval(metric, bootstrap, seed)
             cells += [f"{measured[metric]:.4f}", f"{low:.4f} - {high:.4f}"]
-            if paper:
-                cells.append(f"{paper[one.name][metric]:.4f}" if one.name in paper else "")
+            if metric in published:
+                figure = paper.get(result.name, {}).get(metric)
+                cells.append("" if figure is None else f"{figure:.4f}")
         table.add_row(*cells)
     return table
 
 
-def difference_line(better: Result, base: Result, bootstrap: Mapping[str, Any], seed: int) -> str:
-    """One line: how much better one model is than another, paired on the same attempts."""
+def paired_difference_line(
+    better: EvaluationResult, base: EvaluationResult, metrics: Sequence[str], bootstrap: Mapping[str, Any], seed: int
+) -> str:
+    """One line: the difference of two models in every metric, paired on the same predictions."""
     parts = []
-    for metric, label in METRICS.items():
-        mean, low, high = better.difference(base, metric, bootstrap, seed)
-        before = base.metrics([int(metric.split("@")[1])])[metric]
-        share = f", {mean / before:+.1%}" if before else ""
-        parts.append(f"{label} {mean:+.4f} ({low:+.4f} to {high:+.4f}{share})")
+    before = base.metrics(metrics)
+    for metric in metrics:
+        mean, low, high = better.paired_difference(base, metric, bootstrap, seed)
+        share = f", {mean / before[metric]:+.1%}" if before[metric] else ""
+        parts.append(f"{metric_label(metric)} {mean:+.4f} ({low:+.4f} to {high:+.4f}{share})")
     return f"{better.name} - {base.name}, paired: " + "; ".join(parts)
 
 
 def funnel_table(manifest: Mapping[str, Any]) -> Table:
-    """The steps of the preparation and the splits, with what each kept."""
+    """The events, sessions, users and items after every step of the preparation and in every split."""
     table = Table(title=f"{manifest['name']}: from raw files to splits", title_justify="left")
     table.add_column("step")
-    for column in ("events", "sessions", "users", "items"):
-        table.add_column(column, justify="right")
+    for count in COUNTS:
+        table.add_column(count, justify="right")
 
     def add(label: str, counts: Mapping[str, Any]) -> None:
-        columns = ("events", "sessions", "users", "items")
-        table.add_row(label, *("" if counts[column] is None else f"{counts[column]:,}" for column in columns))
+        table.add_row(label, *("" if counts[count] is None else f"{counts[count]:,}" for count in COUNTS))
 
     for step in manifest["funnel"]:
         add(step["step"], step)

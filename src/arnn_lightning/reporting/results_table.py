@@ -1,143 +1,168 @@
-"""Table 2 of the paper with our figures: as markdown, as CSV, and as rows for the page."""
+"""The results table of every section, in the layout of the paper's Table 2: for the page, as Markdown and as CSV."""
 
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from arnn_lightning.reporting.comparison import Estimate, Row, Section
-from arnn_lightning.reporting.page import Cell, cell, table
-
-
-def label(metric: str) -> str:
-    """What a metric is called.
-
-    >>> label("recall@20"), label("mrr@5")
-    ('Recall@20', 'MRR@5')
-    """
-    kind, k = metric.split("@")
-    return f"{kind.upper() if kind == 'mrr' else kind.capitalize()}@{k}"
+from arnn_lightning.evaluation.metrics import metric_label
+from arnn_lightning.reporting.comparison import SESSION_PART, Estimate, Row, Section, shown_references
 
 
-def title(section: Section) -> str:
-    """Which data and setting."""
-    return f"{section.name} ({section.label})" if section.label else section.name
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: a number, and in smaller type a text beside it and a line below it."""
+
+    text: str
+    inline: str = ""
+    subtext: str = ""
+    bold: bool = False
 
 
-def html(section: Section, rows: Sequence[Row], metrics: Sequence[str], confidence: float) -> str:
+@dataclass(frozen=True)
+class Table:
+    """A table of the page; ``text_columns`` are aligned to the left, like the first."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    caption: str = ""
+    text_columns: Sequence[int] = (0,)
+
+
+def page_table(section: Section, rows: Sequence[Row], metrics: Sequence[str], confidence: float) -> Table:
     """The table of one section for the page."""
+    references = shown_references(rows)
     header = ["model"]
     for metric in metrics:
-        header += [label(metric), *(["paper"] if section.paper else [])]
-    header += [f"{label(metric)}, difference" for metric in metrics] + ["seeds"]
-    lines: list[list[str]] = []
+        header += [metric_label(metric), *(["paper"] if _is_published(section, metric) else [])]
+    header += [f"{metric_label(metric)} - {reference}" for reference in references for metric in metrics] + ["seeds"]
+    lines: list[list[str | Cell]] = []
     for row in rows:
-        line: list[str] = [row.variant.label]
+        line: list[str | Cell] = [row.variant.label]
         for metric in metrics:
-            one = row.metrics[metric]
-            line.append(cell(f"{one.mean:.4f}", _deviation(one), _span(one, ".4f"), _is_best(row, rows, metric)))
-            if section.paper:
+            estimate = row.metrics[metric]
+            interval = format_interval(estimate, ".4f")
+            line.append(Cell(f"{estimate.mean:.4f}", _std(estimate), interval, _is_best(row, rows, metric)))
+            if _is_published(section, metric):
                 line.append(_paper(section, row, metric))
-        line += [_gain(row, metric) for metric in metrics]
-        line.append(str(len(next(iter(row.metrics.values())).by_seed)))
-        lines.append(line)
+        line += [gain_cell(row, reference, metric) for reference in references for metric in metrics]
+        lines.append([*line, str(len(row.metrics[metrics[0]].by_seed))])
     caption = (
         f"Below each figure its {100 * confidence:g} % bootstrap interval; after ± the standard deviation over seeds. "
-        "Differences are paired on the same attempts: to the session part of the same run where the model has "
-        f"one, else to {rows[0].base}. The best is bold."
+        "Differences are paired on the same predictions and seeds. The best is bold."
     )
-    return table(header, lines, caption)
+    if SESSION_PART in references:
+        caption += " The session part is the one of the same run."
+    return Table(header, lines, caption)
+
+
+def gain_cell(row: Row, reference: str, metric: str) -> str | Cell:
+    """The difference of a row to ``reference`` with its share and interval; empty if the row has none."""
+    gain = row.gains.get(reference, {}).get(metric)
+    if gain is None:
+        return ""
+    before = row.metrics[metric].mean - gain.mean
+    share = f"({gain.mean / before:+.1%})" if before else ""
+    return Cell(f"{gain.mean:+.4f}", share, format_interval(gain, "+.4f"))
 
 
 def markdown(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[str], confidence: float) -> str:
     """All sections, one table each."""
-    blocks = []
-    for section, rows in parts:
-        header = ["model"]
+    return "\n".join(_markdown_section(section, rows, metrics, confidence) for section, rows in parts)
+
+
+def _markdown_section(section: Section, rows: Sequence[Row], metrics: Sequence[str], confidence: float) -> str:
+    references = shown_references(rows)
+    header = ["model"]
+    for metric in metrics:
+        header += [metric_label(metric), f"{100 * confidence:g} % interval"]
+        header += ["paper"] if _is_published(section, metric) else []
+    header += [f"{metric_label(metric)} - {reference}" for reference in references for metric in metrics]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for row in rows:
+        line = [row.variant.label]
         for metric in metrics:
-            header += [label(metric), f"{100 * confidence:g} % interval", *(["paper"] if section.paper else [])]
-        header += [f"{label(metric)} - {rows[0].base}" for metric in metrics]
-        lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-        for row in rows:
-            line = [row.variant.label]
+            estimate = row.metrics[metric]
+            value = f"{estimate.mean:.4f} {_std(estimate)}".strip()
+            value = f"**{value}**" if _is_best(row, rows, metric) else value
+            line += [value, format_interval(estimate, ".4f")]
+            line += [_paper(section, row, metric)] if _is_published(section, metric) else []
+        for reference in references:
             for metric in metrics:
-                one = row.metrics[metric]
-                value = f"{one.mean:.4f} {_deviation(one)}".strip()
-                line += [f"**{value}**" if _is_best(row, rows, metric) else value, _span(one, ".4f")]
-                if section.paper:
-                    line.append(_paper(section, row, metric))
-            for metric in metrics:
-                gain = row.gains.get(metric)
-                line.append("" if gain is None else f"{gain.mean:+.4f} ({_span(gain, '+.4f')})")
-            lines.append(line)
-        text = "\n".join(f"| {' | '.join(_plain(one) for one in line)} |" for line in lines)
-        seeds = max(len(next(iter(row.metrics.values())).by_seed) for row in rows)
-        over = f", mean ± deviation over {seeds} seeds" if seeds > 1 else ""
-        blocks.append(f"{_plain(title(section))}: {section.attempts.height:,} attempts{over}\n\n{text}\n")
-    return "\n".join(blocks)
+                gain = row.gains.get(reference, {}).get(metric)
+                line.append("" if gain is None else f"{gain.mean:+.4f} ({format_interval(gain, '+.4f')})")
+        lines.append(line)
+    table = "\n".join(f"| {' | '.join(_escape_markdown(cell) for cell in line)} |" for line in lines)
+    seeds = max(len(row.metrics[metrics[0]].by_seed) for row in rows)
+    over = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
+    return f"{_escape_markdown(section.title)}: {section.predictions.height:,} predictions{over}\n\n{table}\n"
 
 
 def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[str]) -> str:
-    """All sections in one table, a row per model."""
-    columns = ["data", "data_key", "setting", "model", "base", "attempts", "seeds"]
+    """All sections in one table, a row per model; ``gain`` is to ``base``, ``session_gain`` to the session part."""
+    columns = ["data", "data_key", "setting", "model", "base", "predictions", "seeds"]
     for metric in metrics:
-        columns += [metric, *(f"{metric}_{what}" for what in ("low", "high", "deviation", "paper"))]
-        columns += [f"{metric}_gain", *(f"{metric}_gain_{what}" for what in ("low", "high", "deviation"))]
-    written = io.StringIO()
-    writer = csv.DictWriter(written, columns, lineterminator="\n")
+        for quantity in (metric, f"{metric}_gain", f"{metric}_session_gain"):
+            columns += [quantity, *(f"{quantity}_{statistic}" for statistic in ("low", "high", "std"))]
+        columns.append(f"{metric}_paper")
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for section, rows in parts:
         for row in rows:
+            base = next((reference for reference in row.gains if reference != SESSION_PART), "")
             line: dict[str, object] = {
                 "data": section.name,
                 "data_key": section.data_key[:10],
                 "setting": section.label,
                 "model": row.variant.label,
-                "base": row.base if row.gains else "",
-                "attempts": section.attempts.height,
+                "base": base,
+                "predictions": section.predictions.height,
                 "seeds": " ".join(map(str, row.variant.seeds)),
             }
             for metric in metrics:
-                for name, one in ((metric, row.metrics[metric]), (f"{metric}_gain", row.gains.get(metric))):
-                    if one is not None:
-                        line |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
-                        line |= {f"{name}_deviation": one.deviation}
+                gain, session_gain = (row.gains.get(reference, {}).get(metric) for reference in (base, SESSION_PART))
+                line |= _statistics(metric, row.metrics[metric])
+                line |= _statistics(f"{metric}_gain", gain) | _statistics(f"{metric}_session_gain", session_gain)
                 line[f"{metric}_paper"] = _paper_figure(section, row, metric)
             writer.writerow(line)
-    return written.getvalue()
+    return buffer.getvalue()
+
+
+def _statistics(name: str, estimate: Estimate | None) -> dict[str, object]:
+    if estimate is None:
+        return {}
+    return {
+        name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_std": estimate.std
+    }  # fmt: skip
+
+
+def format_interval(estimate: Estimate, form: str) -> str:
+    return f"{estimate.low:{form}} to {estimate.high:{form}}"
 
 
 def _is_best(row: Row, rows: Sequence[Row], metric: str) -> bool:
     return row.metrics[metric].mean == max(other.metrics[metric].mean for other in rows)
 
 
-def _span(one: Estimate, form: str) -> str:
-    return f"{one.low:{form}} to {one.high:{form}}"
+def _std(estimate: Estimate) -> str:
+    return "" if estimate.std is None else f"± {estimate.std:.4f}"
 
 
-def _deviation(one: Estimate) -> str:
-    return "" if one.deviation is None else f"± {one.deviation:.4f}"
+def _is_published(section: Section, metric: str) -> bool:
+    return any(metric in figures for figures in section.paper.values())
 
 
 def _paper(section: Section, row: Row, metric: str) -> str:
-    theirs = _paper_figure(section, row, metric)
-    return "" if theirs is None else f"{theirs:.4f}"
+    figure = _paper_figure(section, row, metric)
+    return "" if figure is None else f"{figure:.4f}"
 
 
 def _paper_figure(section: Section, row: Row, metric: str) -> float | None:
-    """The paper's, for the usual configuration of a model alone."""
-    usual = row.variant.label == row.variant.name
-    return section.paper.get(row.variant.name, {}).get(metric) if usual else None
+    """The paper's figure, only for the most common configuration of a model."""
+    return section.paper.get(row.variant.name, {}).get(metric) if row.variant.is_most_common else None
 
 
-def _gain(row: Row, metric: str) -> Cell:
-    gain = row.gains.get(metric)
-    if gain is None:
-        return cell("")
-    before = row.metrics[metric].mean - gain.mean
-    share = f"({gain.mean / before:+.1%})" if before else ""
-    return cell(f"{gain.mean:+.4f}", share, _span(gain, "+.4f"))
-
-
-def _plain(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """A cell that cannot end itself or begin HTML."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

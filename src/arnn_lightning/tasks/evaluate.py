@@ -16,7 +16,7 @@ from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import METRICS_FILE, check_cutoffs, metadata_maker, published_results
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 from arnn_lightning.training.distributed import distributed_run, rank_zero_first
-from arnn_lightning.training.stage import evaluate_model, run_settings, to_container
+from arnn_lightning.training.stage import all_metrics, evaluate_model, headline_metrics, run_settings, to_container
 
 # The raw files may lie elsewhere by now; everything else comes from the checkpoint.
 PATH_OVERRIDES = tuple(f"data.{key}" for key in PATH_KEYS)
@@ -57,10 +57,12 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
         "data": config.data.name,
         "model": config.model.name,
         "seed": metadata["seed"],
-        "test": result.metrics(list(config.evaluation.cutoffs)),
+        "test": result.metrics(all_metrics(config)),
         "manifest": prepared.manifest_sha256,
     }
     write_json(folder / METRICS_FILE, record)
     title = f"{config.checkpoint} on {config.data.name}"
     bootstrap = to_container(config.evaluation.bootstrap)
-    Console().print(results_table([result], title, published_results(config), bootstrap, config.seed))
+    Console().print(
+        results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
+    )

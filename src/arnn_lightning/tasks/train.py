@@ -15,20 +15,22 @@ from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.groups import by_known, by_position, means
-from arnn_lightning.evaluation.result import Result
+from arnn_lightning.evaluation.groups import by_known_attributes, by_position, group_means
+from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import ARNN, Recommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.reporting.console import difference_line, results_table
+from arnn_lightning.reporting.console import paired_difference_line, results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
 from arnn_lightning.training.stage import (
     BEST,
+    all_metrics,
     evaluate_model,
+    headline_metrics,
     load_checkpoint_into,
     run_settings,
     to_container,
@@ -93,16 +95,18 @@ def _train_and_test(
         _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed)
         results = [*baselines.values(), *encoders.values(), result]
         _print_results(config, folder, results)
-        _log_groups(loggers, prepared, results, folder)  # last: a dashboard that fails or hangs costs no result
+        _log_groups(
+            loggers, prepared, results, headline_metrics(config), folder
+        )  # last: a dashboard that fails or hangs costs no result
     return validation.get(config.evaluation.monitor)
 
 
 def _write_results(
     config: DictConfig,
     folder: Path,
-    result: Result,
-    encoders: Mapping[str, Result],
-    baselines: Mapping[str, Result],
+    result: EvaluationResult,
+    encoders: Mapping[str, EvaluationResult],
+    baselines: Mapping[str, EvaluationResult],
     validation: Mapping[str, float],
     prepared: PreparedDataset,
     stopwatch: "Stopwatch",
@@ -111,15 +115,15 @@ def _write_results(
     for role, other in [*encoders.items(), *baselines.items()]:
         other.write(folder, role)
     result.write(folder)
-    cutoffs = list(config.evaluation.cutoffs)
+    names = all_metrics(config)
     record = {
         "data": config.data.name,
         "model": config.model.name,
         "seed": config.seed,
-        "test": result.metrics(cutoffs),
+        "test": result.metrics(names),
         "val": validation,
-        "parts": {role: {"model": other.name} | other.metrics(cutoffs) for role, other in encoders.items()},
-        "baselines": {role: {"model": other.name} | other.metrics(cutoffs) for role, other in baselines.items()},
+        "parts": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
+        "baselines": {role: {"model": other.name} | other.metrics(names) for role, other in baselines.items()},
         "manifest": prepared.manifest_sha256,
         "seconds": stopwatch.seconds,
         "train_events_per_second": train_events_per_second,
@@ -187,9 +191,9 @@ def _train_encoders(
     folder: Path,
     loggers: Sequence[SafeLogger],
     stopwatch: Stopwatch,
-) -> dict[str, Result]:
+) -> dict[str, EvaluationResult]:
     """Trains and tests the models of ARNN's encoders, or loads them from ``pretrained``."""
-    results: dict[str, Result] = {}
+    results: dict[str, EvaluationResult] = {}
     for role, stage_model in (model.stages if isinstance(model, ARNN) else {}).items():
         pretrained = config.pretrained[role]
         if pretrained is not None:
@@ -203,7 +207,7 @@ def _train_encoders(
     return results
 
 
-def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[str, Result]:
+def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[str, EvaluationResult]:
     results = {}
     for role, baseline in config.baselines.items():
         if baseline.name != config.model.name:
@@ -216,16 +220,21 @@ def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[s
 
 
 def _log_groups(
-    loggers: Sequence[SafeLogger], prepared: PreparedDataset, results: Sequence[Result], folder: Path
+    loggers: Sequence[SafeLogger],
+    prepared: PreparedDataset,
+    results: Sequence[EvaluationResult],
+    metrics: Sequence[str],
+    folder: Path,
 ) -> None:
     ranks = results[-1].ranks
     labels = {
         "position": by_position(ranks["position"]),
-        "known_attributes": by_known(ranks["user"], prepared.users()),
+        "known_attributes": by_known_attributes(ranks["user"], prepared.users()),
     }
     for logger in loggers:
         for by, label in labels.items():
-            logger.log_group_metrics(by, {result.name: means(result.ranks, label) for result in results})
+            groups = {result.name: group_means(result.ranks, label, metrics) for result in results}
+            logger.log_group_metrics(by, groups)
         logger.log_files(results[-1].name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
 
 
@@ -235,24 +244,25 @@ def _how_to_resume(folder: Path) -> str:
     return f"Interrupted. Resume with the same command plus resume=true hydra.{key}\n"
 
 
-def _print_results(config: DictConfig, folder: Path, results: list[Result]) -> None:
+def _print_results(config: DictConfig, folder: Path, results: list[EvaluationResult]) -> None:
     if rank_and_world_size()[0] != 0:
         return
     console = Console()
-    bootstrap = to_container(config.evaluation.bootstrap)
+    bootstrap, metrics = to_container(config.evaluation.bootstrap), headline_metrics(config)
     title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} predictions"
-    console.print(results_table(results, title, published_results(config), bootstrap, config.seed))
+    console.print(results_table(results, metrics, title, published_results(config), bootstrap, config.seed))
     if "session" in config.model:
         session = next(result for result in results if result.name == config.model.session.name)
-        console.print(difference_line(results[-1], session, bootstrap, config.seed), soft_wrap=True)
+        line = paired_difference_line(results[-1], session, metrics, bootstrap, config.seed)
+        console.print(line, soft_wrap=True)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 
 def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
     metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
     roles = [*metrics["baselines"].items(), *metrics["parts"].items()]
-    results = [Result.read(entry["model"], folder, role) for role, entry in roles]
-    results.append(Result.read(metrics["model"], folder))
+    results = [EvaluationResult.read(entry["model"], folder, role) for role, entry in roles]
+    results.append(EvaluationResult.read(metrics["model"], folder))
     _print_results(config, folder, results)
-    value = metrics["val"].get("mrr@20")
+    value = metrics["val"].get(config.evaluation.monitor)
     return None if value is None else float(value)

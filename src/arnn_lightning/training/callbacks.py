@@ -86,7 +86,7 @@ class EpochLogger(Callback):
         validation = {
             name.removeprefix(prefix): float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.removeprefix(prefix) in (f"val/{metric}" for metric in pl_module.settings.progress_metrics)
+            if name.removeprefix(prefix) in (f"val/{metric}" for metric in pl_module.settings.headline)
         }
         speed = pl_module.train_events_per_second
         values = {"epoch_loss": pl_module.epoch_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}

@@ -18,7 +18,8 @@ from pytorch_lightning.loggers import Logger
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import Result, result
+from arnn_lightning.evaluation.metrics import metric_names, parse_metric
+from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
@@ -53,18 +54,31 @@ def run_settings(config: DictConfig) -> RunSettings:
     """What the run's config asks of every model.
 
     Raises:
-        UserError: an unknown precision.
+        UserError: an unknown precision or metric.
     """
     if config.trainer.precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={config.trainer.precision}: choose 32-true or bf16-mixed")
+    parse_metric(config.evaluation.monitor)
     return RunSettings(
-        cutoffs=list(config.evaluation.cutoffs),
+        metrics=all_metrics(config),
+        headline=headline_metrics(config),
+        monitor=config.evaluation.monitor,
         tie_mode=config.evaluation.ties,
         track_recommendations=config.evaluation.lists,
         bf16=config.trainer.precision == "bf16-mixed",
         compile=config.performance.compile,
         cache_mb=config.performance.cache_mb,
     )
+
+
+def all_metrics(config: DictConfig) -> list[str]:
+    """Every metric at every cutoff of the config."""
+    return metric_names(config.evaluation.metrics, config.evaluation.cutoffs)
+
+
+def headline_metrics(config: DictConfig) -> list[str]:
+    """Every metric at the largest cutoff: what tables show."""
+    return metric_names(config.evaluation.metrics, [max(config.evaluation.cutoffs)])
 
 
 def make_datamodule(
@@ -136,11 +150,13 @@ def load_checkpoint_into(
 
 def evaluate_model(
     model: Recommender, prepared: PreparedDataset, config: DictConfig, loggers: Sequence[Logger] = ()
-) -> Result:
+) -> EvaluationResult:
     """Ranks of every prediction of the test split."""
     _quick_trainer(config, loggers).test(model, datamodule=make_datamodule(prepared, config), verbose=False)
     split = pl.read_parquet(prepared.folder / "test.parquet")
-    return result(model.name, model.rank_counts, split, config.evaluation.ties, model.recommendation_counts)
+    return EvaluationResult.from_counts(
+        model.name, model.rank_counts, split, config.evaluation.ties, model.recommendation_counts
+    )
 
 
 def validate_model(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> dict[str, float]:

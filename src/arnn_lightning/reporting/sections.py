@@ -1,0 +1,287 @@
+"""The content of a report: sentences, tables and charts of every data set, which report.html.j2 lays out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from arnn_lightning.evaluation.metrics import metric_label
+from arnn_lightning.io import write_text
+from arnn_lightning.reporting import charts
+from arnn_lightning.reporting.charts import Style
+from arnn_lightning.reporting.comparison import (
+    N_ATTRIBUTES,
+    SectionView,
+    Settings,
+    Variant,
+    compare,
+    differing_keys,
+    estimates,
+    extra_metrics,
+    group_runs,
+    most_common_values,
+    seeds_text,
+    shown_references,
+)
+from arnn_lightning.reporting.figures import Figure, section_charts, setting_charts
+from arnn_lightning.reporting.results_table import (
+    Cell,
+    Table,
+    csv_text,
+    format_interval,
+    gain_cell,
+    markdown,
+    page_table,
+)
+from arnn_lightning.reporting.runs import Run, SkippedRun, flatten
+
+ASSIGNMENT = "data.contexts.assignment"
+OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", "evaluation.lists", "search.", "task.")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The contents of the files."""
+
+    html: str
+    markdown: str
+    csv: str
+
+    def write(self, folder: Path) -> None:
+        """Writes table2.md, table2.csv and report.html, atomically."""
+        for name, text in (("table2.md", self.markdown), ("table2.csv", self.csv), ("report.html", self.html)):
+            write_text(folder / name, text)
+
+
+def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: Settings) -> Report:
+    """The report of finished runs; ``skipped`` folders are listed with their reasons."""
+    views = [compare(section, settings) for section in group_runs(runs, settings.ties)]
+    views.sort(key=_section_order)
+    by_data: dict[str, list[SectionView]] = {}
+    for view in views:
+        by_data.setdefault(view.section.name, []).append(view)
+    styles = charts.assign_styles(row.variant.label for view in views for row in view.rows)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    html = environment.get_template("report.html.j2").render(
+        names=", ".join(by_data),
+        settings=settings,
+        headlines=[headline for group in by_data.values() if (headline := _headline(group[0]))],
+        skipped=skipped,
+        data_sets=[_data_set(group, styles) for group in by_data.values()],
+        speed=_speed(views, styles),
+        configurations=[_configurations(name, group) for name, group in by_data.items()],
+        commands=[(view.section.title, [(run.folder, run.command) for run in view.section.runs]) for view in views],
+        manifests=_manifests(views),
+    )
+    tables = [(view.section, view.rows) for view in views]
+    return Report(
+        html,
+        markdown(tables, settings.metrics, settings.bootstrap["confidence"]),
+        csv_text(tables, settings.metrics),
+    )
+
+
+def _section_order(view: SectionView) -> tuple[bool, bool, int]:
+    settings = view.section.settings
+    return (settings.get(ASSIGNMENT, "own") != "own", settings.get(N_ATTRIBUTES) is not None, -len(view.section.runs))
+
+
+def _headline(view: SectionView) -> str | None:
+    row, metric = view.main_model, view.settings.metrics[0]
+    if row is None:
+        return None
+    estimate, gain = row.metrics[metric], row.session_gains[metric]
+    before = estimate.mean - gain.mean
+    figures = (
+        f"{metric_label(metric)} {estimate.mean:.4f} against {before:.4f}, paired difference {gain.mean:+.4f} "
+        f"({view.settings.percent} {format_interval(gain, '+.4f')}, {seeds_text(len(gain.by_seed))})"
+    )
+    place = f"On {view.section.name}"
+    if gain.low <= 0 <= gain.high or not before:
+        models = f"{row.variant.label} and its session part {row.session_name}"
+        return f"{place}, the difference between {models} is not significant: {figures}."
+    direction = "above" if gain.mean > 0 else "below"
+    share = f"{abs(gain.mean) / before:.1%}"
+    return f"{place}, {row.variant.label} is {share} {direction} its session part {row.session_name}: {figures}."
+
+
+def _data_set(group: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[str, Any]:
+    """Everything about the sections on data of one name; the first is shown in full."""
+    main, others = group[0], group[1:]
+    return {
+        "section": main.section,
+        "notes": list(dict.fromkeys(main.section.notes)),
+        "table": page_table(main.section, main.rows, main.settings.metrics, main.settings.bootstrap["confidence"]),
+        "figures": list(section_charts(main, styles)),
+        "other_notes": list(dict.fromkeys(note for view in others for note in view.section.notes)),
+        "other_figures": list(setting_charts(group)) if others else [],
+        "other_table": _other_settings(main, others) if others else None,
+        "extra_metrics": _extra_metrics(main),
+    }
+
+
+def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
+    """The models under the other settings, where the setting affects them."""
+    metric, settings = main.settings.metrics[0], main.settings
+    name = metric_label(metric)
+    references = list(dict.fromkeys(reference for view in others for reference in shown_references(view.rows)))
+    main_variants = {row.variant.name: row.variant for row in main.rows}
+    lines: list[list[str | Cell]] = []
+    for view in others:
+        same_data = view.section.data_key == main.section.data_key
+        for row in view.rows:
+            main_variant = main_variants.get(row.variant.name) if same_data else None
+            if main_variant is not None and _same_ranks(row.variant, main_variant):
+                continue
+            estimate = row.metrics[metric]
+            line: list[str | Cell] = [view.section.label, row.variant.label]
+            line.append(Cell(f"{estimate.mean:.4f}", subtext=format_interval(estimate, ".4f")))
+            line += [gain_cell(row, reference, metric) for reference in references]
+            line.append(_paired_to(main_variant, row.variant, main))
+            lines.append([*line, str(len(estimate.by_seed))])
+    header = ["setting", "model", name, *(f"{name} - {reference}" for reference in references)]
+    header += [f"{name}, to {main.section.label}", "seeds"]
+    caption = (
+        f"{settings.percent} intervals below. The last difference is that of a model to its own result under the "
+        "first setting, paired by prediction and seed, if both are on the same data. Models unaffected by the setting "
+        "are omitted."
+    )
+    return Table(header, lines, caption, text_columns=(0, 1))
+
+
+def _same_ranks(variant: Variant, main_variant: Variant) -> bool:
+    return all(
+        seed in main_variant.results and result.ranks.equals(main_variant.results[seed].ranks)
+        for seed, result in variant.results.items()
+    )
+
+
+def _paired_to(main_variant: Variant | None, variant: Variant, main: SectionView) -> str | Cell:
+    gains = variant.gains(main.settings.metrics[0], main_variant.results) if main_variant is not None else []
+    if not gains:
+        return ""
+    (estimate,) = estimates([gains], main.section, main.settings)
+    return Cell(f"{estimate.mean:+.4f}", subtext=format_interval(estimate, "+.4f"))
+
+
+def _extra_metrics(view: SectionView) -> Table:
+    by_model = {
+        row.variant.label: extra_metrics(row.variant, view.settings.metrics, view.section.data) for row in view.rows
+    }
+    names = list(dict.fromkeys(name for metrics in by_model.values() for name in metrics))
+    lines = [[label, *(_number(metrics.get(name)) for name in names)] for label, metrics in by_model.items()]
+    caption = (
+        "Macro: mean over sessions. Tie rate: share of predictions whose target is tied with another item. "
+        "Coverage@20: share of the catalogue that was recommended at least once; mean popularity: training events of a "
+        "recommended item."
+    )
+    return Table(["model", *names], lines, caption)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value > 10 else f"{value:.4f}"
+
+
+def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[str, Any]:
+    """Training speed and seconds of every main model."""
+    timed: dict[tuple[str, str], list[Run]] = {}
+    for view in views:
+        for row in view.rows:
+            if not row.variant.role:
+                timed.setdefault((view.section.name, row.variant.label), []).extend(row.variant.runs.values())
+    speeds = {}
+    for key, runs in timed.items():
+        measured = [speed for run in runs if (speed := run.metrics["train_events_per_second"])]
+        if measured:
+            speeds[key] = float(np.mean(measured))
+    figures = []
+    if len(speeds) > 1:
+        values = {f"{name}: {label}": speed for (name, label), speed in speeds.items()}
+        colors = [styles[label][0] for _, label in speeds]
+        svg = charts.bars("Training", "events per second, inside training windows", values, colors)
+        caption = "The last stage of a model: the merging layer of an ARNN, not its parts."
+        figures.append(Figure(Markup(svg), caption))
+    stages = list(dict.fromkeys(stage for runs in timed.values() for run in runs for stage in run.metrics["seconds"]))
+    lines = []
+    for (name, label), runs in timed.items():
+        line = [f"{name}: {label}", str(len(runs))]
+        for stage in stages:
+            seconds = [run.metrics["seconds"][stage] for run in runs if stage in run.metrics["seconds"]]
+            line.append(f"{np.mean(seconds):.1f}" if seconds else "")
+        lines.append([*line, f"{np.mean([sum(run.metrics['seconds'].values()) for run in runs]):.1f}"])
+    caption = (
+        "Seconds, mean over the runs, on the machine of each run and beside its other processes. Parts that were taken "
+        "from another run take no time."
+    )
+    return {"figures": figures, "table": Table(["model", "runs", *stages, "all"], lines, caption)}
+
+
+def _configurations(name: str, group: Sequence[SectionView]) -> dict[str, Any]:
+    """The distinct configurations on one data set, each with the values that differ from the most common ones."""
+    runs_of: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for view in group:
+        for run in view.section.runs:
+            values = {
+                key: "null" if value is None else str(value)
+                for key, value in flatten(run.config).items()
+                if not key.startswith(OUTSIDE_CONFIGURATION) and "dims" not in key.split(".")
+            }
+            runs_of.setdefault(tuple(sorted(values.items())), []).append(run)
+    configs = [dict(values) for values in runs_of]
+    keys = differing_keys(configs)
+    common = most_common_values(configs, keys)
+    configurations = [
+        {
+            "first_run": "/".join(runs[0].folder.parts[-2:]),
+            "seeds": ", ".join(str(run.seed) for run in runs),
+            "differing": [f"{key}={config.get(key)}" for key in keys if str(config.get(key)) != common[key]],
+        }
+        for config, runs in zip(configs, runs_of.values(), strict=True)
+    ]
+    return {
+        "name": name,
+        "common": [f"{key}={value}" for key, value in common.items()],
+        "configurations": configurations,
+    }
+
+
+def _manifests(views: Sequence[SectionView]) -> list[dict[str, Any]]:
+    """The preparation of every data set."""
+    sections = {view.section.data_key: view.section for view in reversed(views)}
+    manifests: list[dict[str, Any]] = []
+    for view in views:
+        section = sections.pop(view.section.data_key, None)
+        if section is None:
+            continue
+        sha = str(section.runs[0].metrics["manifest"])
+        if section.data is None:
+            manifests.append({"title": f"{section.name}: {sha}, not found", "table": None})
+            continue
+        manifest = section.data.manifest
+        counts = ("events", "sessions", "users", "items")
+        steps = [*manifest["funnel"], *({"step": name, **split} for name, split in manifest["splits"].items())]
+        lines = [
+            [step["step"], *("" if step[count] is None else f"{step[count]:,}" for count in counts)] for step in steps
+        ]
+        manifests.append(
+            {
+                "title": f"{section.name}: data {section.data_key[:10]}, manifest {sha[:10]}",
+                "table": Table(["step", *counts], lines),
+                "raw": "\n".join(f"{name} sha256 {digest}" for name, digest in manifest["raw"].items()),
+                "config": json.dumps(manifest["config"], indent=1),
+            }
+        )
+    return manifests
