@@ -7,10 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
-
-from arnn_lightning.config import instantiate
-from arnn_lightning.errors import UserError
 from arnn_lightning.losses.losses import (
     Candidates,
     Objective,
@@ -23,6 +19,10 @@ from arnn_lightning.losses.losses import (
     top1,
     top1_max,
 )
+from torch import Tensor
+
+from arnn_lightning.config import instantiate
+from arnn_lightning.errors import UserError
 
 BPREG = 0.7
 LOSSES = [top1, bpr, top1_max, partial(bpr_max, bpreg=BPREG), cross_entropy]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from arnn_lightning.losses.losses import Candidates, Objective, top1
 from torch import Tensor
 
-from arnn_lightning.losses.losses import Candidates, Objective, top1
 from arnn_lightning.models.base import SessionModel
 from helpers import make_data, make_model, write_world
 

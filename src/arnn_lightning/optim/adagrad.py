@@ -63,7 +63,7 @@ class RowAdagrad(Optimizer):
         """``step`` without the hooks and the profiler's marks of torch's optimizers, a tenth of a small step."""
         for group in self.param_groups:
             in_group = rows if len(self.param_groups) == 1 else [r for r in rows if self._groups[id(r.weight)] is group]
-            if group["momentum"] or group["params"][0].device.type == "meta":
+            if group["momentum"] or group["params"][0].device.type not in ("cpu", "cuda"):
                 self._update_with_momentum(group, in_group)
             else:
                 self._update_fused(group, in_group)
@@ -73,7 +73,7 @@ class RowAdagrad(Optimizer):
         weights: list[Tensor] = []
         gradients, accumulators, wholes = [], [], []
         for weight, ids, values, gradient in rows:
-            whole = self._state_of(weight)["accumulator"]
+            whole = self._state_of(weight, group)["accumulator"]
             wholes.append(whole)
             weights.append(values.detach())
             gradients.append(gradient)
@@ -83,7 +83,7 @@ class RowAdagrad(Optimizer):
             if dense is not None:
                 weights.append(weight)
                 gradients.append(dense)
-                accumulators.append(self._state_of(weight)["accumulator"])
+                accumulators.append(self._state_of(weight, group)["accumulator"])
         if not weights:
             return
         torch._fused_adagrad_(
@@ -103,7 +103,7 @@ class RowAdagrad(Optimizer):
 
     def _update_with_momentum(self, group: dict[str, Any], rows: Sequence[RowUpdate]) -> None:
         for weight, ids, values, gradient in rows:
-            state = self._state_of(weight)
+            state = self._state_of(weight, group)
             row_state = {name: whole.index_select(0, ids) for name, whole in state.items()}
             _update(values.detach(), gradient, row_state, group)
             weight.index_copy_(0, ids, values)
@@ -111,17 +111,17 @@ class RowAdagrad(Optimizer):
                 whole.index_copy_(0, ids, row_state[name])
         for weight in group["params"]:
             if weight.grad is not None:
-                _update(weight, weight.grad, self._state_of(weight), group)
+                _update(weight, weight.grad, self._state_of(weight, group), group)
 
     def accumulator_of(self, weight: nn.Parameter) -> Tensor:
         """The sum of squared gradients of a parameter."""
-        return self._state_of(weight)["accumulator"]
+        return self._state_of(weight, self._groups[id(weight)])["accumulator"]
 
-    def _state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+    def _state_of(self, weight: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]
         if not state:
             state["accumulator"] = torch.zeros_like(weight)
-            if self.param_groups[0]["momentum"]:
+            if group["momentum"]:
                 state["velocity"] = torch.zeros_like(weight)
         return state
 

@@ -103,7 +103,7 @@ class TrainStep:
         modules = {name: cast(EmbeddingTable, loss.get_submodule(name)) for name in self.tables}
         in_tables = {id(module.weight) for module in modules.values()}
         self._dense = [weight for weight in loss.parameters() if weight.requires_grad and id(weight) not in in_tables]
-        # Position of every id among the rows of the step at hand, -1 for ids that no step has read; scoring needs none.
+        # Position of every id among the rows of the step at hand, -1 for all other ids; scoring needs none.
         self._positions: dict[RowSource, Tensor] = {
             source: torch.full((len(modules[name].weight),), -1, device=modules[name].weight.device)
             for name, source in self.tables.items()
@@ -135,6 +135,8 @@ class TrainStep:
         finally:
             for _, weight, parameters, buffers, _ in self._entries:
                 parameters["weight"], buffers["positions"] = weight, None
+            for source, positions in self._positions.items():
+                positions.index_fill_(0, rows[source], -1)
         gradients = self._gradients(loss, values)
         for weight, gradient in zip(self._dense, gradients[len(values) :], strict=True):
             weight.grad = gradient
