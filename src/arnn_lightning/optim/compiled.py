@@ -76,6 +76,11 @@ class CompiledTrainStep(TrainStep):
             return "only model/optimizer=adagrad without momentum can be compiled"
         return "a run on several devices cannot be compiled" if rank_and_world_size()[1] > 1 else None
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the graph passed its checks and runs in place of the eager step."""
+        return self._graph is not None and not self._stays_eager and not self._checks_left
+
     def set_sizes(self, sizes: Mapping[RowSource, Any]) -> None:
         """How many of the padded rows of each step of the next chunk are real: (K,) by source."""
         device = next(self.loss.parameters()).device
@@ -190,7 +195,7 @@ class CompiledTrainStep(TrainStep):
                 return self._pure_step(list(flat[: len(mutables)]), *tree_unflatten(values, structure))
 
             with tracing(), torch.no_grad():
-                traced = make_fx(flat_step, tracing_mode="fake")(*tensors)
+                traced = make_fx(flat_step, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
             self._graph = torch._inductor.compile(traced, tensors)
         with torch.no_grad():
             loss, *next_state = self._graph(*tensors)
