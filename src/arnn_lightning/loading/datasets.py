@@ -186,7 +186,7 @@ class UniqueIds(NamedTuple):
 def unique_ids(ids_KC: Tensor) -> UniqueIds:
     """Distinct ids of every step, all steps at once."""
     n_steps = len(ids_KC)
-    stride = int(ids_KC.max()) + 1
+    stride = int(ids_KC.max()) + 1 if ids_KC.numel() else 1
     key = ids_KC + torch.arange(n_steps)[:, None] * stride
     if stride <= 8 * ids_KC.shape[1]:  # marking all ids is faster than sorting
         is_present = torch.zeros(n_steps * stride, dtype=torch.bool)
