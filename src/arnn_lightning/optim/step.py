@@ -97,7 +97,7 @@ class TrainStep:
         self._weights = {name: loss.get_parameter(f"{name}.weight") for name in self.tables}
         in_tables = {id(weight) for weight in self._weights.values()}
         self._dense = [weight for weight in loss.parameters() if weight.requires_grad and id(weight) not in in_tables]
-        # Position of every id among the rows of the step at hand, -1 for ids that no step has read; scoring needs none.
+        # Position of every id among the rows of the step at hand, -1 for all other ids; scoring needs none.
         self._positions = {
             source: torch.full((len(self._weights[name]),), -1, device=self._weights[name].device)
             for name, source in self.tables.items()
@@ -126,6 +126,8 @@ class TrainStep:
             if source in self._positions
         }
         loss, state = functional_call(self.loss, substitutes, (step, candidates, state), tie_weights=False)
+        for source, positions in self._positions.items():
+            positions.index_fill_(0, rows[source], -1)
         gradients = self._gradients(loss, [*values.values(), *self._dense])
         updates = {
             self._weights[name]: RowUpdate(rows[source], values[name], gradient)
