@@ -54,7 +54,7 @@ class RowAdagrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["momentum"] or group["params"][0].device.type == "meta":
+            if group["momentum"] or group["params"][0].device.type not in ("cpu", "cuda"):
                 self._step_with_momentum(group, rows or {})
             else:
                 self._step_fused(group, rows or {})
@@ -67,7 +67,7 @@ class RowAdagrad(Optimizer):
         for weight in group["params"]:
             update = rows.get(weight)
             if update is not None:
-                accumulator = self._state_of(weight)["accumulator"]
+                accumulator = self._state_of(weight, group)["accumulator"]
                 values, sums = update.values.detach(), accumulator.index_select(0, update.ids)
                 gathered.append((weight, accumulator, update.ids, values, sums))
                 weights.append(values)
@@ -76,7 +76,7 @@ class RowAdagrad(Optimizer):
             elif weight.grad is not None:
                 weights.append(weight)
                 gradients.append(weight.grad)
-                accumulators.append(self._state_of(weight)["accumulator"])
+                accumulators.append(self._state_of(weight, group)["accumulator"])
         if not weights:
             return
         torch._fused_adagrad_(
@@ -97,7 +97,7 @@ class RowAdagrad(Optimizer):
     def _step_with_momentum(self, group: dict[str, Any], rows: Mapping[nn.Parameter, RowUpdate]) -> None:
         for weight in group["params"]:
             update = rows.get(weight)
-            state = self._state_of(weight)
+            state = self._state_of(weight, group)
             if update is not None:
                 values = update.values.detach()
                 row_state = {name: whole.index_select(0, update.ids) for name, whole in state.items()}
@@ -108,11 +108,11 @@ class RowAdagrad(Optimizer):
             elif weight.grad is not None:
                 _update(weight, weight.grad, state, group)
 
-    def _state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+    def _state_of(self, weight: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]
         if not state:
             state["accumulator"] = torch.zeros_like(weight)
-            if self.param_groups[0]["momentum"]:
+            if group["momentum"]:
                 state["velocity"] = torch.zeros_like(weight)
         return state
 
