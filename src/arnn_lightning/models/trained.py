@@ -68,6 +68,7 @@ class SessionRecommender(Recommender):
         self.register_buffer("mini_batches", torch.zeros((), dtype=torch.int64))
         self.mini_batches: Tensor
         self._train_step: TrainStep | None = None
+        self._step_scheduler: LRScheduler | None = None
         self._training_state: State | None = None
         self._resume_state: dict[str, Any] | None = None
         self._n_events_timed, self._seconds_timed = 0, 0.0
@@ -93,7 +94,9 @@ class SessionRecommender(Recommender):
         self._train_step = self.make_train_step(optimizer)
         if self.scheduler_factory is None:
             return optimizer
-        return [optimizer], [self.scheduler_factory(optimizer)]
+        scheduler = self.scheduler_factory(optimizer)
+        self._step_scheduler = scheduler if self.scheduler_interval == "step" else None
+        return [optimizer], [scheduler]
 
     def make_train_step(self, optimizer: Optimizer) -> TrainStep:
         """The function that trains on one mini-batch."""
@@ -158,6 +161,8 @@ class SessionRecommender(Recommender):
                 last_update if k == n_steps - 1 else None,
             )
             losses.append(loss)
+            if self._step_scheduler is not None:
+                self._step_scheduler.step()
         return torch.stack(losses), state
 
     def training_step(self, batch: TrainChunk, index: int) -> None:
@@ -180,9 +185,6 @@ class SessionRecommender(Recommender):
         if index or self.trainer.current_epoch:  # the first chunk includes warming up
             self._n_events_timed += n_events
             self._seconds_timed += time.perf_counter() - started
-        if self.scheduler_factory is not None and self.scheduler_interval == "step":
-            for _ in range(n_steps):
-                cast(LRScheduler, self.lr_schedulers()).step()
         # Per event, so that chunks with fewer valid slots compare with the others.
         total = float(losses_K.sum()) * batch_size * n_devices
         self._epoch_loss = (self._epoch_loss[0] + total, self._epoch_loss[1] + n_events)
