@@ -30,7 +30,8 @@ def run(config: DictConfig) -> None:
 def _evaluate(config: DictConfig, folder: Path) -> None:
     checkpoint = read_checkpoint(config.checkpoint)
     metadata = checkpoint["metadata"]
-    check_targets(metadata["model"], config.get("trusted_modules") or ())
+    trusted = config.get("trusted_modules") or ()
+    check_targets(metadata["model"], trusted)
     given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] in PATH_OVERRIDES]
     moved = OmegaConf.from_dotlist(given).get("data", {})
     with open_dict(config):
@@ -38,6 +39,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
         config.data = OmegaConf.create(metadata["data"])
         for key, place in moved.items():
             config.data[key] = place
+    check_targets(OmegaConf.to_container(config.data, resolve=True), trusted)
     prepared = rank_zero_first(lambda: prepare_data(config))
     if prepared.folder.name != metadata["prepared"]:
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
@@ -22,6 +23,8 @@ _TRUSTED = (
     "arnn_lightning.encoders.",
     "arnn_lightning.losses.",
     "arnn_lightning.optim.",
+    "arnn_lightning.readers.",
+    "arnn_lightning.simulation.",
     "torch.optim.",
 )
 # Keys of a model's config that configure its training, not the model.
@@ -110,10 +113,15 @@ def load_weights(model: Recommender, checkpoint: Mapping[str, Any], path: str | 
 
 
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
-    """Raises UserError where a checkpoint's config names a ``_target_`` outside of this package's models and ``trusted``."""
+    """Checks that a checkpoint's config names nothing outside this package, torch's optimizers and ``trusted`` modules.
+
+    Raises:
+        UserError: a ``_target_`` that is not defined in a trusted module, or an interpolation, which could name one.
+    """
     if isinstance(config, Mapping):
         target = config.get("_target_")
-        if target is not None and not str(target).startswith((*_TRUSTED, *(f"{name}." for name in trusted))):
+        modules = (*_TRUSTED, *(f"{name}." for name in trusted))
+        if target is not None and not _is_defined_in(str(target), modules):
             raise UserError(
                 f"_target_ {target} is not in a trusted module (trusted: {', '.join([*_TRUSTED, *trusted])}); add its "
                 "module to trusted_modules to allow it"
@@ -123,3 +131,16 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
     elif isinstance(config, list):
         for value in config:
             check_targets(value, trusted)
+    elif isinstance(config, str) and "${" in config:
+        raise UserError(f"{config}: a checkpoint's config must not contain interpolations")
+
+
+def _is_defined_in(target: str, modules: tuple[str, ...]) -> bool:
+    if not target.startswith(modules):
+        return False
+    try:
+        part = get_object(target)
+    except (ImportError, ValueError):
+        return False
+    # A longer path reaches what a trusted module imports: arnn_lightning.models.base.torch.hub.load.
+    return f"{getattr(part, '__module__', '')}.".startswith(modules)
