@@ -130,7 +130,7 @@ def train_losses(model: Any, data: SessionDataModule, epochs: int = 1, learn: bo
     losses: list[float] = []
     dataset = data.train_dataset(model.chunk_spec)
     for epoch in range(epochs):
-        state = model.initial_state(data.batch_size)
+        state = tuple(part.to(model.dtype) for part in model.initial_state(data.batch_size))
         for number in range(len(dataset)):
             chunk = dataset[epoch, number]
             if update is not None:
