@@ -54,6 +54,20 @@ MODELS = (
         reads_contexts=True,
     ),
     ModelCase("arnn_joint", "arnn", (*_ARNN, "model.freeze_encoders=false"), has_memory=True, reads_contexts=True),
+    ModelCase(
+        "arnn_concat",
+        "arnn",
+        (
+            "model@model.context=concat",
+            "~model.context.hidden_size",  # conf/tuned has them for PNN
+            "~model.context.dropout",
+            "model.hidden_size=8",
+            "model.session.hidden_size=6",
+            "model.context.embedding_size=4",
+        ),
+        has_memory=True,
+        reads_contexts=True,
+    ),
     ModelCase("arnn_strong", "arnn_strong", _ARNN, has_memory=True, reads_contexts=True),
 )
 TRAINED = tuple(case for case in MODELS if case.is_trained)
