@@ -188,7 +188,8 @@ def log_q_dataset(n_sample: int, sessions: list[list[int]], folder: Path, batch_
 
 def test_log_q_is_the_log_frequency_of_the_other_columns(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    sessions = [rng.choice(6, 4, p=[0.5, 0.2, 0.1, 0.1, 0.06, 0.04]).tolist() for _ in range(4000)]
+    # The first event, always item 5, is no target.
+    sessions = [[5, *rng.choice(6, 3, p=[0.5, 0.2, 0.1, 0.1, 0.06, 0.04]).tolist()] for _ in range(4000)]
     dataset = log_q_dataset(4, sessions, tmp_path, batch_size=8)
     counts, log_q = np.zeros(6), {}
     for number in range(len(dataset) - 5):  # no empty slots

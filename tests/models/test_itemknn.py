@@ -49,6 +49,12 @@ def test_only_the_nearest_neighbours_score() -> None:
         assert min(score[item][kept]) >= np.sort(full[item])[-3] - 1e-6
 
 
+def test_ties_between_neighbours_go_to_the_smaller_code() -> None:
+    model = make_model("itemknn", {"n_items": 4}, "model.neighbours=2", "model.shrinkage=0")
+    model.fit(make_sessions([[0, 3], [2, 0], [0, 1]]))
+    assert model.score(torch.tensor([[0]]))[0].nonzero()[:, 0].tolist() == [1, 2]
+
+
 def test_a_repeated_item_counts_once_per_session() -> None:
     model = make_model("itemknn", {"n_items": 3}, "model.shrinkage=0")
     model.fit(make_sessions([[0, 0, 0, 1], [0, 2]]))
