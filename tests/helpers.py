@@ -67,7 +67,7 @@ def write_world(
             "id": range(n_users),
             **{f"context.{name}": pl.Series(codes, dtype=pl.UInt32) for name, codes in single.items()},
             "active": pl.Series(active, dtype=pl.List(pl.UInt32)),
-            "known": [len(single)] * n_users,
+            "n_known": [len(single)] * n_users,
         }
     ).write_parquet(folder / "users.parquet")
     dims = {
@@ -130,7 +130,7 @@ def train_losses(model: Any, data: SessionDataModule, epochs: int = 1, learn: bo
     losses: list[float] = []
     dataset = data.train_dataset(model.chunk_spec)
     for epoch in range(epochs):
-        state = model.initial_state(data.batch_size)
+        state = tuple(part.to(model.dtype) for part in model.initial_state(data.batch_size))
         for number in range(len(dataset)):
             chunk = dataset[epoch, number]
             if update is not None:

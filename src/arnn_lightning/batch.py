@@ -146,7 +146,7 @@ class ChunkSpec:
     row_sources: frozenset[RowSource]
     full_catalogue: bool
     log_q: bool
-    padded: bool
+    padded: bool = False
 
 
 def no_contexts(n: int, device: torch.device | str = "cpu") -> Contexts:

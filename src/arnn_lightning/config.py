@@ -309,7 +309,7 @@ def no_key(key: str, siblings: Iterable[Any]) -> UserError:
     return UserError(f"no key {key}" + "".join(f"; did you mean {suggestion}?" for suggestion in suggestions))
 
 
-def check_targets(config: Any, trusted_modules: Sequence[str]) -> None:
+def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
     """Checks the config of a checkpoint before anything in it is instantiated.
 
     Args:
@@ -322,8 +322,9 @@ def check_targets(config: Any, trusted_modules: Sequence[str]) -> None:
     if isinstance(config, Mapping):
         if "_target_" in config and not _is_trusted(str(config["_target_"]), (*TRUSTED, *trusted_modules)):
             raise UserError(
-                f"_target_ {config['_target_']} is not in a trusted module; where you trust the checkpoint, name its "
-                "module in trusted_modules, as in trusted_modules=[mypackage]"
+                f"_target_ {config['_target_']} is not in a trusted module (trusted: "
+                f"{', '.join((*TRUSTED, *trusted_modules))}); where you trust the checkpoint, name its module, as in "
+                "trusted_modules=[mypackage]"
             )
         config = list(config.values())
     if isinstance(config, str) and "${" in config:

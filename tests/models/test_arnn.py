@@ -1,40 +1,27 @@
-"""ARNN: two parts by role, pretrained, frozen, merged."""
+"""ARNN: two encoders by role, pretrained, frozen, merged."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 
-from arnn_lightning.batch import Step
-from arnn_lightning.errors import UserError
-from arnn_lightning.models.arnn import ARNN
-from arnn_lightning.models.base import SessionModel, State, reset
+from arnn_lightning.batch import Contexts, StepInput
+from arnn_lightning.models.arnn import ARNN, FeatureCache
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import LSTMRec, make_data, make_model
+from helpers import lstm_model, make_data, ready, trainer
+from models import BY_NAME, MODELS, case_name
 
-SMALL = ["model.hidden_size=8", "model.session.hidden_size=6", "model.context.hidden_size=5"]
+FROZEN = tuple(case for case in MODELS if case.preset.startswith("arnn") and case.name != "arnn_joint")
 
 
-def assembled(prepared: PreparedDataset, *overrides: str) -> ARNN:
-    model = make_model("arnn", prepared.dims, *SMALL, *overrides)
-    assert isinstance(model, ARNN)
-    model.set_contexts(make_data(prepared).contexts())
-    model.assemble()
+def make_arnn(prepared: PreparedDataset, *overrides: str, cache_mb: float = 1.0) -> ARNN:
+    model: ARNN = BY_NAME["arnn"].make(prepared, *overrides, cache_mb=cache_mb)
     return model
 
 
 def fit(model: ARNN, prepared: PreparedDataset, folder: Path) -> None:
-    Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-    ).fit(model, make_data(prepared))
+    trainer(folder, max_epochs=2).fit(model, make_data(prepared))
 
 
 def moved(model: ARNN, prepared: PreparedDataset, folder: Path) -> set[str]:
@@ -44,146 +31,212 @@ def moved(model: ARNN, prepared: PreparedDataset, folder: Path) -> set[str]:
     return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
 
 
-def test_frozen_parts_are_bit_equal_after_the_merge(small_world: PreparedDataset, tmp_path: Path) -> None:
-    changed = moved(assembled(small_world), small_world, tmp_path)
-    assert {"merge.weight", "merge.bias", "norm.running_mean", "scorer.items.weight"} <= changed
-    assert not [name for name in changed if name.startswith(("session.", "context."))]
+def of_encoders(names: set[str]) -> set[str]:
+    return {name for name in names if name.startswith(("encoder.session.", "encoder.context."))}
+
+
+def test_frozen_encoders_are_bit_equal_after_the_merge(small_world: PreparedDataset, tmp_path: Path) -> None:
+    changed = moved(make_arnn(small_world), small_world, tmp_path)
+    merged = {"encoder.merge_layer.weight", "encoder.merge_layer.bias", "encoder.norm.running_mean"}
+    assert merged | {"scorer.items.weight"} <= changed
+    assert not of_encoders(changed)
 
 
 def test_frozen_dropout_stays_off_while_lightning_trains(small_world: PreparedDataset, tmp_path: Path) -> None:
-    model = assembled(small_world, "model.session.dropout_hidden=0.9", "model.context.dropout=0.9")
+    model = make_arnn(small_world, "model.session.dropout_hidden=0.9", "model.context.dropout=0.9")
     fit(model, small_world, tmp_path)
     model.train()
-    assert not model.session.training
-    assert not model.context.training
-    assert model.merge.training
+    assert not model.encoder.session.training
+    assert not model.encoder.context.training
+    assert model.encoder.merge_layer.training
 
 
-def test_footnote_2_retrains_the_batch_normalisation_alone(small_world: PreparedDataset, tmp_path: Path) -> None:
-    changed = moved(assembled(small_world, "model.finetune_context_batchnorm=true"), small_world, tmp_path)
-    parts = {name for name in changed if name.startswith(("session.", "context."))}
-    assert {"context.norm.weight", "context.norm.running_mean"} <= parts
-    assert all(name.startswith("context.norm.") for name in parts)
+def test_footnote_2_trains_the_batch_normalisation_alone(small_world: PreparedDataset, tmp_path: Path) -> None:
+    model = make_arnn(small_world, "model.finetune_context_batchnorm=true")
+    changed = of_encoders(moved(model, small_world, tmp_path))
+    assert {"encoder.context.norm.weight", "encoder.context.norm.running_mean"} <= changed
+    assert all(name.startswith("encoder.context.norm.") for name in changed)
 
 
-def test_freeze_none_trains_everything(small_world: PreparedDataset, tmp_path: Path) -> None:
-    changed = moved(assembled(small_world, "model.freeze_encoders=false"), small_world, tmp_path)
-    assert {"session.item_gates.weight", "context.product.item_field", "context.categories.weight"} <= changed
+def test_without_freezing_everything_is_trained(small_world: PreparedDataset, tmp_path: Path) -> None:
+    changed = moved(make_arnn(small_world, "model.freeze_encoders=false"), small_world, tmp_path)
+    session, context = "encoder.session.inputs.0.gates.weight", "encoder.context.product.item_field"
+    assert {session, context, "encoder.context.single_embedding.weight"} <= changed
 
 
-def test_the_parts_lose_their_scorers(small_world: PreparedDataset) -> None:
-    names = assembled(small_world).state_dict()
-    assert not [name for name in names if "session.scorer" in name or "context.scorer" in name]
+def test_the_stages_scorers_and_losses_are_no_part_of_arnn(small_world: PreparedDataset) -> None:
+    model = make_arnn(small_world)
+    scorers = [name for name in model.state_dict() if "scorer" in name]
+    assert scorers == ["scorer.items.weight", "scorer.bias.weight"]
+    assert model.stages["session"].encoder is model.encoder.session
+    assert model.stages["context"].encoder is model.encoder.context
 
 
-def test_any_session_model_can_take_the_session_role(small_world: PreparedDataset, tmp_path: Path) -> None:
-    usual = assembled(small_world)
+def test_any_encoder_can_take_the_session_role(small_world: PreparedDataset, tmp_path: Path) -> None:
+    usual = make_arnn(small_world)
     model = ARNN(
         "arnn",
         small_world.dims,
-        session=LSTMRec(12),
-        context=usual.context,
+        session=lstm_model(12),
+        context=usual.stages["context"],
         hidden_size=8,
         dropout=0.0,
-        freeze="parts",
-        retrain_batchnorm=False,
-        cache_mb=1,
+        freeze_encoders=True,
+        finetune_context_batchnorm=False,
+        loss=usual.loss,
         optimizer=usual.optimizer_factory,
-        loss=usual.objective,
+        scheduler=None,
+        scheduler_interval="epoch",
+        clip_norm=None,
+        settings=usual.settings,
     )
-    model.assemble()
-    assert "session.cell.weight_hh" not in moved(model, small_world, tmp_path)
+    changed = moved(ready(model, small_world), small_world, tmp_path)
+    assert "encoder.merge_layer.weight" in changed
+    assert not of_encoders(changed)
     assert len(model.initial_state(3)) == 2
 
 
-def test_an_unknown_freeze_is_a_users_error(small_world: PreparedDataset) -> None:
-    with pytest.raises(UserError, match=r"model\.freeze=half"):
-        make_model("arnn", small_world.dims, "model.freeze=half")
+# --- what is computed once per user ---
 
 
-def test_new_weights_make_the_cached_users_part_stale(small_world: PreparedDataset) -> None:
-    model = assembled(small_world)
-    before = model.context._users().clone()
+@pytest.mark.parametrize("case", FROZEN, ids=case_name)
+@torch.no_grad()
+def test_user_terms_equal_those_of_the_live_encoder(
+    case: Any, small_world: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arnn_lightning.models.arnn._USERS_PER_BATCH", 4)  # 7 users: the last batch is shorter
+    model = case.make(small_world).eval()
+    item, user = torch.arange(7), torch.arange(7)  # user 6 has unknown contexts
+    step = model.step_input(item, user, None)
+    if case.name == "arnn_concat":
+        assert step.user_terms is None  # its encoder computes nothing from the contexts alone
+        return
+    live = model.encoder.user_terms(Contexts(model.user_single[user], model.user_active[user]))
+    assert torch.allclose(step.user_terms, live, atol=1e-6)
+    state = model.initial_state(7)
+    queries = [model.encode(either, state)[0] for either in (step, step._replace(user_terms=None))]
+    assert torch.allclose(*queries, atol=1e-6)
+    assert not torch.allclose(step.user_terms[0], step.user_terms[1])
+
+
+def test_encoders_that_are_trained_have_no_user_terms(small_world: PreparedDataset) -> None:
+    model = make_arnn(small_world, "model.freeze_encoders=false")
+    assert model.step_input(torch.tensor([1]), torch.tensor([1]), None).user_terms is None
+
+
+@torch.no_grad()
+def test_new_weights_make_new_user_terms(small_world: PreparedDataset) -> None:
+    model = make_arnn(small_world)
+    item, user = torch.tensor([1, 2]), torch.tensor([0, 3])
+    before = model.step_input(item, user, None).user_terms
     state = {name: value + 1 if "product.bias" in name else value for name, value in model.state_dict().items()}
     model.load_state_dict(state)
-    assert torch.allclose(model.context._users(), before + 1, atol=1e-6)
+    model.prepare_merge()
+    assert torch.allclose(model.step_input(item, user, None).user_terms, before + 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("megabytes", [1.0, 0.001], ids=["room for all", "room for a few steps"])
-def test_what_frozen_parts_said_in_the_first_epoch_is_what_they_would_say_again(
-    small_world: PreparedDataset, tmp_path: Path, megabytes: float
-) -> None:
-    asked, weights = [], []
-    for size in (megabytes, 0.0):
-        torch.manual_seed(0)
-        model = assembled(small_world, f"performance.cache_mb={size}")
-        calls = count_calls(model.session)
-        fit(model, small_world, tmp_path)
-        asked.append(calls[0])
-        weights.append(model.state_dict())
-    assert asked[0] < asked[1]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+# --- the cache of frozen features ---
 
 
-def test_what_is_kept_of_a_step_is_c_t_and_h_t_once_and_needs_no_state_to_be_said_again(
-    small_world: PreparedDataset,
-) -> None:
-    batch = next(iter(make_data(small_world, steps=10).train_dataloader()))
-    window, (steps, lanes) = batch.window, batch.window.item.shape
-    model = assembled(small_world).train()
-    junk = state = tuple(torch.full_like(part, 9.0) for part in model.initial_state(lanes))
-    expected = model.session.initial_state(lanes)
-    kept = []
-    for k in range(steps):  # the first step forgets the junk: every lane starts a session
-        _, state = model.step_loss(batch, k, state)
-        step = Step(window.item[k], window.user[k], window.alive[k], batch.items[k])
-        _, expected = model.session.represent(step, reset(expected, window.start[k]))
-        assert torch.equal(*state, *expected)
-        kept.append(state)
-    assert window.start.sum() > lanes
-    assert model._cache.size - model._cache._left == steps * lanes * (6 + 5) * 4  # bytes of a float32
-    assert all(torch.equal(*model.step_loss(batch, k, junk)[1], *kept[k]) for k in range(steps))
+def count_calls(model: ARNN) -> list[int]:
+    """Counts the computations of [c_t; h_t]."""
+    calls, features = [0], model.encoder.features
 
-
-def test_what_frozen_parts_said_before_their_weights_changed_is_forgotten(
-    small_world: PreparedDataset, tmp_path: Path
-) -> None:
-    weights = []
-    for trained_before in (True, False):
-        torch.manual_seed(0)
-        model = assembled(small_world)
-        fresh = {name: value.clone() for name, value in model.state_dict().items()}
-        batch = next(iter(make_data(small_world).train_dataloader()))
-        if trained_before:
-            with torch.no_grad():
-                model.session.item_gates.weight.add_(1.0)
-            model.step_loss(batch, 0, model.initial_state(batch.window.item.shape[1]))
-        model.load_state_dict(fresh)
-        fit(model, small_world, tmp_path)
-        weights.append(model.state_dict())
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-
-
-def test_parts_that_learn_on_are_asked_at_every_step(small_world: PreparedDataset, tmp_path: Path) -> None:
-    asked = []
-    for overrides in (
-        ["model.freeze_encoders=false"],
-        ["model.finetune_context_batchnorm=true"],
-        ["performance.cache_mb=0"],
-    ):
-        model = assembled(small_world, *overrides)
-        calls = count_calls(model.session)
-        fit(model, small_world, tmp_path)
-        asked.append(calls[0])
-    assert asked[0] == asked[1] == asked[2]
-
-
-def count_calls(part: SessionModel) -> list[int]:
-    calls, usual = [0], part.represent
-
-    def represent(step: Step, state: State) -> tuple[torch.Tensor, State]:
+    def counted(step: StepInput, state: Any) -> Any:
         calls[0] += 1
-        return usual(step, state)
+        return features(step, state)
 
-    part.represent = represent  # type: ignore[method-assign]
+    model.encoder.features = counted  # type: ignore[method-assign]
     return calls
+
+
+@pytest.mark.parametrize("cache_mb", [1.0, 0.002], ids=["room for all", "room for a few steps"])
+def test_cached_features_give_the_weights_of_recomputed_ones(
+    cache_mb: float, small_world: PreparedDataset, tmp_path: Path
+) -> None:
+    n_calls, weights = [], []
+    for size in (cache_mb, 0.0):
+        model = make_arnn(small_world, cache_mb=size)
+        calls = count_calls(model)
+        torch.manual_seed(0)
+        fit(model, small_world, tmp_path)
+        n_calls.append(calls[0])
+        weights.append(model.state_dict())
+    assert n_calls[0] < n_calls[1]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_cached_features_are_those_of_the_encoders_and_need_no_state(small_world: PreparedDataset) -> None:
+    model = make_arnn(small_world).train()
+    model.configure_optimizers()
+    dataset = make_data(small_world, steps_per_chunk=10).train_dataset(model.chunk_spec)
+    chunk = dataset[0, 0]
+    expected = state = model.initial_state(4)
+    results = []
+    for k, (step, keep) in enumerate(model.step_inputs(chunk)):
+        expected, state = (tuple(part * keep for part in parts) for parts in (expected, state))
+        with torch.no_grad():
+            features, expected = model.encoder.features(step, expected)
+        cached, state = model.precompute(step, state, (0, k))
+        assert torch.equal(cached.features, features)
+        assert torch.equal(*state, *expected)
+        results.append((features, state))
+    assert chunk.is_session_start.sum() > 4
+    junk = tuple(torch.full_like(part, 9.0) for part in model.initial_state(4))
+    for k, (step, _) in enumerate(model.step_inputs(chunk)):
+        cached, state = model.precompute(step, junk, (0, k))
+        assert torch.equal(cached.features, results[k][0])
+        assert torch.equal(*state, *results[k][1])
+
+
+def test_features_of_older_weights_are_not_used(small_world: PreparedDataset, tmp_path: Path) -> None:
+    weights = []
+    for filled_before in (True, False):
+        model = make_arnn(small_world)
+        initial = {name: value.clone() for name, value in model.state_dict().items()}
+        if filled_before:
+            model.configure_optimizers()
+            with torch.no_grad():
+                model.encoder.session.inputs[0].gates.weight.add_(1.0)
+            chunk = make_data(small_world).train_dataset(model.chunk_spec)[0, 0]
+            model.train().run_steps(chunk, model.initial_state(4))
+        model.load_state_dict(initial)
+        torch.manual_seed(0)
+        fit(model, small_world, tmp_path)
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_encoders_that_change_are_run_at_every_step(small_world: PreparedDataset, tmp_path: Path) -> None:
+    n_calls = []
+    for overrides, cache_mb in (
+        (["model.freeze_encoders=false"], 1.0),
+        (["model.finetune_context_batchnorm=true"], 1.0),
+        ([], 0.0),
+    ):
+        model = make_arnn(small_world, *overrides, cache_mb=cache_mb)
+        calls = count_calls(model)
+        fit(model, small_world, tmp_path)
+        n_calls.append(calls[0])
+    assert n_calls[0] == n_calls[1] == n_calls[2]
+
+
+def test_the_cache_stops_at_its_limit() -> None:
+    features = (torch.zeros(5, 3), (torch.zeros(1, 5, 2),))  # 4 * (15 + 10) = 100 bytes
+    cache = FeatureCache(250)
+    for step in range(5):
+        cache.add((0, step), features)
+    assert [cache.get((0, step)) is features for step in range(5)] == [True, True, True, False, False]
+    cache.clear()
+    assert cache.get((0, 0)) is None
+    cache.add((1, 0), features)
+    assert cache.get((1, 0)) is features
+    empty = FeatureCache(0)
+    empty.add((0, 0), features)
+    assert empty.get((0, 0)) is None
+
+
+def test_the_cache_is_empty_after_training(small_world: PreparedDataset, tmp_path: Path) -> None:
+    model = make_arnn(small_world)
+    fit(model, small_world, tmp_path)
+    assert model._cache.get((0, 0)) is None

@@ -15,31 +15,31 @@ from helpers import make_model, make_sessions, random_sessions
 def similarities(sessions: list[list[int]], n_items: int, shrinkage: float, alpha: float) -> np.ndarray:
     """Plain Python: sessions with both items, over the two supports."""
     sets = [set(session) for session in sessions]
-    support = [sum(item in one for one in sets) for item in range(n_items)]
+    support = [sum(item in items for items in sets) for item in range(n_items)]
     table = np.zeros((n_items, n_items))
     for i, j in itertools.permutations(range(n_items), 2):
-        both = sum(i in one and j in one for one in sets)
-        if both:
-            table[i, j] = both / ((support[i] + shrinkage) ** alpha * (support[j] + shrinkage) ** (1 - alpha))
+        cooccurrence = sum(i in items and j in items for items in sets)
+        if cooccurrence:
+            table[i, j] = cooccurrence / ((support[i] + shrinkage) ** alpha * (support[j] + shrinkage) ** (1 - alpha))
     return table
 
 
 @pytest.mark.parametrize(("shrinkage", "alpha"), [(0, 0.5), (20, 0.5), (3, 0.8)])
 @pytest.mark.parametrize("rows", [4096, 3])
-def test_scores_are_the_shrunk_cosine_of_binary_session_vectors(shrinkage, alpha, rows, monkeypatch) -> None:
-    monkeypatch.setattr(itemknn, "_ROWS", rows)
+def test_scores_are_shrunk_cosines_of_binary_session_vectors(shrinkage, alpha, rows, monkeypatch) -> None:
+    monkeypatch.setattr(itemknn, "_ROWS_PER_BLOCK", rows)
     sessions = random_sessions(2, 40, 10)
     overrides = [f"model.shrinkage={shrinkage}", f"model.alpha={alpha}", "model.neighbours=10"]
     model = make_model("itemknn", {"n_items": 10}, *overrides)
-    model.count(make_sessions(sessions))
+    model.fit(make_sessions(sessions))
     score = model.score(torch.arange(10)[:, None])
     np.testing.assert_allclose(score.numpy(), similarities(sessions, 10, shrinkage, alpha), atol=1e-6)
 
 
-def test_only_the_nearest_neighbours_score_and_never_the_item_itself() -> None:
+def test_only_the_nearest_neighbours_score() -> None:
     sessions = random_sessions(3, 60, 12)
     model = make_model("itemknn", {"n_items": 12}, "model.neighbours=3", "model.shrinkage=0")
-    model.count(make_sessions(sessions))
+    model.fit(make_sessions(sessions))
     score = model.score(torch.arange(12)[:, None]).numpy()
     full = similarities(sessions, 12, 0, 0.5)
     for item in range(12):
@@ -49,18 +49,24 @@ def test_only_the_nearest_neighbours_score_and_never_the_item_itself() -> None:
         assert min(score[item][kept]) >= np.sort(full[item])[-3] - 1e-6
 
 
+def test_ties_between_neighbours_go_to_the_smaller_code() -> None:
+    model = make_model("itemknn", {"n_items": 4}, "model.neighbours=2", "model.shrinkage=0")
+    model.fit(make_sessions([[0, 3], [2, 0], [0, 1]]))
+    assert model.score(torch.tensor([[0]]))[0].nonzero()[:, 0].tolist() == [1, 2]
+
+
 def test_a_repeated_item_counts_once_per_session() -> None:
     model = make_model("itemknn", {"n_items": 3}, "model.shrinkage=0")
-    model.count(make_sessions([[0, 0, 0, 1], [0, 2]]))
+    model.fit(make_sessions([[0, 0, 0, 1], [0, 2]]))
     assert model.score(torch.tensor([[0]]))[0].tolist() == pytest.approx([0, 1 / math.sqrt(2), 1 / math.sqrt(2)])
 
 
-def test_no_neighbours_is_a_users_error() -> None:
+def test_zero_neighbours_are_a_users_error() -> None:
     with pytest.raises(UserError, match=r"model\.neighbours=0"):
         make_model("itemknn", {"n_items": 3}, "model.neighbours=0")
 
 
-def test_pop_scores_training_events() -> None:
+def test_pop_scores_the_number_of_training_events() -> None:
     model = make_model("pop", {"n_items": 4})
-    model.count(make_sessions([[0, 0, 1], [3, 0]]))
+    model.fit(make_sessions([[0, 0, 1], [3, 0]]))
     assert model.score(torch.zeros(2, 1)).tolist() == [[3, 1, 0, 1]] * 2

@@ -1,6 +1,5 @@
-"""Every preset composes with every loss, the strong ones train, and logQ does to a model what it should."""
+"""Every preset composes with every loss, the strong ones train, and the logQ correction learns popularity."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,90 +9,98 @@ import torch
 from omegaconf import OmegaConf
 
 from arnn_lightning import conf
+from arnn_lightning.models import ARNN, RunSettings, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.training.checkpoint import build
-from arnn_lightning.training.stage import datamodule
-from helpers import compose_config, make_data, make_model, trainer, write_world
+from arnn_lightning.training.checkpoint import build_model
+from arnn_lightning.training.stage import make_datamodule
+from helpers import compose_config, make_data, make_model, train_losses, trainer, write_world
+from models import TRAINED
 
-LOSSES = sorted(path.stem for path in (Path(conf.__path__[0]) / "model" / "loss").glob("*.yaml"))
-PRESETS = ["gru4rec", "gru4rec_strong", "pnn", "concat", "arnn", "arnn_strong"]
-
-
-def parts_of(name: str) -> tuple[str, ...]:
-    return ("session", "context") if name.startswith("arnn") else ()
-
-
-def named(function: Any) -> str:
-    return (function.func if isinstance(function, partial) else function).__name__
+LOSS_CLASSES = {
+    "top1": "TOP1",
+    "bpr": "BPR",
+    "top1_max": "TOP1Max",
+    "bpr_max": "BPRMax",
+    "cross_entropy": "CrossEntropy",
+}
+LOSSES = sorted(path.stem for path in (Path(conf.__path__[0]) / "model" / "loss").glob("[!_]*.yaml"))
+PRESETS = sorted({case.preset for case in TRAINED})
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", PRESETS)
-def test_E20_every_preset_takes_every_loss_in_every_part(name: str, loss: str, small_world: PreparedDataset) -> None:
-    overrides = [f"model/loss@model.{role}.loss={loss}" for role in parts_of(name)]
+def test_E20_every_preset_takes_every_loss_in_every_stage(name: str, loss: str, small_world: PreparedDataset) -> None:
+    roles = ("session", "context") if name.startswith("arnn") else ()
+    overrides = [f"model/loss@model.{role}.loss={loss}" for role in roles]
     model = make_model(name, small_world.dims, f"model/loss={loss}", *overrides)
     assert model.name == name
-    for one in (model, *model.parts.values()):
-        assert named(one.objective.function) == loss.removesuffix("_full").removesuffix("_logq")
+    stages = [*model.stages.values()] if isinstance(model, ARNN) else []
+    assert len(stages) == len(roles)
+    for stage in (model, *stages):
+        assert type(stage.loss).__name__ == LOSS_CLASSES[loss.removesuffix("_full").removesuffix("_logq")]
+        assert stage.loss.scores_full_catalogue == loss.endswith("_full")
+        assert bool(stage.loss.logq) == loss.endswith("_logq")
 
 
-def test_the_parts_of_arnn_are_choices_too(small_world: PreparedDataset) -> None:
+def test_the_stages_of_arnn_are_choices_too(small_world: PreparedDataset) -> None:
     model = make_model("arnn", small_world.dims, "model@model.session=gru4rec_strong")
-    assert [part.name for part in model.parts.values()] == ["gru4rec_strong", "pnn"]
+    assert [stage.name for stage in model.stages.values()] == ["gru4rec_strong", "pnn"]
 
 
-def test_a_strong_arnn_has_a_strong_session_part_and_one_loss_throughout() -> None:
+def test_a_strong_arnn_has_a_strong_session_stage_and_one_loss() -> None:
     alone, arnn = (compose_config("data=xing", f"model={name}_strong").model for name in ("gru4rec", "arnn"))
     assert {key: value for key, value in arnn.session.items() if key != "dims"} == {
         key: value for key, value in alone.items() if key != "dims"
     }
-    for part in (arnn, arnn.context):
-        assert part.loss == alone.loss
-        assert (part.n_sample, part.sample_alpha) == (alone.n_sample, alone.sample_alpha)
+    for stage in (arnn, arnn.context):
+        assert stage.loss == alone.loss
+        assert (stage.n_sample, stage.sample_alpha) == (alone.n_sample, alone.sample_alpha)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_trains_with_the_negatives_and_the_log_q_of_its_config(
+def test_every_preset_trains_with_its_negatives_and_log_q(
     name: str, small_world: PreparedDataset, tmp_path: Path
 ) -> None:
     config = compose_config("data=xing", f"model={name}", "performance.steps_per_execution=3")
     config.model.dims = small_world.dims
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
-    model = build(plain)
-    model.set_contexts(make_data(small_world).contexts())
-    for role, part in model.parts.items():
-        fit_one_epoch(part, small_world, config, plain[role], tmp_path)
-    model.assemble()
+    model: Any = build_model(plain, RunSettings())
+    for role, stage in (model.stages if isinstance(model, ARNN) else {}).items():
+        fit_one_epoch(stage, small_world, config, plain[role], tmp_path)
     fit_one_epoch(model, small_world, config, plain, tmp_path)
 
 
-def fit_one_epoch(model: Any, prepared: PreparedDataset, config: Any, stage: dict[str, Any], folder: Path) -> None:
-    data = datamodule(prepared, config, stage)
-    (batch, *_) = data.train_dataloader()
-    assert len(batch.scored[0].inverse) == stage["lanes"] + stage["n_sample"]
-    assert (batch.log_q is not None) == (stage["loss"]["logq"] > 0)
+def fit_one_epoch(
+    model: SessionRecommender, prepared: PreparedDataset, config: Any, stage: dict[str, Any], folder: Path
+) -> None:
+    data = make_datamodule(prepared, config, stage)
     before = model.scorer.items.weight.detach().clone()
     trainer(folder).fit(model, data)
     assert not torch.equal(model.scorer.items.weight, before)
+    chunk = data.train_dataset(model.chunk_spec)[0, 0]
+    assert len(chunk.item[0]) == stage["batch_size"]
+    assert chunk.counts is not None
+    assert chunk.counts.split()[0].sum() == chunk.valid[0].sum() + stage["n_sample"]
+    assert (chunk.log_q is not None) == (stage["loss"]["logq"] > 0)
 
 
 @pytest.mark.parametrize(
     ("logq", "n_sample", "alpha", "slope"), [(0.0, 0, 1.0, 0), (1.0, 0, 1.0, 1), (0.0, 20, 1.0, 0), (1.0, 20, 0.0, 1)]
 )
-def test_where_popularity_alone_decides_logq_learns_it_and_without_it_nothing_is_learnt(
+def test_with_logq_scores_rise_with_the_log_of_popularity(
     logq: float, n_sample: int, alpha: float, slope: float, tmp_path: Path
 ) -> None:
-    """Scores rise by ``slope`` with the logarithm of the popularity: 1 is what a full softmax comes to."""
+    """Where popularity alone decides, scores rise by ``slope`` with its logarithm: 1 as with a full softmax."""
     rng = np.random.default_rng(0)
     share = 1 / np.arange(1, 13)
     sessions = rng.choice(12, (3000, 4), p=share / share.sum()).tolist()
     prepared = write_world(tmp_path, {"train": (sessions, [0] * 3000)}, n_items=12)
     overrides = ["model/loss=cross_entropy_logq", f"model.loss.logq={logq}", "model.dropout_hidden=0"]
-    model = make_model("gru4rec", prepared.dims, *overrides, "model.hidden_size=4", "model.optimizer.lr=0.1")
-    data = make_data(prepared, lanes=30, steps=50, n_sample=n_sample, sample_alpha=alpha, log_q=logq > 0)
-    trainer(tmp_path, max_epochs=4).fit(model.train(), train_dataloaders=data.train_dataloader())
+    model = make_model("gru4rec", prepared.dims, *overrides, "model.hidden_size=4", "model.optimizer.lr=0.1").train()
+    data = make_data(prepared, batch_size=30, steps_per_chunk=50, n_sample=n_sample, sample_alpha=alpha)
+    train_losses(model, data, epochs=4)
     with torch.no_grad():
-        queries, _ = model.eval().evaluation_step(data._windows("train", 100)[(0, 0)])
+        queries, _ = model.eval().encode_chunk(data.chunks("train", 100)[0, 0])
         score = model.score(queries).mean(0).numpy()
     popularity = np.log(np.bincount(np.concatenate([session[1:] for session in sessions])))
     assert np.polyfit(popularity, score, 1)[0] == pytest.approx(slope, abs=0.15)

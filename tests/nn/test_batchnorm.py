@@ -1,4 +1,4 @@
-"""E26: batch normalisation over the lanes alive."""
+"""E26: batch normalisation over the valid slots."""
 
 import torch
 
@@ -13,39 +13,40 @@ def norms(width: int = 3) -> tuple[MaskedBatchNorm, torch.nn.BatchNorm1d]:
     return ours, theirs
 
 
-def test_E26_all_alive_equals_torch_in_values_gradients_and_running_statistics() -> None:
-    ours, theirs = norms()
-    x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    out, expected = ours(x, torch.ones(8, dtype=torch.bool)), theirs(y)
-    out.cos().sum().backward()
-    expected.cos().sum().backward()
-    assert torch.allclose(out, expected, atol=1e-12)
-    assert torch.allclose(x.grad, y.grad, atol=1e-12)
-    assert torch.allclose(ours.running_mean, theirs.running_mean)
-    assert torch.allclose(ours.running_var, theirs.running_var)
+def test_E26_all_valid_equals_torch_with_gradients_and_statistics() -> None:
+    for valid in (torch.ones(8, dtype=torch.bool), None):
+        ours, theirs = norms()
+        x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+        y = x.detach().clone().requires_grad_()
+        out, expected = ours(x, valid), theirs(y)
+        out.cos().sum().backward()
+        expected.cos().sum().backward()
+        assert torch.allclose(out, expected, atol=1e-12)
+        assert torch.allclose(x.grad, y.grad, atol=1e-12)
+        assert torch.allclose(ours.running_mean, theirs.running_mean)
+        assert torch.allclose(ours.running_var, theirs.running_var)
 
 
-def test_E26_dead_lanes_change_nothing_for_the_others() -> None:
+def test_E26_empty_slots_change_nothing_for_the_valid_ones() -> None:
     ours, theirs = norms()
-    alive = torch.tensor([True, False, True, True, False, True])
+    valid = torch.tensor([True, False, True, True, False, True])
     x = torch.randn(6, 3, dtype=torch.float64)
-    expected = theirs(x[alive])
-    assert torch.allclose(ours(x, alive)[alive], expected, atol=1e-12)
-    other = torch.where(alive[:, None], x, 1e3)
-    assert torch.allclose(norms()[0](other, alive)[alive], expected, atol=1e-12)
+    expected = theirs(x[valid])
+    assert torch.allclose(ours(x, valid)[valid], expected, atol=1e-12)
+    other = torch.where(valid[:, None], x, 1e3)
+    assert torch.allclose(norms()[0](other, valid)[valid], expected, atol=1e-12)
 
 
-def test_E26_the_momentum_shrinks_with_the_lanes_alive() -> None:
+def test_E26_the_momentum_shrinks_with_the_share_of_valid_slots() -> None:
     ours, _ = norms()
     x = torch.randn(8, 3, dtype=torch.float64)
-    alive = torch.arange(8) < 4
-    ours(x, alive)
+    valid = torch.arange(8) < 4
+    ours(x, valid)
     assert torch.allclose(ours.running_mean, 0.1 * 0.5 * x[:4].mean(0))
     assert torch.allclose(ours.running_var, torch.lerp(torch.ones(3).double(), x[:4].var(0), 0.05))
 
 
-def test_E26_one_or_no_lane_alive_uses_the_running_statistics_and_leaves_them() -> None:
+def test_E26_fewer_than_two_valid_slots_use_the_running_statistics() -> None:
     for count in (0, 1):
         ours, theirs = norms()
         ours.running_mean += 2
@@ -57,14 +58,21 @@ def test_E26_one_or_no_lane_alive_uses_the_running_statistics_and_leaves_them() 
         assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
-def test_in_evaluation_it_is_torchs_own() -> None:
+def test_E26_a_batch_of_one_slot_uses_the_running_statistics() -> None:
+    ours, theirs = norms()
+    x = torch.randn(1, 3, dtype=torch.float64)
+    assert torch.allclose(ours(x, None), theirs.eval()(x))
+    assert not ours.running_mean.any()
+
+
+def test_in_evaluation_it_is_torchs_batch_norm() -> None:
     ours, theirs = norms()
     x = torch.randn(5, 3, dtype=torch.float64)
     assert torch.equal(ours.eval()(x, torch.zeros(5, dtype=torch.bool)), theirs.eval()(x))
 
 
-def test_statistics_of_bfloat16_are_taken_in_float32() -> None:
-    x, alive = torch.randn(600, 3).bfloat16(), torch.arange(600) < 500
+def test_statistics_of_bfloat16_are_computed_in_float32() -> None:
+    x, valid = torch.randn(600, 3).bfloat16(), torch.arange(600) < 500
     ours, theirs = MaskedBatchNorm(3), MaskedBatchNorm(3)
-    assert torch.equal(ours(x, alive), theirs(x.float(), alive))
+    assert torch.equal(ours(x, valid), theirs(x.float(), valid))
     assert torch.equal(ours.running_mean, theirs.running_mean)

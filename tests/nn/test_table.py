@@ -1,70 +1,84 @@
-"""Tables, the scorer, and the GRU step."""
+"""Tables, the scorer, and the GRU cell."""
 
 import pytest
 import torch
 from torch import nn
 
-from arnn_lightning.loading.datamodule import lookups
-from arnn_lightning.nn.gru import GATES, GRUStep
-from arnn_lightning.nn.table import ItemScorer, RowTable, glorot_
+from arnn_lightning.nn.gru import GATES, GRUCell, OneHotInput
+from arnn_lightning.nn.table import EmbeddingTable, ItemScorer
 
 
-def test_E12_glorot_fills_its_bounds_evenly() -> None:
-    weight = torch.empty(200, 100)
-    glorot_(weight, 200, 100)
-    bound = (6 / 300) ** 0.5
-    assert weight.abs().max() <= bound
-    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
-
-
-def test_a_lookup_reads_the_same_as_the_ids_and_its_gradient_has_its_rows_only() -> None:
-    table = RowTable(50, 3)
+def fill(table: EmbeddingTable) -> EmbeddingTable:
+    torch.manual_seed(0)
     nn.init.normal_(table.weight)
-    ids = torch.tensor([[7, 3, 7, 20]])
-    (lookup,) = lookups(ids, torch.ones_like(ids, dtype=torch.bool))
-    out = table(ids[0], lookup)
-    assert torch.equal(out, table(ids[0]))
+    return table
+
+
+@pytest.mark.parametrize("ids", [[7, 3, 7, 20], [[7, 3], [7, 20]]], ids=["one dimension", "two"])
+def test_a_lookup_returns_rows_and_adds_up_their_gradients(ids: list) -> None:
+    table, index = fill(EmbeddingTable(50, 3)), torch.tensor(ids)
+    out = table(index)
+    assert torch.equal(out, table.weight[index])
     out.sum().backward()
-    assert table.weight.grad.is_sparse
-    assert table.weight.grad._indices()[0].tolist() == [3, 7, 20]
-    assert table.weight.grad._values()[:, 0].tolist() == [1, 2, 1]
+    assert table.weight.grad[:, 0].nonzero()[:, 0].tolist() == [3, 7, 20]
+    assert table.weight.grad[[3, 7, 20], 0].tolist() == [1, 2, 1]
 
 
-def test_the_gradient_of_one_read_lies_on_the_rows_that_the_table_remembers_and_of_two_reads_elsewhere() -> None:
-    table = RowTable(50, 3)
-    nn.init.normal_(table.weight)
-    first, second = lookups(torch.tensor([[7, 3, 7], [3, 9, 9]]), torch.ones(2, 3, dtype=torch.bool))
-    mixed = torch.randn(3, 2)
-    (table(second.rows, second) @ mixed).sum().backward()
-    assert table.weight.grad._indices().data_ptr() == table.weight.unique_rows.data_ptr() == second.rows.data_ptr()
-    table.zero_grad()
-    ((table(first.rows, first) + table(second.rows, second)) @ mixed).sum().backward()
-    assert table.weight.grad._indices().data_ptr() not in (first.rows.data_ptr(), second.rows.data_ptr())
+def test_positions_map_ids_to_gathered_rows() -> None:
+    table, rows = fill(EmbeddingTable(50, 3)), torch.tensor([3, 7, 20])
+    positions = torch.full((50,), -1).index_copy(0, rows, torch.arange(3))
+    for ids in (torch.tensor([7, 3, 7, 20]), torch.tensor([[7, 3], [7, 20]])):
+        substitutes = {"weight": table.weight[rows], "positions": positions}
+        assert torch.equal(torch.func.functional_call(table, substitutes, ids), table(ids))
+        with pytest.raises(IndexError):
+            torch.func.functional_call(table, substitutes, ids + 1)  # ids that were not gathered
 
 
-def test_some_scores_are_the_same_as_among_all() -> None:
+def test_scores_of_columns_equal_those_among_all() -> None:
     scorer = ItemScorer(40, 6).double()
     nn.init.normal_(scorer.bias.weight)
     query = torch.randn(5, 6, dtype=torch.float64)
-    ids = torch.randint(0, 40, (1, 12))
-    (lookup,) = lookups(ids, torch.ones_like(ids, dtype=torch.bool))
-    assert torch.allclose(scorer.some(query, lookup.rows), scorer.all(query)[:, lookup.rows], atol=1e-12)
+    columns = torch.randint(0, 40, (12,))
+    assert torch.allclose(scorer(query, columns), scorer(query)[:, columns], atol=1e-12)
+    assert torch.allclose(scorer(query), query @ scorer.items.weight.T + scorer.bias.weight[:, 0], atol=1e-12)
 
 
-def test_E22_the_step_is_torchs_gru_cell() -> None:
+def test_rows_that_embed_and_score_have_the_candidates_first() -> None:
+    scorer = ItemScorer(40, 6).double()
+    nn.init.normal_(scorer.bias.weight)
+    query, candidates, others = torch.randn(5, 6).double(), torch.tensor([4, 9, 30]), torch.tensor([1, 2])
+    substitutes = {
+        "items.weight": scorer.items.weight[torch.cat([candidates, others])],
+        "bias.weight": scorer.bias.weight[candidates],
+    }
+    some = torch.func.functional_call(scorer, substitutes, query)
+    assert torch.allclose(some, scorer(query)[:, candidates], atol=1e-12)
+
+
+def test_E22_the_cell_is_torchs_gru_cell() -> None:
     torch.manual_seed(0)
-    cell, step = nn.GRUCell(4, 6).double(), GRUStep(6).double()
+    theirs, ours = nn.GRUCell(4, 6).double(), GRUCell(6).double()
     with torch.no_grad():
-        step.weight.copy_(cell.weight_hh)
-        step.bias.copy_(cell.bias_hh)
+        ours.weight.copy_(theirs.weight_hh)
+        ours.bias.copy_(theirs.bias_hh)
     x, h = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
-    gates = torch.nn.functional.linear(x, cell.weight_ih, cell.bias_ih)
-    assert torch.allclose(step(gates, h), cell(x, h), atol=1e-12)
+    gates = torch.nn.functional.linear(x, theirs.weight_ih, theirs.bias_ih)
+    assert torch.allclose(ours(gates, h), theirs(x, h), atol=1e-12)
+
+
+def test_E12_the_scorer_is_glorot_uniform_with_biases_0() -> None:
+    scorer = ItemScorer(200, 100)
+    bound = (6 / 300) ** 0.5
+    assert scorer.items.weight.abs().max() <= bound
+    assert scorer.items.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert not scorer.bias.weight.any()
 
 
 def test_E12_every_gate_has_its_own_fan() -> None:
-    step = GRUStep(64)
-    bound = (6 / 128) ** 0.5
-    for block in step.weight.chunk(GATES):
-        assert 0.97 * bound < block.abs().max() <= bound
-    assert not step.bias.any()
+    cell, one_hot = GRUCell(64), OneHotInput(500, 64)
+    blocks = [(64 + 64, block) for block in cell.weight.chunk(GATES)]
+    blocks += [(500 + 64, block) for block in one_hot.gates.weight.chunk(GATES, 1)]
+    for fans, block in blocks:
+        assert 0.97 * (6 / fans) ** 0.5 < block.abs().max() <= (6 / fans) ** 0.5
+    assert not cell.bias.any()
+    assert not one_hot.bias.any()

@@ -1,104 +1,120 @@
 """Row-wise Adagrad against torch's dense one."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.loading.datamodule import lookups
-from arnn_lightning.nn.table import ItemScorer, RowTable
-from arnn_lightning.optim.adagrad import RowAdagrad
+from arnn_lightning.optim import RowAdagrad
+from arnn_lightning.optim.adagrad import RowUpdate
+
+SETTINGS: dict[str, Any] = {"lr": 0.1, "eps": 1e-10, "weight_decay": 0.0, "momentum": 0.0}
 
 
-def run(optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], sparse: bool, unique: bool) -> list[Tensor]:
-    """Five steps over a table with repeated ids and a dense matrix."""
+def adagrad(weights: Any, **settings: Any) -> RowAdagrad:
+    return RowAdagrad(weights, **(SETTINGS | settings))
+
+
+def train(make: Callable[[nn.Parameter, nn.Linear], Optimizer], rows: bool) -> list[Tensor]:
+    """Weights after five steps over a table, read with repeated ids, and a linear layer."""
     torch.manual_seed(0)
-    table, dense = RowTable(20, 4).double(), nn.Linear(4, 3).double()
-    nn.init.normal_(table.weight)
-    table.sparse = sparse
-    made = optimizer([*table.parameters(), *dense.parameters()])
+    table, linear = nn.Parameter(torch.randn(20, 4).double()), nn.Linear(4, 3).double()
+    optimizer = make(table, linear)
     for _ in range(5):
-        ids = torch.randint(0, 20, (1, 30))
-        (rows,) = lookups(ids, torch.ones_like(ids, dtype=torch.bool))
-        made.zero_grad()
-        dense(table(ids[0], rows if unique else None)).square().sum().backward()
-        made.step()
-    return [table.weight.detach(), *(weight.detach() for weight in dense.parameters())]
-
-
-@pytest.mark.parametrize("unique", [True, False])
-def test_E21_repeated_items_gradients_are_added_before_they_are_squared(unique: bool) -> None:
-    ours = run(lambda weights: RowAdagrad(weights, 0.1, 1e-10, 0.0, 0.0), sparse=True, unique=unique)
-    theirs = run(lambda weights: torch.optim.Adagrad(weights, 0.1), sparse=False, unique=unique)
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a, b, atol=1e-12)
-
-
-def test_E21_two_reads_of_one_table_in_a_step_are_added_too() -> None:
-    def trained(sparse: bool) -> Tensor:
-        table = RowTable(6, 2).double()
-        nn.init.constant_(table.weight, 0.5)
-        table.sparse = sparse
-        optimizer = RowAdagrad(table.parameters(), 0.1, 1e-10, 0.0, 0.0)
-        (first,) = lookups(torch.tensor([[1, 2, 2]]), torch.ones(1, 3, dtype=torch.bool))
-        (second,) = lookups(torch.tensor([[2, 5]]), torch.ones(1, 2, dtype=torch.bool))
-        (table(first.rows, first).sum() + (table(second.rows, second) ** 2).sum()).backward()
-        optimizer.step()
-        return table.weight.detach()
-
-    assert torch.allclose(trained(sparse=True), trained(sparse=False), atol=1e-15)
-
-
-def test_E21_rows_of_an_earlier_read_are_not_taken_for_those_of_raw_ids() -> None:
-    def trained(sparse: bool) -> Tensor:
-        table = RowTable(6, 2).double()
-        table.sparse = sparse
-        optimizer = RowAdagrad(table.parameters(), 0.1, 1e-10, 0.0, 0.0)
-        (rows,) = lookups(torch.tensor([[1, 2, 4]]), torch.ones(1, 3, dtype=torch.bool))
-        raw, other = torch.tensor([3, 3, 1]), torch.tensor([3, 1, 1])  # as many as rows were
-        for ids, known in ((rows.rows, rows), (raw, None), (rows.rows, rows), (other, None)):
+        unique, position = torch.randint(0, 20, (12,)).unique(return_inverse=True)
+        values = table.detach()[unique].requires_grad_()
+        loss = linear(values[position] if rows else table[unique][position]).square().sum()
+        if rows:
+            gradient, linear.weight.grad, linear.bias.grad = torch.autograd.grad(
+                loss, [values, linear.weight, linear.bias]
+            )
+            assert isinstance(optimizer, RowAdagrad)
+            optimizer.step(rows={table: RowUpdate(unique, values, gradient)})
+        else:
             optimizer.zero_grad()
-            table(ids, known).sum().backward()
+            loss.backward()
             optimizer.step()
-        return table.weight.detach()
-
-    assert torch.allclose(trained(sparse=True), trained(sparse=False), atol=1e-15)
+    return [weight.detach() for weight in (table, *linear.parameters())]
 
 
-def test_E21_a_tied_embedding_and_its_scorer_are_added_up_too() -> None:
-    def trained(optimizer: Callable[..., torch.optim.Optimizer], sparse: bool) -> list[Tensor]:
-        torch.manual_seed(0)
-        scorer = ItemScorer(20, 5).double()
-        scorer.items.sparse = scorer.bias.sparse = sparse
-        made = optimizer(scorer.parameters())
-        for _ in range(5):
-            ids = torch.randint(0, 20, (2, 9))
-            read, scored = lookups(ids, torch.ones_like(ids, dtype=torch.bool))
-            made.zero_grad()
-            scorer.some(scorer.items(ids[0], read), scored.rows).square().sum().backward()
-            made.step()
-        return [weight.detach() for weight in scorer.parameters()]
+def reference_step(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """The formulas, on whole tensors."""
+    gradient = gradient + settings["weight_decay"] * weight
+    state["sum"] += gradient**2
+    step = -settings["lr"] * gradient / (state["sum"] ** 0.5 + settings["eps"])
+    state["velocity"] *= settings["momentum"]
+    state["velocity"] += step
+    weight += state["velocity"]
 
-    ours = trained(lambda weights: RowAdagrad(weights, 0.1, 1e-10, 0.0, 0.0), sparse=True)
-    theirs = trained(lambda weights: torch.optim.Adagrad(weights, 0.1), sparse=False)
+
+def test_E21_updates_of_rows_equal_dense_adagrad() -> None:
+    ours = train(lambda table, linear: adagrad([table, *linear.parameters()]), rows=True)
+    theirs = train(lambda table, linear: torch.optim.Adagrad([table, *linear.parameters()], 0.1), rows=False)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
 
 
-def test_E13_every_setting_reaches_the_update() -> None:
-    settings = {"lr": 0.1, "eps": 1e-10, "weight_decay": 0.0, "momentum": 0.0}
-    base = run(lambda weights: RowAdagrad(weights, **settings), sparse=True, unique=True)
+def test_E21_groups_have_settings_of_their_own() -> None:
+    def groups(table: nn.Parameter, linear: nn.Linear) -> list[dict[str, Any]]:
+        return [{"params": [table]}, {"params": list(linear.parameters()), "lr": 0.02, "weight_decay": 0.3}]
+
+    ours = train(lambda *weights: adagrad(groups(*weights)), rows=True)
+    theirs = train(lambda *weights: torch.optim.Adagrad(groups(*weights), 0.1), rows=False)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("momenta", [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.3, 0.6)])
+def test_decay_and_momentum_act_on_updated_rows_only(momenta: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    tables = [nn.Parameter(torch.randn(9, 2).double()) for _ in range(2)]
+    settings = [SETTINGS | {"weight_decay": 0.3 * n, "momentum": momentum} for n, momentum in enumerate(momenta, 1)]
+    optimizer = adagrad([{"params": [table], **group} for table, group in zip(tables, settings, strict=True)])
+    expected = [table.detach().clone() for table in tables]
+    states = [{name: torch.zeros_like(table) for name in ("sum", "velocity")} for table in tables]
+    for _ in range(6):
+        updates = {}
+        for table, weight, state, group in zip(tables, expected, states, settings, strict=True):
+            ids, gradient = torch.randperm(9)[:4], torch.randn(4, 2).double()
+            updates[table] = RowUpdate(ids, table.detach()[ids], gradient)
+            rows = weight[ids]
+            row_state = {name: whole[ids] for name, whole in state.items()}
+            reference_step(rows, gradient, row_state, group)
+            weight[ids] = rows
+            for name, whole in state.items():
+                whole[ids] = row_state[name]
+        optimizer.step(rows=updates)
+        for table, weight in zip(tables, expected, strict=True):
+            assert torch.allclose(table, weight, atol=1e-12)
+
+
+def test_rows_that_are_not_updated_keep_their_bits() -> None:
+    table = nn.Parameter(torch.randn(6, 2))
+    optimizer = adagrad([table], weight_decay=0.5, momentum=0.9)
+    for ids in ([0, 1], [1, 5], [3]):
+        before, index = table.detach().clone(), torch.tensor(ids)
+        optimizer.step(rows={table: RowUpdate(index, table.detach()[index], torch.randn(len(ids), 2))})
+        assert (table != before).all(1).nonzero()[:, 0].tolist() == ids
+        assert (table == before).all(1).sum() == 6 - len(ids)
+
+
+def test_E13_every_setting_changes_the_update() -> None:
+    def weights(**settings: Any) -> list[Tensor]:
+        return train(lambda table, linear: adagrad([table, *linear.parameters()], **settings), rows=True)
+
+    base = weights()
     for name, value in {"lr": 0.2, "eps": 0.5, "weight_decay": 0.3, "momentum": 0.5}.items():
-        other = run(lambda weights, new={name: value}: RowAdagrad(weights, **(settings | new)), True, True)  # type: ignore[misc]
-        assert not any(torch.allclose(a, b) for a, b in zip(base, other, strict=True)), name
+        assert not any(torch.allclose(a, b) for a, b in zip(base, weights(**{name: value}), strict=True)), name
 
 
-def test_E13_the_accumulator_starts_at_0_and_the_rate_does_not_decay() -> None:
+def test_E13_the_accumulator_starts_at_0_and_the_rate_is_constant() -> None:
     weight = nn.Parameter(torch.zeros(1))
-    optimizer = RowAdagrad([weight], lr=0.1, eps=0.0, weight_decay=0.0, momentum=0.0)
+    optimizer = adagrad([weight], eps=0.0)
     expected = 0.0
     for step in range(1, 5):
         weight.grad = torch.ones(1)
@@ -107,41 +123,37 @@ def test_E13_the_accumulator_starts_at_0_and_the_rate_does_not_decay() -> None:
         assert weight.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_decay_and_momentum_act_on_touched_rows_only() -> None:
-    table = RowTable(3, 2)
-    nn.init.ones_(table.weight)
-    optimizer = RowAdagrad(table.parameters(), lr=0.1, eps=1e-10, weight_decay=0.5, momentum=0.9)
-    for ids in ([0, 1], [1]):
-        optimizer.zero_grad()
-        table(torch.tensor(ids)).sum().backward()
-        before = table.weight.detach().clone()
-        optimizer.step()
-        moved = (table.weight != before).all(1).tolist()
-        assert moved == [row in ids for row in range(3)]
-
-
-def test_momentum_follows_its_formula() -> None:
-    table = RowTable(2, 1)
-    optimizer = RowAdagrad(table.parameters(), lr=1.0, eps=0.0, weight_decay=0.0, momentum=0.5)
-    for _ in range(2):
-        optimizer.zero_grad()
-        F.embedding(torch.tensor([1]), table.weight, sparse=True).sum().backward()
-        optimizer.step()
-    second = -0.5 - 1 / 2**0.5  # momentum * first step (-1) + second step
-    assert table.weight[1].item() == pytest.approx(-1 + second)
-
-
-def test_a_negative_rate_is_a_users_error() -> None:
-    with pytest.raises(UserError, match=r"optimizer\.lr=-1"):
-        RowAdagrad([nn.Parameter(torch.zeros(1))], lr=-1, eps=0.0, weight_decay=0.0, momentum=0.0)
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan")])
+def test_a_setting_out_of_range_is_a_users_error(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"optimizer\.{name}={value}: must be zero or more"):
+        adagrad([nn.Parameter(torch.zeros(1))], **{name: value})
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_the_fused_update_is_the_one_that_momentum_and_other_devices_take(
-    weight_decay: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = lambda weights: RowAdagrad(weights, 0.1, 1e-3, weight_decay, 0.0)  # noqa: E731
-    fused = run(make, sparse=True, unique=True)
-    monkeypatch.setattr(RowAdagrad, "_fused", lambda self, group: False)
-    for a, b in zip(fused, run(make, sparse=True, unique=True), strict=True):
+def test_the_fused_update_equals_the_plain_one(weight_decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights() -> list[Tensor]:
+        return train(
+            lambda table, linear: adagrad([table, *linear.parameters()], eps=1e-3, weight_decay=weight_decay), True
+        )
+
+    fused = weights()
+    monkeypatch.setattr(RowAdagrad, "_step_fused", RowAdagrad._step_with_momentum)
+    for a, b in zip(fused, weights(), strict=True):
         assert torch.allclose(a, b, atol=1e-14)
+
+
+def test_the_optimizers_state_is_saved_and_restored() -> None:
+    tables = [nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    optimizers = [adagrad([table], momentum=0.5) for table in tables]
+
+    def step(number: int) -> None:
+        table, ids = tables[number], torch.tensor([0, 2])
+        optimizers[number].step(rows={table: RowUpdate(ids, table.detach()[ids], torch.ones(2, 2))})
+
+    step(0)
+    tables[1].data.copy_(tables[0].data)
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    step(0)
+    step(1)
+    assert torch.equal(*tables)

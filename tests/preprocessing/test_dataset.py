@@ -717,7 +717,7 @@ def test_validation_holds_the_days_before_the_test_days(tmp_path: Path) -> None:
     assert days == {"train": [0, 1, 2], "val": [3, 4], "test": [5]}
 
 
-def test_held_out_users_are_the_only_ones_validated_and_tested(tmp_path: Path) -> None:
+def test_held_out_user_share_are_the_only_ones_validated_and_tested(tmp_path: Path) -> None:
     log, people = random_log(3, 3_000), random_profiles(3)
     raw = write_xing(tmp_path, log, people)
     settings: dict[str, Any] = {"split": {"test_days": 2, "val_days": 1}, "items": items_of(1.0)}
@@ -741,7 +741,7 @@ def test_held_out_users_are_the_only_ones_validated_and_tested(tmp_path: Path) -
     )  # fitted on them alone
 
 
-def test_held_out_users_do_not_depend_on_gaps_between_ids(tmp_path: Path) -> None:
+def test_held_out_user_share_do_not_depend_on_gaps_between_ids(tmp_path: Path) -> None:
     log, written = random_log(4, 1_000), []
     for step in (1, 3):
         folder = tmp_path / str(step)

@@ -326,7 +326,7 @@ def test_a_file_named_twice_is_rejected(log: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["id", "events", "profile", "row", "known", "active", "category", "item", "time", "(row)"]
+    "name", ["id", "events", "profile", "row", "n_known", "active", "category", "item", "time", "(row)"]
 )
 def test_an_attribute_may_have_any_name(tmp_path: Path, log: Any, name: str) -> None:
     rows = [

@@ -1,4 +1,4 @@
-"""A stage cut off at any moment and resumed ends as one that was not, to the last bit."""
+"""A stage interrupted at any moment and resumed ends as one that was not, to the last bit."""
 
 import os
 import signal
@@ -10,58 +10,93 @@ import torch
 from omegaconf import DictConfig
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.models.base import SessionModel
+from arnn_lightning.models import SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.training.stage import LAST, train_stage
-from helpers import compose_config, make_data, make_model, random_sessions, write_world
+from arnn_lightning.training.stage import DONE_MARKER, LAST, train_stage
+from helpers import compose_config, make_data, random_sessions, write_world
+from models import BY_NAME, ModelCase, case_name
 
-MODEL = ["model.hidden_size=8", "model.dropout_hidden=0.3", "model.optimizer.momentum=0.1"]
+DATA: dict[str, Any] = {"batch_size": 4, "n_sample": 3, "sample_alpha": 0.5, "negatives": "global"}
+ONE_LAYER = ("model.dropout_hidden=0.3", "model.optimizer.momentum=0.1")
+SCHEDULE = "{_target_:torch.optim.lr_scheduler.ExponentialLR,_partial_:true,gamma:0.9}"
+CHUNKS = 21  # of an epoch, see below
 
 
 class Killed(BaseException):
-    """What a test throws into a run."""
+    """What a test raises within a run."""
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> PreparedDataset:
+def prepared(tmp_path: Path) -> PreparedDataset:
     splits = {
         name: (random_sessions(seed, count, 12), [index % 6 for index in range(count)])
         for seed, (name, count) in enumerate({"train": 60, "val": 30, "test": 30}.items())
     }
-    return write_world(tmp_path, splits, n_items=12)
+    single = {"level": [0, 1, 2, 1, 0, 2]}
+    return write_world(tmp_path, splits, 12, single, [[], [0, 4], [1], [2, 3, 4], [0], [1, 2]])
 
 
 def config_of(*overrides: str) -> DictConfig:
-    return compose_config("model=gru4rec", "logger={}", "checkpoint.every_n_minutes=0", *overrides)
+    performance = ["performance.steps_per_execution=3", "evaluation.batch_size=5"]
+    return compose_config("model=gru4rec", "logger={}", "checkpoint.every_n_minutes=0", *performance, *overrides)
 
 
-def run(world: PreparedDataset, folder: Path, *overrides: str, seed: int = 0, epochs: int = 3) -> SessionModel:
-    model = make_model("gru4rec", world.dims, *MODEL, seed=seed)
-    stage = {"epochs": epochs, "patience": 2}
-    train_stage(model, make_data(world, n_sample=3), config_of(*overrides), stage, folder, [])
-    return model
+def run(
+    prepared: PreparedDataset,
+    folder: Path,
+    *overrides: str,
+    seed: int = 0,
+    epochs: int = 3,
+    case: ModelCase = BY_NAME["gru4rec"],
+    model: tuple[str, ...] = ONE_LAYER,
+) -> SessionRecommender:
+    """Trains one stage; ``seed`` is of the initial weights."""
+    made: SessionRecommender = case.make(
+        prepared, *model, seed=seed, metadata={"prepared": prepared.folder.name}, cache_mb=1.0
+    )
+    train_stage(made, prepared, config_of(*overrides), {"epochs": epochs, "patience": 2, **DATA}, folder, [])
+    return made
 
 
-def break_off(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> None:
-    """Makes the ``call``-th call of a method of the model end the process, so to speak."""
-    original = getattr(SessionModel, method)
+def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> None:
+    """Makes the ``call``-th call of a method of the model end the run."""
+    original = getattr(SessionRecommender, method)
     calls = 0
 
-    def counted(self: SessionModel, *arguments: Any) -> Any:
+    def counted(self: SessionRecommender, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
             raise Killed
         return original(self, *arguments)
 
-    monkeypatch.setattr(SessionModel, method, counted)
+    monkeypatch.setattr(SessionRecommender, method, counted)
 
 
-WINDOWS = 21  # of an epoch, see below
+def assert_resumes_as_if_not_interrupted(
+    prepared: PreparedDataset, folder: Path, method: str, call: int, **settings: Any
+) -> None:
+    whole = run(prepared, folder / "whole", **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, method, call)
+        with pytest.raises(Killed):
+            run(prepared, folder / "cut", **settings)
+    # A saved state is resumed whatever weights the new process starts with; else it starts as the old one did.
+    seed = 7 if (folder / "cut" / LAST).exists() else 0
+    resumed = run(prepared, folder / "cut", "resume=true", seed=seed, **settings)
+    assert resumed.state_dict().keys() == whole.state_dict().keys()
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+    last = [torch.load(folder / name / LAST, weights_only=True) for name in ("whole", "cut")]
+    assert last[0]["global_step"] == last[1]["global_step"]
+    assert torch.equal(last[0]["progress"]["rng"], last[1]["progress"]["rng"])
+    rates = [checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] for checkpoint in last]
+    assert rates[0] == rates[1]
+    assert last[0]["lr_schedulers"] == last[1]["lr_schedulers"]
 
 
-def test_the_world_has_as_many_windows_as_the_cuts_below_assume(world: PreparedDataset) -> None:
-    assert len(make_data(world, n_sample=3).train_dataloader()) == WINDOWS
+def test_the_data_have_as_many_chunks_as_the_calls_below_assume(prepared: PreparedDataset) -> None:
+    assert len(make_data(prepared, **DATA).chunks("train", 4)) == CHUNKS
 
 
 @pytest.mark.parametrize(
@@ -70,39 +105,45 @@ def test_the_world_has_as_many_windows_as_the_cuts_below_assume(world: PreparedD
         ("training_step", 1),  # before the first save
         ("training_step", 2),
         ("training_step", 9),
-        ("training_step", WINDOWS),  # the last window of an epoch
-        ("training_step", WINDOWS + 1),  # the first of the next
-        ("training_step", 2 * WINDOWS - 3),
-        ("training_step", 3 * WINDOWS),
+        ("training_step", CHUNKS),  # the last chunk of an epoch
+        ("training_step", CHUNKS + 1),  # the first of the next
+        ("training_step", 2 * CHUNKS - 3),
+        ("training_step", 3 * CHUNKS),
         ("validation_step", 1),
         ("on_validation_epoch_end", 2),
         ("on_save_checkpoint", 5),
     ],
 )
-def test_a_stage_cut_off_anywhere_ends_as_if_it_had_not_been(
-    world: PreparedDataset, tmp_path: Path, method: str, call: int
+def test_a_resumed_stage_ends_as_an_uninterrupted_one(
+    method: str, call: int, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
-    whole = run(world, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        break_off(patch, method, call)
-        with pytest.raises(Killed):
-            run(world, tmp_path / "cut")
-    # What was saved is gone on with, whatever weights the new process starts with; else it starts as the old one did.
-    resumed = run(world, tmp_path / "cut", "resume=true", seed=7 if (tmp_path / "cut" / LAST).exists() else 0)
-    assert resumed.state_dict().keys() == whole.state_dict().keys()
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, resumed.state_dict()[name]), name
-    last = [torch.load(tmp_path / one / LAST, weights_only=True) for one in ("whole", "cut")]
-    assert last[0]["global_step"] == last[1]["global_step"]
-    assert torch.equal(last[0]["progress"]["rng"], last[1]["progress"]["rng"])
+    assert_resumes_as_if_not_interrupted(prepared, tmp_path, method, call)
 
 
-def test_a_save_that_fails_spoils_no_older_one(
-    world: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+RESUMED = ("gru4rec_separate", "gru4rec_tied", "pnn", "concat", "arnn", "arnn_footnote2", "arnn_joint")
+
+
+@pytest.mark.parametrize("case", [BY_NAME[name] for name in RESUMED], ids=case_name)
+def test_every_model_is_resumed(case: ModelCase, prepared: PreparedDataset, tmp_path: Path) -> None:
+    assert_resumes_as_if_not_interrupted(prepared, tmp_path, "training_step", CHUNKS + 5, case=case, model=(), epochs=2)
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("call", [9, CHUNKS + 1, 2 * CHUNKS - 3])
+def test_a_resumed_stage_restores_its_schedule(
+    interval: str, call: int, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
-    run(world, tmp_path / "run", epochs=1)
+    schedule = (f"model.scheduler={SCHEDULE}", f"model.scheduler_interval={interval}", "model/optimizer=adamw")
+    settings = {"model": ("model.dropout_hidden=0.3", *schedule)}
+    assert_resumes_as_if_not_interrupted(prepared, tmp_path, "training_step", call, **settings)
+
+
+def test_a_failed_save_keeps_the_older_checkpoint(
+    prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(prepared, tmp_path / "run", epochs=1)
     before = (tmp_path / "run" / LAST).read_bytes()
-    (tmp_path / "run" / "done").unlink()
+    (tmp_path / "run" / DONE_MARKER).unlink()
     original = torch.save
 
     def half(value: Any, file: Any, *arguments: Any, **settings: Any) -> None:
@@ -110,8 +151,8 @@ def test_a_save_that_fails_spoils_no_older_one(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="No space left"):
-        run(world, tmp_path / "run", "resume=true", epochs=2)
+    with pytest.raises((OSError, UserError), match="No space left"):
+        run(prepared, tmp_path / "run", "resume=true", epochs=2)
     assert (tmp_path / "run" / LAST).read_bytes() == before
 
 
@@ -125,47 +166,47 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_spoilt_or_foreign_checkpoint_is_not_gone_on_with(world: PreparedDataset, tmp_path: Path) -> None:
-    run(world, tmp_path / "run", epochs=1)
-    (tmp_path / "run" / "done").unlink()
+def test_a_corrupt_or_foreign_checkpoint_is_rejected(prepared: PreparedDataset, tmp_path: Path) -> None:
+    run(prepared, tmp_path / "run", epochs=1)
+    (tmp_path / "run" / DONE_MARKER).unlink()
     last = tmp_path / "run" / LAST
     whole = torch.load(last, weights_only=True)
 
-    def resumes(checkpoint: dict[str, Any], message: str) -> None:
+    def rejects(checkpoint: dict[str, Any], message: str) -> None:
         torch.save(checkpoint, last)
         with pytest.raises(UserError, match=message):
-            run(world, tmp_path / "run", "resume=true", epochs=2)
+            run(prepared, tmp_path / "run", "resume=true", epochs=2)
 
-    resumes(whole | {"extra": Malicious(tmp_path / "owned")}, "refused, it holds more than tensors")
+    rejects(whole | {"extra": Malicious(tmp_path / "owned")}, "refused: contains pickled objects")
     assert not (tmp_path / "owned").exists()
-    resumes(whole | {"about": {"prepared": "tmall-1"}}, "was trained on tmall-1")
-    resumes({key: value for key, value in whole.items() if key != "layout"}, "of layout 1, this version")
-    resumes(whole | {"state_dict": {}}, "do not fit this model")
+    rejects(whole | {"metadata": {"prepared": "tmall-1"}}, "was trained on tmall-1")
+    rejects({key: value for key, value in whole.items() if key != "version"}, "version 1; this release")
+    rejects(whole | {"state_dict": {}}, "do not fit this model")
     torch.save(whole, last)
     last.write_bytes(last.read_bytes()[:5000])
     with pytest.raises(UserError, match="damaged"):
-        run(world, tmp_path / "run", "resume=true", epochs=2)
+        run(prepared, tmp_path / "run", "resume=true", epochs=2)
 
 
-def test_ctrl_c_finishes_the_window_and_saves(world: PreparedDataset, tmp_path: Path) -> None:
-    whole = run(world, tmp_path / "whole")
+def test_ctrl_c_finishes_the_chunk_and_saves(prepared: PreparedDataset, tmp_path: Path) -> None:
+    whole = run(prepared, tmp_path / "whole")
     handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        original = SessionModel.training_step
+        original = SessionRecommender.training_step
         done: list[int] = []
 
-        def interrupted(self: SessionModel, batch: Any, index: int) -> None:
+        def interrupted(self: SessionRecommender, batch: Any, index: int) -> None:
             if len(done) == 4:
                 os.kill(os.getpid(), signal.SIGINT)
             original(self, batch, index)
             done.append(index)
 
-        patch.setattr(SessionModel, "training_step", interrupted)
+        patch.setattr(SessionRecommender, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(world, tmp_path / "cut", "checkpoint.every_n_minutes=1000")
+            run(prepared, tmp_path / "cut", "checkpoint.every_n_minutes=1000")
     assert done == [0, 1, 2, 3, 4]
     saved = torch.load(tmp_path / "cut" / LAST, weights_only=True)
     assert saved["global_step"] == 5
     assert signal.getsignal(signal.SIGINT) is handler
-    resumed = run(world, tmp_path / "cut", "resume=true", seed=7)
+    resumed = run(prepared, tmp_path / "cut", "resume=true", seed=7)
     assert all(torch.equal(weight, resumed.state_dict()[name]) for name, weight in whole.state_dict().items())

@@ -1,0 +1,79 @@
+"""The list of models that every contract test reads: a new model needs one line here."""
+
+from typing import Any, NamedTuple
+
+from arnn_lightning.preprocessing.dataset import PreparedDataset
+from helpers import make_model, ready
+
+
+class ModelCase(NamedTuple):
+    """A preset of conf/model, made small, and what the contract tests expect of it."""
+
+    name: str
+    preset: str
+    overrides: tuple[str, ...] = ()
+    has_memory: bool = False  # whether scores depend on the events before the last one
+    reads_contexts: bool = False
+    is_trained: bool = True  # by gradient steps; else fitted by counting
+
+    def make(self, prepared: PreparedDataset, *overrides: str, **settings: Any) -> Any:
+        """The model as a Trainer sets it up on ``prepared``, fitted where it is not trained."""
+        model = ready(make_model(self.preset, prepared.dims, *self.overrides, *overrides, **settings), prepared)
+        if not self.is_trained:
+            model.fit(prepared.sessions("train"))
+        return model
+
+
+_GRU4REC = ("model.hidden_size=8",)
+_PNN = ("model.hidden_size=8", "model.embedding_size=4")
+_ARNN = (
+    "model.hidden_size=8",
+    "model.session.hidden_size=6",
+    "model.context.hidden_size=5",
+    "model.context.embedding_size=4",
+)
+
+MODELS = (
+    ModelCase("pop", "pop", is_trained=False),
+    ModelCase("itemknn", "itemknn", is_trained=False),
+    ModelCase("gru4rec", "gru4rec", _GRU4REC, has_memory=True),
+    ModelCase(
+        "gru4rec_separate", "gru4rec", (*_GRU4REC, "model.embedding=separate", "model.layers=2"), has_memory=True
+    ),
+    ModelCase("gru4rec_tied", "gru4rec", (*_GRU4REC, "model.embedding=tied"), has_memory=True),
+    ModelCase("gru4rec_strong", "gru4rec_strong", _GRU4REC, has_memory=True),
+    ModelCase("pnn", "pnn", (*_PNN, "model.product_method=gram"), reads_contexts=True),
+    ModelCase("pnn_closed", "pnn", (*_PNN, "model.product_method=closed"), reads_contexts=True),
+    ModelCase("concat", "concat", ("model.embedding_size=4",), reads_contexts=True),
+    ModelCase("arnn", "arnn", _ARNN, has_memory=True, reads_contexts=True),
+    ModelCase(
+        "arnn_footnote2",
+        "arnn",
+        (*_ARNN, "model.finetune_context_batchnorm=true"),
+        has_memory=True,
+        reads_contexts=True,
+    ),
+    ModelCase("arnn_joint", "arnn", (*_ARNN, "model.freeze_encoders=false"), has_memory=True, reads_contexts=True),
+    ModelCase(
+        "arnn_concat",
+        "arnn",
+        (
+            "model@model.context=concat",
+            "~model.context.hidden_size",  # conf/tuned has them for PNN
+            "~model.context.dropout",
+            "model.hidden_size=8",
+            "model.session.hidden_size=6",
+            "model.context.embedding_size=4",
+        ),
+        has_memory=True,
+        reads_contexts=True,
+    ),
+    ModelCase("arnn_strong", "arnn_strong", _ARNN, has_memory=True, reads_contexts=True),
+)
+TRAINED = tuple(case for case in MODELS if case.is_trained)
+BY_NAME = {case.name: case for case in MODELS}
+
+
+def case_name(case: ModelCase) -> str:
+    """The id of a parametrized test."""
+    return case.name

@@ -1,0 +1,74 @@
+"""SessionRecommender: optimizers and learning-rate schedules."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from arnn_lightning.preprocessing.dataset import PreparedDataset
+from helpers import make_data, model_config, trainer
+from models import BY_NAME
+
+SCHEDULERS = "torch.optim.lr_scheduler"
+
+
+def fit(
+    prepared: PreparedDataset, folder: Path, *overrides: str, epochs: int = 3, steps: int = 3
+) -> tuple[Any, list[float]]:
+    """A trained model, and the learning rate of every optimizer step."""
+    model = BY_NAME["gru4rec"].make(prepared, "model.optimizer.lr=0.1", *overrides)
+    factory, rates = model.optimizer_factory, []
+
+    def recorded(weights: Any) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = factory(weights)
+        optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return optimizer
+
+    model.optimizer_factory = recorded
+    trainer(folder, max_epochs=epochs).fit(model, make_data(prepared, steps_per_chunk=steps))
+    return model, rates
+
+
+@pytest.fixture
+def n_steps(small_world: PreparedDataset) -> int:
+    """Mini-batches of an epoch."""
+    return len(make_data(small_world).chunks("train", 4).schedule.event)
+
+
+def test_without_a_schedule_the_rate_is_constant(small_world: PreparedDataset, tmp_path: Path, n_steps: int) -> None:
+    assert fit(small_world, tmp_path)[1] == [0.1] * 3 * n_steps
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adamw"])
+def test_a_schedule_per_epoch(optimizer: str, small_world: PreparedDataset, tmp_path: Path, n_steps: int) -> None:
+    schedule = f"model.scheduler={{_target_:{SCHEDULERS}.ExponentialLR,_partial_:true,gamma:0.5}}"
+    _, rates = fit(small_world, tmp_path, f"model/optimizer={optimizer}", schedule)
+    assert rates == pytest.approx([0.1] * n_steps + [0.05] * n_steps + [0.025] * n_steps)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_a_schedule_per_step(steps: int, small_world: PreparedDataset, tmp_path: Path, n_steps: int) -> None:
+    schedule = f"model.scheduler={{_target_:{SCHEDULERS}.ExponentialLR,_partial_:true,gamma:0.9}}"
+    _, rates = fit(
+        small_world, tmp_path, schedule, "model.scheduler_interval=step", "model.clip_norm=1", epochs=2, steps=steps
+    )
+    assert rates == pytest.approx([0.1 * 0.9**step for step in range(2 * n_steps)])
+
+
+def test_a_schedule_by_the_loss_of_an_epoch(small_world: PreparedDataset, tmp_path: Path, n_steps: int) -> None:
+    """No epoch is better than the first by a factor of 1,000: the rate falls from the third epoch on."""
+    plateau = "ReduceLROnPlateau,_partial_:true,patience:0,factor:0.5,threshold:0.999"
+    _, rates = fit(small_world, tmp_path, f"model.scheduler={{_target_:{SCHEDULERS}.{plateau}}}", epochs=4)
+    assert rates[::n_steps] == pytest.approx([0.1, 0.1, 0.05, 0.025])
+
+
+def test_E13_every_value_of_a_config_reaches_the_optimizer(small_world: PreparedDataset) -> None:
+    for name, kind in (("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+        overrides = [f"model/optimizer={name}", "model.optimizer.lr=0.013", "model.optimizer.weight_decay=0.07"]
+        optimizer = BY_NAME["gru4rec"].make(small_world, *overrides).configure_optimizers()
+        assert type(optimizer) is kind
+        config = model_config("gru4rec", small_world.dims, *overrides)["optimizer"]
+        values = {key: value for key, value in config.items() if not key.startswith("_")}
+        (group,) = optimizer.param_groups
+        assert {key: list(group[key]) if key == "betas" else group[key] for key in values} == values

@@ -1,0 +1,165 @@
+"""The training step: rows of tables against whole tables, clipping, and encoders from outside the package."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from arnn_lightning.batch import State, StepInput
+from arnn_lightning.encoders import SessionEncoder
+from arnn_lightning.losses import CrossEntropy
+from arnn_lightning.models import RunSettings, SessionRecommender
+from arnn_lightning.nn.table import EmbeddingTable
+from arnn_lightning.optim import RowAdagrad
+from arnn_lightning.preprocessing.dataset import PreparedDataset
+from helpers import LSTMEncoder, make_data, train_losses
+from models import BY_NAME, TRAINED, ModelCase, case_name
+
+
+def recommender(encoder: SessionEncoder, **settings: Any) -> SessionRecommender:
+    defaults: dict[str, Any] = {
+        "loss": CrossEntropy("linear", 0.5, "batch", "mask", 0.0),
+        "optimizer": lambda weights: RowAdagrad(weights, 0.1, 1e-10, 0.0, 0.0),
+        "scheduler": None,
+        "scheduler_interval": "epoch",
+        "clip_norm": None,
+        "settings": RunSettings(),
+    }
+    torch.manual_seed(0)
+    return SessionRecommender("outside", {"n_items": 12}, encoder, **(defaults | settings)).train()
+
+
+def whole_tables(weights: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(weights, 0.1, eps=1e-4)
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+def test_E21_steps_on_rows_equal_steps_on_whole_tables(case: ModelCase, small_world: PreparedDataset) -> None:
+    """eps 1e-4: the exact gradient of a bias before a batch norm is 0, which a smaller eps turns into real steps."""
+    trained = []
+    for make in (lambda weights: RowAdagrad(weights, 0.1, 1e-4, 0.0, 0.0), whole_tables):
+        model = case.make(small_world).double().train()
+        model.optimizer_factory = make
+        torch.manual_seed(0)
+        losses = train_losses(model, make_data(small_world, batch_size=7, n_sample=3), epochs=2)
+        trained.append({"losses": torch.tensor(losses), **model.state_dict()})
+    for name, value in trained[0].items():
+        assert torch.allclose(value, trained[1][name], atol=1e-8), name
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "gru4rec_tied", "pnn"])
+def test_clip_norm_scales_the_gradient_of_all_weights(name: str, small_world: PreparedDataset) -> None:
+    """With SGD at rate 1 a step is the negative gradient: its norm is at most ``clip_norm``, its direction the same."""
+    data = make_data(small_world, batch_size=4, n_sample=3, steps_per_chunk=1)
+    steps = []
+    for clip_norm in (None, 0.01, 1e6):
+        model = BY_NAME[name].make(small_world, "model/optimizer=sgd", "model.optimizer.lr=1").train()
+        model.clip_norm = clip_norm
+        model.configure_optimizers()
+        torch.manual_seed(0)
+        before = [weight.detach().clone() for weight in model.parameters()]
+        model.run_steps(data.train_dataset(model.chunk_spec)[0, 0], model.initial_state(4))
+        moved = [weight.detach() - old for weight, old in zip(model.parameters(), before, strict=True)]
+        steps.append(torch.cat([step.flatten() for step in moved]))
+    free, clipped, unbounded = steps
+    norm = free.norm()
+    assert norm > 0.01
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert torch.allclose(clipped, free * 0.01 / norm, atol=1e-6)
+    assert torch.equal(unbounded, free)
+
+
+@pytest.mark.parametrize("name", ["gru4rec_tied", "pnn_closed"])
+def test_clip_norm_of_rows_equals_that_of_whole_tables(name: str, small_world: PreparedDataset) -> None:
+    weights = []
+    for make in (lambda weights: RowAdagrad(weights, 0.1, 1e-4, 0.0, 0.0), whole_tables):
+        model = BY_NAME[name].make(small_world).double().train()
+        model.optimizer_factory, model.clip_norm = make, 0.01
+        torch.manual_seed(0)
+        train_losses(model, make_data(small_world, batch_size=7, n_sample=3))
+        weights.append(model.state_dict())
+    assert all(torch.allclose(value, weights[1][key], atol=1e-8) for key, value in weights[0].items())
+
+
+def test_an_encoder_with_a_plain_embedding_trains_it_whole(small_world: PreparedDataset) -> None:
+    weights = []
+    for make in (lambda weights: RowAdagrad(weights, 0.1, 1e-10, 0.0, 0.0), lambda w: torch.optim.Adagrad(w, 0.1)):
+        torch.manual_seed(0)
+        model = recommender(LSTMEncoder(12), optimizer=make)
+        before = model.encoder.embedding.weight.detach().clone()
+        train_losses(model, make_data(small_world, batch_size=7))
+        assert (model.encoder.embedding.weight != before).all()  # every item is in some step
+        weights.append(model.state_dict())
+    assert all(torch.allclose(value, weights[1][name], atol=1e-5) for name, value in weights[0].items())
+
+
+class LastTwoItems(SessionEncoder):
+    """Sums the embeddings of the step's item and of another id."""
+
+    def __init__(self, hidden_size: int = 8) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.table = EmbeddingTable(12, hidden_size)
+        nn.init.normal_(self.table.weight)
+
+    def other(self, item: Tensor) -> Tensor:
+        return item
+
+    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
+        return self.table(step.item) + self.table(self.other(step.item)), state
+
+
+class ConstantId(LastTwoItems):
+    """Looks up item 5 at every step, which no chunk knows of."""
+
+    def other(self, item: Tensor) -> Tensor:
+        return torch.full_like(item, 5)
+
+
+def test_an_encoder_may_look_up_the_items_of_its_step(small_world: PreparedDataset) -> None:
+    model = recommender(LastTwoItems())
+    losses = train_losses(model, make_data(small_world, batch_size=3), epochs=10)
+    assert sum(losses[-20:]) < sum(losses[:20])
+
+
+def test_a_lookup_of_an_id_outside_the_step_raises(small_world: PreparedDataset) -> None:
+    """It would otherwise read and train another item's row, whichever an earlier step left in its position."""
+    model = recommender(ConstantId())
+    data = make_data(small_world, batch_size=3, steps_per_chunk=1)
+    model.configure_optimizers()
+    dataset = data.train_dataset(model.chunk_spec)
+    results = []
+    for number in range(len(dataset)):
+        chunk = dataset[0, number]
+        if 5 in chunk.item:
+            model.run_steps(chunk, ())
+        else:
+            with pytest.raises(IndexError):
+                model.run_steps(chunk, ())
+        results.append(5 in chunk.item)
+    assert set(results) == {True, False}
+
+
+def test_a_lookup_of_an_id_outside_the_step_trains_without_rows(small_world: PreparedDataset) -> None:
+    model = recommender(ConstantId(), optimizer=lambda weights: torch.optim.Adam(weights, 0.01))
+    assert len(train_losses(model, make_data(small_world, batch_size=3))) > 0
+
+
+def test_frozen_tables_are_no_rows_of_the_step(small_world: PreparedDataset) -> None:
+    model = BY_NAME["arnn"].make(small_world)
+    tables = model.make_train_step(model.optimizer_factory(model.scorer.parameters())).tables
+    assert set(tables.values()) == {"candidate"}
+    joint = BY_NAME["arnn_joint"].make(small_world)
+    tables = joint.make_train_step(joint.optimizer_factory(joint.parameters())).tables
+    assert set(tables.values()) == {"candidate", "item", "single"}
+
+
+def test_optimizers_without_row_updates_get_whole_tables(small_world: PreparedDataset) -> None:
+    for optimizer in ("adam", "adamw", "sgd"):
+        model = BY_NAME["gru4rec"].make(small_world, f"model/optimizer={optimizer}")
+        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        model.configure_optimizers()
+        assert not model.chunk_spec.row_sources
+        train_losses(model.train(), make_data(small_world))
+        assert all((weight != before[name]).any() for name, weight in model.named_parameters())

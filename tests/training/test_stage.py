@@ -1,0 +1,51 @@
+"""A stage of training: which epoch it keeps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.training.stage import BEST, DONE_MARKER, LAST, train_stage, validate_model
+from helpers import compose_config
+from models import BY_NAME
+
+DATA = {"batch_size": 4, "n_sample": 0, "sample_alpha": 0.5, "negatives": "global"}
+
+
+class Validations(Callback):
+    """Collects the validation metric of every epoch."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.values.append(float(trainer.callback_metrics["val/mrr@20"]))
+
+
+def train(prepared: PreparedDataset, folder: Path, epochs: int, patience: int | None) -> tuple[list[float], float]:
+    """The validation metric of every epoch, and that of the model afterwards."""
+    config = compose_config("model=gru4rec", "logger={}", "performance.steps_per_execution=3")
+    model = BY_NAME["gru4rec"].make(prepared, "model.optimizer.lr=1", metadata={"prepared": prepared.folder.name})
+    validations = Validations()
+    stage = {"epochs": epochs, "patience": patience, **DATA}
+    train_stage(model, prepared, config, stage, folder, [], [validations])
+    return validations.values, validate_model(model, prepared, config)["mrr@20"]
+
+
+def test_the_best_epoch_of_the_validation_is_kept(small_world: PreparedDataset, tmp_path: Path) -> None:
+    values, kept = train(small_world, tmp_path, epochs=6, patience=None)
+    assert len(values) == 6
+    assert np.argmax(values) not in (np.argmin(values), 5)  # neither the worst nor the last
+    assert kept == pytest.approx(max(values), rel=1e-6)
+    epochs = [torch.load(tmp_path / name, weights_only=True)["epoch"] for name in (BEST, LAST)]
+    assert epochs == [int(np.argmax(values)), 5]
+    assert (tmp_path / DONE_MARKER).is_file()
+
+
+def test_patience_stops_after_epochs_without_a_better_one(small_world: PreparedDataset, tmp_path: Path) -> None:
+    values, _ = train(small_world, tmp_path, epochs=30, patience=2)
+    best = int(np.argmax(values))
+    assert len(values) == best + 1 + 2 < 30
