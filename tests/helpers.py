@@ -134,7 +134,7 @@ def train_losses(model: Any, data: SessionDataModule, epochs: int = 1, learn: bo
         for number in range(len(dataset)):
             chunk = dataset[epoch, number]
             if update is not None:
-                optimizer.step = update
+                optimizer.step = optimizer.update = update
             losses_K, state = model.run_steps(chunk, state, update)
             losses += losses_K.tolist()
     return losses

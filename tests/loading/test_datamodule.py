@@ -73,7 +73,7 @@ def test_sessions_are_read_back_as_written(tmp_path: Path) -> None:
     assert train.offset.tolist() == [0, 2, 5]
     assert train.user.tolist() == [1, 0]
     assert test.session.tolist() == [2]
-    assert train.targets == 3
+    assert train.n_predictions == 3
 
 
 def test_without_validation_days_there_are_no_chunks(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def make_peer_model() -> SessionRecommender:
         cell.weight.copy_(weights["gates"])
         cell.bias.copy_(weights["bias"])
         model.scorer.items.weight.copy_(weights["scores"])
-        model.scorer.bias.weight[:, 0].copy_(weights["score_bias"])
+        model.scorer.bias.weight.copy_(weights["score_bias"])
     return model
 
 

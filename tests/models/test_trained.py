@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from arnn_lightning.optim import RowAdagrad
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, model_config, trainer
 from models import BY_NAME
@@ -22,7 +23,16 @@ def fit(
 
     def recorded(weights: Any) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = factory(weights)
-        optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        if not isinstance(optimizer, RowAdagrad):
+            optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+            return optimizer
+        update = optimizer.update
+
+        def recording(*arguments: Any, **named: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+            update(*arguments, **named)
+
+        optimizer.update = recording  # type: ignore[method-assign]
         return optimizer
 
     model.optimizer_factory = recorded

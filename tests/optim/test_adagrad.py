@@ -34,7 +34,7 @@ def train(make: Callable[[nn.Parameter, nn.Linear], Optimizer], rows: bool) -> l
                 loss, [values, linear.weight, linear.bias]
             )
             assert isinstance(optimizer, RowAdagrad)
-            optimizer.step(rows={table: RowUpdate(unique, values, gradient)})
+            optimizer.step(rows=[RowUpdate(table, unique, values, gradient)])
         else:
             optimizer.zero_grad()
             loss.backward()
@@ -78,10 +78,10 @@ def test_decay_and_momentum_act_on_updated_rows_only(momenta: tuple[float, float
     expected = [table.detach().clone() for table in tables]
     states = [{name: torch.zeros_like(table) for name in ("sum", "velocity")} for table in tables]
     for _ in range(6):
-        updates = {}
+        updates = []
         for table, weight, state, group in zip(tables, expected, states, settings, strict=True):
             ids, gradient = torch.randperm(9)[:4], torch.randn(4, 2).double()
-            updates[table] = RowUpdate(ids, table.detach()[ids], gradient)
+            updates.append(RowUpdate(table, ids, table.detach()[ids], gradient))
             rows = weight[ids]
             row_state = {name: whole[ids] for name, whole in state.items()}
             reference_step(rows, gradient, row_state, group)
@@ -98,7 +98,7 @@ def test_rows_that_are_not_updated_keep_their_bits() -> None:
     optimizer = adagrad([table], weight_decay=0.5, momentum=0.9)
     for ids in ([0, 1], [1, 5], [3]):
         before, index = table.detach().clone(), torch.tensor(ids)
-        optimizer.step(rows={table: RowUpdate(index, table.detach()[index], torch.randn(len(ids), 2))})
+        optimizer.step(rows=[RowUpdate(table, index, table.detach()[index], torch.randn(len(ids), 2))])
         assert (table != before).all(1).nonzero()[:, 0].tolist() == ids
         assert (table == before).all(1).sum() == 6 - len(ids)
 
@@ -138,7 +138,7 @@ def test_the_fused_update_equals_the_plain_one(weight_decay: float, monkeypatch:
         )
 
     fused = weights()
-    monkeypatch.setattr(RowAdagrad, "_step_fused", RowAdagrad._step_with_momentum)
+    monkeypatch.setattr(RowAdagrad, "_update_fused", RowAdagrad._update_with_momentum)
     for a, b in zip(fused, weights(), strict=True):
         assert torch.allclose(a, b, atol=1e-14)
 
@@ -149,7 +149,7 @@ def test_the_optimizers_state_is_saved_and_restored() -> None:
 
     def step(number: int) -> None:
         table, ids = tables[number], torch.tensor([0, 2])
-        optimizers[number].step(rows={table: RowUpdate(ids, table.detach()[ids], torch.ones(2, 2))})
+        optimizers[number].step(rows=[RowUpdate(table, ids, table.detach()[ids], torch.ones(2, 2))])
 
     step(0)
     tables[1].data.copy_(tables[0].data)

@@ -168,13 +168,13 @@ def test_stages_have_prefixes_and_metadata_of_their_own() -> None:
     def metadata(config: Any) -> dict[str, Any]:
         return {"model": config["name"]}
 
-    settings = RunSettings(cutoffs=(5,))
+    settings = RunSettings(metrics=("recall@5",))
     model: Any = build_model(model_config("arnn", DIMS), settings, metadata)
     stages = {"": model, "session/": model.stages["session"], "context/": model.stages["context"]}
     for prefix, stage in stages.items():
         assert stage.settings.log_prefix == prefix
         assert stage.settings.metadata == {"model": stage.name}
-        assert stage.settings.cutoffs == [5, 20]
+        assert stage.settings.metrics == ["recall@5", "mrr@20"]
     assert settings.metadata == {}
 
 

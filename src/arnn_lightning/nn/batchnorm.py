@@ -16,10 +16,6 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     On many devices the statistics are those of all their slots, also for a device without a valid slot.
     """
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
-        self.register_buffer("num_batches_tracked", None)  # only for a momentum of None
-
     def forward(self, x_BH: Tensor, valid_B: Tensor | None = None) -> Tensor:
         """(B, H), (B,) -> (B, H). ``valid_B`` None: all slots are valid."""
         world_size = rank_and_world_size()[1] if self.training else 1
