@@ -166,7 +166,7 @@ def test_cached_features_give_the_weights_of_recomputed_ones(
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_cached_features_are_those_of_the_encoders_and_need_no_state(small_world: Prepared) -> None:
+def test_cached_features_equal_the_encoders_and_need_no_state(small_world: Prepared) -> None:
     model = make_arnn(small_world).train()
     model.configure_optimizers()
     dataset = make_data(small_world, steps_per_chunk=10).train_dataset(model.chunk_spec)
