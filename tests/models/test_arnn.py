@@ -1,5 +1,6 @@
 """ARNN: two encoders by role, pretrained, frozen, merged."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_new_weights_make_new_user_terms(small_world: PreparedDataset) -> None:
     model = make_arnn(small_world)
     item, user = torch.tensor([1, 2]), torch.tensor([0, 3])
     before = model.step_input(item, user, None).user_terms
-    state = {name: value + 1 if "product.bias" in name else value for name, value in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())
+    state["encoder.context.product.bias"] += 1
     model.load_state_dict(state)
     model.prepare_merge()
     assert torch.allclose(model.step_input(item, user, None).user_terms, before + 1, atol=1e-6)
@@ -166,7 +168,7 @@ def test_cached_features_give_the_weights_of_recomputed_ones(
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_cached_features_are_those_of_the_encoders_and_need_no_state(small_world: PreparedDataset) -> None:
+def test_cached_features_equal_the_encoders_and_need_no_state(small_world: PreparedDataset) -> None:
     model = make_arnn(small_world).train()
     model.configure_optimizers()
     dataset = make_data(small_world, steps_per_chunk=10).train_dataset(model.chunk_spec)
@@ -193,7 +195,7 @@ def test_features_of_older_weights_are_not_used(small_world: PreparedDataset, tm
     weights = []
     for filled_before in (True, False):
         model = make_arnn(small_world)
-        initial = {name: value.clone() for name, value in model.state_dict().items()}
+        initial = copy.deepcopy(model.state_dict())
         if filled_before:
             model.configure_optimizers()
             with torch.no_grad():

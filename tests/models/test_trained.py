@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from arnn_lightning.optim import RowAdagrad
+from arnn_lightning.optim import TrainStep
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, model_config, trainer
 from models import BY_NAME
@@ -14,30 +14,20 @@ from models import BY_NAME
 SCHEDULERS = "torch.optim.lr_scheduler"
 
 
-def fit(
-    prepared: PreparedDataset, folder: Path, *overrides: str, epochs: int = 3, steps: int = 3
-) -> tuple[Any, list[float]]:
-    """A trained model, and the learning rate of every optimizer step."""
+def fit(prepared: PreparedDataset, folder: Path, *overrides: str, epochs: int = 3, steps: int = 3) -> list[float]:
+    """Trains a model; the learning rate of every mini-batch."""
     model = BY_NAME["gru4rec"].make(prepared, "model.optimizer.lr=0.1", *overrides)
-    factory, rates = model.optimizer_factory, []
+    rates: list[float] = []
+    train_on_step = TrainStep.__call__
 
-    def recorded(weights: Any) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = factory(weights)
-        if not isinstance(optimizer, RowAdagrad):
-            optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
-            return optimizer
-        update = optimizer.update
+    def recorded(self: TrainStep, *arguments: Any) -> Any:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return train_on_step(self, *arguments)
 
-        def recording(*arguments: Any, **named: Any) -> None:
-            rates.append(optimizer.param_groups[0]["lr"])
-            update(*arguments, **named)
-
-        optimizer.update = recording  # type: ignore[method-assign]
-        return optimizer
-
-    model.optimizer_factory = recorded
-    trainer(folder, max_epochs=epochs).fit(model, make_data(prepared, steps_per_chunk=steps))
-    return model, rates
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", recorded)
+        trainer(folder, max_epochs=epochs).fit(model, make_data(prepared, steps_per_chunk=steps))
+    return rates
 
 
 @pytest.fixture
@@ -47,20 +37,20 @@ def n_steps(small_world: PreparedDataset) -> int:
 
 
 def test_without_a_schedule_the_rate_is_constant(small_world: PreparedDataset, tmp_path: Path, n_steps: int) -> None:
-    assert fit(small_world, tmp_path)[1] == [0.1] * 3 * n_steps
+    assert fit(small_world, tmp_path) == [0.1] * 3 * n_steps
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "adamw"])
 def test_a_schedule_per_epoch(optimizer: str, small_world: PreparedDataset, tmp_path: Path, n_steps: int) -> None:
     schedule = f"model.scheduler={{_target_:{SCHEDULERS}.ExponentialLR,_partial_:true,gamma:0.5}}"
-    _, rates = fit(small_world, tmp_path, f"model/optimizer={optimizer}", schedule)
+    rates = fit(small_world, tmp_path, f"model/optimizer={optimizer}", schedule)
     assert rates == pytest.approx([0.1] * n_steps + [0.05] * n_steps + [0.025] * n_steps)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_a_schedule_per_step(steps: int, small_world: PreparedDataset, tmp_path: Path, n_steps: int) -> None:
     schedule = f"model.scheduler={{_target_:{SCHEDULERS}.ExponentialLR,_partial_:true,gamma:0.9}}"
-    _, rates = fit(
+    rates = fit(
         small_world, tmp_path, schedule, "model.scheduler_interval=step", "model.clip_norm=1", epochs=2, steps=steps
     )
     assert rates == pytest.approx([0.1 * 0.9**step for step in range(2 * n_steps)])
@@ -69,7 +59,7 @@ def test_a_schedule_per_step(steps: int, small_world: PreparedDataset, tmp_path:
 def test_a_schedule_by_the_loss_of_an_epoch(small_world: PreparedDataset, tmp_path: Path, n_steps: int) -> None:
     """No epoch is better than the first by a factor of 1,000: the rate falls from the third epoch on."""
     plateau = "ReduceLROnPlateau,_partial_:true,patience:0,factor:0.5,threshold:0.999"
-    _, rates = fit(small_world, tmp_path, f"model.scheduler={{_target_:{SCHEDULERS}.{plateau}}}", epochs=4)
+    rates = fit(small_world, tmp_path, f"model.scheduler={{_target_:{SCHEDULERS}.{plateau}}}", epochs=4)
     assert rates[::n_steps] == pytest.approx([0.1, 0.1, 0.05, 0.025])
 
 

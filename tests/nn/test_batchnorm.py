@@ -13,7 +13,7 @@ def norms(width: int = 3) -> tuple[MaskedBatchNorm, torch.nn.BatchNorm1d]:
     return ours, theirs
 
 
-def test_E26_all_valid_equals_torch_with_gradients_and_statistics() -> None:
+def test_E26_all_valid_slots_equal_torchs_batch_norm() -> None:
     for valid in (torch.ones(8, dtype=torch.bool), None):
         ours, theirs = norms()
         x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
@@ -46,7 +46,7 @@ def test_E26_the_momentum_shrinks_with_the_share_of_valid_slots() -> None:
     assert torch.allclose(ours.running_var, torch.lerp(torch.ones(3).double(), x[:4].var(0), 0.05))
 
 
-def test_E26_fewer_than_two_valid_slots_use_the_running_statistics() -> None:
+def test_E26_fewer_than_two_slots_use_the_running_statistics() -> None:
     for count in (0, 1):
         ours, theirs = norms()
         ours.running_mean += 2

@@ -112,7 +112,7 @@ def test_E13_every_setting_changes_the_update() -> None:
         assert not any(torch.allclose(a, b) for a, b in zip(base, weights(**{name: value}), strict=True)), name
 
 
-def test_E13_the_accumulator_starts_at_0_and_the_rate_is_constant() -> None:
+def test_E13_the_accumulator_starts_at_0_without_decay() -> None:
     weight = nn.Parameter(torch.zeros(1))
     optimizer = adagrad([weight], eps=0.0)
     expected = 0.0

@@ -22,7 +22,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.loading.datamodule import TrainingWindows, Windows
 from arnn_lightning.models.base import SessionModel
 from arnn_lightning.nn.collectives import all_reduce_gradients, rank_and_world_size, sum_gradients
-from arnn_lightning.preprocessing.dataset import Prepared
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks import train as train_task
 from arnn_lightning.training import distributed
 from arnn_lightning.training.checkpoint import build
@@ -51,7 +51,7 @@ Record = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     """Few long sessions: after STEPS steps slots become empty one by one, and soon one device has only empty ones.
 
     The test split has fewer sessions than one device has slots: the other device has nothing to evaluate.
@@ -74,7 +74,7 @@ def make_config(model: str, devices: int, *overrides: str) -> DictConfig:
     return compose_config(f"model={model}", "data=xing", "logger={}", *many, *sizes, *overrides)
 
 
-def build_model(config: DictConfig, prepared: Prepared, seed: int = 0) -> SessionModel:
+def build_model(config: DictConfig, prepared: PreparedDataset, seed: int = 0) -> SessionModel:
     config.model.dims = prepared.dims
     torch.manual_seed(seed)
     plain = OmegaConf.to_container(config.model, resolve=True)
@@ -91,7 +91,7 @@ def weights_of(model: SessionModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
-def train(case: str, prepared: Prepared, folder: Path, devices: int) -> Record:
+def train(case: str, prepared: PreparedDataset, folder: Path, devices: int) -> Record:
     """One epoch in double precision: Adagrad's first steps turn a rounding error into a step of full size.
 
     Returns ``losses`` of every step, ``weights`` after STEPS of them, the ``loss`` of the epoch.
@@ -118,7 +118,7 @@ def train(case: str, prepared: Prepared, folder: Path, devices: int) -> Record:
         torch.set_default_dtype(torch.float32)
 
 
-def evaluate(name: str, prepared: Prepared, devices: int, folder: Path) -> Record:
+def evaluate(name: str, prepared: PreparedDataset, devices: int, folder: Path) -> Record:
     """Ranks and metrics of the test split; ItemKNN and POP are fitted as in a run."""
     config = make_config(name, devices)
     model = build_model(config, prepared)
@@ -138,7 +138,7 @@ class Interrupted(BaseException):
     """Raised by a test to interrupt a run."""
 
 
-def resume(prepared: Prepared, folder: Path, interrupt_at: int | None) -> dict[str, Tensor]:
+def resume(prepared: PreparedDataset, folder: Path, interrupt_at: int | None) -> dict[str, Tensor]:
     """Weights after two epochs with dropout on two devices, interrupted at a chunk and resumed."""
     config = make_config("gru4rec", 2, "model.dropout_hidden=0.3", "model.n_sample=4")
     stage = OmegaConf.to_container(config.model, resolve=True) | {"epochs": 2}
@@ -170,7 +170,7 @@ def reduce_gradients() -> list[Tensor]:
     return gradients
 
 
-def worker(rank: int, port: int, prepared: Prepared, folder: Path) -> None:
+def worker(rank: int, port: int, prepared: PreparedDataset, folder: Path) -> None:
     """All work of the two processes of this file, whose start takes longer than their work."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -183,7 +183,7 @@ def worker(rank: int, port: int, prepared: Prepared, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     multiprocessing.spawn(worker, (free_port(), dataset, folder), nprocs=2)
     return folder
@@ -196,7 +196,7 @@ def records(folder: Path) -> list[Record]:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "local_negatives"])
-def test_two_devices_match_one(case: str, records: list[Record], dataset: Prepared, tmp_path: Path) -> None:
+def test_two_devices_match_one(case: str, records: list[Record], dataset: PreparedDataset, tmp_path: Path) -> None:
     alone, many = train(case, dataset, tmp_path, 1), records[0][case]
     assert len(alone["losses"]) > STEPS + 30
     assert many["losses"][:STEPS] == pytest.approx(alone["losses"][:STEPS], rel=1e-8)
@@ -218,7 +218,7 @@ def test_all_reduce_gradients_sums_in_place(records: list[Record]) -> None:
         assert all(torch.equal(*pair) for pair in zip(record["gradients"], expected, strict=True))
 
 
-def test_local_negatives_average_the_gradients_of_devices(records: list[Record], dataset: Prepared) -> None:
+def test_local_negatives_average_the_gradients_of_devices(records: list[Record], dataset: PreparedDataset) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         name, settings = CASES["local_negatives"]
@@ -254,7 +254,9 @@ def test_local_negatives_average_the_gradients_of_devices(records: list[Record],
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_V16_two_devices_evaluate_as_one(name: str, records: list[Record], dataset: Prepared, tmp_path: Path) -> None:
+def test_V16_two_devices_evaluate_as_one(
+    name: str, records: list[Record], dataset: PreparedDataset, tmp_path: Path
+) -> None:
     alone = evaluate(name, dataset, 1, tmp_path)
     for record in records:
         assert record["evaluated"][name]["ranks"] == alone["ranks"]
@@ -262,7 +264,9 @@ def test_V16_two_devices_evaluate_as_one(name: str, records: list[Record], datas
 
 
 @pytest.mark.parametrize("name", ["pop", "itemknn"])
-def test_fitted_model_is_equal_on_two_devices(name: str, folder: Path, dataset: Prepared, tmp_path: Path) -> None:
+def test_fitted_model_is_equal_on_two_devices(
+    name: str, folder: Path, dataset: PreparedDataset, tmp_path: Path
+) -> None:
     evaluate(name, dataset, 1, tmp_path)
     fitted, alone = (
         torch.load(path / BEST, weights_only=True)["state_dict"] for path in (folder / f"fitted_{name}", tmp_path)
@@ -278,7 +282,7 @@ def test_resumed_two_device_run_matches_uninterrupted(interrupted_at: int, recor
         assert all(torch.equal(weight, resumed[name]) for name, weight in uninterrupted.items())
 
 
-def test_other_number_of_devices_cannot_resume(folder: Path, dataset: Prepared) -> None:
+def test_other_number_of_devices_cannot_resume(folder: Path, dataset: PreparedDataset) -> None:
     saved = torch.load(folder / "interrupted_4" / LAST, weights_only=True)["progress"]
     assert saved["state"][0].shape == (1, 2 * SLOTS, 8)
     assert len(saved["rng"]) == 2

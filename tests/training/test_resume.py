@@ -51,11 +51,11 @@ def run(
     model: tuple[str, ...] = ONE_LAYER,
 ) -> SessionRecommender:
     """Trains one stage; ``seed`` is of the initial weights."""
-    made: SessionRecommender = case.make(
+    recommender: SessionRecommender = case.make(
         prepared, *model, seed=seed, metadata={"prepared": prepared.folder.name}, cache_mb=1.0
     )
-    train_stage(made, prepared, config_of(*overrides), {"epochs": epochs, "patience": 2, **DATA}, folder, [])
-    return made
+    train_stage(recommender, prepared, config_of(*overrides), {"epochs": epochs, "patience": 2, **DATA}, folder, [])
+    return recommender
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> None:
