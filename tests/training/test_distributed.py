@@ -554,7 +554,7 @@ def test_ctrl_c_saves_and_ends_all_processes(workspace: Path) -> None:
     [
         (["trainer.devices=2"], {}, "2 devices need trainer=ddp"),
         (["trainer=ddp", "trainer.accelerator=gpu"], {}, "trainer: No supported gpu backend found!"),
-        (["model=gru4rec", "model.negatives=some"], {}, "model.negatives=some: choose global or local"),
+        (["model=gru4rec", "model.negatives=some"], {}, "model.negatives=some: must be one of global, local"),
         (["-m", *TWO, "seed=1"], {}, "--multirun is not supported with trainer=ddp"),
         (TWO, TORCHRUN | {"WORLD_SIZE": "4"}, "trainer.devices=2 x trainer.num_nodes=1 does not match the 4 processes"),
         (TWO, TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1"}, "rank 0 is not reachable at 127.0.0.1:1"),
