@@ -28,7 +28,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_is_about_the_project() -> None:
     shown = arnn(Path.cwd(), "--help").stdout
     assert shown.startswith("arnn: ")
-    assert "model: arnn, arnn_strong, concat, gru4rec, gru4rec_strong, itemknn, pnn, pop" in shown
+    assert "arnn, arnn_strong, concat, gru4rec, gru4rec_strong, itemknn, pnn, pop" in shown
     assert 'eval "$(arnn -sc install=bash)"' in shown
     assert "Hydra" not in shown
 
@@ -152,7 +152,20 @@ def test_metrics_can_be_recomputed_from_the_ranks(workspace: Path) -> None:
 
 def test_checkpoints_are_plain_data(workspace: Path) -> None:
     checkpoint = torch.load(workspace / "first" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert checkpoint["about"]["model"]["name"] == "arnn"
+    assert checkpoint["metadata"]["model"]["name"] == "arnn"
+
+
+@pytest.mark.parametrize("target", ["os.system", "${..note}"])
+def test_a_checkpoint_names_trusted_readers_only(
+    workspace: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(workspace / "first" / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["metadata"]["data"] |= {"note": "os.system", "reader": {"_target_": target, "command": "touch executed"}}
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    monkeypatch.chdir(tmp_path)
+    assert arnn_here(["task=evaluate", "checkpoint=other.ckpt", "hydra.run.dir=out"], monkeypatch) == 2
+    assert "_target_ os.system is not in a trusted module" in capfd.readouterr().err
+    assert not Path("executed").exists()
 
 
 def test_equal_runs_agree_bit_by_bit(workspace: Path) -> None:
@@ -267,8 +280,8 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data=xing"], "data/raw/xing: it should hold interactions.csv"),
-        (["data=xing", "data.raw_dir=bad_time"], "column 'created_at', row 3: 'yesterday' is not a whole number"),
+        (["data=xing"], "data/raw/xing; expected: interactions.csv"),
+        (["data=xing", "data.raw_dir=bad_time"], "column 'created_at', row 3: 'yesterday' is not an integer"),
         (["data=xing", "data.raw_dir=bad_column"], "no column 'item_id' (did you mean \"itemid\"?)"),
         (["data=tabular", "task=prepare"], "data.events is required; set it on the command line"),
         ([*SMALL, "paths.data=first.out/data"], "first.out/data/raw: Not a directory"),
@@ -279,9 +292,9 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
             [*SMALL, "data.contexts.single=region"],
             "data.contexts.single=region: must be a list of names, as in [country,age]",
         ),
-        ([*SMALL, "data.contexts.single=[region,region]"], "attribute 'region' is named more than once"),
+        ([*SMALL, "data.contexts.single=[region,region]"], "attribute 'region' is listed more than once"),
         ([*SMALL, "data.name=a/b"], "data.name=a/b: must be letters, digits"),
-        (["task=evaluate", "checkpoint=nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
+        (["task=evaluate", "checkpoint=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["task=evaluate", "checkpoint=first.out"], "first.out: "),
         ([*SMALL, "data.split.test_days=40"], "split is empty with data.split.test_days=40"),
         ([*SMALL, "evaluation.cutoffs=[100000]"], "100000 is not smaller than the catalogue of"),
@@ -289,7 +302,7 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
         ([*SMALL, "data.contexts.assignment=lots"], "data.contexts.assignment=lots: must be one of own"),
         ([*SMALL, "model.loss.activation=relu"], "model.loss.activation=relu: must be one of softmax"),
         ([*SMALL, "data.context_strength=3"], "data.context_strength=3: must be a number in [0, 1]"),
-        ([*SMALL, "pretrained.context=first/metrics.json"], "damaged, or no checkpoint"),
+        ([*SMALL, "pretrained.context=first/metrics.json"], "damaged or not a checkpoint"),
         ([*SMALL, "model=gru4rec", "model.optimizer.lr=-1"], "model.optimizer.lr=-1: must be a number of at least 0"),
         ([*SMALL, "model=gru4rec", "model.loss.logq=1"], "logq=1: only cross_entropy with candidates=batch"),
         ([*SMALL, "model=gru4rec", "model.n_sample=-1"], "model.n_sample=-1: must be an integer of at least 0"),

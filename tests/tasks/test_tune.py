@@ -104,7 +104,7 @@ def test_a_study_is_refused_when_its_log_has_changed(
         (["model=itemknn", "model.alpha=interval(1,0)"], "the search space model.alpha=interval(1,0) is not valid"),
         (
             ["model=itemknn", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"],
-            "cannot be used with trainer=ddp",
+            "is not supported with trainer=ddp",
         ),
         (
             ["model=itemknn", "space=['model.alpah=interval(0,1)']"],

@@ -10,25 +10,40 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from arnn_lightning.batch import BatchChunk, Candidates, ChunkSpec, Contexts, RowSource
 from arnn_lightning.errors import UserError
-from arnn_lightning.loading.datamodule import TrainingWindows, Windows
-from arnn_lightning.models.base import SessionModel
-from arnn_lightning.nn.collectives import all_reduce_gradients, rank_and_world_size, sum_gradients
+from arnn_lightning.evaluation.metrics import metric_names
+from arnn_lightning.loading.datasets import SessionParallelDataset, TrainDataset
+from arnn_lightning.loading.negatives import PopularitySampler
+from arnn_lightning.nn.collectives import all_reduce_gradients, rank_and_world_size
+from arnn_lightning.optim import step as train_step
+from arnn_lightning.optim.adagrad import RowUpdate
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.tasks import train as train_task
+from arnn_lightning.tasks.train import fill_dims, metadata_maker
 from arnn_lightning.training import distributed
-from arnn_lightning.training.checkpoint import build
-from arnn_lightning.training.stage import BEST, DONE, LAST, datamodule, train_stage, trainer
+from arnn_lightning.training.checkpoint import build_model
+from arnn_lightning.training.distributed import make_trainer
+from arnn_lightning.training.stage import (
+    BEST,
+    DONE_MARKER,
+    LAST,
+    evaluate_model,
+    make_datamodule,
+    run_settings,
+    to_container,
+    train_stage,
+)
 from commandline import SMALL, arnn, arnn_here, metrics_of
-from helpers import WideTensors, compose_config, make_sessions, random_sessions, write_world
+from helpers import WideTensors, compose_config, make_sessions, random_sessions, ready, write_world
 
 SLOTS, STEPS = 8, 50  # batch slots of each of two devices; steps that are compared
 NO_DROPOUT = ["model.dropout_hidden=0"]
@@ -46,6 +61,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "arnn_joint": ("arnn", [*FROZEN, "model.freeze_encoders=false", "model.optimizer.lr=0.001"]),
     "local_negatives": ("gru4rec_strong", [*STRONG, "model.negatives=local", "model.loss.accidental_hits=keep"]),
 }
+SOURCES: frozenset[RowSource] = frozenset({"item", "candidate", "item_and_candidate", "single"})
 MODELS = ("pop", "itemknn", "gru4rec", "pnn", "arnn")
 Record = dict[str, Any]
 
@@ -74,58 +90,55 @@ def make_config(model: str, devices: int, *overrides: str) -> DictConfig:
     return compose_config(f"model={model}", "data=xing", "logger={}", *many, *sizes, *overrides)
 
 
-def build_model(config: DictConfig, prepared: PreparedDataset, seed: int = 0) -> SessionModel:
-    config.model.dims = prepared.dims
+def make_model(config: DictConfig, prepared: PreparedDataset, seed: int = 0) -> Any:
+    fill_dims(config, prepared)
     torch.manual_seed(seed)
-    plain = OmegaConf.to_container(config.model, resolve=True)
-    assert isinstance(plain, dict)
-    model = build(plain)
-    contexts = datamodule(prepared, config, {}).contexts()
-    for part in (*model.parts.values(), model):
-        part.set_contexts(contexts)
-    model.assemble()
-    return model
+    metadata = metadata_maker(config, prepared)
+    return ready(build_model(to_container(config.model), run_settings(config), metadata), prepared)
 
 
-def weights_of(model: SessionModel) -> dict[str, Tensor]:
+def use_double_precision(model: Any) -> None:
+    """Otherwise Adagrad's first steps turn a rounding error into a step of full size."""
+    zeros = model.double().initial_state
+    model.initial_state = lambda batch_size: tuple(part.double() for part in zeros(batch_size))
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
 def train(case: str, prepared: PreparedDataset, folder: Path, devices: int) -> Record:
-    """One epoch in double precision: Adagrad's first steps turn a rounding error into a step of full size.
+    """One epoch in double precision.
 
     Returns ``losses`` of every step, ``weights`` after STEPS of them, the ``loss`` of the epoch.
     """
-    torch.set_default_dtype(torch.float64)
-    try:
-        name, settings = CASES[case]
-        config = make_config(name, devices, *settings)
-        model = build_model(config, prepared)
-        record: Record = {"losses": []}
-        check = model._check_losses
+    name, settings = CASES[case]
+    config = make_config(name, devices, *settings)
+    model = make_model(config, prepared)
+    use_double_precision(model)
+    record: Record = {"losses": []}
+    check = model._raise_if_not_finite
 
-        def record_losses(losses_K: Tensor) -> None:
-            check(losses_K)
-            record["losses"] += losses_K.tolist()
-            if len(record["losses"]) == STEPS:
-                record["weights"] = weights_of(model)
+    def record_losses(losses_K: Tensor) -> None:
+        check(losses_K)
+        record["losses"] += losses_K.tolist()
+        if len(record["losses"]) == STEPS:
+            record["weights"] = weights_of(model)
 
-        model._check_losses = record_losses
-        stage = OmegaConf.to_container(config.model, resolve=True) | {"epochs": 1}
-        train_stage(model, datamodule(prepared, config, stage), config, stage, folder, [])
-        return record | {"loss": model.epoch_loss}
-    finally:
-        torch.set_default_dtype(torch.float32)
+    model._raise_if_not_finite = record_losses
+    train_stage(model, prepared, config, to_container(config.model) | {"epochs": 1}, folder, [])
+    return record | {"loss": model.epoch_loss}
 
 
 def evaluate(name: str, prepared: PreparedDataset, devices: int, folder: Path) -> Record:
     """Ranks and metrics of the test split; ItemKNN and POP are fitted as in a run."""
     config = make_config(name, devices)
-    model = build_model(config, prepared)
+    model = make_model(config, prepared)
     if name in ("pop", "itemknn"):
-        train_stage(model, datamodule(prepared, config, {}), config, {}, folder, [])
-    result = train_task.test(model, config, prepared, [])
-    return {"ranks": result.ranks.to_dict(as_series=False), "metrics": result.metrics([5, 20])}
+        train_stage(model, prepared, config, {}, folder, [])
+    result = evaluate_model(model, prepared, config)
+    metrics = result.metrics(metric_names(["recall", "mrr"], [5, 20]))
+    return {"ranks": result.ranks.to_dict(as_series=False), "metrics": metrics}
 
 
 def free_port() -> int:
@@ -141,8 +154,8 @@ class Interrupted(BaseException):
 def resume(prepared: PreparedDataset, folder: Path, interrupt_at: int | None) -> dict[str, Tensor]:
     """Weights after two epochs with dropout on two devices, interrupted at a chunk and resumed."""
     config = make_config("gru4rec", 2, "model.dropout_hidden=0.3", "model.n_sample=4")
-    stage = OmegaConf.to_container(config.model, resolve=True) | {"epochs": 2}
-    model = build_model(config, prepared)
+    model = make_model(config, prepared)
+    stage = to_container(config.model) | {"epochs": 2}
     if interrupt_at is not None:
         step, calls = model.training_step, 0
 
@@ -155,9 +168,9 @@ def resume(prepared: PreparedDataset, folder: Path, interrupt_at: int | None) ->
 
         model.training_step = counted
         with pytest.raises(Interrupted):
-            train_stage(model, datamodule(prepared, config, stage), config, stage, folder, [])
-        config.resume, model = True, build_model(config, prepared, seed=7)
-    train_stage(model, datamodule(prepared, config, stage), config, stage, folder, [])
+            train_stage(model, prepared, config, stage, folder, [])
+        config.resume, model = True, make_model(config, prepared, seed=7)
+    train_stage(model, prepared, config, stage, folder, [])
     return weights_of(model)
 
 
@@ -174,7 +187,7 @@ def worker(rank: int, port: int, prepared: PreparedDataset, folder: Path) -> Non
     """All work of the two processes of this file, whose start takes longer than their work."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    trainer(make_config("gru4rec", 2), folder, [], []).strategy.setup_environment()
+    make_trainer(make_config("gru4rec", 2), logger=False).strategy.setup_environment()
     record: Record = {case: train(case, prepared, folder / case, 2) for case in CASES}
     record["gradients"] = reduce_gradients()
     record["evaluated"] = {name: evaluate(name, prepared, 2, folder / f"fitted_{name}") for name in MODELS}
@@ -219,35 +232,41 @@ def test_all_reduce_gradients_sums_in_place(records: list[Record]) -> None:
 
 
 def test_local_negatives_average_the_gradients_of_devices(records: list[Record], dataset: PreparedDataset) -> None:
-    torch.set_default_dtype(torch.float64)
-    try:
-        name, settings = CASES["local_negatives"]
-        config = make_config(name, 2, *settings)
-        model = build_model(config, dataset)
-        optimizer = model.configure_optimizers()
-        sessions = dataset.sessions("train")
-        both = [Windows(sessions, sessions.user, SLOTS, STEPS, device, 2) for device in (0, 1)]
-        options = (40, SLOTS, 9, 0.75, False, True, config.seed, "local")
-        states = [model.initial_state(SLOTS) for _ in both]
-        batches = [
-            [
-                TrainingWindows(Windows(sessions, sessions.user, SLOTS, 10, device, 2), *options)[0, index]
-                for index in range(STEPS // 10)
-            ]
-            for device in (0, 1)
-        ]
-        losses = []
-        for step in range(STEPS):
-            loss = torch.zeros(())
-            for device, (window, k) in enumerate(2 * [divmod(step, 10)]):
-                local_loss, states[device] = model.step_loss(batches[device][window], k, states[device])
-                loss = loss + local_loss / 2
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-    finally:
-        torch.set_default_dtype(torch.float32)
+    """On whole tables and with columns of the catalogue, where the training step has rows."""
+    name, settings = CASES["local_negatives"]
+    config = make_config(name, 1, *settings, f"model.batch_size={SLOTS}")
+    model = make_model(config, dataset).train()
+    use_double_precision(model)
+    optimizer = model.configure_optimizers()
+    data = make_datamodule(dataset, config, to_container(config.model))
+    data.n_devices = 2
+    chunks: list[list[Any]] = []
+    for data.device in (0, 1):
+        chunks_of_device = data.train_dataset(model.chunk_spec)
+        chunks.append([chunks_of_device[0, number] for number in range(STEPS // 10)])
+    states = [model.initial_state(SLOTS) for _ in chunks]
+    modules = dict(model._train_step.loss.named_modules())
+    losses = []
+    for number, k in (divmod(step, 10) for step in range(STEPS)):
+        loss = torch.zeros(())
+        for device, chunk in enumerate(chunks_of_device[number] for chunks_of_device in chunks):
+            rows = {source: ragged.split()[k] for source, ragged in chunk.rows.items()}
+            counts, columns = chunk.counts.split()[k], rows["candidate"][chunk.columns.split()[k]]
+            candidates = Candidates(chunk.positive[k], counts, columns, chunk.log_q.split()[k])
+            inputs, keep_B1 = list(model.step_inputs(chunk))[k]
+            state = tuple(part * keep_B1 for part in states[device])
+            local_loss, state = model._train_step.loss(inputs, candidates, state)
+            states[device] = tuple(part.detach() for part in state)
+            loss = loss + local_loss / 2
+        loss.backward()
+        updates = []
+        for table, source in model._train_step.tables.items():
+            weight = modules[table].weight
+            updates.append(RowUpdate(weight, rows[source], weight[rows[source]], weight.grad[rows[source]]))
+            weight.grad = None
+        optimizer.step(rows=updates)
+        optimizer.zero_grad()
+        losses.append(loss.item())
     assert records[0]["local_negatives"]["losses"][:STEPS] == pytest.approx(losses, rel=1e-8)
     for name, weight in records[0]["local_negatives"]["weights"].items():
         assert name == "mini_batches" or torch.allclose(weight, model.state_dict()[name], rtol=0, atol=1e-8), name
@@ -288,40 +307,45 @@ def test_other_number_of_devices_cannot_resume(folder: Path, dataset: PreparedDa
     assert len(saved["rng"]) == 2
     assert not torch.equal(saved["rng"][0], saved["rng"][1])  # dropout differs by device
     config = make_config("gru4rec", 1, "resume=true")
-    stage = OmegaConf.to_container(config.model, resolve=True) | {"epochs": 3}
-    (folder / "interrupted_4" / DONE).unlink()
-    with pytest.raises(UserError, match=r"started on 2 device\(s\) and cannot go on with 1"):
-        train_stage(
-            build_model(config, dataset),
-            datamodule(dataset, config, stage),
-            config,
-            stage,
-            folder / "interrupted_4",
-            [],
-        )
+    model = make_model(config, dataset)
+    (folder / "interrupted_4" / DONE_MARKER).unlink()
+    with pytest.raises(UserError, match=r"started on 2 device\(s\) and cannot be resumed on 1"):
+        train_stage(model, dataset, config, to_container(config.model) | {"epochs": 3}, folder / "interrupted_4", [])
 
 
-@pytest.mark.parametrize("model", ["gru4rec", "gru4rec_strong", "pnn"])
-def test_E8_no_collective_is_as_wide_as_the_catalogue(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gru4rec", "gru4rec_strong", "pnn"])
+def test_E8_no_collective_is_as_wide_as_the_catalogue(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n_items = 5003
-    dataset = write_world(tmp_path, {"train": (random_sessions(0, 20, n_items), [0] * 20)}, n_items, {"level": [1]})
-    config = make_config(model, 1, "model.n_sample=7")
-    learner = build_model(config, dataset)
-    learner.configure_optimizers()
-    stage = OmegaConf.to_container(config.model, resolve=True)
-    batch = datamodule(dataset, config, stage).train_dataloader().dataset[0, 0]
-    learner.step_loss(batch, 0, learner.initial_state(2 * SLOTS))[0].backward()
-    weights = [weight for weight in learner.parameters() if weight.grad is not None]
-    before = [weight.grad.to_dense() for weight in weights]
+    prepared = write_world(tmp_path, {"train": (random_sessions(0, 20, n_items), [0] * 20)}, n_items, {"level": [1]})
+    config = make_config(name, 1, "model.n_sample=7")
+    model = make_model(config, prepared)
+    model.configure_optimizers()
+    data = make_datamodule(prepared, config, to_container(config.model))
+    chunk = data.train_dataset(model.chunk_spec)[0, 0]
+    n_candidates = len(chunk.rows["candidate"].split()[0])
+    exchanged: list[tuple[Tensor, Tensor]] = []
+    wide = WideTensors(n_items, set())
+
+    def exchange(gradients: list[Tensor]) -> None:
+        before = [gradient.clone() for gradient in gradients]
+        with wide:
+            all_reduce_gradients(gradients)
+        exchanged.extend(zip(before, gradients, strict=True))
+
+    monkeypatch.setattr(train_step, "all_reduce_gradients", exchange)
+    monkeypatch.setattr(train_step, "rank_and_world_size", lambda: (0, 2))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        with WideTensors(n_items, set()) as wide:
-            sum_gradients(learner.parameters())
+        model.run_steps(chunk, model.initial_state(2 * SLOTS))
     finally:
         dist.destroy_process_group()
     assert wide.found == []
-    assert learner.scorer.items.weight.grad.is_sparse
-    assert all(torch.equal(weight.grad.to_dense(), gradient) for weight, gradient in zip(weights, before, strict=True))
+    shapes = [tuple(gradient.shape) for _, gradient in exchanged]
+    assert not any(n_items in shape for shape in shapes)
+    assert (n_candidates,) in shapes  # of the scorer's biases
+    assert all(torch.equal(before, gradient) for before, gradient in exchanged)
 
 
 # --- chunks ---
@@ -329,39 +353,50 @@ def test_E8_no_collective_is_as_wide_as_the_catalogue(model: str, tmp_path: Path
 
 @pytest.mark.parametrize("negatives", ["global", "local"])
 @pytest.mark.parametrize("n_sample", [0, 5])
-def test_E4_devices_share_slots_and_know_all_rows(negatives: Any, n_sample: int) -> None:
+def test_E4_devices_share_slots_and_have_all_rows(negatives: Any, n_sample: int) -> None:
     sessions = make_sessions(random_sessions(3, 5, 30, 12))
+    sampler = PopularitySampler(np.bincount(sessions.item, minlength=30), n_sample, 0.5, seed=1)
+    contexts = Contexts(single=torch.tensor([[0, 5], [1, 4], [0, 4], [2, 3], [3, 5]]), active=torch.empty(5, 0))
+    spec = ChunkSpec(SOURCES, full_catalogue=False, log_q=True, padded=False)
     both = [
-        TrainingWindows(
-            Windows(sessions, sessions.user, 4, 3, device, 2), 30, 4, n_sample, 0.5, False, True, 1, negatives
+        TrainDataset(
+            SessionParallelDataset(sessions, sessions.user, 4, 3, device, 2), sampler, contexts, spec, 30, 4, negatives
         )
         for device in (0, 1)
     ]
-    whole = Windows(sessions, sessions.user, 8, 3)
+    whole = SessionParallelDataset(sessions, sessions.user, 8, 3)
     n_empty = 0
     for index in range(len(whole)):
-        first, second = (windows[0, index] for windows in both)
-        global_chunk = [torch.cat(pair, 1) for pair in zip(first.window, second.window, strict=True)]
-        assert all(torch.equal(a, b) for a, b in zip(global_chunk, whole[0, index], strict=True))
-        for k in range(len(first.items)):
-            assert torch.equal(first.items[k].rows, second.items[k].rows)
-            assert torch.equal(first.scored[k].rows, second.scored[k].rows)
-            for batch in (first, second):
-                alive = batch.window.alive[k]
-                n_empty += not alive.any()
-                scored = batch.scored[k].rows[batch.own[k]] if batch.own else batch.scored[k].rows
-                slots = torch.arange(4)[alive]
-                assert torch.equal(scored[batch.scored[k].inverse[slots]], batch.window.target[k, alive])
-                assert torch.equal(batch.items[k].rows[batch.items[k].inverse[slots]], batch.window.item[k, alive])
-                assert batch.counts[k][batch.scored[k].inverse[:4]].min() >= 1  # empty slots too: no log of 0
-                assert len(batch.counts[k]) == len(batch.log_q[k]) == len(scored)
-                own = int(alive.sum()) + n_sample
-                everything = int(whole[0, index].alive[k].sum()) + n_sample
-                if negatives == "global" or own:
-                    assert int(batch.counts[k].sum()) == (everything if negatives == "global" else own)
-            if n_sample and negatives == "local":
-                sampled = [batch.scored[k].inverse[4:] for batch in (first, second)]
-                assert not torch.equal(first.own[k][sampled[0]], second.own[k][sampled[1]])
+        events, local_events = whole[0, index], [dataset.chunks[0, index] for dataset in both]
+        joined = BatchChunk(*(torch.cat(pair, 1) for pair in zip(*local_events, strict=True)))
+        assert all(torch.equal(*pair) for pair in zip(joined, events, strict=True))
+        chunks = [dataset[0, index] for dataset in both]
+        for chunk, local in zip(chunks, local_events, strict=True):
+            for field in ("item", "user", "is_session_start", "valid"):
+                assert torch.equal(getattr(chunk, field), getattr(local, field))
+        for k in range(len(events.item)):
+            rows, others = ({source: ids.split()[k] for source, ids in chunk.rows.items()} for chunk in chunks)
+            assert all(torch.equal(ids, others[source]) for source, ids in rows.items())
+            read = {"item": events.item[k], "single": contexts.single[events.user[k]]}
+            assert all(rows[source].tolist() == ids.unique().tolist() for source, ids in read.items())
+            assert set(rows["item_and_candidate"].tolist()) == {*rows["item"].tolist(), *rows["candidate"].tolist()}
+            samples = []
+            for device, (chunk, local) in enumerate(zip(chunks, local_events, strict=True)):
+                valid, counts, positive = local.valid[k], chunk.counts.split()[k], chunk.positive[k]
+                n_empty += not valid.any()
+                columns = rows["candidate"] if chunk.columns is None else rows["candidate"][chunk.columns.split()[k]]
+                assert torch.equal(columns[positive[valid]], local.target[k, valid])
+                assert counts[positive].min() >= 1  # empty slots too: no log of 0
+                assert len(counts) == len(chunk.log_q.split()[k]) == len(columns)
+                in_scope = events if negatives == "global" else local
+                if in_scope.valid[k].any():
+                    targets = in_scope.target[k, in_scope.valid[k]].bincount(minlength=30)
+                    samples.append(torch.zeros(30).index_add(0, columns, counts) - targets)
+                    source_device = device if negatives == "local" else 0
+                    expected = np.bincount(sampler.sample(0, 3 * index + k, 1, source_device)[0], minlength=30)
+                    assert samples[-1].tolist() == expected.tolist()
+            if n_sample and negatives == "local" and len(samples) == 2:
+                assert not torch.equal(*samples)
     assert n_empty
 
 
@@ -511,7 +546,7 @@ def test_ctrl_c_saves_and_ends_all_processes(workspace: Path) -> None:
     assert "resume=true hydra.run.dir=interrupted" in line
     assert process.returncode == 130
     assert (workspace / "interrupted" / "checkpoints" / LAST).is_file()
-    assert not (workspace / "interrupted" / "checkpoints" / DONE).exists()
+    assert not (workspace / "interrupted" / "checkpoints" / DONE_MARKER).exists()
 
 
 @pytest.mark.parametrize(
@@ -519,7 +554,7 @@ def test_ctrl_c_saves_and_ends_all_processes(workspace: Path) -> None:
     [
         (["trainer.devices=2"], {}, "2 devices need trainer=ddp"),
         (["trainer=ddp", "trainer.accelerator=gpu"], {}, "trainer: No supported gpu backend found!"),
-        (["model=gru4rec", "model.negatives=some"], {}, "model.negatives=some: choose global or local"),
+        (["model=gru4rec", "model.negatives=some"], {}, "model.negatives=some: must be one of global, local"),
         (["-m", *TWO, "seed=1"], {}, "--multirun is not supported with trainer=ddp"),
         (TWO, TORCHRUN | {"WORLD_SIZE": "4"}, "trainer.devices=2 x trainer.num_nodes=1 does not match the 4 processes"),
         (TWO, TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1"}, "rank 0 is not reachable at 127.0.0.1:1"),

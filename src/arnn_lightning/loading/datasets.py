@@ -171,12 +171,15 @@ class TrainDataset(Dataset[TrainChunk]):
         sampled = [
             torch.from_numpy(self.sampler.sample(epoch, first_step, n_steps, device)) for device in range(n_shares)
         ]
-        shares = [torch.cat(pair, 1) for pair in zip(batch.target.chunk(n_shares, 1), sampled, strict=True)]
+        targets = batch.target.chunk(n_shares, 1)
+        valid = batch.valid.chunk(n_shares, 1)
+        if self.local:
+            targets = tuple(map(_repeat_valid, targets, valid))
+        shares = [torch.cat(pair, 1) for pair in zip(targets, sampled, strict=True)]
         rows = unique_ids(torch.cat(shares, 1))
-        valid = batch.valid.chunk(n_shares, 1)[share]
         # In a step without a valid slot nothing of the share matters, but it must have some column.
-        valid = valid | ~valid.any(1, keepdim=True)
-        weight = torch.cat([valid, torch.ones_like(sampled[share], dtype=torch.bool)], 1).float()
+        counted_KB = valid[share] | ~valid[share].any(1, keepdim=True)
+        weight = torch.cat([counted_KB, torch.ones_like(sampled[share], dtype=torch.bool)], 1).float()
         ids, columns, distinct = rows.ids.flat, None, rows
         if self.local:
             distinct = unique_ids(rows.position.chunk(n_shares, 1)[share])
@@ -227,6 +230,12 @@ def _with_others(first: Ragged, second: Ragged, n_ids: int) -> Ragged:
     others = np.cumsum(first.sizes)[step_2[is_other]] + np.arange(int(n_others.sum()))
     flat[torch.from_numpy(others)] = second.flat[torch.from_numpy(is_other)]
     return Ragged(flat, first.sizes + n_others)
+
+
+def _repeat_valid(values_KB: Tensor, valid_KB: Tensor) -> Tensor:
+    """Empty slots get the value of a valid one, if any: the loss takes the log of how often a positive counts."""
+    slot_KB = torch.where(valid_KB, torch.arange(valid_KB.shape[1]), valid_KB.int().argmax(1, keepdim=True))
+    return values_KB.gather(1, slot_KB)
 
 
 def _starts(ragged: Ragged) -> np.ndarray:

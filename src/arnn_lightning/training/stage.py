@@ -136,6 +136,7 @@ def train_stage(
                 shutil.copyfile(folder / BEST, folder / LAST)
         if rank == 0:
             (folder / DONE_MARKER).touch()
+        broadcast_from_rank_zero(None)  # the other processes wait for the files
     load_checkpoint_into(model, folder / BEST, prepared)
 
 
