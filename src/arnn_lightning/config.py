@@ -197,7 +197,7 @@ RULES = TRAINING_RULES | {
     "events": integer(1),
     "output": TEXT,
     "runs": PATHS,
-    "report.metrics": list_of(METRIC, "metrics, as in [recall@20,mrr@20]"),
+    "report.metrics": either(list_of(METRIC, "metrics, as in [recall@20,mrr@20]"), NULL),
     "report.base": TEXT,
     "report.cutoffs": CUTOFFS,
     "models": list_of(TEXT, "models, as in [gru4rec,arnn]"),
