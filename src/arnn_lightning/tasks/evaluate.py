@@ -23,7 +23,7 @@ PATH_OVERRIDES = tuple(f"data.{key}" for key in PATH_KEYS)
 
 
 def run(config: DictConfig) -> None:
-    """Evaluates ``checkpoint`` and writes metrics.json and test_ranks.parquet into the task's own folder."""
+    """Evaluates ``checkpoint`` and writes metrics.json and test_ranks.parquet into the task's run folder."""
     with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
         _evaluate(config, folder)
 
@@ -31,8 +31,7 @@ def run(config: DictConfig) -> None:
 def _evaluate(config: DictConfig, folder: Path) -> None:
     checkpoint = read_checkpoint(config.checkpoint)
     metadata = checkpoint["metadata"]
-    for part in ("model", "data"):  # the data's reader is named by the checkpoint, too
-        check_targets(metadata[part], config.trusted_modules)
+    check_targets(metadata["model"], config.trusted_modules)
     given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] in PATH_OVERRIDES]
     moved = OmegaConf.from_dotlist(given).get("data", {})
     with open_dict(config):
@@ -41,6 +40,8 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
         config.published = metadata["published"]
         for key, place in moved.items():
             config.data[key] = place
+        config.data = to_container(config.data)  # its paths refer to this run's
+    check_targets(to_container(config.data), config.trusted_modules)
     prepared = rank_zero_first(lambda: prepare_data(config))
     if prepared.folder.name != metadata["prepared"]:
         raise UserError(
