@@ -66,7 +66,7 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
 
 
 def commands(document: Path) -> list[list[str]]:
-    """The arguments of every command of the project in an indented block, without Hydra's own settings."""
+    """The arguments of every command of the project in an indented block, without the settings of Hydra."""
     text = document.read_text().replace("\\\n", " ")
     lines = re.findall(r"^    .*-m arnn_lightning\b(.*)$", text, re.MULTILINE)
     return [
