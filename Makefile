@@ -32,7 +32,7 @@ RECORDED := experiments/results/recorded
 RESTORED := outputs/recorded
 REPORT := outputs/report/recorded
 
-report: $(INSTALLED) ## Table 2 and the page of the recorded runs, and the README's picture of it where Chromium is installed
+report: $(INSTALLED) ## Table 2 and the page of the recorded runs, and a picture of it where Chromium is installed
 	rm -rf $(RESTORED)
 	$(BIN)/python experiments/record.py restore $(RECORDED) $(RESTORED)
 	$(BIN)/python -m arnn_lightning task=report runs=$(RESTORED) paths.data=$(RESTORED) hydra.run.dir=$(REPORT)

@@ -51,7 +51,7 @@ def lightning(workload: Workload, epochs: int = 1) -> float:
 
 
 def bare_loop(workload: Workload) -> float:
-    """Seconds of one epoch of the model's own steps."""
+    """Seconds of one epoch of the model's steps."""
     model, data = workload.model, workload.data
     model.configure_optimizers()
     dataset = data.train_dataset(model.chunk_spec)

@@ -1,4 +1,4 @@
-"""The layers of the package: a module imports from layers below its own, or from its own package."""
+"""The layers of the package: a module imports from lower layers, or from its package."""
 
 import ast
 import importlib
@@ -21,7 +21,7 @@ LAYERS = (
     ("training", "serving", "reporting", "loggers"),
     ("tasks", "sweeps", "cli", "__main__", "__init__"),
 )
-WITHIN_A_LAYER = {  # importer -> what it may import of its own layer
+WITHIN_A_LAYER = {  # importer -> what it may import of its layer
     "losses": {"nn"},
     "optim": {"nn"},
     "preprocessing": {"readers"},
@@ -95,7 +95,11 @@ def test_E14_no_setting_has_a_default_in_code() -> None:
     for target in found:
         module, _, name = target.rpartition(".")
         made = getattr(importlib.import_module(module), name)
-        hidden = [one.name for one in inspect.signature(made).parameters.values() if one.default is not one.empty]
+        hidden = [
+            parameter.name
+            for parameter in inspect.signature(made).parameters.values()
+            if parameter.default is not parameter.empty
+        ]
         assert not hidden, f"{target} has defaults for {hidden}"
 
 

@@ -89,7 +89,7 @@ def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) 
         ("data.gap=1x", "a duration such as 30m, or an integer of at least 1, or null"),
         ("data.name=a/b", "letters, digits, dots and dashes only, since it names folders"),
         ("data.context_strength=3", "a number in [0, 1]"),
-        ("data.generate.zipf=much", "a number of at least 0"),
+        ("data.generate.noise_rate=much", "a number of at least 0"),
     ],
 )
 def test_a_wrong_value_names_key_value_and_what_is_allowed(override: str, allowed: str) -> None:

@@ -51,7 +51,7 @@ def read(folder: Path) -> Read:
         elif kind == "config":
             update(found.config, record.config)
         elif kind == "history":
-            items = {one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in record.history.item}
+            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             found.history.append(items)
         elif kind == "metric":
             found.metrics.append(record.metric)

@@ -57,7 +57,7 @@ class CheckSettings(Callback):
 
 
 class UserConfigSearchPath(SearchPathPlugin):
-    """A folder ``arnn_conf`` where a run starts comes before the package's own configs, file by file.
+    """A folder ``arnn_conf`` where a run starts takes precedence over the package's configs, file by file.
 
     Registered by hand: Hydra does not find plugins of packages that are installed in place.
     """

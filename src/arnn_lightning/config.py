@@ -158,7 +158,6 @@ RULES = TRAINING_RULES | {
     "model.loss.accidental_hits": choice("mask", "keep"),
     "model.loss.logq": UNIT_INTERVAL,
     "model.loss.bpreg": NOT_NEGATIVE,
-    "model.loss.function.bpreg": NOT_NEGATIVE,
     # data
     "data.name": text("letters, digits, dots and dashes only, since it names folders", r"[\w.-]+"),
     "data.raw_dir": either(TEXT, NULL),
@@ -185,7 +184,6 @@ RULES = TRAINING_RULES | {
     "data.contexts.assignment": choice("own", "permuted", "per_session", "unknown"),
     "data.contexts.n_attributes": either(integer(0), NULL),
     "data.context_strength": UNIT_INTERVAL,
-    "data.paper": NULL,
     "published": NULL,
     "schema.events": integer(1),
     "schema.seed": integer(0),
@@ -248,7 +246,7 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
 
     Args:
         config: the whole config of a run, with or without its ``hydra`` part.
-        overrides: the command line's, without Hydra's own.
+        overrides: the command line's, without those of Hydra.
         groups: the config groups that were chosen from, such as ``model/loss``.
 
     Raises:
@@ -314,7 +312,7 @@ def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
 
     Args:
         config: plain values, interpolations resolved.
-        trusted_modules: the user's own modules that may be called beside this package's parts and torch's optimizers.
+        trusted_modules: modules of the user that may be called beside this package's parts and torch's optimizers.
 
     Raises:
         UserError: a ``_target_`` that no trusted module defines, or an interpolation, which could produce one.

@@ -33,7 +33,7 @@ def test_paired_difference_to_itself_is_zero() -> None:
     assert result.paired_difference(result, "recall@20", BOOTSTRAP, 1) == (0.0, 0.0, 0.0)
 
 
-def test_paired_difference_needs_the_same_attempts() -> None:
+def test_paired_difference_needs_the_same_predictions() -> None:
     result = EvaluationResult.from_counts("m", COUNTED, TEST, "conservative")
     other = EvaluationResult("n", result.ranks.head(2))
     with pytest.raises(ValueError, match="same predictions"):

@@ -131,7 +131,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(folder / "prepared" / "one")
     for seed in (1, 2, 3):
         write_run(folder / "multirun" / "now" / str(seed - 1), folder / "prepared" / "one", seed)
-    write_run(folder / "drawn", folder / "prepared" / "one", 1, "data.contexts.assignment=per_session", skill=0.5)
+    write_run(folder / "per_session", folder / "prepared" / "one", 1, "data.contexts.assignment=per_session", skill=0.5)
     return folder
 
 
@@ -158,8 +158,10 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> No
     of_user = {user: np.flatnonzero(ranks[0]["user"] == user) for user in sorted(ranks[0]["user"].unique())}
     hits = np.mean([(table["rank"] <= 20).to_numpy() for table in ranks], axis=0)
     rng, users = np.random.default_rng(1), list(of_user)
-    draws = [np.concatenate([of_user[users[i]] for i in rng.integers(0, len(users), len(users))]) for _ in range(50)]
-    expected = np.quantile([hits[draw].mean() for draw in draws], [0.025, 0.975])
+    resamples = [
+        np.concatenate([of_user[users[i]] for i in rng.integers(0, len(users), len(users))]) for _ in range(50)
+    ]
+    expected = np.quantile([hits[resample].mean() for resample in resamples], [0.025, 0.975])
     interval = [float(table["arnn"][f"recall@20_{end}"]) for end in ("low", "high")]
     assert interval == pytest.approx(expected.tolist(), abs=1e-9)
     assert table["itemknn"]["seeds"] == "1"  # it has no randomness: three equal results are one
@@ -225,7 +227,7 @@ def test_equal_manifests_are_the_same_data(workspace: Path, tmp_path: Path) -> N
 
 def test_runs_with_other_settings_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
     faster = write_run(tmp_path / "faster", workspace / "prepared" / "one", 1, "model.optimizer.lr=0.5")
-    report = report_of([*seed_runs(workspace), faster, workspace / "drawn"], workspace)
+    report = report_of([*seed_runs(workspace), faster, workspace / "per_session"], workspace)
     rows = [(row["setting"], row["model"], row["seeds"]) for row in lines(report) if row["model"].startswith("arnn")]
     assert rows == [
         ("data.contexts.assignment=own", "arnn", "1 2 3"),
@@ -294,7 +296,7 @@ def test_text_from_configs_is_escaped(workspace: Path, tmp_path: Path) -> None:
 
 
 def test_page_needs_no_network_and_is_small(workspace: Path) -> None:
-    html = report_of([*seed_runs(workspace), workspace / "drawn"], workspace).html
+    html = report_of([*seed_runs(workspace), workspace / "per_session"], workspace).html
     assert len(html.encode()) < 3_000_000
     assert html.count("<svg") >= 7
     fetched = re.findall(r"""(?:\ssrc=|<link[^>]*\shref=|url\(|@import)\s*["']?([^"')\s>]*)""", html)
@@ -304,7 +306,7 @@ def test_page_needs_no_network_and_is_small(workspace: Path) -> None:
 
 
 def test_reports_are_deterministic(workspace: Path) -> None:
-    once, twice = (report_of([*seed_runs(workspace), workspace / "drawn"], workspace) for _ in range(2))
+    once, twice = (report_of([*seed_runs(workspace), workspace / "per_session"], workspace) for _ in range(2))
     assert once == twice
 
 
@@ -322,7 +324,7 @@ def test_task_report_writes_three_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = "evaluation.bootstrap.resamples=20"
-    runs = f"runs=[{workspace}/multirun/now,{workspace}/drawn]"
+    runs = f"runs=[{workspace}/multirun/now,{workspace}/per_session]"
     assert arnn(monkeypatch, "task=report", runs, f"paths.data={workspace}", small, "hydra.run.dir=out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"table2.md", "table2.csv", "report.html"}
     assert "| arnn |" in capsys.readouterr().out
@@ -355,7 +357,7 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[st
 def test_page_renders_without_errors_and_fits_a_phone(
     workspace: Path, browse: Callable[[str], tuple[str, str]]
 ) -> None:
-    html = report_of([*seed_runs(workspace), workspace / "drawn"], workspace).html
+    html = report_of([*seed_runs(workspace), workspace / "per_session"], workspace).html
     shown, console = browse(html)
     assert console == ""
     assert shown.count("</svg>") == html.count("<svg")
@@ -385,13 +387,13 @@ def test_each_column_of_differences_has_one_reference(workspace: Path, tmp_path:
     prepared = workspace / "prepared" / "one"
     same = report_of(seed_runs(workspace), workspace).markdown
     assert "Recall@20 - gru4rec |" in same
-    assert "session part" not in same  # ARNN's session part is the GRU4REC of the table
+    assert "session encoder" not in same  # ARNN's session encoder is the GRU4REC of the table
     pnn = [write_run(tmp_path / str(seed), prepared, seed, "model=pnn") for seed in (1, 2)]
     other = write_run(tmp_path / "other", prepared, 3, "model.session.epochs=99")
     report = report_of([*pnn, other, seed_runs(workspace)[0]], workspace)
     header = next(line for line in report.markdown.splitlines() if line.startswith("| model"))
     assert header.count("Recall@20 - ") == 2
-    assert "Recall@20 - session part |" in header
+    assert "Recall@20 - session encoder |" in header
 
 
 def test_devices_and_batch_limits_are_settings(workspace: Path, tmp_path: Path) -> None:
@@ -474,7 +476,7 @@ def test_ticks_of_bar_charts_do_not_overlap() -> None:
 
 
 def test_configurations_show_only_differing_values(workspace: Path) -> None:
-    html = report_of([*seed_runs(workspace), workspace / "drawn"], workspace).html
+    html = report_of([*seed_runs(workspace), workspace / "per_session"], workspace).html
     section = html[html.index('id="configs"') : html.index('id="runs"')]
     assert "<code>data.contexts.assignment=own</code>" in section  # the most common value, once
     assert section.count("data.contexts.assignment=per_session") == 1

@@ -1,4 +1,4 @@
-"""A multirun: one job's failure stops no other, and all are told of at the end."""
+"""A multirun: a failing job does not stop the others, and a table of all is printed at the end."""
 
 import json
 from pathlib import Path

@@ -220,8 +220,8 @@ def test_recommendations_are_counted_on_request(workspace: Path, monkeypatch: py
     assert not list((workspace / "first").glob("test_lists*"))
     assert arnn_here([*SMALL, "model=pop", "evaluation.lists=true", "hydra.run.dir=lists"], monkeypatch) == 0
     times = pl.read_parquet(workspace / "lists" / "test_lists.parquet")["times"]
-    attempts = metrics_of(workspace / "lists")["test"]["events"]
-    assert sorted(times.to_list())[-21:] == [0] + [attempts] * 20  # POP recommends the same 20 items to everybody
+    predictions = metrics_of(workspace / "lists")["test"]["events"]
+    assert sorted(times.to_list())[-21:] == [0] + [predictions] * 20  # POP recommends the same 20 items always
 
 
 def test_a_finished_run_needs_resume_to_be_shown_again(workspace: Path) -> None:

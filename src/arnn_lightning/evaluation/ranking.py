@@ -22,7 +22,7 @@ def count_higher_and_tied(
 ) -> Tensor:
     """Counts for every query against the full catalogue (V4), in blocks of queries.
 
-    The target's own score is taken from the same matrix product as all others: computed apart, it may differ in the
+    The target's score is taken from the same matrix product as all others: computed apart, it may differ in the
     last bit and put the rank off by one.
 
     The scores are overwritten: the second comparison writes its result into them to save the memory of a third
@@ -71,7 +71,7 @@ def count_higher_and_tied_blockwise(query_NH: Tensor, target_N: Tensor, weight_I
     """``count_higher_and_tied`` for scores that are query @ weight.T + bias, in blocks of queries and items.
 
     Whatever the catalogue, no scores leave the processor's cache: twice (13k items) to three times (1M) as fast.
-    The target's own score comes from a product of all queries of a block with all their targets, which rounds as the
+    The target's score comes from a product of all queries of a block with all their targets, which rounds as the
     blocks do; where the block that contains the target shows a different score, the query is recomputed in one product.
 
     Args:

@@ -99,7 +99,7 @@ class SafeLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """The logger's own handle, for callbacks that write to it; a failure in there is theirs."""
+        """The wrapped logger's handle, for callbacks that write to it; they handle its failures."""
         return self.logger.experiment  # type: ignore[attr-defined]
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -114,7 +114,7 @@ class WandbLogger(LightningWandbLogger):
                 if stage not in self._steps:
                     self._define_axes(stage)
                 self._steps[stage] = values[name]
-        for stage, steps in self._steps.items():  # validation logs no steps of its own
+        for stage, steps in self._steps.items():  # validation logs no steps
             if any(name.startswith(stage) and (stage or name.count("/") == 1) for name in metrics):
                 values.setdefault(f"{stage}steps", steps)
         self.experiment.log(values)

@@ -30,7 +30,7 @@ def assign_splits(events: pl.DataFrame, start_day: np.ndarray, days: Mapping[str
 
 
 def hold_out_users(events: pl.DataFrame, share: float, in_log: np.ndarray) -> pl.DataFrame:
-    """Drops the training sessions of a share of the users, and the other sessions of everybody else.
+    """Drops the training sessions of a share of the users, and the other sessions of all other users.
 
     The users are sampled once from all users of the log (``in_log``, by code): the same ones for the same log.
     """

@@ -39,7 +39,7 @@ class MovieLensReader:
         return require_files(folder, expected, SOURCE_HINT)
 
     def read(self) -> RawData:
-        """The canonical tables; raises UserError for a wrong number of fields or an id that is no integer."""
+        """The canonical tables; raises UserError for a wrong number of fields or an id that is not an integer."""
         files = self.files()
         events, users, titles = (
             _read(path, name, *_layout("ratings.dat" in files)[name]) for name, path in files.items()

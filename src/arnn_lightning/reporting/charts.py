@@ -25,7 +25,7 @@ MODELS: Mapping[str, Style] = {
 OTHERS: Sequence[Style] = (("#CC79A7", "D"), ("#56B4E9", "P"), ("#8B6B00", "X"), ("#7F5FBF", "<"), ("#A6761D", ">"))
 # Of metrics, in charts about one model: no model's colours.
 METRICS: Sequence[Style] = (("#1b1b1b", "o"), ("#8c8c8c", "s"), ("#7a3b69", "^"), ("#3b6b7a", "D"))
-SIZE = (4.6, 3.2)  # inches of 72 pt: a phone shows it at about its own size, so that 10 pt stays legible
+SIZE = (4.6, 3.2)  # inches of 72 pt: a phone shows it at about this size, so that 10 pt is legible
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "arnn-lightning",  # the same chart gives the same bytes

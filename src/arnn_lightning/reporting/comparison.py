@@ -16,7 +16,7 @@ from arnn_lightning.reporting.runs import DataSet, Run, flatten
 
 ORDER = ("pop", "itemknn", "gru4rec", "pnn", "arnn")  # rows of the paper's Table 2; other models follow
 MAX_LABEL_KEYS = 3
-SESSION_PART = "session part"
+SESSION_ENCODER = "session encoder"
 N_ATTRIBUTES = "data.contexts.n_attributes"
 
 
@@ -76,7 +76,7 @@ class Variant:
         role: in its runs.
         label: its name, and what distinguishes it from other variants of the same name.
         results: by seed.
-        session_results: by seed, the session part of the same run, for a model that has one.
+        session_results: by seed, the session encoder of the same run, for a model that has one.
         runs: by seed, the run of the result.
     """
 
@@ -304,7 +304,7 @@ class Row:
         variant: the model.
         metrics: metric -> estimate.
         gains: reference -> metric -> estimate of the paired difference to it. References are the label of the base
-            model of the section and, for a model that has one, ``SESSION_PART``: the part of the same run.
+            model of the section and, for a model that has one, ``SESSION_ENCODER``: the part of the same run.
     """
 
     variant: Variant
@@ -313,7 +313,7 @@ class Row:
 
     @property
     def session_gains(self) -> Mapping[str, Estimate]:
-        return self.gains[SESSION_PART]
+        return self.gains[SESSION_ENCODER]
 
     @property
     def session_name(self) -> str:
@@ -330,7 +330,7 @@ class SectionView:
 
     @property
     def main_model(self) -> Row | None:
-        """The model that is compared with its session part, in its most common configuration first."""
+        """The model that is compared with its session encoder, in its most common configuration first."""
         rows = [row for row in self.rows if row.variant.session_results]
         return next(iter([row for row in rows if row.variant.is_most_common] or rows), None)
 
@@ -350,7 +350,7 @@ def compare(section: Section, settings: Settings) -> SectionView:
     base = section.base(settings.base)
     quantities: dict[tuple[int, str, str], list[np.ndarray]] = {}
     for index, variant in enumerate(section.variants):
-        references = {SESSION_PART: variant.session_results}
+        references = {SESSION_ENCODER: variant.session_results}
         if base is not None and variant is not base:
             references = {base.label: base.results} | references
         for metric in settings.metrics:
@@ -372,11 +372,11 @@ def compare(section: Section, settings: Settings) -> SectionView:
 def shown_references(rows: Sequence[Row]) -> list[str]:
     """The references of the columns of differences, each the same for the whole column.
 
-    The session part has a column of its own unless it is the base in every row, as for an ARNN whose GRU4REC is the
+    The session encoder has a column of its own unless it is the base in every row, as for an ARNN whose GRU4REC is the
     table's.
     """
     references = list(dict.fromkeys(reference for row in rows for reference in row.gains))
-    bases = [reference for reference in references if reference != SESSION_PART]
+    bases = [reference for reference in references if reference != SESSION_ENCODER]
 
     def is_base(row: Row) -> bool:
         return any(
@@ -385,8 +385,8 @@ def shown_references(rows: Sequence[Row]) -> list[str]:
             for base in bases
         )
 
-    needed = any(SESSION_PART in row.gains and not is_base(row) for row in rows)
-    return bases + [SESSION_PART] * needed
+    needed = any(SESSION_ENCODER in row.gains and not is_base(row) for row in rows)
+    return bases + [SESSION_ENCODER] * needed
 
 
 def extra_metrics(variant: Variant, metrics: Sequence[str], data: DataSet | None) -> dict[str, float]:

@@ -48,9 +48,12 @@ def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[F
     if len(rows) > 1:
         names = [row.variant.label for row in rows]
         svg = charts.horizontal_intervals(
-            "Gain of every variant", "difference to its session part", names, _gain_series(view.settings, names, rows)
+            "Gain of every variant",
+            "difference to its session encoder",
+            names,
+            _gain_series(view.settings, names, rows),
         )
-        yield Figure(Markup(svg), f"Each minus the session part of the same run; {view.settings.percent} intervals.")
+        yield Figure(Markup(svg), f"Each minus the session encoder of the same run; {view.settings.percent} intervals.")
 
 
 def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup | None:
@@ -112,12 +115,12 @@ def _group_chart(view: SectionView, row: Row, title: str, x_label: str, label: p
     svg = charts.vertical_intervals(
         f"Gain of {row.variant.name} {title}", f"{x_label}; predictions", "difference, paired", names, series
     )
-    caption = f"{row.variant.label} minus its session part {row.session_name}, mean over "
+    caption = f"{row.variant.label} minus its session encoder {row.session_name}, mean over "
     return Figure(Markup(svg), f"{caption}{seeds_text(len(row.variant.seeds))}; {settings.percent} intervals.")
 
 
 def _gain_series(settings: Settings, x: Sequence[Any], rows: Sequence[Row]) -> list[Series]:
-    """For every metric, the rows' gains over their session parts."""
+    """For every metric, the rows' gains over their session encoders."""
     series = []
     for metric in settings.metrics:
         gains = [row.session_gains[metric] for row in rows]
@@ -141,7 +144,7 @@ def setting_charts(group: Sequence[SectionView]) -> Iterator[Figure]:
         svg = charts.lines(
             f"Gain of {rows[0].variant.name} by number of attributes",
             "attributes of the user that the model uses",
-            "difference to its session part",
+            "difference to its session encoder",
             _gain_series(settings, counts, rows),
             counts,
             charts.METRICS,
@@ -156,8 +159,10 @@ def setting_charts(group: Sequence[SectionView]) -> Iterator[Figure]:
     if len(controls) > 1:
         names = [label for label, _ in controls]
         series = _gain_series(settings, names, [row for _, row in controls])
-        svg = charts.horizontal_intervals("Gain under every setting", "difference to the session part", names, series)
-        yield Figure(Markup(svg), f"The model minus its own session part; {settings.percent} intervals.")
+        svg = charts.horizontal_intervals(
+            "Gain under every setting", "difference to the session encoder", names, series
+        )
+        yield Figure(Markup(svg), f"The model minus its session encoder; {settings.percent} intervals.")
 
 
 def _differs_only_in_n_attributes(view: SectionView, main: SectionView) -> bool:

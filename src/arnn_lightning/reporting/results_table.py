@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arnn_lightning.evaluation.metrics import metric_label
-from arnn_lightning.reporting.comparison import SESSION_PART, Estimate, Row, Section, shown_references
+from arnn_lightning.reporting.comparison import SESSION_ENCODER, Estimate, Row, Section, shown_references
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def page_table(section: Section, rows: Sequence[Row], metrics: Sequence[str], co
         f"Below each figure its {100 * confidence:g} % bootstrap interval; after ± the standard deviation over seeds. "
         "Differences are paired on the same predictions and seeds. The best is bold."
     )
-    if SESSION_PART in references:
-        caption += " The session part is the one of the same run."
+    if SESSION_ENCODER in references:
+        caption += " The session encoder is the one of the same run."
     return Table(header, lines, caption)
 
 
@@ -99,7 +99,7 @@ def _markdown_section(section: Section, rows: Sequence[Row], metrics: Sequence[s
 
 
 def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[str]) -> str:
-    """All sections in one table, a row per model; ``gain`` is to ``base``, ``session_gain`` to the session part."""
+    """All sections in one table, a row per model; ``gain`` is to ``base``, ``session_gain`` to the session encoder."""
     columns = ["data", "data_key", "setting", "model", "base", "predictions", "seeds"]
     for metric in metrics:
         for quantity in (metric, f"{metric}_gain", f"{metric}_session_gain"):
@@ -110,7 +110,7 @@ def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[s
     writer.writeheader()
     for section, rows in parts:
         for row in rows:
-            base = next((reference for reference in row.gains if reference != SESSION_PART), "")
+            base = next((reference for reference in row.gains if reference != SESSION_ENCODER), "")
             line: dict[str, object] = {
                 "data": section.name,
                 "data_key": section.data_key[:10],
@@ -121,7 +121,7 @@ def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[s
                 "seeds": " ".join(map(str, row.variant.seeds)),
             }
             for metric in metrics:
-                gain, session_gain = (row.gains.get(reference, {}).get(metric) for reference in (base, SESSION_PART))
+                gain, session_gain = (row.gains.get(reference, {}).get(metric) for reference in (base, SESSION_ENCODER))
                 line |= _statistics(metric, row.metrics[metric])
                 line |= _statistics(f"{metric}_gain", gain) | _statistics(f"{metric}_session_gain", session_gain)
                 line[f"{metric}_paper"] = _paper_figure(section, row, metric)

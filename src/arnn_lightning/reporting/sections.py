@@ -109,11 +109,11 @@ def _headline(view: SectionView) -> str | None:
     )
     place = f"On {view.section.name}"
     if gain.low <= 0 <= gain.high or not before:
-        models = f"{row.variant.label} and its session part {row.session_name}"
+        models = f"{row.variant.label} and its session encoder {row.session_name}"
         return f"{place}, the difference between {models} is not significant: {figures}."
     direction = "above" if gain.mean > 0 else "below"
     share = f"{abs(gain.mean) / before:.1%}"
-    return f"{place}, {row.variant.label} is {share} {direction} its session part {row.session_name}: {figures}."
+    return f"{place}, {row.variant.label} is {share} {direction} its session encoder {row.session_name}: {figures}."
 
 
 def _data_set(group: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
     header = ["setting", "model", name, *(f"{name} - {reference}" for reference in references)]
     header += [f"{name}, to {main.section.label}", "seeds"]
     caption = (
-        f"{settings.percent} intervals below. The last difference is that of a model to its own result under the "
+        f"{settings.percent} intervals below. The last difference is that of a model to its result under the "
         "first setting, paired by prediction and seed, if both are on the same data. Models unaffected by the setting "
         "are omitted."
     )

@@ -98,14 +98,14 @@ def tune(config: DictConfig, model: str) -> None:
 def run_trial(config: DictConfig, callbacks: Sequence[Callback]) -> float | None:
     """Trains in a run folder below ``config.hydra.sweep.dir``, as a job of Hydra; raises what the training raises."""
 
-    def attempt(config: DictConfig) -> float | Exception | None:
+    def train_or_error(config: DictConfig) -> float | Exception | None:
         try:
             return train.run(config, callbacks)
         except Exception as error:  # raised below: Hydra would print it, a pruned trial's too
             return error
 
     context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
-    job = run_job(attempt, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+    job = run_job(train_or_error, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
     value: float | Exception | None = job.return_value
     if isinstance(value, Exception):
         raise value
@@ -113,7 +113,7 @@ def run_trial(config: DictConfig, callbacks: Sequence[Callback]) -> float | None
 
 
 def _write_tuned(study: "optuna.Study", file: Path, data: str, model: str, prepared: str) -> None:
-    """Writes every value in which the best model differs from its own defaults, by an older tuned file's too."""
+    """Writes every value in which the best model differs from its defaults, those of an older tuned file included."""
     states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
     if not states["complete"]:
         raise UserError(f"{file}: no trial is complete")
