@@ -23,7 +23,7 @@ LAYERS = (
 )
 WITHIN_A_LAYER = {  # importer -> what it may import of its layer
     "losses": {"nn"},
-    "optim": {"nn"},
+    "optim": {"nn", "losses"},
     "preprocessing": {"readers"},
     "simulation": {"readers"},
     "models": {"encoders"},

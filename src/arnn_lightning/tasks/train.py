@@ -41,7 +41,12 @@ from arnn_lightning.training.stage import (
 METRICS_FILE = "metrics.json"
 
 
-def run(config: DictConfig, callbacks: Sequence[Callback] = ()) -> float | None:
+def run(config: DictConfig) -> float | None:
+    """task=train; the value is what sweeps maximise."""
+    return train(config, [])
+
+
+def train(config: DictConfig, callbacks: Sequence[Callback]) -> float | None:
     """Runs one experiment; returns the validation value of the monitored metric (None without validation).
 
     ``callbacks`` are added to the main model's training.

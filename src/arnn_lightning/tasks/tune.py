@@ -100,7 +100,7 @@ def run_trial(config: DictConfig, callbacks: Sequence[Callback]) -> float | None
 
     def train_or_error(config: DictConfig) -> float | Exception | None:
         try:
-            return train.run(config, callbacks)
+            return train.train(config, callbacks)
         except Exception as error:  # raised below: Hydra would print it, a pruned trial's too
             return error
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically: Lightning moves a temporary file from another folder, which may be another disk."""
+    """Writes checkpoints atomically: Lightning moves a temporary file that may lie on another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         with atomic_path(Path(path)) as temporary:
