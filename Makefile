@@ -16,7 +16,7 @@ demo: $(INSTALLED) ## install, then train and compare all models on the default 
 	$(BIN)/python -m arnn_lightning
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED) ## check style and format
 	$(BIN)/ruff check .

@@ -17,7 +17,6 @@ DOCUMENT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 SECTIONS = dict(section.split("\n", 1) for section in DOCUMENT.split("\n## ")[1:])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = "trainer.max_epochs=1 evaluation.bootstrap.resamples=50"
-NEEDS_MERGE = pytest.mark.xfail(strict=False, reason="needs merge")
 
 
 def write_files(folder: Path) -> None:
@@ -143,7 +142,6 @@ CHECKS = {
     "A logger": check_logger,
     "Evaluating a checkpoint with your classes": check_trusted,
 }
-UNMERGED = ("A data set", "A metric", "Evaluating a checkpoint with your classes")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +156,7 @@ def test_every_section_is_checked() -> None:
 
 @pytest.mark.parametrize(
     ("section", "check"),
-    [pytest.param(*item, marks=NEEDS_MERGE if item[0] in UNMERGED else ()) for item in CHECKS.items()],
+    CHECKS.items(),
     ids=[section.replace(" ", "_") for section in CHECKS],
 )
 def test_extension_runs_from_outside_the_package(

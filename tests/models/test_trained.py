@@ -8,7 +8,7 @@ import torch
 
 from arnn_lightning.optim import TrainStep
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, model_config, trainer
+from helpers import make_data, model_config, trainer, write_world
 from models import BY_NAME
 
 SCHEDULERS = "torch.optim.lr_scheduler"
@@ -72,3 +72,34 @@ def test_E13_every_value_of_a_config_reaches_the_optimizer(small_world: Prepared
         values = {key: value for key, value in config.items() if not key.startswith("_")}
         (group,) = optimizer.param_groups
         assert {key: list(group[key]) if key == "betas" else group[key] for key in values} == values
+
+
+@pytest.mark.parametrize("name", ["pnn", "concat"])
+def test_E28_unseen_categories_stand_at_their_fields_mean(name: str, tmp_path: Path) -> None:
+    """Codes 0 of both fields and 3 of the second have no training event; users have 6, 4 and 2 of them."""
+    sessions = [[0, 1, 2], [2, 1, 0], [1, 2], [0, 2], [2, 0]]
+    single = {"level": [1, 2, 2, 0], "country": [1, 1, 2, 3]}
+    prepared = write_world(
+        tmp_path, {"train": (sessions, [0, 0, 1, 1, 2]), "val": ([[0, 1]], [3])}, 3, single, [[0], [1], [], []]
+    )
+    model = BY_NAME[name].make(prepared, "model.optimizer.lr=0.1")
+    before = model.encoder.single_embedding.weight.detach().clone()
+    trainer(tmp_path / "run", max_epochs=2).fit(model, make_data(prepared, batch_size=2))
+    weight = model.encoder.single_embedding.weight.detach()  # three levels, then four countries
+    level, country = weight[:3], weight[3:]
+    assert torch.allclose(level[0], (6 * level[1] + 6 * level[2]) / 12, atol=1e-6)
+    expected = (10 * country[1] + 2 * country[2]) / 12
+    assert torch.allclose(country[0], expected, atol=1e-6)
+    assert torch.allclose(country[3], expected, atol=1e-6)
+    assert (level[0] != before[0]).any()  # not at its random start
+
+
+def test_E28_seen_categories_are_trained_only(small_world: PreparedDataset, tmp_path: Path) -> None:
+    """ "Unknown" has training events here: nothing replaces what it learnt."""
+    model = BY_NAME["pnn"].make(small_world)
+    trainer(tmp_path, max_epochs=1).fit(model, make_data(small_world))
+    before = model.encoder.single_embedding.weight.detach().clone()
+    model._place_unseen_categories()
+    events, _ = make_data(small_world).category_events()
+    moved = (model.encoder.single_embedding.weight != before).any(1)
+    assert not moved[events > 0].any()

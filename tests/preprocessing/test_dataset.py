@@ -855,7 +855,7 @@ def test_sessions_read_back_are_those_of_the_parquet_file(raw: Path) -> None:
     assert prepared.sessions("val").offset.tolist() == [0]
 
 
-def test_contexts_are_fitted_on_users_of_training_only(tmp_path: Path) -> None:
+def test_V3_contexts_are_fitted_on_training_users_only(tmp_path: Path) -> None:
     people: Profiles = {
         90: {"career_level": "3", "country": "de", "jobroles": "7"},
         91: {"career_level": "5", "country": "de", "jobroles": "8,7"},  # clicks in the test days alone
@@ -981,7 +981,7 @@ def test_files_of_a_killed_process_are_removed(raw: Path, tmp_path: Path) -> Non
     assert not left.exists()
 
 
-def test_the_manifest_contains_the_origin_of_the_data(raw: Path) -> None:
+def test_V15_the_manifest_contains_the_origin_of_the_data(raw: Path) -> None:
     data = config(raw, split={"test_days": 1, "val_days": 2})
     prepared = prepare(data, raw)
     manifest = prepared.manifest

@@ -217,7 +217,7 @@ def test_runs_on_different_data_are_not_averaged(workspace: Path, tmp_path: Path
     }
 
 
-def test_equal_manifests_are_the_same_data(workspace: Path, tmp_path: Path) -> None:
+def test_V17_equal_manifests_are_the_same_data(workspace: Path, tmp_path: Path) -> None:
     """The manifest contains the seconds that the preparation took; they do not matter."""
     write_data(tmp_path / "prepared" / "one", machine=77)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "one", 4)

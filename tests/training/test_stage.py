@@ -8,8 +8,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.training.stage import BEST, DONE_MARKER, LAST, train_stage, validate_model
-from helpers import compose_config
+from arnn_lightning.training.stage import BEST, DONE_MARKER, LAST, evaluate_model, train_stage, validate_model
+from helpers import compose_config, write_world
 from models import BY_NAME
 
 DATA = {"batch_size": 4, "n_sample": 0, "sample_alpha": 0.5, "negatives": "global"}
@@ -49,3 +49,27 @@ def test_patience_stops_after_epochs_without_a_better_one(small_world: PreparedD
     values, _ = train(small_world, tmp_path, epochs=30, patience=2)
     best = int(np.argmax(values))
     assert len(values) == best + 1 + 2 < 30
+
+
+def test_V12_training_does_not_read_the_test_split(small_world: PreparedDataset, tmp_path: Path) -> None:
+    with_test, _ = train(small_world, tmp_path / "with", epochs=2, patience=None)
+    (small_world.folder / "test.parquet").unlink()
+    without, _ = train(small_world, tmp_path / "without", epochs=2, patience=None)
+    assert without == with_test
+
+
+@pytest.mark.parametrize("name", ["pop", "gru4rec"])
+def test_V9_V10_every_position_is_ranked_among_all_items(name: str, tmp_path: Path) -> None:
+    """The target of the second session is an item that it has seen: item 0, the most popular one."""
+    train_sessions = [[0, 0, 0, 1], [0, 0, 2]]
+    prepared = write_world(
+        tmp_path, {"train": (train_sessions, [0, 1]), "test": ([[1, 2, 3, 0], [0, 0]], [0, 1])}, n_items=4
+    )
+    model = BY_NAME[name].make(prepared)
+    model.fit(prepared.sessions("train"))
+    ranks = evaluate_model(model, prepared, compose_config(f"model={name}", "logger={}")).ranks
+    assert ranks.select("session", "position", "item").rows() == [
+        (2, 1, 2), (2, 2, 3), (2, 3, 0), (3, 1, 0),
+    ]  # fmt: skip
+    if name == "pop":
+        assert ranks["rank"].to_list()[2:] == [1.0, 1.0]

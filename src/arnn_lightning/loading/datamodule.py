@@ -135,6 +135,16 @@ class SessionDataModule(LightningDataModule):
             self._contexts = context_codes(self._users, self.dims["single_sizes"])
         return self._contexts
 
+    def category_events(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(C,) training events of every category of the single-valued fields, and (C,) the field it belongs to."""
+        sizes, single = self.dims["single_sizes"], self.user_contexts().single
+        sessions = self.prepared.sessions("train")
+        users = assign_contexts(sessions.user, self._users.height, self.assignment, self.seed)
+        user_events = torch.from_numpy(np.bincount(users, sessions.lengths, minlength=len(single)))
+        events = torch.zeros(sum(sizes), dtype=torch.float64)
+        events.index_add_(0, single.flatten(), user_events.repeat_interleave(len(sizes)))
+        return events, torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+
     def chunks(self, split: str, batch_size: int) -> SessionParallelDataset:
         """The chunks of ``train``, ``val`` or ``test``."""
         sessions = self.prepared.sessions(split)

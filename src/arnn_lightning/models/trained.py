@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -21,7 +22,7 @@ from arnn_lightning.evaluation.ranking import count_higher_and_tied_blockwise
 from arnn_lightning.losses.base import RankingLoss
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.nn.collectives import all_gather, all_reduce_sum, rank_and_world_size
-from arnn_lightning.nn.table import ItemScorer
+from arnn_lightning.nn.table import EmbeddingTable, ItemScorer
 from arnn_lightning.optim.compiled import CompiledTrainStep
 from arnn_lightning.optim.step import StepLoss, TrainStep
 
@@ -72,6 +73,7 @@ class SessionRecommender(Recommender):
         self.mini_batches: Tensor
         self._train_step: TrainStep | None = None
         self._step_scheduler: LRScheduler | None = None
+        self._category_events: tuple[Tensor, ...] | None = None
         self._training_state: State | None = None
         self._resume_state: dict[str, Any] | None = None
         self._n_events_timed, self._seconds_timed = 0, 0.0
@@ -213,6 +215,7 @@ class SessionRecommender(Recommender):
         self._epoch_loss = (0.0, 0)
 
     def on_train_epoch_end(self) -> None:
+        self._place_unseen_categories()  # also without validation: checkpoints are saved after this
         if self.scheduler_factory is None or self.scheduler_interval != "epoch":
             return
         scheduler = self.lr_schedulers()
@@ -220,6 +223,32 @@ class SessionRecommender(Recommender):
             scheduler.step(self.epoch_loss)
         else:
             cast(LRScheduler, scheduler).step()
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._place_unseen_categories()
+
+    @torch.no_grad()
+    def _place_unseen_categories(self) -> None:
+        """Sets categories without a training event, "unknown" among them, to their field's mean over events (E28).
+
+        For linear layers and products that is neutral: their outputs are those of the field in the mean. No training
+        step reads the rows, which would stay at their random start.
+        """
+        if not self.uses_contexts:
+            return
+        if self._category_events is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._category_events = tuple(tensor.to(self.device) for tensor in data.category_events())
+        events_C, field_C = self._category_events
+        total_C = torch.zeros_like(events_C).index_add_(0, field_C, events_C)[field_C]
+        for module in self.encoder.modules():
+            if isinstance(module, EmbeddingTable) and module.ids == "single" and module.weight.requires_grad:
+                weight_CD = module.weight
+                share_C1 = (events_C / total_C.clamp(min=1)).to(weight_CD.dtype)[:, None]
+                mean_CD = torch.zeros_like(weight_CD).index_add_(0, field_C, share_C1 * weight_CD)[field_C]
+                weight_CD.copy_(torch.where((events_C == 0)[:, None], mean_CD, weight_CD))
 
     def _restore_rng(self) -> None:
         """Not before the first step of a resumed run: what starts a run may use random numbers too."""
