@@ -224,8 +224,7 @@ class SessionRecommender(Recommender):
         else:
             cast(LRScheduler, scheduler).step()
 
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
+    def on_validation_start(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._place_unseen_categories()
 
