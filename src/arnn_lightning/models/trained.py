@@ -121,7 +121,7 @@ class SessionRecommender(Recommender):
             row_sources=frozenset(self._train_step.tables.values()),
             full_catalogue=self.loss.scores_full_catalogue,
             log_q=bool(self.loss.logq),
-            padded=isinstance(self._train_step, CompiledTrainStep),
+            padded=self._train_step.needs_padding,
         )
 
     def step_inputs(self, chunk: TrainChunk) -> Iterator[tuple[StepInput, Tensor]]:
@@ -155,8 +155,7 @@ class SessionRecommender(Recommender):
         n_steps = len(chunk.item)
         sources, *ids = chunk.rows.keys(), *(ragged.split() for ragged in chunk.rows.values())
         rows = [dict(zip(sources, step_ids, strict=True)) for step_ids in zip(*ids, strict=True)] or [{}] * n_steps
-        if isinstance(self._train_step, CompiledTrainStep):
-            self._train_step.set_sizes({source: ragged.sizes for source, ragged in chunk.rows.items()})
+        self._train_step.start_chunk({source: ragged.sizes for source, ragged in chunk.rows.items()})
         columns = [
             [None] * n_steps if ragged is None else ragged.split()
             for ragged in (chunk.counts, chunk.columns, chunk.log_q)
@@ -230,24 +229,15 @@ class SessionRecommender(Recommender):
 
     @torch.no_grad()
     def _place_unseen_categories(self) -> None:
-        """Sets categories without a training event, "unknown" among them, to their field's mean over events (E28).
-
-        For linear layers and products that is neutral: their outputs are those of the field in the mean. No training
-        step reads the rows, which would stay at their random start.
-        """
-        if not self.uses_contexts:
+        """Sets categories without a training event, "unknown" among them, to a neutral place (E28)."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self.uses_contexts or data is None:
             return
         if self._category_events is None:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
             self._category_events = tuple(tensor.to(self.device) for tensor in data.category_events())
-        events_C, field_C = self._category_events
-        total_C = torch.zeros_like(events_C).index_add_(0, field_C, events_C)[field_C]
         for module in self.encoder.modules():
             if isinstance(module, EmbeddingTable) and module.ids == "single" and module.weight.requires_grad:
-                weight_CD = module.weight
-                share_C1 = (events_C / total_C.clamp(min=1)).to(weight_CD.dtype)[:, None]
-                mean_CD = torch.zeros_like(weight_CD).index_add_(0, field_C, share_C1 * weight_CD)[field_C]
-                weight_CD.copy_(torch.where((events_C == 0)[:, None], mean_CD, weight_CD))
+                module.place_unseen(*self._category_events)
 
     def _restore_rng(self) -> None:
         """Not before the first step of a resumed run: what starts a run may use random numbers too."""

@@ -36,6 +36,22 @@ class EmbeddingTable(nn.Module):
             return self.weight.index_select(0, ids)
         return F.embedding(ids, self.weight)
 
+    @torch.no_grad()
+    def place_unseen(self, events_C: Tensor, field_C: Tensor) -> None:
+        """Sets rows without a training event to the mean of their field over training events.
+
+        No training step reads them, so they would stay at their random start. For linear layers and products the mean
+        is neutral: their outputs are those of the field in the mean.
+
+        Args:
+            events_C: training events of every row.
+            field_C: the field that every row belongs to.
+        """
+        total_C = torch.zeros_like(events_C).index_add_(0, field_C, events_C)[field_C]
+        share_C1 = (events_C / total_C.clamp(min=1)).to(self.weight.dtype)[:, None]
+        mean_CD = torch.zeros_like(self.weight).index_add_(0, field_C, share_C1 * self.weight)[field_C]
+        self.weight.copy_(torch.where((events_C == 0)[:, None], mean_CD, self.weight))
+
 
 class ItemScorer(nn.Module):
     """score = query @ weight.T + bias (paper 3.4 and 3.5, before the softmax); weight (I, H), bias (I).

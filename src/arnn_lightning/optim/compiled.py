@@ -52,6 +52,7 @@ class CompiledTrainStep(TrainStep):
     """
 
     optimizer: RowAdagrad
+    needs_padding = True
 
     def __init__(self, loss: StepLoss, optimizer: Optimizer, clip_norm: float | None) -> None:
         super().__init__(loss, optimizer, clip_norm)
@@ -81,11 +82,11 @@ class CompiledTrainStep(TrainStep):
         """Whether the graph passed its checks and runs in place of the eager step."""
         return self._graph is not None and not self._stays_eager and not self._checks_left
 
-    def set_sizes(self, sizes: Mapping[RowSource, Any]) -> None:
-        """How many of the padded rows of each step of the next chunk are real: (K,) by source."""
+    def start_chunk(self, n_rows: Mapping[RowSource, Any]) -> None:
+        """Stores how many of the padded rows of each step are real."""
         device = next(self.loss.parameters()).device
-        self._sizes = [dict(zip(sizes, step, strict=True)) for step in zip(*sizes.values(), strict=True)]
-        columns = [torch.as_tensor(sizes[self.tables[name]], device=device).unbind() for name in self._names]
+        self._sizes = [dict(zip(n_rows, step, strict=True)) for step in zip(*n_rows.values(), strict=True)]
+        columns = [torch.as_tensor(n_rows[self.tables[name]], device=device).unbind() for name in self._names]
         self._size_tensors = list(zip(*columns, strict=True))
         self._k = 0
 

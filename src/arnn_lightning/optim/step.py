@@ -95,6 +95,8 @@ class TrainStep:
             whole tables.
     """
 
+    needs_padding = False  # whether all steps must have the same number of rows and columns
+
     def __init__(self, loss: StepLoss, optimizer: Optimizer, clip_norm: float | None) -> None:
         self.loss = loss
         self.optimizer = optimizer
@@ -116,6 +118,9 @@ class TrainStep:
             (source, module.weight, module._parameters, module._buffers, self._positions.get(source))
             for source, module in ((source, modules[name]) for name, source in self.tables.items())
         ]
+
+    def start_chunk(self, n_rows: Mapping[RowSource, Any]) -> None:
+        """Called before the steps of a chunk; ``n_rows``: how many rows each of them reads, (K,) by source."""
 
     def __call__(
         self,
