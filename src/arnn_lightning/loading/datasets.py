@@ -109,7 +109,7 @@ class TrainDataset(Dataset[TrainChunk]):
             targets = np.bincount(np.delete(sessions.item, sessions.offset[:-1]), minlength=n_items)
             q = ((n_slots - 1) * targets / targets.sum() + n_sample * sampler.probability) / (n_slots - 1 + n_sample)
             with np.errstate(divide="ignore"):  # an item that no column shows
-                self.log_q = torch.from_numpy(np.log(q)).float()
+                self.log_q = torch.from_numpy(np.log(q)).to(torch.get_default_dtype())
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -187,7 +187,7 @@ class TrainDataset(Dataset[TrainChunk]):
             ids = ids[columns.flat + torch.from_numpy(np.repeat(_starts(rows.ids), columns.sizes))]
         sizes = distinct.ids.sizes
         counted = distinct.position + torch.from_numpy(_starts(distinct.ids))[:, None]
-        counts = torch.zeros(len(ids)).index_add_(0, counted.flatten(), weight.flatten())
+        counts = torch.zeros(len(ids), dtype=weight.dtype).index_add_(0, counted.flatten(), weight.flatten())
         if not self.spec.row_sources:
             columns = Ragged(ids, sizes)
         log_q = None if self.log_q is None else Ragged(self.log_q[ids], sizes)

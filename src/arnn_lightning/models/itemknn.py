@@ -85,7 +85,7 @@ class ItemKNN(Recommender):
         in_topk = place < self.neighbours
         where = (torch.from_numpy(rows[in_topk].astype(np.int64)), torch.from_numpy(place[in_topk]))
         self.neighbour[where] = torch.from_numpy(columns[in_topk].astype(np.int64))
-        self.similarity[where] = torch.from_numpy(value[in_topk].astype(np.float32))
+        self.similarity[where] = torch.from_numpy(value[in_topk]).to(self.similarity.dtype)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         return step.item[:, None], state

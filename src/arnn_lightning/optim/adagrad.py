@@ -142,5 +142,5 @@ _ONES: dict[torch.device, Tensor] = {}
 
 def _one(device: torch.device) -> Tensor:
     if device not in _ONES:
-        _ONES[device] = torch.ones((), device=device)
+        _ONES[device] = torch.ones((), dtype=torch.float32, device=device)
     return _ONES[device]
