@@ -8,6 +8,7 @@ import difflib
 import inspect
 import math
 import re
+import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from operator import itemgetter
@@ -82,6 +83,13 @@ NAMES = list_of(TEXT, "names, as in [country,age]", minimum=0)
 CUTOFFS = list_of(integer(1), "integers of at least 1, as in [5,10,20]")
 METRIC = text("a metric such as mrr@20", r"[a-z_]+@[1-9]\d*")
 DEVICES = list_of(integer(0), "device indices, as in [0,1]")
+EDGES = Rule(
+    "edges in ascending order, as in [20,30,50]",
+    lambda value: list_of(number("", lambda _: True), "").accepts(value) and value == sorted(set(value)),
+)
+TIMEZONE = Rule(
+    "a time zone such as Europe/Berlin", lambda value: value == "UTC" or value in zoneinfo.available_timezones()
+)
 POPULARITY_SCOPE = choice("log", "window", "train")
 
 # Keys of a model that specify its training stage; checked for every model, whoever wrote it.
@@ -168,18 +176,27 @@ RULES = TRAINING_RULES | {
     "data.time_format": either(TEXT, NULL),
     "data.list_separator": TEXT,
     "data.null_values": list_of(TEXT, 'texts, as in ["",NULL]', minimum=0),
+    "data.timezone": TIMEZONE,
     "data.window_days": either(integer(1), NULL),
     "data.session": choice("gap", "day", "given"),
     "data.gap": either(text("a duration such as 30m", r"\d+ *[smhd]?"), integer(1), NULL),
+    "data.duplicates": choice("keep", "drop"),
+    "data.repeats": choice("keep", "drop"),
     "data.items.popularity_coverage": COVERAGE,
     "data.items.popularity_scope": POPULARITY_SCOPE,
     "data.items.min_events": integer(1),
     "data.min_session_length": integer(2),
-    "data.split.test_days": integer(0),
-    "data.split.val_days": integer(0),
+    "data.max_session_length": either(integer(2), NULL),
+    "data.split.test_days": either(integer(0), NULL),
+    "data.split.val_days": either(integer(0), NULL),
+    "data.split.test_share": either(PROBABILITY, NULL),
+    "data.split.val_share": either(PROBABILITY, NULL),
     "data.held_out_user_share": PROBABILITY,
     "data.contexts.single": NAMES,
     "data.contexts.multi": NAMES,
+    "data.contexts.numeric": NULL,
+    "data.contexts.numeric.*": either(integer(2), EDGES),
+    "data.contexts.min_events": integer(1),
     "data.contexts.coverage": COVERAGE,
     "data.contexts.assignment": choice("own", "permuted", "per_session", "unknown"),
     "data.contexts.n_attributes": either(integer(0), NULL),

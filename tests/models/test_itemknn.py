@@ -25,9 +25,9 @@ def similarities(sessions: list[list[int]], n_items: int, shrinkage: float, alph
 
 
 @pytest.mark.parametrize(("shrinkage", "alpha"), [(0, 0.5), (20, 0.5), (3, 0.8)])
-@pytest.mark.parametrize("rows", [4096, 3])
-def test_scores_are_shrunk_cosines_of_binary_session_vectors(shrinkage, alpha, rows, monkeypatch) -> None:
-    monkeypatch.setattr(itemknn, "_ROWS_PER_BLOCK", rows)
+@pytest.mark.parametrize("pairs", [1 << 22, 100, 1])
+def test_scores_are_shrunk_cosines_of_binary_session_vectors(shrinkage, alpha, pairs, monkeypatch) -> None:
+    monkeypatch.setattr(itemknn, "_PAIRS_PER_BLOCK", pairs)
     sessions = random_sessions(2, 40, 10)
     overrides = [f"model.shrinkage={shrinkage}", f"model.alpha={alpha}", "model.neighbours=10"]
     model = make_model("itemknn", {"n_items": 10}, *overrides)
@@ -53,6 +53,28 @@ def test_ties_between_neighbours_go_to_the_smaller_code() -> None:
     model = make_model("itemknn", {"n_items": 4}, "model.neighbours=2", "model.shrinkage=0")
     model.fit(make_sessions([[0, 3], [2, 0], [0, 1]]))
     assert model.score(torch.tensor([[0]]))[0].nonzero()[:, 0].tolist() == [1, 2]
+
+
+def test_ties_of_many_neighbours_go_to_the_smaller_code() -> None:
+    model = make_model("itemknn", {"n_items": 30}, "model.neighbours=2", "model.shrinkage=0")
+    model.fit(make_sessions([[0, item] for item in range(29, 0, -1)]))
+    assert model.score(torch.tensor([[0]]))[0].nonzero()[:, 0].tolist() == [1, 2]
+
+
+def test_a_long_session_does_not_widen_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(itemknn, "_PAIRS_PER_BLOCK", 2_000)
+    counted = []
+    update = itemknn.ItemKNN._update_topk
+
+    def count(self, cooccurrence, *arguments) -> None:
+        counted.append(cooccurrence.nnz)
+        update(self, cooccurrence, *arguments)
+
+    monkeypatch.setattr(itemknn.ItemKNN, "_update_topk", count)
+    model = make_model("itemknn", {"n_items": 500}, "model.neighbours=3")
+    model.fit(make_sessions([list(range(500)), *random_sessions(1, 50, 500)]))
+    assert max(counted) <= 2_000
+    assert sum(counted) >= 500 * 500
 
 
 def test_a_repeated_item_counts_once_per_session() -> None:

@@ -32,14 +32,18 @@ USERS = pl.DataFrame(
 EVENTS = pl.Series([3, 1, 0, 2])
 
 
+def contexts(single: list[str], multi: list[str], **changes: Any) -> dict[str, Any]:
+    return {"single": single, "multi": multi, "numeric": None, "min_events": 1, "coverage": 0.75} | changes
+
+
 def encoded(
     single: list[str], multi: list[str], coverage: float = 0.75, users: pl.DataFrame = USERS
 ) -> EncodedContexts:
-    return encode_contexts(users, EVENTS, single, multi, coverage)
+    return encode_contexts(users, EVENTS, contexts(single, multi, coverage=coverage))
 
 
-def categories(contexts: EncodedContexts, attribute: str) -> dict[str, int]:
-    rows = contexts.vocabulary.filter(pl.col("attribute") == attribute)
+def categories(encoding: EncodedContexts, attribute: str) -> dict[str, int]:
+    rows = encoding.vocabulary.filter(pl.col("attribute") == attribute)
     return dict(rows["category", "code"].iter_rows())
 
 
@@ -76,44 +80,44 @@ def test_most_popular_stops_at_exact_coverage(percent: int) -> None:
 
 
 def test_code_0_is_unknown_for_missing_and_unseen_values() -> None:
-    contexts = encoded(["level"], [])
-    assert contexts.users["context.level"].to_list() == [
+    encoding = encoded(["level"], [])
+    assert encoding.users["context.level"].to_list() == [
         2,
         1,
         0,
         0,
     ]  # only a user without training events
-    assert categories(contexts, "level") == {"a": 1, "b": 2}
-    assert contexts.single_sizes == [3]
-    assert contexts.users["context.level"].dtype == pl.UInt32
+    assert categories(encoding, "level") == {"a": 1, "b": 2}
+    assert encoding.single_sizes == [3]
+    assert encoding.users["context.level"].dtype == pl.UInt32
 
 
 def test_user_id_field_is_unknown_for_users_unseen_in_training() -> None:
-    contexts = encoded(["user", "level"], [])
-    assert contexts.users["context.user"].to_list() == [1, 2, 0, 3]
-    assert contexts.single_sizes == [4, 3]
-    assert categories(contexts, "user") == {"10": 1, "20": 2, "40": 3}
+    encoding = encoded(["user", "level"], [])
+    assert encoding.users["context.user"].to_list() == [1, 2, 0, 3]
+    assert encoding.single_sizes == [4, 3]
+    assert categories(encoding, "user") == {"10": 1, "20": 2, "40": 3}
 
 
 def test_attribute_without_values_has_one_unknown_code() -> None:
-    contexts = encoded(
+    encoding = encoded(
         ["level"],
         ["roles"],
         users=USERS.with_columns(level=pl.lit(None, pl.String), roles=None).cast(dict(USERS.schema)),
     )
-    assert contexts.single_sizes == [1]
-    assert contexts.users["context.level"].to_list() == [0] * 4
-    assert contexts.n_binary == 0
-    assert contexts.users["active"].to_list() == [[]] * 4
+    assert encoding.single_sizes == [1]
+    assert encoding.users["context.level"].to_list() == [0] * 4
+    assert encoding.n_binary == 0
+    assert encoding.users["active"].to_list() == [[]] * 4
 
 
 def test_the_vocabulary_weighs_categories_by_training_events() -> None:
     rows = encoded(["level"], ["roles"], coverage=0.5).vocabulary.rows()
     assert rows == [
-        ("level", "single", 1, "a", 1),
-        ("level", "single", 2, "b", 3),
-        ("roles", "multi", 0, "x", 4),
-        ("roles", "multi", 1, OTHER, 3),
+        ("level", "single", 1, "a", 1, None),
+        ("level", "single", 2, "b", 3, None),
+        ("roles", "multi", 0, "x", 4, None),
+        ("roles", "multi", 1, OTHER, 3, None),
     ]
 
 
@@ -122,19 +126,19 @@ def test_the_vocabulary_weighs_categories_by_training_events() -> None:
 
 def test_unpopular_categories_share_one_field() -> None:
     # Weights: x 4 (users 0 and 1), y 3 (user 0); z is never seen in training.
-    contexts = encoded([], ["roles"], coverage=0.5)
-    assert categories(contexts, "roles") == {"x": 0, OTHER: 1}
-    assert contexts.users["active"].to_list() == [[0, 1], [0], [0, 1], []]
-    assert contexts.n_binary == 2
+    encoding = encoded([], ["roles"], coverage=0.5)
+    assert categories(encoding, "roles") == {"x": 0, OTHER: 1}
+    assert encoding.users["active"].to_list() == [[0, 1], [0], [0, 1], []]
+    assert encoding.n_binary == 2
     assert encoded([], ["roles"], coverage=0.75).users["active"].to_list() == [[0, 1], [0], [0, 2], []]
 
 
 def test_fields_of_a_second_attribute_follow_those_of_the_first() -> None:
-    contexts = encoded(["level"], ["roles", "fields"], coverage=1.0)
-    assert categories(contexts, "roles") == {"x": 0, "y": 1, OTHER: 2}
-    assert categories(contexts, "fields") == {"p": 3, "q": 4, OTHER: 5}
-    assert contexts.n_binary == 6
-    assert contexts.users["active"].to_list() == [[0, 1], [0, 3, 4], [0, 2, 3], []]
+    encoding = encoded(["level"], ["roles", "fields"], coverage=1.0)
+    assert categories(encoding, "roles") == {"x": 0, "y": 1, OTHER: 2}
+    assert categories(encoding, "fields") == {"p": 3, "q": 4, OTHER: 5}
+    assert encoding.n_binary == 6
+    assert encoding.users["active"].to_list() == [[0, 1], [0, 3, 4], [0, 2, 3], []]
 
 
 def test_many_unpopular_categories_are_present_as_other_once() -> None:
@@ -144,36 +148,36 @@ def test_many_unpopular_categories_are_present_as_other_once() -> None:
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True, max_size=6), min_size=4, max_size=4))
 def test_active_lists_are_sorted_unique_and_empty_if_unknown(roles: list[list[str]]) -> None:
-    contexts = encoded([], ["roles"], users=USERS.with_columns(roles=pl.Series(roles, dtype=pl.List(pl.String))))
-    for values, active in zip(roles, contexts.users["active"].to_list(), strict=True):
+    encoding = encoded([], ["roles"], users=USERS.with_columns(roles=pl.Series(roles, dtype=pl.List(pl.String))))
+    for values, active in zip(roles, encoding.users["active"].to_list(), strict=True):
         assert active == sorted(set(active))
-        assert all(0 <= code < contexts.n_binary for code in active)
-        if contexts.n_binary:
+        assert all(0 <= code < encoding.n_binary for code in active)
+        if encoding.n_binary:
             assert bool(active) == bool(values)
 
 
 def test_n_known_counts_the_known_attributes_of_a_user() -> None:
-    contexts = encoded(["user", "level"], ["roles", "fields"])
-    assert contexts.users["n_known"].to_list() == [3, 4, 4, 1]
+    encoding = encoded(["user", "level"], ["roles", "fields"])
+    assert encoding.users["n_known"].to_list() == [3, 4, 4, 1]
 
 
 def test_the_table_has_a_row_for_each_user_in_their_order() -> None:
-    contexts = encoded(["level"], ["roles"])
-    assert contexts.users.columns == ["context.level", "active", "n_known"]
-    assert contexts.users.height == USERS.height
+    encoding = encoded(["level"], ["roles"])
+    assert encoding.users.columns == ["context.level", "active", "n_known"]
+    assert encoding.users.height == USERS.height
 
 
 def test_data_without_attributes_has_no_fields() -> None:
-    contexts = encoded([], [])
-    assert (contexts.single_sizes, contexts.n_binary) == ([], 0)
-    assert contexts.users["active"].to_list() == [[]] * 4
-    assert contexts.users["n_known"].to_list() == [0] * 4
+    encoding = encoded([], [])
+    assert (encoding.single_sizes, encoding.n_binary) == ([], 0)
+    assert encoding.users["active"].to_list() == [[]] * 4
+    assert encoding.users["n_known"].to_list() == [0] * 4
 
 
 def test_encoding_does_not_depend_on_the_order_of_users() -> None:
     order = [2, 0, 3, 1]
-    straight = encode_contexts(USERS, EVENTS, ["level"], ["roles", "fields"], 0.75)
-    mixed = encode_contexts(USERS[order], EVENTS[order], ["level"], ["roles", "fields"], 0.75)
+    straight = encode_contexts(USERS, EVENTS, contexts(["level"], ["roles", "fields"]))
+    mixed = encode_contexts(USERS[order], EVENTS[order], contexts(["level"], ["roles", "fields"]))
     assert mixed.vocabulary.equals(straight.vocabulary)
     assert mixed.users.equals(straight.users[order])
 
@@ -271,7 +275,7 @@ def test_selected_attributes_equal_encoding_them_alone(n_attributes: int) -> Non
     single, multi = ["city", "level"], ["fields", "roles"]
     whole = encoded(single, multi, users=users)
     dims = {"n_items": 7, "single_sizes": whole.single_sizes, "n_binary": whole.n_binary}
-    fields = {"single": single, "multi": multi}
+    fields = contexts(single, multi)
     selected, sizes = select_attributes(whole.users, dims, whole.vocabulary, fields, n_attributes)
     alone = encoded(single[: max(n_attributes - 2, 0)], multi[:n_attributes], users=users)
     assert sizes == {"n_items": 7, "single_sizes": alone.single_sizes, "n_binary": alone.n_binary}

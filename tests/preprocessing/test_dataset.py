@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,15 +47,6 @@ HEADER = (
     "edu_degree",
     "edu_fieldofstudies",
 )
-STEPS = (
-    "rows in the file",
-    "events of the modelled kind",
-    "in the time window",
-    "of popular items",
-    "in sessions of {} events or more",
-    "of items seen in training",
-    "in sessions still long enough",
-)
 
 
 class Row(NamedTuple):
@@ -77,6 +68,7 @@ class Event(NamedTuple):
     session: int = 0
 
 
+NO_CUTS = {"timezone": "UTC", "duplicates": "keep", "repeats": "keep", "max_session_length": None}
 Profiles = dict[int, dict[str, str]]  # user id -> texts of its columns
 
 
@@ -108,7 +100,10 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
         "held_out_user_share": 0.0,
         "contexts": {"single": list(SINGLE), "multi": list(MULTI), "coverage": 0.75, "assignment": "own"},
     }
-    return defaults | changes
+    data = defaults | NO_CUTS | changes
+    data["split"] = dict.fromkeys(("test_days", "val_days", "test_share", "val_share")) | data["split"]
+    data["contexts"] = {"numeric": None, "min_events": 1} | data["contexts"]
+    return data
 
 
 def items_of(coverage: float, popularity_scope: str = "window", min_events: int = 1) -> dict[str, Any]:
@@ -154,11 +149,34 @@ def most_popular(counts: Mapping[Any, int], coverage: float) -> set[Any]:
     return kept
 
 
-def split_names(sessions: Sequence[Sequence[Event]], split: Mapping[str, int]) -> list[str]:
+def split_names(sessions: Sequence[Sequence[Event]], split: Mapping[str, Any]) -> list[str]:
+    starts = [session[0].time for session in sessions]
+    if split["test_share"] is not None:
+        later = sorted(starts, reverse=True)
+        n_test, n_val = (round(split[name] * len(later)) for name in ("test_share", "val_share"))
+        test, val = set(later[:n_test]), set(later[n_test : n_test + n_val])
+        return ["test" if start in test else "val" if start in val else "train" for start in starts]
     last = max(day(session[0]) for session in sessions)
     ages = [last - day(session[0]) for session in sessions]
-    test, val = split["test_days"], split["test_days"] + split["val_days"]
-    return ["test" if age < test else "val" if age < val else "train" for age in ages]
+    test_days, val_days = split["test_days"], split["test_days"] + split["val_days"]
+    return ["test" if age < test_days else "val" if age < val_days else "train" for age in ages]
+
+
+def without_duplicates(session: Sequence[Event]) -> list[Event]:
+    return [e for place, e in enumerate(session) if all((e.item, e.time) != (f.item, f.time) for f in session[:place])]
+
+
+def without_repeats(session: Sequence[Event]) -> list[Event]:
+    return [
+        event for last, event in zip([None, *session], session, strict=False) if not last or last.item != event.item
+    ]
+
+
+def pieces(session: Sequence[Event], length: int) -> list[list[Event]]:
+    """The fewest pieces that are not too long, the sizes of any two at most one apart."""
+    count = -(-len(session) // length)
+    cuts = [-(-len(session) * piece // count) for piece in range(count + 1)]
+    return [list(session[start:end]) for start, end in pairwise(cuts)]
 
 
 def window(events: Sequence[Event], days: int, kind: str, gap: int) -> list[Event]:
@@ -177,22 +195,33 @@ def only(sessions: Iterable[Sequence[Event]], items: set[int]) -> list[list[Even
 
 def reference(rows: int, events: Sequence[Event], people: Profiles, data: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a prepared folder holds, as plain values; raises EmptyResult."""
-    shortest = data["min_session_length"]
-    steps: list[dict[str, Any]] = [{"events": rows, "sessions": None, "users": None, "items": None}]
+    shortest, longest = data["min_session_length"], data["max_session_length"]
+    nothing: dict[str, Any] = {"sessions": None, "users": None, "items": None}
+    steps: list[dict[str, Any]] = [{"step": "rows in the file", "events": rows, **nothing}]
 
-    def count(sessions: list[list[Event]]) -> list[list[Event]]:
-        steps.append(sizes(sessions))
+    def count(step: str, sessions: list[list[Event]]) -> list[list[Event]]:
+        steps.append({"step": step, **sizes(sessions)})
         if not steps[-1]["events"]:
             raise EmptyResult
         return sessions
 
     gap = {"1h": 3600, None: 0}[data["gap"]]
-    count(cut_sessions(events, data["session"], gap))
+    count("events of the modelled kind", cut_sessions(events, data["session"], gap))
     in_log = Counter(event.item for event in events)
     if data["window_days"] is not None:
         events = window(events, data["window_days"], data["session"], gap)
-    sessions = count(cut_sessions(events, data["session"], gap))
+    sessions = count("in the time window", cut_sessions(events, data["session"], gap))
+    found = {
+        "duplicates": sum(len(session) - len(without_duplicates(session)) for session in sessions),
+        "repeats": sum(len(session) - len(without_repeats(session)) for session in sessions),
+        "tied_times": sum(a.time == b.time for session in sessions for a, b in pairwise(session)),
+        "longest_session": max(map(len, sessions)),
+    }
     split_of = {id(e): name for s, name in zip(sessions, split_names(sessions, data["split"]), strict=True) for e in s}
+    if data["duplicates"] == "drop":
+        sessions = count("without duplicate rows", list(map(without_duplicates, sessions)))
+    if data["repeats"] == "drop":
+        sessions = count("without immediate repeats", list(map(without_repeats, sessions)))
     counted = sessions
     if data["items"]["popularity_scope"] == "train":
         counted = [session for session in sessions if split_of[id(session[0])] == "train"]
@@ -204,14 +233,18 @@ def reference(rows: int, events: Sequence[Event], people: Profiles, data: Mappin
         for item in most_popular(counts, data["items"]["popularity_coverage"])
         if counts[item] >= data["items"]["min_events"]
     }
-    sessions = count(only(sessions, popular))
-    sessions = count([session for session in sessions if len(session) >= shortest])
+    sessions = count("of popular items", only(sessions, popular))
+    if longest is not None:
+        sessions = [piece for session in sessions for piece in pieces(session, longest)]
+        count(f"in sessions cut to {longest} events", sessions)
+    step = f"in sessions of {shortest} events or more"
+    sessions = count(step, [session for session in sessions if len(session) >= shortest])
     names = [split_of[id(session[0])] for session in sessions]
     known = {e.item for session, name in zip(sessions, names, strict=True) if name == "train" for e in session}
     named = [(name, kept) for session, name in zip(sessions, names, strict=True) for kept in only([session], known)]
-    count([session for _, session in named])
+    count("of items seen in training", [session for _, session in named])
     named = [(name, session) for name, session in named if len(session) >= shortest]
-    count([session for _, session in named])
+    count("in sessions still long enough", [session for _, session in named])
 
     items = sorted({event.item for _, session in named for event in session})
     users = sorted({session[0].user for _, session in named})
@@ -222,11 +255,12 @@ def reference(rows: int, events: Sequence[Event], people: Profiles, data: Mappin
             {SESSION: number, USER: users.index(e.user), ITEM: items.index(e.item), TIME: e.time} for e in session
         ]
     for name, part in splits.items():
-        if not part and (name != "val" or data["split"]["val_days"]):
+        if not part and (name != "val" or data["split"]["val_days"] or data["split"]["val_share"]):
             raise EmptyResult
     train_events = Counter(session[0].user for name, session in named if name == "train" for _ in session)
     return {
-        "funnel": [{"step": step.format(shortest)} | sizes for step, sizes in zip(STEPS, steps, strict=True)],
+        "funnel": steps,
+        "log": found,
         "splits": {name: sizes([s for own, s in named if own == name]) for name in splits},
         **splits,
         "items": [{"item": code, "id": item} for code, item in enumerate(items)],
@@ -266,7 +300,7 @@ def encode(users: list[int], events: Counter[int], people: Profiles, attributes:
                 counts[value] += events[user]
         ordered = sorted(counts, key=int if name == "user" else str)
         codes = {value: 1 + code for code, value in enumerate(ordered)}
-        vocabulary += [(name, "single", codes[value], value, counts[value]) for value in ordered]
+        vocabulary += [(name, "single", codes[value], value, counts[value], None) for value in ordered]
         single_sizes.append(1 + len(codes))
         for row_of_user, value in enumerate(values_of_users):
             rows[row_of_user][f"context.{name}"] = 0 if value is None else codes.get(value, 0)
@@ -289,8 +323,9 @@ def encode(users: list[int], events: Counter[int], people: Profiles, attributes:
         codes = {value: n_binary + code for code, value in enumerate(popular)}
         other = n_binary + len(popular)
         n_binary = other + 1
-        vocabulary += [(name, "multi", codes[value], value, counts[value]) for value in popular]
-        vocabulary.append((name, "multi", other, "(other)", sum(counts.values()) - sum(counts[v] for v in popular)))
+        vocabulary += [(name, "multi", codes[value], value, counts[value], None) for value in popular]
+        rest = sum(counts.values()) - sum(counts[v] for v in popular)
+        vocabulary.append((name, "multi", other, "(other)", rest, None))
         for row_of_user, values in enumerate(lists):
             active[row_of_user] |= {codes.get(value, other) for value in values}
     for row_of_user, row in enumerate(rows):
@@ -312,6 +347,7 @@ def written(prepared: PreparedDataset) -> dict[str, Any]:
     }
     return {
         "funnel": manifest["funnel"],
+        "log": {name: manifest["log"][name] for name in ("duplicates", "repeats", "tied_times", "longest_session")},
         "splits": manifest["splits"],
         "dims": {key: manifest["dims"][key] for key in ("single_sizes", "n_binary")},
         "fields": manifest["fields"],
@@ -467,7 +503,13 @@ def small_logs(draw: st.DrawFn) -> list[Row]:
         st.sampled_from([1, 2]),
     ),
     shortest=st.sampled_from([2, 2, 3]),
-    split=st.fixed_dictionaries({"test_days": st.integers(1, 2), "val_days": st.integers(0, 1)}),
+    split=st.one_of(
+        st.fixed_dictionaries({"test_days": st.integers(1, 2), "val_days": st.integers(0, 1)}),
+        st.fixed_dictionaries({"test_share": st.sampled_from([0.1, 0.3, 0.5]), "val_share": st.sampled_from([0, 0.2])}),
+    ),
+    duplicates=st.sampled_from(["keep", "drop"]),
+    repeats=st.sampled_from(["keep", "drop"]),
+    longest=st.sampled_from([None, None, 2, 3]),
 )
 def test_filtering_equals_its_reference_on_any_small_log(
     log: list[Row],
@@ -476,7 +518,10 @@ def test_filtering_equals_its_reference_on_any_small_log(
     session: str,
     items: dict[str, Any],
     shortest: int,
-    split: dict[str, int],
+    split: dict[str, Any],
+    duplicates: str,
+    repeats: str,
+    longest: int | None,
 ) -> None:
     agree(
         log,
@@ -486,6 +531,9 @@ def test_filtering_equals_its_reference_on_any_small_log(
         items=items,
         min_session_length=shortest,
         split=split,
+        duplicates=duplicates,
+        repeats=repeats,
+        max_session_length=longest,
     )
 
 
@@ -992,11 +1040,20 @@ def test_V15_the_manifest_contains_the_origin_of_the_data(raw: Path) -> None:
         "reader": {"_target_": data["reader"]["_target_"]},
         "contexts": {key: value for key, value in data["contexts"].items() if key != "assignment"},
         **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
+        **NO_CUTS,
         "held_out_user_share": 0.0,
     }
     assert (manifest["name"], manifest["layout"]) == ("xing", FORMAT_VERSION)
     assert manifest["version"] == arnn_lightning.__version__
-    assert [counts["step"] for counts in manifest["funnel"]] == [name.format(2) for name in STEPS]
+    assert [counts["step"] for counts in manifest["funnel"]] == [
+        "rows in the file",
+        "events of the modelled kind",
+        "in the time window",
+        "of popular items",
+        "in sessions of 2 events or more",
+        "of items seen in training",
+        "in sessions still long enough",
+    ]
     assert all(set(counts) == {"step", "events", "sessions", "users", "items"} for counts in manifest["funnel"])
     assert sum(counts["events"] for counts in manifest["splits"].values()) == manifest["funnel"][-1]["events"]
     assert manifest["fields"] == len(manifest["dims"]["single_sizes"]) + manifest["dims"]["n_binary"] + 1
@@ -1096,11 +1153,11 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         ({"split": {"test_days": 0, "val_days": 0}}, ["test split", "data.split.test_days=0"]),
         ({"split": {"test_days": 20, "val_days": 1}}, ["data.split.test_days=20"]),
         ({"min_session_length": 1}, ["data.min_session_length=1", "at least 2"]),
-        ({"gap": "1x"}, ["data.gap=1x", "1h"]),
+        ({"gap": "1x"}, ["data.gap=1x", "30m"]),
         ({"gap": None}, ["data.gap=None"]),
-        ({"session": "week"}, ["data.session=week", "gap, day or given"]),
+        ({"session": "week"}, ["data.session=week", "gap, day, given"]),
         ({"session": "given"}, ["data.session=given", "does not define sessions"]),
-        ({"items": items_of(1.0, "test")}, ["data.items.popularity_scope=test", "window or train"]),
+        ({"items": items_of(1.0, "test")}, ["data.items.popularity_scope=test", "window, train"]),
         ({"items": items_of(0.0)}, ["data.items.popularity_coverage=0.0", "(0, 1]"]),
         ({"items": items_of(1.0, min_events=0)}, ["data.items.min_events=0", "at least 1"]),
         ({"contexts": {"single": [], "multi": [], "coverage": 1.5}}, ["data.contexts.coverage=1.5", "(0, 1]"]),
@@ -1142,7 +1199,7 @@ def test_empty_validation_split_is_an_error_with_val_days(tmp_path: Path) -> Non
         prepared_from(tmp_path, PAIRS, split={"test_days": 1, "val_days": 1})
 
 
-@pytest.mark.parametrize("gap", ["2h", "120m", "7200s", "7200", 7200, " 2h "])
+@pytest.mark.parametrize("gap", ["2h", "120m", "7200s", "7200", 7200])
 def test_a_gap_may_be_written_in_any_unit(tmp_path: Path, gap: str | int) -> None:
     log = [*PAIRS, *(Row(1, item, 1, FIRST + late) for item, late in [(1, 0), (2, 7_200), (1, 14_401), (2, 14_402)])]
     assert sessions_of(prepared_from(tmp_path, log, gap=gap), "train") == [[1, 2], [1, 2], [1, 2]]

@@ -4,11 +4,19 @@ from io import StringIO
 from typing import Any
 
 import polars as pl
+import pytest
 from rich.console import Console
 from rich.table import Table
 
 from arnn_lightning.evaluation.result import EvaluationResult
-from arnn_lightning.reporting.console import funnel_table, paired_difference_line, paper_table, results_table
+from arnn_lightning.reporting.console import (
+    attributes_table,
+    log_table,
+    paired_difference_line,
+    paper_table,
+    results_table,
+    steps_table,
+)
 
 COUNTS = {"events": 4_000, "sessions": 900, "users": 80, "items": 70}
 MANIFEST: dict[str, Any] = {
@@ -20,22 +28,25 @@ MANIFEST: dict[str, Any] = {
     ],
     "splits": {"train": COUNTS, "val": dict.fromkeys(COUNTS, 0), "test": COUNTS},
     "users": {"all": 60, "without_profile": 0},
-    "config": {"contexts": {"single": ["user", "age_range"], "multi": ["interests"]}},
+    "config": {
+        "contexts": {"single": ["user", "age_range"], "multi": ["interests"]},
+        "items": {"popularity_scope": "window"},
+    },
     "dims": {"n_items": 33},
     "fields": 12,
 }
 
 
-def rows(table: Table) -> list[list[str]]:
+def rows(table: Table, width: int = 120) -> list[list[str]]:
     """The cells of every line of a printed table."""
-    console = Console(file=StringIO(), width=120)
+    console = Console(file=StringIO(), width=width)
     console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
 
 
-def test_funnel_table_shows_every_step_and_split() -> None:
-    shown = rows(funnel_table(MANIFEST))
+def test_steps_table_shows_every_step_and_split() -> None:
+    shown = rows(steps_table(MANIFEST))
     assert ["rows in the file", "5,000", "", "", ""] in shown
     assert ["in the time window", "2,000", "900", "80", "70"] in shown
     assert ["val", "0", "0", "0", "0"] in shown
@@ -43,8 +54,64 @@ def test_funnel_table_shows_every_step_and_split() -> None:
     assert not any("no row in the users table" in line[0] for line in shown)
 
 
+@pytest.mark.parametrize(("scope", "words"), [("window", "test days included"), ("train", "training sessions alone")])
+def test_steps_table_states_where_popularity_is_counted(scope: str, words: str) -> None:
+    config = MANIFEST["config"] | {"items": {"popularity_scope": scope}}
+    shown = rows(steps_table(MANIFEST | {"config": config}))
+    caption = " ".join(line[0] for line in shown)
+    assert "popularity of items: counted over" in caption
+    assert words in caption
+
+
+LOG = {
+    "first_day": "1970-01-01",
+    "last_day": "2015-11-03",
+    "log_events": 54_925_330,
+    "users": 424_170,
+    "largest_user": "[NA]",
+    "largest_user_events": 13_731_332,
+    "events": 23_456_789,
+    "sessions": 2_000_000,
+    "longest_session": 12_000,
+    "shortest_session": 1,
+    "single_event_sessions": 31_717,
+    "tied_times": 23_000_000,
+    "duplicates": 473,
+    "repeats": 3_482,
+    "top_items": 203,
+    "top_items_events": 11_728_394,
+    "top_item_events": 234_567,
+}
+
+
+def test_log_table_marks_what_looks_wrong() -> None:
+    shown = rows(log_table(LOG, {"largest_user_events": "a crawler?"}), width=80)
+    assert ["! events of the largest user, [NA]", "13,731,332", "25.0%"] in shown
+    assert ["first day", "1970-01-01", ""] in shown
+    assert ["duplicate rows", "473", "0.0%"] in shown
+    assert ["! events of the largest user, [NA]: a crawler?"] in shown
+
+
+def test_attributes_table_shows_unknowns_and_top_values() -> None:
+    attribute = {
+        "name": "experience_years_in_current_position",
+        "kind": "numeric",
+        "categories": 4_692,
+        "known": 75,
+        "unknown": 25,
+        "top": [["[b]", 0.5], ["20000 to < 50000", 0.25]],
+    }
+    shown = rows(attributes_table([attribute], {attribute["name"]: "an id?"}))
+    top = "[b] (50%), 20000 to < 50000 (25%)"
+    assert ["! experience_years_in_current_position", "numeric", "4,692", "25%", top] in shown
+    assert ["! experience_years_in_current_position: an id?"] in shown
+    narrow = rows(attributes_table([attribute], {}), width=80)
+    assert not any("…" in cell for line in narrow for cell in line)
+    assert any(line[1:4] == ["numeric", "4,692", "25%"] for line in narrow)
+
+
 def test_users_without_profile_are_counted() -> None:
-    shown = rows(funnel_table(MANIFEST | {"users": {"all": 60, "without_profile": 7}}))
+    shown = rows(steps_table(MANIFEST | {"users": {"all": 60, "without_profile": 7}}))
     assert any("7 of 60 users have no row in the users table" in line[0] for line in shown)
 
 

@@ -7,6 +7,7 @@ an item once per event: here vectors are binary, the textbook's cosine.
 I items, K neighbours.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.preprocessing.sessions import Sessions
 
-_ROWS_PER_BLOCK = 4_096  # rows of the similarity matrix held at once
+_PAIRS_PER_BLOCK = 1 << 22  # pairs of items that are counted at once: bounds the memory, long sessions or not
 
 
 class ItemKNN(Recommender):
@@ -67,8 +68,12 @@ class ItemKNN(Recommender):
             for power in (self.alpha, 1 - self.alpha)
         )
         by_item = seen.T.tocsr()
-        for first in range(0, self.n_items, _ROWS_PER_BLOCK):
-            cooccurrence = (by_item[first : first + _ROWS_PER_BLOCK] @ seen).tocsr()
+        n_pairs = np.cumsum(by_item @ np.diff(seen.indptr))  # of an item's row with those of all its sessions
+        last = 0
+        while last < self.n_items:
+            first, counted = last, n_pairs[last - 1] if last else 0
+            last = max(first + 1, int(np.searchsorted(n_pairs, counted + _PAIRS_PER_BLOCK, side="right")))
+            cooccurrence = (by_item[first:last] @ seen).tocsr()
             self._update_topk(cooccurrence, first, row_scale, column_scale)
 
     def _update_topk(
@@ -77,8 +82,13 @@ class ItemKNN(Recommender):
         rows = np.repeat(np.arange(cooccurrence.shape[0]), np.diff(cooccurrence.indptr)) + first
         columns = cooccurrence.indices
         value = cooccurrence.data * row_scale[rows] * column_scale[columns]
-        off_diagonal = rows != columns
-        rows, columns, value = rows[off_diagonal], columns[off_diagonal], value[off_diagonal]
+        value[rows == columns] = -1
+        is_candidate = value > 0
+        for start, end in pairwise(cooccurrence.indptr):
+            if end - start > 2 * self.neighbours:  # sorting all neighbours of a long row would cost the most
+                row = value[start:end]
+                is_candidate[start:end] &= row >= np.partition(row, -self.neighbours)[-self.neighbours]
+        rows, columns, value = rows[is_candidate], columns[is_candidate], value[is_candidate]
         order = np.lexsort((columns, -value, rows))  # ties between neighbours go to the smaller code
         rows, columns, value = rows[order], columns[order], value[order]
         place = np.arange(len(rows)) - np.searchsorted(rows, rows)

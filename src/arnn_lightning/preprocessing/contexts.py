@@ -1,14 +1,19 @@
 """User attributes -> PNN fields (paper 4.2.4).
 
-A single-valued attribute is one field whose code 0 is "unknown" (missing, or not seen in training).
-A multi-valued attribute gives one binary field (absent, present) per popular category - the smallest set of
-categories that covers ``coverage`` of the training events, ties at the threshold included - and one field "other".
+A single-valued attribute is one field whose code 0 is "unknown" (missing, or not seen in training); categories with
+fewer than ``min_events`` training events share one code, "other". A numeric attribute is one field too: its codes from
+1 on are intervals. A multi-valued attribute gives one binary field (absent, present) per popular category - the
+smallest set of categories that covers ``coverage`` of the training events, ties at the threshold included - and one
+field "other".
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
@@ -16,6 +21,14 @@ from arnn_lightning.readers.schema import USER
 
 OTHER = "(other)"
 PREFIX = "context."  # so that an attribute may have the name of any other column
+VOCABULARY = {
+    "attribute": pl.String,
+    "kind": pl.String,
+    "code": pl.UInt32,
+    "category": pl.String,
+    "events": pl.Int64,
+    "low": pl.Float64,
+}
 
 
 @dataclass(frozen=True)
@@ -23,10 +36,9 @@ class EncodedContexts:
     """Contexts of every user as codes.
 
     Attributes:
-        users: one row per user code: one UInt32 column ``context.<name>`` per single-valued attribute, ``active``
-            (indices of the binary fields that are present), ``n_known`` (number of known attributes).
-        vocabulary: attribute, kind (single | multi), code, category, events (in training).
-        single_sizes: number of codes of each single-valued field, "unknown" included.
+        users: as returned by ``encode_users``.
+        vocabulary: as returned by ``fit_vocabulary``.
+        single_sizes: number of codes of each single-valued field, numeric ones last, "unknown" included.
         n_binary: number of binary fields.
     """
 
@@ -34,6 +46,21 @@ class EncodedContexts:
     vocabulary: pl.DataFrame
     single_sizes: list[int]
     n_binary: int
+
+
+def numeric_bins(contexts: Mapping[str, Any]) -> dict[str, int | list[float]]:
+    """The number of bins, or their edges, of every numeric attribute."""
+    return dict(contexts.get("numeric") or {})
+
+
+def field_names(contexts: Mapping[str, Any]) -> list[str]:
+    """The attributes of one field each, in the order of their columns: single-valued, then numeric, as listed."""
+    return [*contexts["single"], *numeric_bins(contexts)]
+
+
+def attribute_names(contexts: Mapping[str, Any]) -> list[str]:
+    """All attributes in the order of ``data.contexts.n_attributes``: multi-valued, single-valued, numeric."""
+    return [*contexts["multi"], *field_names(contexts)]
 
 
 def most_popular(counts: pl.DataFrame, coverage: float) -> pl.DataFrame:
@@ -54,95 +81,168 @@ def most_popular(counts: pl.DataFrame, coverage: float) -> pl.DataFrame:
     return counts.filter(pl.col("events") >= ordered[last])
 
 
-def encode_contexts(
-    users: pl.DataFrame, train_events: pl.Series, single: Sequence[str], multi: Sequence[str], coverage: float
-) -> EncodedContexts:
+def encode_contexts(users: pl.DataFrame, train_events: pl.Series, contexts: Mapping[str, Any]) -> EncodedContexts:
     """Fits the fields on the training users and encodes every user.
 
     Args:
         users: one row per user code, sorted by id, with canonical attributes (null = unknown).
-        train_events: number of training events of each user; the fit uses users with at least one, weighted by them.
-        single: names of single-valued attributes; ``user`` is the user's id.
-        multi: names of multi-valued attributes.
-        coverage: share of an attribute's training events that its popular categories cover.
+        train_events: number of training events of each user.
+        contexts: ``data.contexts``.
 
     Raises:
         UserError: an attribute that is not in ``users``, or is listed under the wrong kind.
     """
-    _validate_attributes(users, single, multi)
-    columns: dict[str, pl.Series] = {}
-    vocabulary: list[pl.DataFrame] = []
-    for name in single:
-        columns[f"{PREFIX}{name}"], categories = _encode_single(users, train_events, name)
-        vocabulary.append(_vocabulary_rows(categories, name, "single"))
-    single_sizes = [categories.height + 1 for categories in vocabulary]
-    lists: list[pl.DataFrame] = []
+    _validate_attributes(users, contexts)
+    vocabulary = fit_vocabulary(users, train_events, contexts)
+    sizes = dict(vocabulary.filter(pl.col("kind") != "multi").group_by("attribute").len().iter_rows())
+    return EncodedContexts(
+        users=encode_users(users, vocabulary, contexts),
+        vocabulary=vocabulary,
+        single_sizes=[1 + sizes.get(name, 0) for name in field_names(contexts)],
+        n_binary=int((vocabulary["kind"] == "multi").sum()),
+    )
+
+
+def fit_vocabulary(users: pl.DataFrame, train_events: pl.Series, contexts: Mapping[str, Any]) -> pl.DataFrame:
+    """The categories and intervals of every attribute; the fit uses users with training events only.
+
+    Returns:
+        attribute, kind (single | numeric | multi), code, category, events (in training) and low, the lower bound of an
+        interval, which belongs to it; the first interval of an attribute begins at minus infinity.
+    """
+    parts = [pl.DataFrame(schema=VOCABULARY)]
+    trained = users.with_columns(events=train_events).filter(pl.col("events") > 0)
+    for name in contexts["single"]:
+        parts.append(_vocabulary_rows(_fit_single(trained, name, int(contexts["min_events"])), name, "single"))
+    for name, bins in numeric_bins(contexts).items():
+        parts.append(_vocabulary_rows(_fit_numeric(trained, name, bins), name, "numeric"))
     n_binary = 0
-    for name in multi:
-        active, categories = _encode_multi(users, train_events, name, coverage, first_code=n_binary)
-        if categories.is_empty():
-            continue
-        lists.append(active)
-        vocabulary.append(_vocabulary_rows(categories, name, "multi"))
+    for name in contexts["multi"]:
+        categories = _fit_multi(trained, name, float(contexts["coverage"]), first_code=n_binary)
+        parts.append(_vocabulary_rows(categories, name, "multi"))
         n_binary += categories.height
-    known = [pl.col(name).is_not_null() for name in single] + [pl.col(name).list.len() > 0 for name in multi]
+    return pl.concat(parts)
+
+
+def encode_users(users: pl.DataFrame, vocabulary: pl.DataFrame, contexts: Mapping[str, Any]) -> pl.DataFrame:
+    """The codes of any users, known in training or not.
+
+    Args:
+        users: one row per user with canonical attributes (null = unknown).
+        vocabulary: as returned by ``fit_vocabulary``.
+        contexts: ``data.contexts``, whose names and order of attributes are used.
+
+    Returns:
+        one UInt32 column ``context.<name>`` per single-valued or numeric attribute, ``active`` (indices of the binary
+        fields that are present), ``n_known`` (number of known attributes).
+    """
+    rows_of = {str(name): rows for (name,), rows in vocabulary.group_by("attribute", maintain_order=True)}
+    empty = pl.DataFrame(schema=VOCABULARY)
+    columns = [
+        _encode_field(users[name], rows_of.get(name, empty), is_numeric=name not in contexts["single"])
+        for name in field_names(contexts)
+    ]
+    lists = [_encode_multi(users[name], rows_of[name]) for name in contexts["multi"] if name in rows_of]
+    known = [pl.col(name).is_not_null() for name in field_names(contexts)]
+    known += [pl.col(name).list.len() > 0 for name in contexts["multi"]]
     n_known = pl.sum_horizontal(pl.lit(0, pl.UInt8), *(flag.fill_null(False).cast(pl.UInt8) for flag in known))
-    table = (
-        pl.DataFrame({"row": pl.int_range(users.height, dtype=pl.UInt32, eager=True), **columns})
+    return (
+        pl.DataFrame([pl.int_range(users.height, dtype=pl.UInt32, eager=True).alias("row"), *columns])
         .join(_active_fields(lists), on="row", how="left", maintain_order="left")
         .with_columns(pl.col("active").fill_null([]))
         .drop("row")
         .with_columns(n_known=users.with_columns(n_known=n_known)["n_known"].cast(pl.UInt8))
     )
-    schema = {"attribute": pl.String, "kind": pl.String, "code": pl.UInt32, "category": pl.String, "events": pl.Int64}
-    return EncodedContexts(
-        users=table,
-        vocabulary=pl.concat(vocabulary) if vocabulary else pl.DataFrame(schema=schema),
-        single_sizes=single_sizes,
-        n_binary=n_binary,
-    )
 
 
-def _validate_attributes(users: pl.DataFrame, single: Sequence[str], multi: Sequence[str]) -> None:
-    for name in (*single, *multi):
+def _validate_attributes(users: pl.DataFrame, contexts: Mapping[str, Any]) -> None:
+    for name in attribute_names(contexts):
         if name not in users.columns:
             raise UserError(f"data.contexts: the users table has no attribute {name!r}{nearest(name, users.columns)}")
-        if (users[name].dtype == pl.List) != (name in multi):
-            kind = "single" if name in multi else "multi"
+        kind = "multi" if users[name].dtype == pl.List else "single"
+        if name in numeric_bins(contexts):
+            if not users[name].dtype.is_numeric():
+                raise UserError(
+                    f"data.contexts.numeric: attribute {name!r} consists of {users[name].dtype}, not of numbers; list "
+                    f"it under data.contexts.{kind}"
+                )
+        elif (kind == "multi") != (name in contexts["multi"]):
             raise UserError(f"data.contexts: attribute {name!r} must be listed under data.contexts.{kind}")
 
 
-def _encode_single(users: pl.DataFrame, train_events: pl.Series, name: str) -> tuple[pl.Series, pl.DataFrame]:
-    """Codes of a single-valued attribute, one per user, and its categories (category, events, code)."""
-    is_trained = train_events > 0
-    seen = users.select(category=name, events=train_events).filter(is_trained).drop_nulls()
+def _fit_single(trained: pl.DataFrame, name: str, min_events: int) -> pl.DataFrame:
+    """The categories of a single-valued attribute (category, events, code), "other" last if there are rarer ones."""
+    seen = trained.select("events", category=name).drop_nulls()
     if name != USER:  # ids are unique and sorted
         seen = seen.group_by("category").sum().sort("category")
-    categories = seen.with_columns(code=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32))
-    if name == USER:
-        return is_trained.cum_sum().set(~is_trained, 0).cast(pl.UInt32), categories
-    coded = users.select(category=name).join(categories, on="category", how="left", maintain_order="left")
-    return coded["code"].fill_null(0), categories
+    seen = seen.with_columns(pl.col("category").cast(pl.String))
+    is_kept = (pl.col("events") >= min_events) & (pl.col("category") != OTHER)
+    return _with_other(seen, seen.filter(is_kept)).with_columns(code=pl.int_range(1, pl.len() + 1))
 
 
-def _encode_multi(
-    users: pl.DataFrame, train_events: pl.Series, name: str, coverage: float, first_code: int
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Codes of a multi-valued attribute as (row of the user, code), and its categories (category, events, code).
-
-    The last category is "other"; there are none where no training user has a value.
-    """
-    values = users.select(category=name).with_row_index("row").explode("category").drop_nulls("category")
-    events = train_events.gather(values["row"])
-    counts = values.select("category", events=events).filter(events > 0).group_by("category").sum().sort("category")
-    popular = most_popular(counts, coverage).with_columns(code=pl.int_range(pl.len(), dtype=pl.UInt32) + first_code)
+def _fit_multi(trained: pl.DataFrame, name: str, coverage: float, first_code: int) -> pl.DataFrame:
+    """The categories of a multi-valued attribute (category, events, code), "other" last; none without any value."""
+    values = trained.select("events", category=name).explode("category").drop_nulls()
+    counts = values.group_by("category").sum().sort("category")
     if counts.is_empty():
-        return values.select("row", code=pl.lit(0, pl.UInt32)), popular
-    other_code = first_code + popular.height
-    n_other = int(counts["events"].sum()) - int(popular["events"].sum())
-    other = pl.DataFrame({"category": [OTHER], "events": [n_other], "code": [other_code]}, schema=popular.schema)
-    coded = values.join(popular, on="category", how="left", maintain_order="left")
-    return coded.select("row", code=pl.col("code").fill_null(other_code)), pl.concat([popular, other])
+        return counts.with_columns(code=pl.lit(0))
+    popular = most_popular(counts, coverage).filter(pl.col("category") != OTHER)
+    return _with_other(counts, popular, always=True).with_columns(code=pl.int_range(pl.len()) + first_code)
+
+
+def _with_other(counts: pl.DataFrame, kept: pl.DataFrame, always: bool = False) -> pl.DataFrame:
+    if not always and kept.height == counts.height:
+        return kept
+    events = int(counts["events"].sum()) - int(kept["events"].sum())
+    other = pl.DataFrame({"category": [OTHER], "events": [events]}).select(kept.columns)
+    return pl.concat([kept, other], how="vertical_relaxed")
+
+
+def _fit_numeric(trained: pl.DataFrame, name: str, bins: int | Sequence[float]) -> pl.DataFrame:
+    """The intervals of a numeric attribute (category, events, code, low).
+
+    ``bins``: their edges, or how many of equally many users each; fewer where many users share a value.
+    """
+    known = trained.select("events", value=_numbers(pl.col(name))).drop_nulls()
+    if isinstance(bins, int):
+        if known.is_empty():
+            return pl.DataFrame(schema={column: VOCABULARY[column] for column in ("category", "events", "code", "low")})
+        ordered = known["value"].sort()
+        quantiles = ordered.gather([place * len(ordered) // bins for place in range(1, bins)])
+        bins = quantiles.filter(quantiles > ordered[0]).unique().sort().to_list()
+    bounds = [f"{edge:.15g}" for edge in bins]
+    between = [f"{low} to < {high}" for low, high in pairwise(bounds)]
+    names = [f"< {bounds[0]}", *between, f">= {bounds[-1]}"] if bounds else ["any"]
+    index = np.searchsorted(bins, known["value"].to_numpy(), side="right")
+    events = np.bincount(index, known["events"].to_numpy(), minlength=len(names)).astype(np.int64)
+    codes = range(1, len(names) + 1)
+    return pl.DataFrame({"category": names, "events": events, "code": codes, "low": [-math.inf, *map(float, bins)]})
+
+
+def _numbers(values: pl.Expr) -> pl.Expr:
+    return values.cast(pl.Float64).fill_nan(None)
+
+
+def _encode_field(values: pl.Series, rows: pl.DataFrame, is_numeric: bool) -> pl.Series:
+    """Codes of an attribute of one field, 0 where the value is missing or of no category."""
+    if is_numeric:
+        edges = rows["low"].to_numpy()  # the first is minus infinity
+        numbers = values.to_frame().select(_numbers(pl.col(values.name))).to_series()
+        index = np.searchsorted(edges, numbers.fill_null(0).to_numpy(), side="right").astype(np.uint32)
+        codes = pl.Series(index).set(numbers.is_null(), 0)
+    else:
+        table = rows.select(pl.col("category").alias(values.name), "code")
+        coded = values.cast(pl.String).to_frame().join(table, on=values.name, how="left", maintain_order="left")
+        other = rows.filter(pl.col("category") == OTHER)["code"].sum()  # 0 where there is none
+        codes = coded["code"].fill_null(other).set(values.is_null(), 0)
+    return codes.alias(f"{PREFIX}{values.name}")
+
+
+def _encode_multi(values: pl.Series, rows: pl.DataFrame) -> pl.DataFrame:
+    """Codes of a multi-valued attribute: row of the user, code."""
+    categories = values.alias("category").to_frame().with_row_index("row").explode("category").drop_nulls("category")
+    coded = categories.join(rows.select("category", "code"), on="category", how="left", maintain_order="left")
+    return coded.select("row", code=pl.col("code").fill_null(rows["code"].max()))  # the last code is "other"
 
 
 def _active_fields(lists: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -156,29 +256,25 @@ def _active_fields(lists: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _vocabulary_rows(categories: pl.DataFrame, name: str, kind: str) -> pl.DataFrame:
-    return categories.select(
-        attribute=pl.lit(name),
-        kind=pl.lit(kind),
-        code=pl.col("code").cast(pl.UInt32),
-        category=pl.col("category").cast(pl.String),
-        events=pl.col("events").cast(pl.Int64),
-    )
+    low = pl.col("low") if kind == "numeric" else pl.lit(None)
+    rows = categories.with_columns(attribute=pl.lit(name), kind=pl.lit(kind), low=low)
+    return rows.select(pl.col(column).cast(dtype) for column, dtype in VOCABULARY.items())
 
 
 def select_attributes(
     users: pl.DataFrame,
     dims: Mapping[str, Any],
     vocabulary: pl.DataFrame,
-    attributes: Mapping[str, Any],
+    contexts: Mapping[str, Any],
     n_attributes: int,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Keeps the first ``n_attributes`` attributes of every user: multi-valued ones first, each kind as listed.
+    """Keeps the first ``n_attributes`` of every user's attributes, in the order of ``attribute_names``.
 
     Args:
         users: as ``EncodedContexts.users``.
         dims: the sizes that models measure from data, with all attributes.
         vocabulary: as ``EncodedContexts.vocabulary``.
-        attributes: ``contexts`` of the data config, with the lists ``single`` and ``multi``.
+        contexts: ``data.contexts``.
         n_attributes: number of attributes to keep.
 
     Returns:
@@ -187,18 +283,18 @@ def select_attributes(
     Raises:
         UserError: ``n_attributes`` is not a number of attributes.
     """
-    multi, single = attributes["multi"], attributes["single"]
+    multi, fields = contexts["multi"], field_names(contexts)
     if isinstance(n_attributes, bool) or not isinstance(n_attributes, int) or n_attributes < 0:
         raise UserError(
             f"data.contexts.n_attributes={n_attributes}: must be an integer, at least 0 (the data set has "
-            f"{len(multi) + len(single)} attributes), or null for all"
+            f"{len(multi) + len(fields)} attributes), or null for all"
         )
-    kept = single[: max(n_attributes - len(multi), 0)]
+    kept = fields[: max(n_attributes - len(multi), 0)]
     # Codes of binary fields follow the order of their attributes, so the first attributes have the lowest codes.
     is_kept = (pl.col("kind") == "multi") & pl.col("attribute").is_in(multi[:n_attributes])
     n_binary = vocabulary.filter(is_kept).height
-    sizes = [size for name, size in zip(single, dims["single_sizes"], strict=True) if name in kept]
-    selected = users.drop(f"{PREFIX}{name}" for name in single if name not in kept).with_columns(
+    sizes = [size for name, size in zip(fields, dims["single_sizes"], strict=True) if name in kept]
+    selected = users.drop(f"{PREFIX}{name}" for name in fields if name not in kept).with_columns(
         pl.col("active").list.filter(pl.element() < n_binary)
     )
     return selected, {**dims, "single_sizes": sizes, "n_binary": n_binary}

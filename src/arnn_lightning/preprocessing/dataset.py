@@ -7,7 +7,6 @@ user, item, time: integer codes, sorted by session start, then by position), ``i
 
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections import Counter
@@ -23,23 +22,26 @@ import polars as pl
 from filelock import FileLock
 
 from arnn_lightning import __version__
-from arnn_lightning.config import instantiate
+from arnn_lightning.config import RULES, instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json
-from arnn_lightning.preprocessing.contexts import EncodedContexts, encode_contexts, select_attributes
+from arnn_lightning.preprocessing.contexts import EncodedContexts, attribute_names, encode_contexts, select_attributes
 from arnn_lightning.preprocessing.encoding import count_codes, encode_ids, recode_events
 from arnn_lightning.preprocessing.filtering import FilterLog, Progress, filter_events
 from arnn_lightning.preprocessing.sessions import Sessions, session_starts
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData, Reader, validate_events
 
-FORMAT_VERSION = 4  # raised whenever equal settings would write other bytes
+FORMAT_VERSION = 5  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
 PATH_KEYS = ("raw_dir", "events", "users", "titles")  # settings of readers: where files are, not what they mean
 RUN_KEYS = ("assignment", "n_attributes")  # settings of contexts that a run applies to the prepared data set
 Value = TypeVar("Value")
-SETTINGS = ("window_days", "session", "gap", "items", "min_session_length", "split", "held_out_user_share")
+SETTINGS = (
+    *("timezone", "window_days", "session", "gap", "duplicates", "repeats", "items"),
+    *("min_session_length", "max_session_length", "split", "held_out_user_share"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,16 @@ class PreparedDataset:
         """One row per user: user, id, and the columns of ``EncodedContexts.users``."""
         return pl.read_parquet(self.folder / "users.parquet")
 
+    def vocabulary(self) -> pl.DataFrame:
+        """The categories behind the codes of contexts; see ``fit_vocabulary``."""
+        return pl.read_parquet(self.folder / "contexts.parquet")
+
     def user_contexts(self, n_attributes: int | None) -> tuple[pl.DataFrame, dict[str, Any]]:
         """Users and model sizes with the first ``n_attributes`` attributes, None for all; see `select_attributes`."""
         if n_attributes is None:
             return self.users(), self.dims
-        vocabulary = pl.read_parquet(self.folder / "contexts.parquet")
-        attributes = self.manifest["config"]["contexts"]
-        return select_attributes(self.users(), self.dims, vocabulary, attributes, n_attributes)
+        contexts = self.manifest["config"]["contexts"]
+        return select_attributes(self.users(), self.dims, self.vocabulary(), contexts, n_attributes)
 
 
 def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: None) -> PreparedDataset:
@@ -148,41 +153,35 @@ def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _validate_config(data: Mapping[str, Any]) -> None:
-    """Raises UserError for a setting of the wrong type or out of its range."""
-    integers = {
-        "data.min_session_length": (data["min_session_length"], 2),  # one event leaves nothing to predict
-        "data.items.min_events": (data["items"]["min_events"], 1),
-        **{f"data.split.{name}": (days, 0) for name, days in data["split"].items()},
-    }
-    if data["window_days"] is not None:
-        integers["data.window_days"] = (data["window_days"], 1)
-    for name, (value, minimum) in integers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise UserError(f"{name}={value}: must be an integer, at least {minimum}")
-    share = data["held_out_user_share"]
-    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
-        raise UserError(f"data.held_out_user_share={share}: must be in [0, 1)")
-    scope = data["items"]["popularity_scope"]
-    if scope not in ("log", "window", "train"):
-        raise UserError(f"data.items.popularity_scope={scope}: must be log, window or train")
-    coverages = {
-        "items.popularity_coverage": data["items"]["popularity_coverage"],
-        "contexts.coverage": data["contexts"]["coverage"],
-    }
-    for name, coverage in coverages.items():
-        if not isinstance(coverage, int | float) or not 0 < coverage <= 1:
-            raise UserError(f"data.{name}={coverage}: must be in (0, 1]")
-    attributes: list[str] = []
-    for kind in ("single", "multi"):
-        names = data["contexts"][kind]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"data.contexts.{kind}={names}: must be a list of names, as in [country,age]")
-        attributes += names
-    for name, count in Counter(attributes).items():
+    """Raises UserError for a setting that its rule does not accept, and for settings that exclude each other."""
+    _check_rules("data", data)
+    split, contexts = data["split"], data["contexts"]
+    days, shares = (
+        {f"data.split.{name}": split[name] for name in names if split[name] is not None}
+        for names in (("test_days", "val_days"), ("test_share", "val_share"))
+    )
+    if days and shares:
+        raise UserError(
+            f"{', '.join(f'{key}={value}' for key, value in shares.items())}: a split is by days or by shares; add "
+            f"{' '.join(f'{key}=null' for key in days)}"
+        )
+    if not {"data.split.test_days", "data.split.test_share"} & {*days, *shares}:
+        raise UserError("data.split: set test_days and val_days, or test_share and val_share")
+    if sum(shares.values()) >= 1:
+        raise UserError(f"data.split: test_share + val_share is {sum(shares.values()):g}; must be below 1")
+    for name, count in Counter(attribute_names(contexts)).items():
         if count > 1:
             raise UserError(f"data.contexts: attribute {name!r} is listed more than once")
-    if not re.fullmatch(r"[\w.-]+", str(data["name"])):
-        raise UserError(f"data.name={data['name']}: must consist of letters, digits, dots and dashes (names a folder)")
+
+
+def _check_rules(parent: str, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        key = f"{parent}.{name}"
+        rule = RULES.get(key) or RULES.get(f"{parent}.*")
+        if isinstance(value, Mapping) and key not in ("data.reader", "data.generate"):
+            _check_rules(key, value)
+        elif rule is not None and not rule.accepts(value):
+            raise UserError(f"{key}={value}: must be {rule.allowed}")
 
 
 def _hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
@@ -204,9 +203,9 @@ def _write_tables(
     raw, log, user_ids, item_ids = _read_log(reader, source)
     read_at = time.perf_counter()
     with ThreadPoolExecutor() as executor:
-        filter_log = FilterLog(source, raw.rows, len(user_ids), len(item_ids), progress)
+        filter_log = FilterLog(source, raw.rows, raw.dropped, len(user_ids), len(item_ids), progress)
         users_future, titles_future = executor.submit(raw.users), executor.submit(raw.items)
-        events = filter_events(log, data, filter_log, executor)
+        events, profile = filter_events(log, data, filter_log, executor)
         del log
         progress("coding and writing")
         is_kept = {
@@ -227,6 +226,7 @@ def _write_tables(
         "layout": FORMAT_VERSION,
         "version": __version__,
         "funnel": filter_log.steps,
+        "log": profile | {"largest_user": str(user_ids[profile["largest_user"]])},
         "splits": splits,
         "users": {"all": len(users), "without_profile": without_profile},
         "fields": len(encoded.single_sizes) + encoded.n_binary + 1,
@@ -276,9 +276,7 @@ def _write_users(
     attributes = pl.concat([known, unknown], how="diagonal")
     if not attributes[USER].is_sorted():
         attributes = attributes.sort(USER)
-    encoded = encode_contexts(
-        attributes, pl.Series(n_train_events), contexts["single"], contexts["multi"], float(contexts["coverage"])
-    )
+    encoded = encode_contexts(attributes, pl.Series(n_train_events), contexts)
     ids = pl.DataFrame({"user": pl.int_range(len(users), dtype=pl.UInt32, eager=True), "id": users})
     pl.concat([ids, encoded.users], how="horizontal").write_parquet(folder / "users.parquet", **PARQUET)
     encoded.vocabulary.write_parquet(folder / "contexts.parquet", **PARQUET)

@@ -14,12 +14,15 @@ import polars as pl
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.contexts import most_popular
 from arnn_lightning.preprocessing.encoding import count_codes
+from arnn_lightning.preprocessing.profile import count_duplicates, day_range, drop_duplicates, drop_repeats, profile_log
 from arnn_lightning.preprocessing.sessions import (
-    DAY,
     SESSION_ID,
     SessionRule,
     assign_session_ids,
     count_sessions_before,
+    cut_long_sessions,
+    local_day,
+    midnight,
     session_rule,
     session_starts,
 )
@@ -37,20 +40,30 @@ class FilterLog:
     Args:
         source: the file of events, for errors.
         n_rows: number of its rows.
+        dropped: what the reader dropped -> number of rows.
         n_users: number of user codes.
         n_items: number of item codes.
         progress: called with a line of text at every step.
     """
 
-    def __init__(self, source: Path, n_rows: int, n_users: int, n_items: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        source: Path,
+        n_rows: int,
+        dropped: Mapping[str, int],
+        n_users: int,
+        n_items: int,
+        progress: Progress,
+    ) -> None:
         self.source = source
         self.n_users, self.n_items = n_users, n_items
         self.item_counts = np.zeros(n_items, np.int64)
         self.progress = progress
-        self.steps: list[dict[str, Any]] = [
-            {"step": "rows in the file", "events": n_rows, "sessions": None, "users": None, "items": None}
-        ]
-        progress(f"rows in the file: {n_rows:,}")
+        self.steps: list[dict[str, Any]] = []
+        for step, n_dropped in {"rows in the file": 0, **dropped}.items():
+            n_rows -= n_dropped
+            self.steps.append({"step": step, "events": n_rows, "sessions": None, "users": None, "items": None})
+        progress(f"rows in the file: {self.steps[0]['events']:,}")
 
     def record(self, step: str, events: pl.DataFrame, n_users: int | None = None) -> pl.DataFrame:
         """Counts ``events`` and returns them; raises UserError where none are left.
@@ -59,7 +72,8 @@ class FilterLog:
         """
         last = self.steps[-1]
         if n_users is None and events.height == last["events"] and last["sessions"] is not None:
-            counts = last | {"step": step}  # steps only drop events: equal numbers are equal events
+            # Steps only drop events: equal numbers are equal events. Sessions may have been cut.
+            counts = last | {"step": step, "sessions": len(session_starts(events[SESSION_ID].to_numpy()))}
         else:
             self.item_counts = count_codes(events[ITEM], self.n_items)
             counts = {
@@ -75,12 +89,14 @@ class FilterLog:
             raise UserError(f"{self.source}: no events left after step {step!r}; {self}")
         return events
 
-    def require_splits(self, events: pl.DataFrame, days: Mapping[str, Any]) -> None:
-        """Raises UserError where a split that ``days`` define is empty."""
+    def require_splits(self, events: pl.DataFrame, data: Mapping[str, Any]) -> None:
+        """Raises UserError where a split that ``data.split`` defines is empty."""
+        split = data["split"]
         for code, name in enumerate(SPLITS):
-            if not (events[SPLIT] == code).any() and (name != "val" or days["val_days"]):
-                settings = ", ".join(f"data.split.{key}={value}" for key, value in days.items())
-                first, last = (date.isoformat() for date in _date_range(events))
+            if not (events[SPLIT] == code).any() and (name != "val" or split["val_days"] or split["val_share"]):
+                given = {key: value for key, value in split.items() if value is not None}
+                settings = ", ".join(f"data.split.{key}={value}" for key, value in given.items())
+                first, last = day_range(events, data["timezone"])
                 raise UserError(
                     f"{self.source}: the {name} split is empty with {settings}, events from {first} to {last}; {self}"
                 )
@@ -91,7 +107,7 @@ class FilterLog:
 
 def filter_events(
     log: pl.DataFrame, data: Mapping[str, Any], filter_log: FilterLog, executor: Executor
-) -> pl.DataFrame:
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The events of a log that the data config ``data`` keeps.
 
     Args:
@@ -101,59 +117,74 @@ def filter_events(
         executor: runs what no step waits for.
 
     Returns:
-        the events sorted by user, session and time, with ``session_id`` and ``split`` (an index into SPLITS).
+        the events sorted by user, session and time, with ``session_id`` and ``split`` (an index into SPLITS); the
+        profile of the log, see ``profile_log``.
 
     Raises:
         UserError: an invalid setting, or a step that keeps nothing.
     """
-    rule = session_rule(log, data["session"], data["gap"])
-    start, events, start_day = _cut_window(log, data["window_days"], rule)
+    timezone = data["timezone"]
+    rule = session_rule(log, data["session"], data["gap"], timezone)
+    start, events, start_time = _cut_window(log, data["window_days"], rule, timezone)
     n_before = executor.submit(count_sessions_before, log, start, events, rule)
-    in_log = count_codes(log[USER], filter_log.n_users) > 0
+    n_duplicates = executor.submit(count_duplicates, events)
+    user_counts = count_codes(log[USER], filter_log.n_users)
+    in_log = user_counts > 0
     filter_log.record("events of the modelled kind", log, n_users=int(np.count_nonzero(in_log)))
     log_item_counts = filter_log.item_counts
     filter_log.record("in the time window", events)
     log_step, window_step = filter_log.steps[-2:]
+    profile = profile_log(log, events, user_counts, filter_log.item_counts, timezone)
     # Splits are assigned before anything is dropped, so that they do not depend on what later steps keep.
-    events = assign_splits(events, start_day, data["split"])
-    filter_log.require_splits(events, data["split"])
+    events = assign_splits(events, start_time, data["split"], timezone)
+    filter_log.require_splits(events, data)
+    if data["duplicates"] == "drop":
+        events = filter_log.record("without duplicate rows", drop_duplicates(events))
+    if data["repeats"] == "drop":
+        events = filter_log.record("without immediate repeats", drop_repeats(events))
     if data["held_out_user_share"]:
         events = hold_out_users(events, data["held_out_user_share"], in_log)
         filter_log.record("of held-out users after training", events)
     item_counts = {"log": log_item_counts, "window": filter_log.item_counts}
     events = filter_log.record("of popular items", _keep_popular_items(events, data["items"], item_counts))
+    max_length = data["max_session_length"]
+    if max_length is not None:
+        events = filter_log.record(f"in sessions cut to {max_length} events", cut_long_sessions(events, max_length))
     min_length = int(data["min_session_length"])
     events = filter_log.record(f"in sessions of {min_length} events or more", _drop_short_sessions(events, min_length))
-    filter_log.require_splits(events, data["split"])
+    filter_log.require_splits(events, data)
     in_train = count_codes(events.filter(pl.col(SPLIT) == 0)[ITEM], filter_log.n_items) > 0
     events = filter_log.record("of items seen in training", events.filter(pl.Series(in_train).gather(events[ITEM])))
     events = filter_log.record("in sessions still long enough", _drop_short_sessions(events, min_length))
-    filter_log.require_splits(events, data["split"])
+    filter_log.require_splits(events, data)
     log_step["sessions"] = window_step["sessions"] + n_before.result()
-    return events
+    return events, profile | {"duplicates": n_duplicates.result()}
 
 
-def _cut_window(log: pl.DataFrame, days: int | None, rule: SessionRule) -> tuple[int, pl.DataFrame, np.ndarray]:
-    """The last ``days`` calendar days (UTC) of a log, None for all; the last day is that of the last session's start.
+def _cut_window(
+    log: pl.DataFrame, days: int | None, rule: SessionRule, timezone: str
+) -> tuple[int, pl.DataFrame, pl.Series]:
+    """The last ``days`` calendar days of a log, None for all; the last day is that of the last session's start.
 
     The end of a session past midnight belongs to the window, but is not a day of it: splits go by session starts too.
 
     Returns:
-        the first second of the window; its events, sorted and with session ids; (sessions,) the days of their starts.
+        the first second of the window; its events, sorted and with session ids; (sessions,) when they start.
     """
-    last_day = cast(int, log[TIME].max()) // DAY
+    last_day = _last_day(log, timezone)
     while True:
-        start = cast(int, log[TIME].min()) if days is None else (last_day - days + 1) * DAY
+        start = cast(int, log[TIME].min()) if days is None else midnight(last_day - days + 1, timezone)
         events = assign_session_ids(log, start, rule)
-        start_day = events[TIME].to_numpy()[session_starts(events[SESSION_ID].to_numpy())] // DAY
-        if days is None or start_day.max() == last_day:
-            return start, events, start_day
-        last_day = int(start_day.max())
+        start_time = events[TIME].gather(session_starts(events[SESSION_ID].to_numpy()))
+        last_start_day = _last_day(start_time.to_frame(), timezone)
+        if days is None or last_start_day == last_day:
+            return start, events, start_time
+        last_day = last_start_day
 
 
-def _date_range(events: pl.DataFrame) -> tuple[Any, ...]:
-    seconds = events.select(pl.col(TIME).min(), pl.col(TIME).max().alias("last"))
-    return seconds.select(pl.from_epoch(pl.all()).dt.date()).row(0)
+def _last_day(events: pl.DataFrame, timezone: str) -> int:
+    last: int = events.select(pl.col(TIME).max()).select(local_day(timezone)).item()
+    return last
 
 
 def _keep_popular_items(

@@ -1,7 +1,9 @@
 """Sessions: how a log is divided into them (paper 4.2.2), and those of one split as arrays."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import cast
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -69,18 +71,36 @@ def parse_duration(text: str | int) -> int:
     return int(number) * _UNITS[unit]
 
 
-def session_rule(log: pl.DataFrame, session: str, gap: str | int) -> SessionRule:
+def local_day(timezone: str) -> pl.Expr:
+    """The calendar day in a time zone, in days since 1970, of the column ``time``."""
+    if timezone == "UTC":
+        return pl.col(TIME).floordiv(DAY)
+    seconds = pl.from_epoch(pl.col(TIME).cast(pl.Int64)).dt.replace_time_zone("UTC")
+    return seconds.dt.convert_time_zone(timezone).dt.date().to_physical().cast(pl.Int64)
+
+
+def midnight(day: int, timezone: str) -> int:
+    """The unix second at which a calendar day begins in a time zone.
+
+    >>> midnight(1, "UTC"), midnight(1, "Europe/Berlin")
+    (86400, 82800)
+    """
+    start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
+    return int((start if timezone == "UTC" else start.replace(tzinfo=ZoneInfo(timezone))).timestamp())
+
+
+def session_rule(log: pl.DataFrame, session: str, gap: str | int, timezone: str) -> SessionRule:
     """The rule of ``data.session``, valid for all events of ``log`` and for any subset of them.
 
-    ``gap``: a pause of a user longer than ``gap`` starts a session. ``day``: each calendar day (UTC) is a session.
-    ``given``: the sessions of the data set itself.
+    ``gap``: a pause of a user longer than ``gap`` starts a session. ``day``: each calendar day in ``timezone`` is a
+    session. ``given``: the sessions of the data set itself.
 
     Raises:
         UserError: an unknown ``session``, a ``gap`` that is not a duration, or no sessions where they are ``given``.
     """
     if session == "given" and SESSION not in log.columns:
         raise UserError("data.session=given: this data set does not define sessions; use gap or day")
-    positions = {"given": pl.col(SESSION), "gap": pl.col(TIME), "day": pl.col(TIME).floordiv(DAY)}
+    positions = {"given": pl.col(SESSION), "gap": pl.col(TIME), "day": local_day(timezone)}
     if session not in positions:
         raise UserError(f"data.session={session}: must be gap, day or given")
     max_gap = parse_duration(gap) if session == "gap" else 0
@@ -122,6 +142,27 @@ def count_sessions_before(log: pl.DataFrame, start: int, window: pl.DataFrame, r
     last_before = np.searchsorted(keys_before, first_keys, side="right") - 1
     continued = (last_before >= 0) & (first_keys - keys_before[last_before] <= rule.max_gap)
     return n_sessions - int(np.count_nonzero(continued))
+
+
+def cut_long_sessions(events: pl.DataFrame, max_length: int) -> pl.DataFrame:
+    """Cuts every session of more than ``max_length`` events into the fewest pieces, of equal lengths or one apart.
+
+    Args:
+        events: sorted by session, with session ids.
+        max_length: the most events of a piece.
+
+    Returns:
+        the events, each piece with a session id of its own.
+    """
+    first = session_starts(events[SESSION_ID].to_numpy())
+    length = np.diff(first, append=events.height)
+    if events.is_empty() or length.max() <= max_length:
+        return events
+    n_pieces = -(-length // max_length)
+    position = np.arange(events.height) - np.repeat(first, length)
+    piece = position * np.repeat(n_pieces, length) // np.repeat(length, length)
+    piece += np.repeat(np.cumsum(n_pieces) - n_pieces, length)
+    return events.with_columns(pl.Series(SESSION_ID, piece.astype(np.uint32)))
 
 
 def session_starts(session: np.ndarray) -> np.ndarray:

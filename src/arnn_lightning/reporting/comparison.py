@@ -12,6 +12,7 @@ from arnn_lightning.evaluation.bootstrap import intervals
 from arnn_lightning.evaluation.groups import list_metrics, tie_rate
 from arnn_lightning.evaluation.metrics import session_means
 from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.preprocessing.contexts import attribute_names
 from arnn_lightning.reporting.runs import DataSet, Run, flatten
 
 ORDER = ("pop", "itemknn", "gru4rec", "pnn", "arnn")  # rows of the paper's Table 2; other models follow
@@ -340,8 +341,7 @@ class SectionView:
         limit, data = self.section.settings.get(N_ATTRIBUTES), self.section.data
         if data is None:
             return None if limit is None else int(limit)
-        contexts = data.manifest["config"]["contexts"]
-        available = len(contexts["single"]) + len(contexts["multi"])
+        available = len(attribute_names(data.manifest["config"]["contexts"]))
         return available if limit is None else min(int(limit), available)
 
 

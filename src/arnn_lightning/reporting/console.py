@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from arnn_lightning.evaluation.metrics import metric_label
@@ -13,6 +14,11 @@ if TYPE_CHECKING:  # the preparation shows a table too, and does not need torch
     from arnn_lightning.evaluation.result import EvaluationResult
 
 COUNTS = ("events", "sessions", "users", "items")
+POPULARITY_SCOPES = {
+    "log": "the whole log, test days included",
+    "window": "the time window, test days included (as in paper 4.2.3)",
+    "train": "training sessions alone",
+}
 
 
 def results_table(
@@ -67,12 +73,12 @@ def paired_difference_line(
     return f"{better.name} - {base.name}, paired: " + "; ".join(parts)
 
 
-def funnel_table(manifest: Mapping[str, Any]) -> Table:
+def steps_table(manifest: Mapping[str, Any]) -> Table:
     """The events, sessions, users and items after every step of the preparation and in every split."""
-    table = Table(title=f"{manifest['name']}: from raw files to splits", title_justify="left")
+    table = Table(title=f"{manifest['name']}: from raw files to splits", title_justify="left", caption_justify="left")
     table.add_column("step")
     for count in COUNTS:
-        table.add_column(count, justify="right")
+        table.add_column(count, justify="right", no_wrap=True)
 
     def add(label: str, counts: Mapping[str, Any]) -> None:
         table.add_row(label, *("" if counts[count] is None else f"{counts[count]:,}" for count in COUNTS))
@@ -82,14 +88,83 @@ def funnel_table(manifest: Mapping[str, Any]) -> Table:
     table.add_section()
     for split, counts in manifest["splits"].items():
         add(split, counts)
-    table.caption = f"PNN input fields, the previous item included: {manifest['fields']}"
+    scope = manifest["config"]["items"]["popularity_scope"]
+    notes = [
+        f"popularity of items: counted over {POPULARITY_SCOPES[scope]}",
+        f"PNN input fields, the previous item included: {manifest['fields']}",
+    ]
     users = manifest["users"]
     if users["without_profile"]:
-        table.caption += (
-            f"\n{users['without_profile']:,} of {users['all']:,} users have no row in the users table: "
+        notes.append(
+            f"{users['without_profile']:,} of {users['all']:,} users have no row in the users table: "
             "their contexts are unknown"
         )
+    table.caption = "\n".join(notes)
     return table
+
+
+def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
+    """The profile of a log, and what looks wrong in it.
+
+    Args:
+        log: as returned by ``profile_log``, with ``duplicates`` and the largest user's id.
+        remarks: as returned by ``log_remarks``.
+    """
+    table = Table(title="the log", title_justify="left", caption_justify="left")
+    table.add_column("", overflow="fold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    labels = {"first_day": "first day", "last_day": "last day"}
+    counts = {
+        "largest_user_events": (f"events of the largest user, {log['largest_user']}", "log_events"),
+        "longest_session": ("events of the longest session", "events"),
+        "single_event_sessions": ("sessions of one event", "sessions"),
+        "tied_times": ("events at the time of the one before", "events"),
+        "duplicates": ("duplicate rows", "events"),
+        "repeats": ("repeats of the item before", "events"),
+        "top_item_events": ("events of the most popular item", "events"),
+        "top_items_events": (f"events of the most popular 1 % of items ({log['top_items']:,})", "events"),
+    }
+    labels |= {count: label for count, (label, _) in counts.items()}
+    for name, label in labels.items():
+        whole = counts[name][1] if name in counts else None
+        number = log[name] if whole is None else f"{log[name]:,}"
+        share = "" if whole is None else f"{log[name] / log[whole]:.1%}"
+        table.add_row(_marked(label, name in remarks), number, share)
+    notes = ["sessions, times and items: of the time window"] if log["events"] < log["log_events"] else []
+    table.caption = "\n".join([*notes, *(_marked(f"{labels[name]}: {remarks[name]}", True) for name in remarks)])
+    return table
+
+
+def attributes_table(attributes: Sequence[Mapping[str, Any]], remarks: Mapping[str, str]) -> Table:
+    """Every attribute's number of categories, unknowns and most frequent values, and what looks wrong.
+
+    Args:
+        attributes: as returned by ``profile_attributes``.
+        remarks: as returned by ``attribute_remarks``.
+    """
+    table = Table(title="contexts", title_justify="left", caption_justify="left")
+    table.add_column("attribute", overflow="fold")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("categories", justify="right", no_wrap=True)
+    table.add_column("unknown", justify="right", no_wrap=True)
+    table.add_column("most frequent", overflow="fold")
+    for attribute in attributes:
+        name, users = attribute["name"], attribute["known"] + attribute["unknown"]
+        table.add_row(
+            _marked(name, name in remarks),
+            attribute["kind"],
+            f"{attribute['categories']:,}",
+            f"{attribute['unknown'] / users:.0%}",
+            escape(", ".join(f"{value} ({share:.0%})" for value, share in attribute["top"])),
+        )
+    notes = "unknown: share of the users; most frequent: share of the training events"
+    table.caption = "\n".join([notes, *(_marked(f"{name}: {remark}", True) for name, remark in remarks.items())])
+    return table
+
+
+def _marked(text: str, is_marked: bool) -> str:
+    return f"[bold red]![/] {escape(text)}" if is_marked else escape(text)
 
 
 def paper_table(manifest: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -1,23 +1,45 @@
-"""task=prepare: raw files to a prepared data set, and what each step of filtering kept."""
+"""task=prepare: raw files to a prepared data set, what each step kept, and what looks wrong in the data."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from arnn_lightning.io import write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
-from arnn_lightning.reporting.console import funnel_table, paper_table
+from arnn_lightning.preprocessing.profile import attribute_remarks, log_remarks, profile_attributes
+from arnn_lightning.reporting.console import attributes_table, log_table, paper_table, steps_table
 from arnn_lightning.simulation.simulator import ensure_simulated
 
 
 def run(config: DictConfig) -> None:
-    """Prepares the data set and prints the counts after each step."""
+    """Prepares the data set, prints and writes what it looks like."""
     prepared = prepare_data(config)
+    manifest = prepared.manifest
+    settings, log = manifest["config"], manifest["log"]
+    n_train_events = manifest["splits"]["train"]["events"]
+    attributes = profile_attributes(prepared.users(), prepared.vocabulary(), settings["contexts"], n_train_events)
+    of_log, of_attributes = log_remarks(log, settings, date.today()), attribute_remarks(attributes)
     console = Console()
-    console.print(funnel_table(prepared.manifest))
+    console.print(log_table(log, of_log))
+    if attributes:
+        console.print(attributes_table(attributes, of_attributes))
+    console.print(steps_table(manifest))
     if config.published:
-        console.print(paper_table(prepared.manifest, config.published))
+        console.print(paper_table(manifest, config.published))
+    summary = {
+        "prepared": str(prepared.folder),
+        "steps": manifest["funnel"],
+        "splits": manifest["splits"],
+        "popularity_scope": settings["items"]["popularity_scope"],
+        "log": log,
+        "contexts": attributes,
+        "remarks": {"log": of_log, "contexts": of_attributes},
+    }
+    write_json(Path(HydraConfig.get().runtime.output_dir) / "prepare.json", summary)
     console.print(f"prepared data set: {prepared.folder}", soft_wrap=True)
 
 
