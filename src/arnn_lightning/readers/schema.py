@@ -2,13 +2,13 @@
 
 ``events``: ``user``, ``item`` (any type that sorts), ``time`` (Int64, unix seconds) and, where the data set defines
 sessions, ``session``; one row per event, in the order of the file.
-``users``: ``user`` and one column per attribute: String for a single-valued attribute, List(String) for a
-multi-valued one; null (or an empty list) means unknown.
+``users``: ``user`` and one column per attribute: String for a single-valued attribute, Float64 for a numeric one,
+List(String) for a multi-valued one; null (or an empty list) means unknown.
 ``items``, where the data set has titles: ``item`` and ``title`` (String).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -29,12 +29,14 @@ class RawData:
         rows: number of rows of the events file, before the reader's filter.
         load_users: reads the canonical users; lazily, so that lists are parsed only for users that are kept.
         load_items: reads the canonical item titles; None where there are none.
+        dropped: what the reader dropped -> number of rows.
     """
 
     events: pl.DataFrame
     rows: int
     load_users: Callable[[], pl.LazyFrame]
     load_items: Callable[[], pl.DataFrame] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def users(self) -> pl.LazyFrame:
         """The canonical users, validated.
