@@ -80,6 +80,7 @@ PROBABILITY = number("in [0, 1)", lambda x: 0 <= x < 1)
 UNIT_INTERVAL = number("in [0, 1]", lambda x: 0 <= x <= 1)
 COVERAGE = number("in (0, 1]", lambda x: 0 < x <= 1)
 NAMES = list_of(TEXT, "names, as in [country,age]", minimum=0)
+HEADER = either(list_of(TEXT, "names, as in [user,item,time]"), NULL)
 CUTOFFS = list_of(integer(1), "integers of at least 1, as in [5,10,20]")
 METRIC = text("a metric such as mrr@20", r"[a-z_]+@[1-9]\d*")
 DEVICES = list_of(integer(0), "device indices, as in [0,1]")
@@ -176,6 +177,15 @@ RULES = TRAINING_RULES | {
     "data.time_format": either(TEXT, NULL),
     "data.list_separator": TEXT,
     "data.null_values": list_of(TEXT, 'texts, as in ["",NULL]', minimum=0),
+    "data.source": either(TEXT, NULL),
+    "data.header": HEADER,
+    "data.users_header": HEADER,
+    "data.titles_header": HEADER,
+    "data.incomplete": choice("error", "drop"),
+    "data.time_unit": choice("auto", "s", "ms", "us", "ns"),
+    "data.years": either(list_of(integer(1700, 2260), "two years, as in [1990,2030]", minimum=2), NULL),
+    "data.quote": either(text("one character", "."), NULL),
+    "data.encoding": TEXT,
     "data.timezone": TIMEZONE,
     "data.window_days": either(integer(1), NULL),
     "data.session": choice("gap", "day", "given"),
@@ -222,7 +232,7 @@ RULES = TRAINING_RULES | {
 }
 # Mappings whose keys are somebody else's: arguments of a _target_, tables, search spaces.
 FREE = (
-    *("callbacks", "data.reader", "logger", "model.dims", "model.scheduler", "published", "pruner"),
+    *("callbacks", "data.reader", "data.where", "logger", "model.dims", "model.scheduler", "published", "pruner"),
     *("sampler", "search", "task", "trainer.strategy"),
 )
 SECTIONS = {key.partition(".")[0] for key in (*RULES, *FREE)}

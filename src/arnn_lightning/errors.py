@@ -30,12 +30,13 @@ def one_line(error: Exception) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name.
+    """A hint for a misspelt name, whatever its case.
 
     >>> nearest("usr_id", ["user_id", "item_id"])
     ' (did you mean "user_id"?)'
-    >>> nearest("xyz", ["user_id"])
-    ''
+    >>> nearest("user", ["USER", "ITEM"]), nearest("xyz", ["user_id"])
+    (' (did you mean "USER"?)', '')
     """
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f' (did you mean "{matches[0]}"?)' if matches else ""
+    by_lower_case = {str(candidate).lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return f' (did you mean "{by_lower_case[matches[0]]}"?)' if matches else ""

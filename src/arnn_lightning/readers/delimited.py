@@ -1,30 +1,49 @@
-"""Typed reading of delimited files, plain, gz or zip, with errors that name file, column, row and value."""
+"""Typed reading of delimited files, plain or packed, with errors that name file, column, row and value."""
 
+import bz2
 import csv
 import gzip
+import lzma
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 
 DType = pl.DataType | type[pl.DataType]
-SEPARATORS = (",", ";", "\t", "|")
+SEPARATORS = (",", ";", "\t", "|", "::")
+UTF_8 = ("utf-8", "utf8", "utf-8-sig")
+UNIT_SEPARATOR = "\x1f"  # polars separates by one character: this one replaces a longer separator
 TOO_MANY_FIELDS = "\0too many fields"  # not a name that a file can contain
 FIRST_ROW = 2  # the header is row 1
+SCAN_BYTES = 1 << 20
+MAGIC_BYTES = {
+    b"\x1f\x8b": "gz",
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zst",
+    b"PAR1": "parquet",
+}
+OPEN: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+PACKED = (*OPEN, "zst")
 
 
 def require_files(
     folder: Path, expected: Mapping[str, str], source_hint: str, optional: Collection[str] = ()
 ) -> dict[str, Path]:
-    """The path of each of ``expected`` (file name -> its contents) in ``folder``: plain, gz, or in a zip archive.
+    """The path of each of ``expected`` (file name -> its contents) in ``folder``: plain, packed, or in a zip archive.
 
     A zip archive that contains several of them is the path of each. Files of ``optional`` may be missing.
 
@@ -34,19 +53,20 @@ def require_files(
     contents = ", ".join(f"{name} ({what})" for name, what in expected.items())
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; expected: {contents}; {source_hint}; set data.raw_dir or ARNN_DATA")
-    paths = {name: path for name in (*expected, *optional) if (path := _find_file(folder, name)) is not None}
+    paths = {name: path for name in (*expected, *optional) if (path := find_file(folder / name)) is not None}
     missing = [name for name in expected if name not in paths]
     if missing:
         raise UserError(f"{folder}: no {', '.join(missing)}; expected: {contents}, plain, gz or zip; {source_hint}")
     return paths
 
 
-def _find_file(folder: Path, name: str) -> Path | None:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
+def find_file(path: Path) -> Path | None:
+    """The file ``path``, else ``path`` packed (``log.csv.gz``), else a zip archive of its folder that contains it."""
+    for suffix in ("", *(f".{kind}" for kind in PACKED)):
+        if (candidate := path.with_name(path.name + suffix)).is_file():
             return candidate
-    for archive in sorted(folder.glob("*.zip")):
-        if any(Path(member).name == name for member in _members(archive)):
+    for archive in sorted(path.parent.glob("*.zip")):
+        if any(Path(member).name == path.name for member in _members(archive)):
             return archive
     return None
 
@@ -61,11 +81,10 @@ def _members(archive: Path) -> list[str]:
 
 
 def file_format(path: Path) -> str | None:
-    """``gz``, ``zip``, ``parquet`` or None; detected from magic bytes, since extensions are unreliable."""
+    """How a file is packed, ``parquet``, or None; detected from magic bytes, since extensions are unreliable."""
     with path.open("rb") as file:
-        start = file.read(4)
-    magic_bytes = {b"\x1f\x8b": "gz", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"PAR1": "parquet"}
-    return next((kind for magic, kind in magic_bytes.items() if start.startswith(magic)), None)
+        start = file.read(6)
+    return next((kind for magic, kind in MAGIC_BYTES.items() if start.startswith(magic)), None)
 
 
 @contextmanager
@@ -73,7 +92,7 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
     """``path`` itself, or its contents in a temporary file that exists inside the context.
 
     Args:
-        path: a plain file, a ``.gz`` file, or a ``.zip`` archive.
+        path: a plain file, one packed by gzip, bzip2, xz or zstd, or a ``.zip`` archive.
         name: the file of the archive; None: the only one.
 
     Raises:
@@ -86,18 +105,43 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="arnn-") as folder:
         plain = Path(folder) / "plain"
         try:
-            if kind == "gz":
-                with gzip.open(path) as packed, plain.open("wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
-            else:
+            if kind == "zst":  # the standard library has it from Python 3.14 on
+                pl.scan_lines(path, glob=False).sink_csv(plain, include_header=False, quote_style="never")
+            elif kind == "zip":
                 members = [member for member in _members(path) if name is None or Path(member).name == name]
                 if len(members) != 1:
                     raise UserError(f"{path}: expected an archive of one file, not of {len(members)}; unpack it")
                 with zipfile.ZipFile(path) as archive, archive.open(members[0]) as packed, plain.open("wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+                    shutil.copyfileobj(packed, file, SCAN_BYTES)
+            else:
+                with OPEN[kind](path) as packed, plain.open("wb") as file:
+                    shutil.copyfileobj(packed, file, SCAN_BYTES)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
             raise UserError(f"{path}: cannot be decompressed ({error}); download or create it again") from error
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: cannot be decompressed ({reason}); download or create it again") from error
         yield plain
+
+
+@contextmanager
+def _recoded(file: Path, path: Path, encoding: str, separator: str) -> Iterator[tuple[Path, str]]:
+    """A text file in UTF-8 with a separator of one character, and this separator; errors name ``path``."""
+    if encoding.lower() in UTF_8 and len(separator) == 1:
+        yield file, separator
+        return
+    short = separator if len(separator) == 1 else UNIT_SEPARATOR
+    with tempfile.TemporaryDirectory(prefix="arnn-") as folder:
+        recoded = Path(folder) / "recoded"
+        with (
+            file.open(encoding=encoding, newline="") as lines,
+            recoded.open("w", encoding="utf-8", newline="") as output,
+        ):
+            try:
+                output.writelines(line.replace(separator, short) for line in lines)
+            except UnicodeError as error:
+                raise UserError(f"{path}: is not in data.encoding={encoding}: {error}") from error
+        yield recoded, short
 
 
 def read_delimited(
@@ -106,18 +150,24 @@ def read_delimited(
     *,
     separator: str | None,
     quote: str | None = '"',
+    header: Sequence[str] | None = None,
+    encoding: str = "utf-8",
     name: str | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
     required: Collection[str] = (),
     null_values: Sequence[str] = ("NULL", ""),
 ) -> pl.DataFrame:
-    """Reads the named ``columns`` of one delimited file, in UTF-8.
+    """Reads the named ``columns`` of one delimited file.
+
+    Blank lines at the end of the file are no rows.
 
     Args:
-        path: the file, plain, gz or zip; a header such as ``table.user_id`` is read as ``user_id``.
+        path: the file, plain or packed; a header such as ``table.user_id`` is read as ``user_id``.
         columns: name -> type of the columns to read; the result has them in this order.
         separator: the field separator; None: the one of SEPARATORS that yields most of the columns.
         quote: the quote character; None: quotes have no meaning.
+        header: the names of all columns of a file without a header line.
+        encoding: of the text, as Python names it.
         name: the file's name within a zip archive.
         aliases: name -> alternative names of the column.
         required: columns without missing values.
@@ -125,16 +175,31 @@ def read_delimited(
 
     Raises:
         UserError: a missing column (with the nearest name) or one that occurs twice in the header; a value that is
-            missing or invalid, or a row with too many fields, with its number (the header is row 1).
+            missing or invalid, a row with too many fields or a misplaced quote, with its number (the first line is
+            row 1).
     """
     with decompressed(path, name) as file:
+        if name is not None and path.suffix == ".zip":
+            path /= name  # of several files
         if separator is None:
-            separator = max(SEPARATORS, key=lambda s: _count_matching_columns(_header(file, s, quote, path), columns))
-        header = _header(file, separator, quote, path)
-        index = {column: _column_index(path, column, (aliases or {}).get(column, ()), header) for column in columns}
-        table = _Table(path, file, separator, quote, len(header), index, null_values).read(columns)
+            separator = max(
+                SEPARATORS,
+                key=lambda s: _rate_separator(_first_fields(file, s, quote, encoding, path), columns, header),
+            )
+        names = _first_fields(file, separator, quote, encoding, path)
+        if header is not None:
+            if len(names) > len(header) or len(names) == 1 < len(header):
+                raise UserError(
+                    f"{path}: the header has {len(header)} columns, but row 1 has {len(names)} fields, separated by "
+                    f"{separator!r}: {names}; name all columns in their order"
+                )
+            names = list(header)
+        index = {column: _column_index(path, column, (aliases or {}).get(column, ()), names) for column in columns}
+        with _recoded(file, path, encoding, separator) as (file, separator):
+            first_row = FIRST_ROW if header is None else 1
+            table = _Table(path, file, separator, quote, len(names), first_row, index, null_values).read(columns)
     for column in required:
-        require_not_null(table, column, path)
+        require_not_null(table, column, path, first_row)
     return table
 
 
@@ -147,6 +212,7 @@ class _Table:
     separator: str
     quote: str | None
     width: int
+    first_row: int  # the number of the first row of data
     index: Mapping[str, int]
     null_values: Sequence[str]
 
@@ -155,10 +221,40 @@ class _Table:
             frame = self._collect(columns)
         except pl.exceptions.PolarsError as error:
             raise self._diagnose(columns, error) from error
+        if self.quote is not None and self._has_doubtful_quotes(frame.height) and (problem := self._malformed_row()):
+            raise UserError(f"{self.path}: {problem}")
         if frame[TOO_MANY_FIELDS].any():
-            row = frame[TOO_MANY_FIELDS].arg_true()[0] + FIRST_ROW
+            row = frame[TOO_MANY_FIELDS].arg_true()[0] + self.first_row
             raise UserError(f"{self.path}: row {row} has more fields than the {self.width} columns; fix or remove it")
-        return frame.drop(TOO_MANY_FIELDS)
+        return frame.drop(TOO_MANY_FIELDS).head(frame.height - self._trailing_blank_lines())
+
+    @cached_property
+    def _end_of_line(self) -> str:
+        with self.file.open("rb") as lines:
+            start = lines.read(SCAN_BYTES)
+        return "\r" if b"\r" in start and b"\n" not in start else "\n"
+
+    def _trailing_blank_lines(self) -> int:
+        with self.file.open("rb") as lines:
+            lines.seek(-min(self.file.stat().st_size, SCAN_BYTES), 2)
+            end = lines.read()
+        blank = end[len(end.rstrip(b" \r\n")) :]
+        ends = self._end_of_line.encode()
+        return blank.count(ends) - blank.endswith(ends)
+
+    def _has_doubtful_quotes(self, n_rows: int) -> bool:
+        """Whether some quoted field spans lines, as one does that a misplaced quote opens, or contains a backslash."""
+        quote, end, last = str(self.quote).encode(), ord(self._end_of_line), b""
+        n_lines, has_quotes = 0, False
+        with self.file.open("rb") as lines:
+            while chunk := lines.read(SCAN_BYTES):
+                if quote in chunk:
+                    has_quotes = True
+                    if b"\\" + quote in last[-1:] + chunk:
+                        return True
+                n_lines += int(np.count_nonzero(np.frombuffer(chunk, np.uint8) == end))
+                last = chunk
+        return has_quotes and n_lines + (last[-1:] != bytes([end])) != n_rows + self.first_row - 1
 
     def _collect(self, columns: Mapping[str, DType]) -> pl.DataFrame:
         # Polars raises for a row with more fields where all columns are read, and for text in an integer column; only
@@ -184,7 +280,8 @@ class _Table:
             schema=schema,
             null_values=list(self.null_values) if nulls else None,
             has_header=False,
-            skip_rows=1,
+            skip_rows=self.first_row - 1,
+            eol_char=self._end_of_line,
             missing_columns="insert",
             glob=False,  # a file name may contain brackets
         )
@@ -206,7 +303,8 @@ class _Table:
                 try:
                     line.decode()
                 except UnicodeDecodeError:
-                    return f"line {number} is not UTF-8: {line[:80]!r}; convert the file (iconv -f latin1 -t utf-8)"
+                    advice = "convert the file (iconv -f latin1 -t utf-8) or set data.encoding"
+                    return f"line {number} is not UTF-8: {line[:80]!r}; {advice}"
         return None
 
     def _invalid_value(self, columns: Mapping[str, DType]) -> str | None:
@@ -228,22 +326,39 @@ class _Table:
         value = text.select(column).slice(row, 1).collect().item()
         dtype = typed[column]
         expected = f"an integer that fits {dtype}" if dtype.is_integer() else str(dtype)
-        return f"column {column!r}, row {row + FIRST_ROW}: {value!r} is not {expected}; fix or remove the row"
+        return f"column {column!r}, row {row + self.first_row}: {value!r} is not {expected}; fix or remove the row"
 
     def _malformed_row(self) -> str | None:
-        with self.file.open(encoding="utf-8-sig", newline="") as lines:
-            number = 0
+        """The first row with too many fields or a misplaced quote."""
+        advice = "double a quote within quotes; where quotes are ordinary characters, set data.quote=null"
+        lines: list[str] = []  # of the current row
+        n_rows = 0
+
+        def read_lines(file: Iterable[str]) -> Iterator[str]:
+            for line in file:
+                lines.append(line)
+                yield line
+
+        with self.file.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(read_lines(file), delimiter=self.separator, quotechar=self.quote, strict=True)
             try:
-                rows = csv.reader(lines, delimiter=self.separator, quotechar=self.quote, strict=True)
-                for number, fields in enumerate(rows, 1):
+                for n_rows, fields in enumerate(rows, 1):
                     if len(fields) > self.width:
-                        return f"row {number} has {len(fields)} fields for {self.width} columns; fix or remove it"
+                        return f"row {n_rows} has more fields than the {self.width} columns; fix or remove it"
+                    # A row of several lines, each of which has the fields of a row, is several rows.
+                    if len(lines) > 1 and {line.count(self.separator) for line in lines} == {self.width - 1}:
+                        text, count = lines[0].strip()[:80], len(lines)
+                        return f"row {n_rows}: a quote opens in {text!r} and joins {count} rows; {advice}"
+                    if self.quote and sum(line.count(self.quote) for line in lines) % 2:
+                        return f"row {n_rows}: a quote within the field in {lines[0].strip()[:80]!r}; {advice}"
+                    lines.clear()
             except csv.Error as cause:
-                return f"after row {number}: {cause}; check for an unclosed quote"
+                text = lines[0].strip()[:80] if lines else ""
+                return f"row {n_rows + 1}, {text!r}: {cause}; {advice}"
         return None
 
 
-def require_not_null(frame: pl.DataFrame, column: str, path: Path, first_row: int = FIRST_ROW) -> None:
+def require_not_null(frame: pl.DataFrame, column: str, path: object, first_row: int = FIRST_ROW) -> None:
     """Raises UserError naming the first row in which ``column`` is missing."""
     if frame[column].has_nulls():
         empty = frame[column].is_null().arg_true()
@@ -263,15 +378,21 @@ def require_one_of(frame: pl.DataFrame, column: str, allowed: Collection[int | s
         )
 
 
-def _header(file: Path, separator: str, quote: str | None, path: Path) -> list[str]:
-    """The names in the first line of ``file``; errors name ``path``."""
+def _first_fields(file: Path, separator: str, quote: str | None, encoding: str, path: Path) -> list[str]:
+    """The fields of the first line of ``file``; errors name ``path``."""
+    is_utf8 = encoding.lower() in UTF_8
     with file.open("rb") as lines:
-        if lines.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise UserError(f"{path}: encoded in UTF-16, must be UTF-8; convert it (iconv -f utf-16 -t utf-8)")
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        names = next(csv.reader(lines, delimiter=separator, quotechar=quote), [])
-    if not names:
-        raise UserError(f"{path}: the file or its first line is empty; the first line must be a header")
+        if is_utf8 and lines.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(
+                f"{path}: encoded in UTF-16, must be UTF-8; convert it (iconv -f utf-16 -t utf-8) or set "
+                "data.encoding=utf-16"
+            )
+    short = separator if len(separator) == 1 else UNIT_SEPARATOR
+    with file.open(encoding="utf-8-sig" if is_utf8 else encoding, errors="replace", newline="") as lines:
+        rows = csv.reader((line.replace(separator, short) for line in lines), delimiter=short, quotechar=quote)
+        names = [name.strip() for name in next(rows, [])]
+    if not any(names):
+        raise UserError(f"{path}: the file or its first line is empty; the first line must be a header or a row")
     return names
 
 
@@ -279,8 +400,11 @@ def _unprefixed(header: Sequence[str]) -> list[str]:
     return [name.rsplit(".", 1)[-1] for name in header]
 
 
-def _count_matching_columns(header: Sequence[str], columns: Collection[str]) -> tuple[int, int]:
-    return len(set(columns) & {*header, *_unprefixed(header)}), len(header)
+def _rate_separator(fields: Sequence[str], columns: Collection[str], header: Sequence[str] | None) -> tuple[int, int]:
+    """Greater for a separator that splits the first line into more of the columns, or into as many as a header has."""
+    if header is not None:
+        return int(len(fields) == len(header)), len(fields)
+    return len(set(columns) & {*fields, *_unprefixed(fields)}), len(fields)
 
 
 def _column_index(path: Path, column: str, aliases: Sequence[str], header: Sequence[str]) -> int:

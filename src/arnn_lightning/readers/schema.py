@@ -2,8 +2,8 @@
 
 ``events``: ``user``, ``item`` (any type that sorts), ``time`` (Int64, unix seconds) and, where the data set defines
 sessions, ``session``; one row per event, in the order of the file.
-``users``: ``user`` and one column per attribute: String for a single-valued attribute, List(String) for a
-multi-valued one; null (or an empty list) means unknown.
+``users``: ``user`` and one column per attribute: String for a single-valued attribute, Float64 for a numeric one,
+List(String) for a multi-valued one; null (or an empty list) means unknown.
 ``items``, where the data set has titles: ``item`` and ``title`` (String).
 """
 

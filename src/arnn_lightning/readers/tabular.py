@@ -1,181 +1,357 @@
-"""Reader of your own tables: events and, optionally, users and items, as CSV or parquet."""
+"""Reader of your own tables: events and, optionally, users and items, as delimited text or parquet."""
 
+import ast
+import codecs
+import filecmp
 import glob
+import json
+import re
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, combinations
 from pathlib import Path
 
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
-from arnn_lightning.readers.delimited import FIRST_ROW, file_format, read_delimited, require_not_null
+from arnn_lightning.readers.delimited import (
+    FIRST_ROW,
+    PACKED,
+    file_format,
+    find_file,
+    read_delimited,
+    require_not_null,
+)
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, TITLE, USER, RawData
+from arnn_lightning.readers.times import NANOSECOND, TimeParser
 
-MIN_MILLISECONDS = 10**11  # as seconds, the year 5138
-MAX_MILLISECONDS = 10**14  # as milliseconds, the year 5138
-# A date and, optionally, the time of day with a fraction, and the offset from UTC.
-ISO8601 = r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}):(\d{2})(?::(\d{2})(?:[.,]\d+)?)?)?\s*(Z|[+-]\d{2}:?\d{2})?$"
+ORDER = "order"
+TABLES = ("events", "users", "titles")
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a table.
+
+    Attributes:
+        path: where it is.
+        member: its name in the zip archive ``path`` that contains it beside others; None: ``path`` is the file.
+        header: names of its columns; None: they are in its first line.
+    """
+
+    path: Path
+    member: str | None
+    header: Sequence[str] | None
+
+    def __str__(self) -> str:
+        return str(self.path if self.member is None else self.path / self.member)
+
+    @property
+    def first_row(self) -> int:
+        """The number of the first row of data: in a text file, the header is row 1."""
+        return FIRST_ROW if self.header is None and file_format(self.path) != "parquet" else 1
+
+    def location(self, column: str, row: int) -> str:
+        return f"{self}: column {column!r}, row {row + self.first_row}"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The events of one file.
+
+    Attributes:
+        events: canonical events, those of the rows that are kept.
+        n_rows: number of rows of the file.
+        rows: indices of the rows that are kept; None: all.
+        dropped: what was required -> number of rows that were dropped.
+        unmatched: the error if no file has a row that ``data.where`` keeps; empty where this one has some.
+    """
+
+    file: _File
+    events: pl.DataFrame
+    n_rows: int
+    rows: pl.Series | None
+    dropped: Mapping[str, int]
+    unmatched: str
+
+    def location(self, event: int) -> str:
+        row = event if self.rows is None else int(self.rows[event])
+        return f"{self.file}, row {row + self.file.first_row}"
 
 
 @dataclass(frozen=True)
 class TabularReader:
     """Reads tables whose columns are named in the config.
 
-    A table is one file, a glob, or a list of them: parquet, or delimited text (plain, gz, zip) with a header line,
-    from which the separator (comma, semicolon, tab or bar) is detected. Ids in text files are strings: ``007`` and
-    ``7`` are different users. The files of a glob are read in the order of their names.
+    A table is one file, a glob, or a list of them: parquet, or delimited text, whose separator is detected, plain or
+    packed (gz, bz2, xz, zst, zip). Ids in text files are strings: ``007`` and ``7`` are different users. The files of a
+    glob are read in the order of their names.
 
-    Without a users table, attributes are columns of the events that are constant within a user.
+    Without a users table, attributes are columns of the events that are constant within a user. Events are in file
+    order; where their times are finer than seconds, or there is a column for the order, in order of time.
 
     Attributes:
         events: the files of events.
         users: the files of users; None: no users table.
         titles: the files of items, with ids and titles; None: no titles.
-        columns: names of the columns: ``user``, ``item``, ``time``, ``session`` (used if ``session`` is ``given``),
-            ``user_in_users``, ``item_in_titles``, ``title``.
+        source: where the files come from, for the error of a missing file.
+        header: names of the columns of events files without a header line; None: they have one. Likewise
+            ``users_header`` and ``titles_header``.
+        columns: names of the columns: ``user`` (None: the log has no users, every session is one), ``item``, ``time``,
+            ``order`` (numbers that order events of equal times; or None), ``session`` (used if ``session`` is
+            ``given``), ``user_in_users``, ``item_in_titles``, ``title``.
         session: gap, day or given, as in the data config.
-        time_format: strftime format of the time column; None: unix seconds, unix milliseconds or ISO 8601. Times
-            without an offset are UTC.
+        where: column -> value or values: only these rows are read.
+        incomplete: error or drop: what happens to a row without user, item, session, time or order.
+        time_format, time_unit, timezone, years: see TimeParser.
         single: single-valued attributes.
         multi: multi-valued attributes.
-        list_separator: separates the values of a multi-valued attribute in text.
+        numeric: numeric attributes, as the keys of a mapping.
+        quote: the quote character; None: quotes have no meaning.
+        encoding: of text files, as Python names it.
+        list_separator: separates the values of a multi-valued attribute in text, unless they are JSON or Python lists.
         null_values: strings that mean a missing value.
     """
 
     events: str | Sequence[str]
     users: str | Sequence[str] | None
     titles: str | Sequence[str] | None
-    columns: Mapping[str, str]
+    source: str | None
+    header: Sequence[str] | None
+    users_header: Sequence[str] | None
+    titles_header: Sequence[str] | None
+    columns: Mapping[str, str | None]
     session: str
+    where: Mapping[str, object] | None
+    incomplete: str
     time_format: str | None
+    time_unit: str
+    timezone: str
+    years: Sequence[int] | None
     single: Sequence[str]
     multi: Sequence[str]
+    numeric: Mapping[str, object] | None
+    quote: str | None
+    encoding: str
     list_separator: str
     null_values: Sequence[str]
 
     def __post_init__(self) -> None:
-        for name in ("single", "multi", "null_values"):
+        for name in ("single", "multi", "null_values", "header", "users_header", "titles_header"):
             values = getattr(self, name)
+            if name.endswith("header") and values is None:
+                continue
             is_list = isinstance(values, Sequence) and not isinstance(values, str)
             if not is_list or not all(isinstance(value, str) for value in values):
-                key = name if name == "null_values" else f"contexts.{name}"
+                key = f"contexts.{name}" if name in ("single", "multi") else name
                 raise UserError(f"data.{key}={values}: must be a list of strings, as in [country,age] or ['','NULL']")
         if not isinstance(self.list_separator, str) or not self.list_separator:
             raise UserError(f"data.list_separator={self.list_separator!r}: must be a string, such as ','")
         if not isinstance(self.time_format, str | None):
             raise UserError(f"data.time_format={self.time_format}: must be a string, such as '%m/%d/%Y'")
         for name, column in self.columns.items():
-            if not isinstance(column, str):
+            optional = name in ("order", "user") or (name == "user_in_users" and self.columns["user"] is None)
+            if not isinstance(column, str) and not (column is None and optional):
                 raise UserError(f"data.columns.{name}={column}: must be the name of a column")
+        if self.where is not None and not isinstance(self.where, Mapping):
+            raise UserError(f"data.where={self.where}: must be columns with their values, as in {{event: [view]}}")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise UserError(f"data.encoding={self.encoding}: no such encoding; set for example latin-1") from error
+        if self.columns["user"] is None:
+            self._require_anonymous()
+
+    def _require_anonymous(self) -> None:
+        if self.session != "given":
+            raise UserError(
+                f"data.columns.user=null needs data.session=given, not {self.session}: without users, sessions must be "
+                "a column of the log (data.columns.session)"
+            )
+        attributes = [*self.single, *self.multi, *(self.numeric or {})]
+        if self.users is not None or attributes:
+            key = f"data.users={self.users}" if self.users is not None else f"data.contexts: {', '.join(attributes)}"
+            raise UserError(f"{key}: a log without users (data.columns.user=null) has no contexts; remove them")
 
     def files(self) -> dict[str, Path]:
         """All files by table and index, events first; raises UserError for one that is missing or listed twice."""
-        tables = {"events": self.events, "users": self.users, "titles": self.titles}
         return {
-            f"{name}/{number}/{file.name}": file
-            for name, table in tables.items()
-            for number, file in enumerate(_resolve_files(name, table), 1)
+            f"{name}/{number}/{file.member or file.path.name}": file.path
+            for name in TABLES
+            for number, file in enumerate(self._files(name), 1)
         }
+
+    def _files(self, table: str) -> list[_File]:
+        header = self.header if table == "events" else getattr(self, f"{table}_header")
+        hint = f"; {self.source}; put it there or set data.raw_dir" if self.source else ""
+        files = _resolve_files(table, getattr(self, table), header, hint)
+        _require_distinct(table, files)
+        return files
 
     def read(self) -> RawData:
         """The canonical tables.
 
         Raises:
-            UserError: a missing column, a missing id, an invalid time, or an attribute that changes within a user;
-                names file, column, row and value.
+            UserError: a missing column, a missing or ambiguous id, an invalid or ambiguous time, or an attribute that
+                changes within a user; names file, column, row and value.
         """
-        attributes = [name for name in (*self.single, *self.multi) if name != USER]
+        attributes = [name for name in (*self.single, *self.multi, *(self.numeric or {})) if name != USER]
         event_attributes = {} if self.users is not None else {name: _attribute_column(name) for name in attributes}
-        files = _resolve_files("events", self.events)
-        parts = [self._read_events(file, event_attributes) for file in files]
-        events = _concat_files(parts, files)
+        parts = [self._read_events(file, event_attributes) for file in self._files("events")]
+        events = _concat([part.events for part in parts], [part.file for part in parts])
+        if events.is_empty() and (unmatched := next((part.unmatched for part in parts if part.unmatched), "")):
+            raise UserError(unmatched)
+        dropped: Counter[str] = Counter()
+        for part in parts:
+            dropped.update(part.dropped)
         if self.users is not None:
-            users = self._read_users(self.users, attributes)
+            users = self._read_users(attributes)
         else:
-            users = _attributes_from_events(events, event_attributes, parts, files)
+            users = _attributes_from_events(events, event_attributes, parts)
         users, events = _align_id_types(users, events, USER, "users")
         load_items = None
         if self.titles is not None:
-            items, events = _align_id_types(self._read_titles(self.titles), events, ITEM, "titles")
+            items, events = _align_id_types(self._read_titles(), events, ITEM, "titles")
             load_items = lambda: items  # noqa: E731
-        return RawData(events.drop(event_attributes.values()), events.height, users.lazy, load_items)
+        events = _in_order(events.drop(event_attributes.values()))
+        return RawData(events, sum(part.n_rows for part in parts), users.lazy, load_items, dropped)
 
-    def _read_events(self, file: Path, attributes: Mapping[str, str]) -> pl.DataFrame:
+    def _read_events(self, file: _File, attributes: Mapping[str, str]) -> _Part:
         """Canonical events of one file; ``attributes``: name -> column in the result."""
         columns = {USER: self.columns["user"], ITEM: self.columns["item"]}
         if self.session == "given":
             columns[SESSION] = self.columns["session"]
-        time = self.columns["time"]
-        frame = self._read_file(file, [*columns.values(), time, *attributes], ids=list(columns.values()))
-        require_not_null(frame, time, file, _first_row(file))
-        return frame.select(
-            *(pl.col(column).alias(name) for name, column in columns.items()),
-            _to_unix_seconds(frame[time], self.time_format, file).alias(TIME),
-            *(self._parse_attribute(frame, name).alias(column) for name, column in attributes.items()),
+        ids = {name: column for name, column in columns.items() if column is not None}
+        time, order = str(self.columns["time"]), self.columns["order"]
+        where = self.where or {}
+        orders = [] if order is None else [order]
+        frame = self._read_file(file, [*ids.values(), time, *orders, *where, *attributes], list(ids.values()))
+        parser = TimeParser(self.time_format, self.time_unit, self.timezone, self.years)
+        seconds, nanosecond = parser.parse(frame[time], partial(file.location, time))
+        events = frame.select(
+            *(pl.col(column).alias(name) for name, column in ids.items()),
+            seconds.alias(TIME),
+            *([] if nanosecond is None else [nanosecond.alias(NANOSECOND)]),
+            *(_parse_number(frame[order], file).alias(ORDER) for order in orders),
+            *(self._parse_attribute(frame, name, file).alias(column) for name, column in attributes.items()),
         )
+        kept, dropped, unmatched = self._keep_rows(frame, [*ids.values(), time, *orders], file)
+        rows = None
+        if kept is not None:
+            rows, events = kept.arg_true(), events.filter(kept)
+        if USER not in ids:
+            events = events.with_columns(pl.col(SESSION).alias(USER))
+        return _Part(file, events, frame.height, rows, dropped, unmatched)
 
-    def _read_users(self, table: str | Sequence[str], attributes: Sequence[str]) -> pl.DataFrame:
-        id_column = self.columns["user_in_users"]
-        files = _resolve_files("users", table)
-        frames = (self._read_file(file, [id_column, *attributes], ids=[id_column]) for file in files)
-        parts = [
-            frame.select(
-                pl.col(id_column).alias(USER),
-                *(self._parse_attribute(frame, name).alias(name) for name in attributes),
-            )
-            for frame in frames
-        ]
-        return _concat_files(parts, files)
+    def _keep_rows(
+        self, frame: pl.DataFrame, required: Sequence[str], file: _File
+    ) -> tuple[pl.Series | None, dict[str, int], str]:
+        """Which rows ``data.where`` and ``data.incomplete`` keep, None for all; and as in _Part.
 
-    def _read_titles(self, table: str | Sequence[str]) -> pl.DataFrame:
-        id_column, title = self.columns["item_in_titles"], self.columns["title"]
-        files = _resolve_files("titles", table)
-        frames = (self._read_file(file, [id_column, title], ids=[id_column]) for file in files)
-        columns = pl.col(id_column).alias(ITEM), pl.col(title).cast(pl.String).alias(TITLE)
-        return _concat_files([frame.select(columns) for frame in frames], files)
+        Raises:
+            UserError: a missing value of a ``required`` column that ``data.incomplete`` does not allow.
+        """
+        kept = pl.repeat(True, frame.height, dtype=pl.Boolean, eager=True)
+        dropped: dict[str, int] = {}
+        unmatched = ""
+        for column, values in (self.where or {}).items():
+            allowed = [
+                _as_text(value)
+                for value in ([values] if isinstance(values, str) or not isinstance(values, Sequence) else values)
+            ]
+            text, before = frame[column].cast(pl.String).str.strip_chars(), int(kept.sum())
+            kept &= text.is_in(allowed).fill_null(False)
+            label = f"{column}={' or '.join(allowed)}"
+            dropped[f"with {label}"] = before - int(kept.sum())
+            if not kept.any() and not unmatched:
+                frequent = text.value_counts(sort=True)[column].head(10).to_list()
+                unmatched = f"{file}: data.where: no row has {label}; its values: {', '.join(map(str, frequent))}"
+        n_before = int(kept.sum())
+        for column in required:
+            missing = frame[column].is_null() & kept if frame[column].has_nulls() else None
+            if missing is not None and missing.any():
+                if self.incomplete == "error":
+                    raise UserError(
+                        f"{file}: column {column!r} is empty in {missing.sum():,} rows, the first is row "
+                        f"{missing.arg_true()[0] + file.first_row}; fill or remove them, or set data.incomplete=drop"
+                    )
+                kept &= ~missing
+        if self.incomplete == "drop":
+            dropped["without missing values"] = n_before - int(kept.sum())
+        return None if kept.all() else kept, dropped, unmatched
 
-    def _parse_attribute(self, frame: pl.DataFrame, name: str) -> pl.Series:
-        """An attribute in its canonical type: String, or List(String)."""
+    def _read_users(self, attributes: Sequence[str]) -> pl.DataFrame:
+        return self._read_table("users", USER, "user_in_users", attributes)
+
+    def _read_titles(self) -> pl.DataFrame:
+        title = str(self.columns["title"])
+        return self._read_table("titles", ITEM, "item_in_titles", [title]).rename({title: TITLE})
+
+    def _read_table(self, table: str, id_name: str, id_key: str, attributes: Sequence[str]) -> pl.DataFrame:
+        """The ids, named ``id_name``, and attributes of a table; raises UserError for a missing id."""
+        id_column, files = str(self.columns[id_key]), self._files(table)
+        parts = []
+        for file in files:
+            frame = self._read_file(file, [id_column, *attributes], [id_column])
+            require_not_null(frame, id_column, file, file.first_row)
+            values = (self._parse_attribute(frame, name, file).alias(name) for name in attributes)
+            parts.append(frame.select(pl.col(id_column).alias(id_name), *values))
+        return _concat(parts, files)
+
+    def _parse_attribute(self, frame: pl.DataFrame, name: str, file: _File) -> pl.Series:
+        """An attribute in its canonical type: String, List(String), or Float64 for a numeric one."""
         column = frame[name]
-        is_list = isinstance(column.dtype, pl.List)
+        is_list = isinstance(column.dtype, pl.List | pl.Array)
         if name in self.multi:
-            values = column if is_list else column.cast(pl.String).str.split(self.list_separator)
-            element = pl.element().cast(pl.String).str.strip_chars()
-            return (
-                pl.select(values.cast(pl.List(pl.String)))
-                .to_series()
-                .list.eval(element.filter(~element.is_in(list(self.null_values))))
-                .list.unique(maintain_order=True)
+            lists = (
+                column.cast(pl.List(pl.String))
+                if is_list
+                else _split_lists(column.cast(pl.String), self.list_separator)
             )
+            element = pl.element().str.strip_chars()
+            is_known = ~element.is_in(["", *self.null_values])
+            return lists.list.eval(element.filter(is_known)).list.unique(maintain_order=True)
         if is_list:
             raise UserError(f"data.contexts: attribute {name!r} is a list and must be listed under data.contexts.multi")
-        text = column.cast(pl.String)
-        return text.set(text.is_in(list(self.null_values)), None)
+        if name in (self.numeric or {}):
+            return _parse_number(column, file).cast(pl.Float64)
+        if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
+            column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
+        text = column.cast(pl.String).str.strip_chars()
+        return text.set(text.is_in(["", *self.null_values]), None)
 
-    def _read_file(self, file: Path, columns: Sequence[str], ids: Sequence[str]) -> pl.DataFrame:
-        """The named columns of one file; raises UserError for missing values in those of ``ids``."""
+    def _read_file(self, file: _File, columns: Sequence[str], ids: Sequence[str]) -> pl.DataFrame:
+        """The named columns of one file; ``ids`` are integers or strings."""
         columns = list(dict.fromkeys(columns))
-        if file_format(file) != "parquet":
-            types = dict.fromkeys(columns, pl.String())
-            return read_delimited(file, types, separator=None, required=ids, null_values=self.null_values)
+        if file_format(file.path) != "parquet":
+            frame = read_delimited(
+                file.path,
+                dict.fromkeys(columns, pl.String()),
+                separator=None,
+                quote=self.quote,
+                header=file.header,
+                encoding=self.encoding,
+                name=file.member,
+                null_values=self.null_values,
+            )
+            for column in ids:
+                _require_digits(frame[column], file)
+            return frame
         try:
-            schema = pl.read_parquet_schema(file)
+            schema = pl.read_parquet_schema(file.path)
             for column in columns:
                 if column not in schema:
                     hint = nearest(column, schema)
                     raise UserError(f"{file}: no column {column!r}{hint}; its columns: {', '.join(schema)}")
-            frame = pl.read_parquet(file, columns=columns, glob=False)
+            frame = pl.read_parquet(file.path, columns=columns, glob=False).cast({pl.Binary: pl.String})
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
-        frame = frame.with_columns(self._normalize_parquet(column, column.name in ids, file) for column in frame)
-        for column in ids:
-            require_not_null(frame, column, file, _first_row(file))
-        return frame
+        return frame.with_columns(self._normalize_parquet(column, column.name in ids, file) for column in frame)
 
-    def _normalize_parquet(self, column: pl.Series, is_id: bool, file: Path) -> pl.Series:
+    def _normalize_parquet(self, column: pl.Series, is_id: bool, file: _File) -> pl.Series:
         """A parquet column as read from a text file: categories are strings, NaN and null strings are missing."""
         if isinstance(column.dtype, pl.Categorical | pl.Enum):
             column = column.cast(pl.String)
@@ -187,46 +363,77 @@ class TabularReader:
         if not is_id:
             return column
         # pandas stores integers as floats where a value is missing.
-        invalid = (column != column.floor()).fill_null(False).arg_true()
-        if len(invalid):
-            raise UserError(
-                f"{file}: column {column.name!r}, row {invalid[0] + 1}: {column[invalid[0]]} is not a valid id; "
-                "ids must be integers or strings"
-            )
+        limit = 2**24 if column.dtype == pl.Float32 else 2**53
+        for is_invalid, problem in (
+            ((column != column.floor()) | column.is_infinite(), "not a valid id; ids must be integers or strings"),
+            (column.abs() > limit, f"a float beyond {limit}, which stands for several ids; store integers or strings"),
+        ):
+            if is_invalid.any():
+                row = is_invalid.arg_true()[0]
+                raise UserError(f"{file.location(column.name, row)}: {column[row]} is {problem}")
         return column.cast(pl.Int64)
 
 
-def _resolve_files(name: str, table: str | Sequence[str] | None) -> list[Path]:
-    """The files of a table, in the order in which they are listed."""
+def _resolve_files(
+    name: str, table: str | Sequence[str] | None, header: Sequence[str] | None, hint: str
+) -> list[_File]:
+    """The files of a table, in the order in which they are listed; ``hint`` completes the error of a missing one."""
     patterns = [table] if isinstance(table, str) else table
     if (name == "events" and not patterns) or not all(isinstance(pattern, str) for pattern in patterns or []):
         raise UserError(f"data.{name}={table}: must be a path, a glob, or a list of them")
-    files: list[Path] = []
+    files: list[_File] = []
     for pattern in patterns or []:
         # The name of an existing file is not a pattern. Path.glob does not support absolute patterns.
         path = Path(pattern).expanduser()
         names = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
-        matches = [Path(name) for name in names if Path(name).is_file()]
+        matches = [_File(Path(name), None, header) for name in names if Path(name).is_file()]
+        if not matches and not path.is_dir() and (packed := find_file(path)) is not None:
+            matches = [_File(packed, path.name if packed.suffix == ".zip" else None, header)]
         if not matches:
             what = "a folder" if path.is_dir() else "not a file"
-            raise UserError(f"data.{name}: {pattern} is {what}; give a path or a glob of files")
+            raise UserError(f"data.{name}: {pattern} is {what}; give a path or a glob of files{hint}")
         files += matches
-    duplicates = [file for file, count in Counter(files).items() if count > 1]
-    if duplicates:
-        raise UserError(f"data.{name}: {duplicates[0]} is listed more than once; its rows would be counted twice")
     return files
 
 
-def _first_row(file: Path) -> int:
-    """The number of the first row of data: in a text file, the header is row 1."""
-    return 1 if file_format(file) == "parquet" else FIRST_ROW
+def _require_distinct(name: str, files: Sequence[_File]) -> None:
+    """Raises UserError for a file that is listed twice: by two paths, plain and packed, or as a copy."""
+    by_name: dict[tuple[Path, str | None], _File] = {}
+    by_size: defaultdict[int, list[_File]] = defaultdict(list)
+    for file in files:
+        path = file.path.resolve()
+        other = by_name.setdefault((path.with_suffix("") if path.suffix[1:] in PACKED else path, file.member), file)
+        if other is not file:
+            also = "" if other.path == file.path else f" (also as {other})"
+            raise UserError(f"data.{name}: {file} is listed more than once{also}; its rows would be counted twice")
+        if file.member is None:
+            by_size[path.stat().st_size].append(file)
+    for first, second in (pair for same_size in by_size.values() for pair in combinations(same_size, 2)):
+        # Days without events have equal files: a header alone.
+        if filecmp.cmp(first.path, second.path, shallow=False) and first.path.read_bytes().count(b"\n") > 1:
+            raise UserError(f"data.{name}: {second} is a copy of {first}; its rows would be counted twice")
 
 
-def _concat_files(parts: Sequence[pl.DataFrame], files: Sequence[Path]) -> pl.DataFrame:
+def _concat(parts: Sequence[pl.DataFrame], files: Sequence[_File]) -> pl.DataFrame:
+    is_finer = [NANOSECOND in part.columns for part in parts]
+    if any(is_finer) and not all(is_finer):
+        columns = parts[is_finer.index(True)].columns
+        parts = [
+            (part if NANOSECOND in part.columns else part.with_columns(pl.lit(0, pl.Int64).alias(NANOSECOND))).select(
+                columns
+            )
+            for part in parts
+        ]
     try:
         return pl.concat(parts, how="vertical_relaxed")  # integers of different widths are compatible
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{', '.join(map(str, files))}: their columns differ: {str(error).splitlines()[0]}") from error
+
+
+def _in_order(events: pl.DataFrame) -> pl.DataFrame:
+    """Events by time and order, where seconds do not order them; stable, since preprocessing sorts by seconds only."""
+    keys = [name for name in (NANOSECOND, ORDER) if name in events.columns]
+    return events.sort(TIME, *keys, maintain_order=True).drop(keys) if keys else events
 
 
 def _align_id_types(
@@ -253,7 +460,7 @@ def _attribute_column(name: str) -> str:
 
 
 def _attributes_from_events(
-    events: pl.DataFrame, attributes: Mapping[str, str], parts: Sequence[pl.DataFrame], files: Sequence[Path]
+    events: pl.DataFrame, attributes: Mapping[str, str], parts: Sequence[_Part]
 ) -> pl.DataFrame:
     """One row per user with the attributes (name -> column) of the user's events, missing values ignored."""
     for name, column in attributes.items():
@@ -266,7 +473,7 @@ def _attributes_from_events(
         )
         if changes.height:
             change = changes.row(0, named=True)
-            before, after = (_row_location(change[event], parts, files) for event in ("event.first", "event"))
+            before, after = (_row_location(change[event], parts) for event in ("event.first", "event"))
             raise UserError(
                 f"{after}: column {name!r} changes within user {change[USER]!r}: {change[column]!r} here, "
                 f"{change[f'{column}.first']!r} in {before}; contexts must be constant: remove it from data.contexts, "
@@ -277,76 +484,87 @@ def _attributes_from_events(
     )
 
 
-def _row_location(event: int, parts: Sequence[pl.DataFrame], files: Sequence[Path]) -> str:
+def _row_location(event: int, parts: Sequence[_Part]) -> str:
     """File and row of an event of all files."""
-    starts = list(accumulate((part.height for part in parts), initial=0))
+    starts = list(accumulate((part.events.height for part in parts), initial=0))
     index = bisect_right(starts, event) - 1
-    return f"{files[index]}, row {event - starts[index] + _first_row(files[index])}"
+    return parts[index].location(event - starts[index])
 
 
-def _to_unix_seconds(column: pl.Series, time_format: str | None, file: Path) -> pl.Series:
-    """A time column of any type as Int64 unix seconds, rounded down."""
-    dtype = column.dtype
-    if dtype == pl.Date or isinstance(dtype, pl.Datetime):
-        return column.dt.epoch("s")
-    if dtype.is_numeric() and time_format is not None:
-        column = column.cast(pl.String)  # such as 20151103 with %Y%m%d
-    elif dtype.is_numeric():
-        return _parse_unix_time(column.cast(pl.Float64), column, file)
-    elif dtype != pl.String:
-        raise UserError(f"{file}: column {column.name!r} contains {dtype}; must be numbers, strings or date-times")
-    text = column.str.strip_chars()
-    if time_format is not None:
-        try:
-            time = text.str.to_datetime(time_format, strict=False)
-            seconds = time.dt.epoch("s").set(time.dt.year() < 1000, None)  # %Y accepts two digits too
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"data.time_format={time_format}: {str(error).splitlines()[0]}") from error
-        expected, advice = f"in the format {time_format}", "fix the row or data.time_format"
-    elif (number := text.cast(pl.Float64, strict=False)).null_count() <= len(text) / 2:
-        return _parse_unix_time(number, column, file)
+def _require_digits(ids: pl.Series, file: _File) -> None:
+    """Raises UserError for an id in the scientific notation of spreadsheets, which keeps some of its digits only."""
+    if not ids.str.contains("+", literal=True).any():
+        return
+    is_scientific = ids.str.contains(r"^\d\.\d+[eE]\+\d+$").fill_null(False)
+    if is_scientific.any():
+        row = is_scientific.arg_true()[0]
+        raise UserError(
+            f"{file.location(ids.name, row)}: {ids[row]!r} lacks digits of the id; export the column as text"
+        )
+
+
+def _parse_number(column: pl.Series, file: _File) -> pl.Series:
+    """A column of numbers as Int64 or Float64, null where missing; dates in days since 1970."""
+    if column.dtype == pl.String:
+        text = column.str.strip_chars()
+        text = text.set(text == "", None)
+        number = text.cast(pl.Int64, strict=False)
+        if number.null_count() > text.null_count():
+            number = text.cast(pl.Float64, strict=False)
+    elif isinstance(column.dtype, pl.Datetime):
+        text, number = column, column.dt.epoch("us") / 86_400_000_000
+    elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date):
+        text = column
+        number = (
+            column.cast(pl.Int32 if column.dtype == pl.Date else pl.Float64)
+            if not column.dtype.is_integer()
+            else column
+        )
     else:
-        seconds = _parse_iso8601(text)
-        expected, advice = "an ISO 8601 time (2015-11-03 17:05) or a unix time", "fix it or set data.time_format"
-    if seconds.has_nulls():
-        raise _invalid_time_error(column, seconds.is_null(), f"not {expected}", advice, file)
-    return seconds
+        raise UserError(f"{file}: column {column.name!r} contains {column.dtype}; must be numbers")
+    is_invalid = text.is_not_null() & (number.is_null() | number.cast(pl.Float64).is_infinite())
+    if is_invalid.any():
+        row = is_invalid.arg_true()[0]
+        raise UserError(f"{file.location(column.name, row)}: {column[row]!r} is not a number; fix or remove the row")
+    return number.fill_nan(None) if number.dtype.is_float() else number
 
 
-def _parse_iso8601(text: pl.Series) -> pl.Series:
-    """Unix seconds of ISO 8601 strings, null for any other; UTC where there is no offset."""
-    # A regular expression, since polars' inference accepts ambiguous dates such as 03/11/2015.
-    fields = ("date", "hour", "minute", "second", "offset")
-    parts = text.str.extract_groups(ISO8601).struct.rename_fields(fields).struct.unnest()
-    hour, minute, second = (pl.col(name).cast(pl.Int64).fill_null(0) for name in fields[1:4])
-    digits = pl.col("offset").str.replace("Z", "+0000").str.replace(":", "")
-    minutes = 60 * digits.str.slice(1, 2).cast(pl.Int64) + digits.str.slice(3, 2).cast(pl.Int64)
-    utc_offset = pl.when(digits.str.starts_with("-")).then(-minutes).otherwise(minutes).fill_null(0)
-    midnight = pl.col("date").str.to_date("%Y-%m-%d", strict=False).dt.epoch("s")
-    seconds = midnight + 3_600 * hour + 60 * (minute - utc_offset) + second
-    return parts.select(pl.when((hour < 24) & (minute < 60) & (second <= 60)).then(seconds)).to_series()
+def _split_lists(text: pl.Series, separator: str) -> pl.Series:
+    """Lists of strings: the values between separators, or those of a JSON or Python list."""
+    is_bracketed = text.str.contains(r"(?s)^\s*\[.*\]\s*$").fill_null(False)
+    lists = text.str.split(separator)
+    if not is_bracketed.any():
+        return lists
+    values = text.filter(is_bracketed).unique()
+    parsed = pl.Series([_parse_list(value, separator) for value in values], dtype=pl.List(pl.String))
+    table = pl.DataFrame({"text": values, "parsed": parsed})
+    joined = pl.DataFrame({"text": text, "list": lists}).join(table, on="text", how="left", maintain_order="left")
+    return joined.select(pl.coalesce("parsed", "list")).to_series()
 
 
-def _parse_unix_time(number: pl.Series, column: pl.Series, file: Path) -> pl.Series:
-    """Unix seconds or milliseconds as seconds; the whole column must have one unit."""
-    invalid = ~(number.abs() < MAX_MILLISECONDS).fill_null(False)  # includes NaN and infinity
-    if invalid.any():
-        problem = "not a unix time in seconds or milliseconds"
-        raise _invalid_time_error(column, invalid, problem, "fix or remove the row, or set data.time_format", file)
-    if len(number) and number.is_between(19_000_101, 21_001_231).all():
-        problem = "ambiguous: could be a date (YYYYMMDD), not a unix time"
-        raise _invalid_time_error(column, number.is_not_null(), problem, "set data.time_format, as '%Y%m%d'", file)
-    is_milliseconds = number.abs() >= MIN_MILLISECONDS
-    if is_milliseconds.any() and not is_milliseconds.all():
-        minority = is_milliseconds if is_milliseconds.sum() <= len(column) / 2 else ~is_milliseconds
-        problem = "not in the unit of the other rows (some are unix seconds, some milliseconds)"
-        raise _invalid_time_error(column, minority, problem, "use one unit", file)
-    # Float64 represents every millisecond of the next 280,000 years.
-    return (number / (1_000 if is_milliseconds.any() else 1)).floor().cast(pl.Int64)
+def _parse_list(text: str, separator: str) -> list[str]:
+    """The values of a list in brackets.
+
+    >>> _parse_list('["folk", "rock, hard"]', ","), _parse_list("['folk' 'rock']", ","), _parse_list("[folk;3]", ";")
+    (['folk', 'rock, hard'], ['folk', 'rock'], ['folk', '3'])
+    """
+    for parse in (json.loads, _parse_python_list):
+        try:
+            return [_as_text(value) for value in parse(text.strip()) if value is not None]
+        except (ValueError, SyntaxError):
+            continue
+    return text.strip()[1:-1].split(separator)
 
 
-def _invalid_time_error(column: pl.Series, invalid: pl.Series, problem: str, advice: str, file: Path) -> UserError:
-    row = invalid.arg_true()[0]
-    return UserError(
-        f"{file}: column {column.name!r}, row {row + _first_row(file)}: {column[row]!r} is {problem}; {advice}"
-    )
+def _parse_python_list(text: str) -> list[object]:
+    # numpy writes no commas, and Python would join the strings.
+    return list(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
+
+
+def _as_text(value: object) -> str:
+    """A value as text files have it.
+
+    >>> _as_text(True), _as_text(3), _as_text("view")
+    ('true', '3', 'view')
+    """
+    return str(value).lower() if isinstance(value, bool) else str(value)
