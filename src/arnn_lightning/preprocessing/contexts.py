@@ -210,7 +210,7 @@ def _fit_numeric(trained: pl.DataFrame, name: str, bins: int | Sequence[float]) 
         ordered = known["value"].sort()
         quantiles = ordered.gather([place * len(ordered) // bins for place in range(1, bins)])
         bins = quantiles.filter(quantiles > ordered[0]).unique().sort().to_list()
-    bounds = [f"{edge:.15g}" for edge in bins]
+    bounds = [f"{edge:.10g}" for edge in bins]
     between = [f"{low} to < {high}" for low, high in pairwise(bounds)]
     names = [f"< {bounds[0]}", *between, f">= {bounds[-1]}"] if bounds else ["any"]
     index = np.searchsorted(bins, known["value"].to_numpy(), side="right")
