@@ -71,7 +71,7 @@ def test_memory_of_a_pass_is_the_only_output(capsys: pytest.CaptureFixture[str])
 def test_prepare_benchmark_prints_what_a_million_rows_take(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["prepare.py", *"--events 20000 --rounds 1 --only arnn-lightning".split()])
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--events", "20000", "--rounds", "1", "--only", "arnn-lightning"])
     import_module("prepare").main()
     _, size, parse, ours = capfd.readouterr().out.splitlines()
     assert size.split()[1] == "rows,"
