@@ -16,7 +16,8 @@ from arnn_lightning.preprocessing.contexts import (
     EncodedContexts,
     attribute_names,
     encode_contexts,
-    encode_users,
+    encode_profiles,
+    field_names,
     most_popular,
     select_attributes,
 )
@@ -252,20 +253,23 @@ def test_numeric_fields_follow_the_single_valued_ones() -> None:
         assert len(selected.columns) == 2 + len(sizes)
 
 
-def test_new_users_are_coded_by_the_vocabulary_alone() -> None:
+def test_new_profiles_are_coded_by_the_vocabulary_alone() -> None:
     users = USERS.with_columns(age=pl.Series([1.0, 2.0, 3.0, None]))
     settings = contexts(["level"], ["roles"], numeric={"age": 2})
     encoding = encode_contexts(users, EVENTS, settings)
-    again = encode_users(users[[3, 1, 0]], encoding.vocabulary, settings)
-    assert again.equals(encoding.users[[3, 1, 0]])
+    again, _ = encode_profiles(users[[3, 1, 0]], field_names(settings), encoding.vocabulary)
+    assert again.equals(encoding.users[[3, 1, 0]].drop("n_known"))
     new = pl.DataFrame(
         {"level": ["a", "?", None], "roles": [["y", "?"], [], None], "age": [99.0, -99.0, None]},
         schema_overrides={"roles": pl.List(pl.String)},
     )
-    codes = encode_users(new, encoding.vocabulary, settings)
+    codes, unseen = encode_profiles(new, field_names(settings), encoding.vocabulary)
     assert codes["context.level"].to_list() == [1, 0, 0]
     assert codes["context.age"].to_list() == [2, 1, 0]
     assert codes["active"].to_list() == [[1, 2], [], []]
+    assert unseen.rows() == [(1, "level", "?")]
+    codes, _ = encode_profiles(new.select("roles"), field_names(settings), encoding.vocabulary)
+    assert codes.drop("active").rows() == [(0, 0)] * 3
 
 
 # --- rare categories ---
