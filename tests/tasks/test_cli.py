@@ -1,5 +1,6 @@
 """The command line as users call it: real processes in an empty folder."""
 
+import json
 import os
 import signal
 import subprocess
