@@ -1,9 +1,9 @@
 """Time and memory of preparing a full-size log, beside its typed parse alone and the same steps in pandas.
 
-    python -m arnn_lightning task=generate schema=tmall events=54925330 output=data/raw/tmall
-    python benchmarks/prepare.py data/raw/tmall [--data tmall] [--rounds 3]
+    python benchmarks/prepare.py --events 5000000 20000000 54925330     # simulated, in a temporary folder
+    python benchmarks/prepare.py data/raw/tmall [--data tmall] [--rounds 3] [--only parse arnn-lightning]
 
-Every contestant runs in a process of its own, interleaved; medians are printed.
+Every contestant runs in a process of its own, interleaved; medians are printed, in all and per million rows.
 
 - parse: polars reads the columns that the reader needs, of all its files, with its types, and nothing else: the floor.
 - arnn-lightning: hashing, reading and preparing (the manifest's ``seconds``), beginning with an empty cache.
@@ -107,13 +107,41 @@ def peak() -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
+def compare(data: str, folder: Path, contestants: list[str], rounds: int) -> None:
+    """Prints the median seconds and memory of every contestant on one log."""
+    results: dict[str, list[list[float]]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, runs in results.items():
+            command = [sys.executable, __file__, str(folder), "--data", data, "--run", name]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                runs.append(json.loads(done.stdout.splitlines()[-1]))
+            elif not runs:
+                print(f"{name}: {done.stderr.splitlines()[-1]}")
+    with (folder / LOG[data]).open("rb") as file:
+        rows = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 24), b"")) - 1
+    print(f"{rows:,} rows, {(folder / LOG[data]).stat().st_size / 1e9:.2f} GB")
+    floor = statistics.median(seconds for seconds, _ in results["parse"])
+    for name, runs in results.items():
+        if runs:
+            seconds, memory = (statistics.median(values) for values in zip(*runs, strict=True))
+            print(
+                f"  {name:15} {seconds:6.1f} s  {seconds / floor:5.1f} x parse  {memory:5.2f} GB at the most;  "
+                f"per million rows {seconds / rows * 1e6:6.3f} s  {memory / rows * 1e9:5.0f} MB"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="of the raw files")
+    parser.add_argument("--events", type=int, nargs="+", help="instead of a folder: sizes of simulated logs")
     parser.add_argument("--data", choices=LOG, default="tmall")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=CONTESTANTS, nargs="+", default=list(CONTESTANTS))
     parser.add_argument("--run", choices=CONTESTANTS, help="run one contestant once, print seconds and GB, and end")
     options = parser.parse_args()
+    if (options.folder is None) == (options.events is None):
+        parser.error("give a folder of raw files, or --events")
     if options.run:
         output = Path(tempfile.mkdtemp(prefix="arnn-"))
         try:
@@ -122,23 +150,17 @@ def main() -> None:
             shutil.rmtree(output)
         print(json.dumps([seconds, peak()]))
         return
-    results: dict[str, list[list[float]]] = {name: [] for name in CONTESTANTS}
-    for _ in range(options.rounds):
-        for name, runs in results.items():
-            command = [sys.executable, __file__, str(options.folder), "--data", options.data, "--run", name]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode == 0:
-                runs.append(json.loads(done.stdout.splitlines()[-1]))
-            elif not runs:
-                print(f"{name}: {done.stderr.splitlines()[-1]}")
-    size = (options.folder / LOG[options.data]).stat().st_size / 1e9
-    cores = os.cpu_count()
-    print(f"{platform.processor() or platform.machine()}, {cores} cores, polars {pl.__version__}; {size:.2f} GB log")
-    floor = statistics.median(seconds for seconds, _ in results["parse"])
-    for name, runs in results.items():
-        if runs:
-            seconds, memory = (statistics.median(values) for values in zip(*runs, strict=True))
-            print(f"{name:15} {seconds:6.1f} s  {seconds / floor:5.1f} x parse  {memory:5.2f} GB at the most")
+    contestants = list(dict.fromkeys(["parse", *options.only]))  # the others are multiples of it
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, polars {pl.__version__}")
+    if options.folder is not None:
+        compare(options.data, options.folder.absolute(), contestants, options.rounds)
+    for events in options.events or ():
+        with tempfile.TemporaryDirectory(prefix="arnn-raw-") as folder:
+            made = [f"schema={options.data}", f"events={events}", f"output={folder}/raw", f"hydra.run.dir={folder}/run"]
+            subprocess.run(
+                [sys.executable, "-m", "arnn_lightning", "task=generate", *made], check=True, capture_output=True
+            )
+            compare(options.data, Path(folder) / "raw", contestants, options.rounds)
 
 
 if __name__ == "__main__":

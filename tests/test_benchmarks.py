@@ -66,3 +66,17 @@ def test_benchmark_prints_every_measurement(
 def test_memory_of_a_pass_is_the_only_output(capsys: pytest.CaptureFixture[str]) -> None:
     import_module("product").main(["--quick", "--memory-of", "naive"])
     assert float(capsys.readouterr().out) >= 0
+
+
+def test_prepare_benchmark_prints_what_a_million_rows_take(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--events", "20000", "--rounds", "1", "--only", "arnn-lightning"])
+    import_module("prepare").main()
+    _, size, parse, ours = capfd.readouterr().out.splitlines()
+    assert size.split()[1] == "rows,"
+    assert int(size.split()[0].replace(",", "")) == pytest.approx(20_000, rel=0.2)
+    for name, line in (("parse", parse), ("arnn-lightning", ours)):
+        assert line.split()[0] == name
+        assert "x parse" in line
+        assert line.endswith("MB")

@@ -14,7 +14,10 @@ from arnn_lightning.loading.contexts import Assignment, assign_contexts
 from arnn_lightning.preprocessing.contexts import (
     OTHER,
     EncodedContexts,
+    attribute_names,
     encode_contexts,
+    encode_profiles,
+    field_names,
     most_popular,
     select_attributes,
 )
@@ -182,7 +185,124 @@ def test_encoding_does_not_depend_on_the_order_of_users() -> None:
     assert mixed.users.equals(straight.users[order])
 
 
+# --- numeric attributes ---
+
+AGES = st.lists(st.one_of(st.none(), st.integers(-3, 3).map(float), st.floats(-9, 9)), min_size=1, max_size=30)
+
+
+def numeric(values: list[float | None], bins: int | list[float], events: list[int] | None = None) -> EncodedContexts:
+    users = pl.DataFrame({"user": range(len(values)), "age": pl.Series(values, dtype=pl.Float64)})
+    settings = contexts([], [], numeric={"age": bins})
+    return encode_contexts(users, pl.Series(events if events is not None else [1] * len(values)), settings)
+
+
+def code_of(value: float | None, lows: list[float]) -> int:
+    """Plain Python: the last interval that begins at or below the value, counted from 1; 0 for unknown."""
+    return 0 if value is None else sum(low <= value for low in lows)
+
+
+@given(AGES, st.lists(st.integers(-4, 4).map(float), unique=True, min_size=1, max_size=4).map(sorted))
+def test_edges_divide_numbers_into_half_open_intervals(ages: list[float | None], edges: list[float]) -> None:
+    encoding = numeric(ages, edges)
+    assert encoding.vocabulary["low"].to_list() == [float("-inf"), *edges]
+    assert encoding.single_sizes == [len(edges) + 2]
+    assert encoding.users["context.age"].to_list() == [code_of(age, [float("-inf"), *edges]) for age in ages]
+
+
+@given(AGES, st.integers(2, 6))
+def test_quantile_bins_are_those_of_sorting(ages: list[float | None], bins: int) -> None:
+    encoding = numeric(ages, bins)
+    known = sorted(age for age in ages if age is not None)
+    edges = {known[place * len(known) // bins] for place in range(1, bins)} - {known[0]} if known else set()
+    lows = [float("-inf"), *sorted(edges)] if known else []
+    assert encoding.vocabulary["low"].to_list() == lows
+    assert encoding.users["context.age"].to_list() == [code_of(age, lows) for age in ages]
+    assert encoding.vocabulary["events"].sum() == len(known)
+    assert encoding.users["n_known"].to_list() == [int(age is not None) for age in ages]
+
+
+def test_equal_bins_have_equally_many_users() -> None:
+    encoding = numeric([float(age) for age in range(20)], 5)
+    assert Counter(encoding.users["context.age"].to_list()) == dict.fromkeys(range(1, 6), 4)
+    names = encoding.vocabulary["category"].to_list()
+    assert names == ["< 4", "4 to < 8", "8 to < 12", "12 to < 16", ">= 16"]
+
+
+def test_V3_bins_are_fitted_on_training_users_only() -> None:
+    encoding = numeric([1.0, 2.0, 3.0, 4.0, 70.0, 80.0, 90.0], 2, events=[5, 1, 1, 1, 0, 0, 0])
+    assert encoding.vocabulary["low"].to_list() == [float("-inf"), 3.0]
+    assert encoding.vocabulary["events"].to_list() == [6, 2]
+    assert encoding.users["context.age"].to_list() == [1, 1, 2, 2, 2, 2, 2]
+
+
+def test_numbers_that_are_not_a_number_are_unknown() -> None:
+    assert numeric([float("nan"), 1.0, None, 5.0], [2.0]).users["context.age"].to_list() == [0, 1, 0, 2]
+
+
+def test_numeric_fields_follow_the_single_valued_ones() -> None:
+    users = USERS.with_columns(age=pl.Series([1.0, 2.0, 3.0, None]))
+    settings = contexts(["level"], ["roles"], numeric={"age": [2]})
+    encoding = encode_contexts(users, EVENTS, settings)
+    assert encoding.users.columns == ["context.level", "context.age", "active", "n_known"]
+    assert encoding.single_sizes == [3, 3]
+    dims = {"n_items": 7, "single_sizes": encoding.single_sizes, "n_binary": encoding.n_binary}
+    assert attribute_names(settings) == ["roles", "level", "age"]
+    for n_attributes, sizes in [(1, []), (2, [3]), (3, [3, 3])]:
+        selected, kept = select_attributes(encoding.users, dims, encoding.vocabulary, settings, n_attributes)
+        assert kept["single_sizes"] == sizes
+        assert len(selected.columns) == 2 + len(sizes)
+
+
+def test_new_profiles_are_coded_by_the_vocabulary_alone() -> None:
+    users = USERS.with_columns(age=pl.Series([1.0, 2.0, 3.0, None]))
+    settings = contexts(["level"], ["roles"], numeric={"age": 2})
+    encoding = encode_contexts(users, EVENTS, settings)
+    again, _ = encode_profiles(users[[3, 1, 0]], field_names(settings), encoding.vocabulary)
+    assert again.equals(encoding.users[[3, 1, 0]].drop("n_known"))
+    new = pl.DataFrame(
+        {"level": ["a", "?", None], "roles": [["y", "?"], [], None], "age": [99.0, -99.0, None]},
+        schema_overrides={"roles": pl.List(pl.String)},
+    )
+    codes, unseen = encode_profiles(new, field_names(settings), encoding.vocabulary)
+    assert codes["context.level"].to_list() == [1, 0, 0]
+    assert codes["context.age"].to_list() == [2, 1, 0]
+    assert codes["active"].to_list() == [[1, 2], [], []]
+    assert unseen.rows() == [(1, "level", "?")]
+    codes, _ = encode_profiles(new.select("roles"), field_names(settings), encoding.vocabulary)
+    assert codes.drop("active").rows() == [(0, 0)] * 3
+
+
+# --- rare categories ---
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*"abc", OTHER, None]), st.integers(0, 3)), min_size=1, max_size=12),
+    st.integers(1, 5),
+)
+def test_rare_categories_share_other(users: list[tuple[str | None, int]], min_events: int) -> None:
+    values, events = zip(*users, strict=True)
+    table = pl.DataFrame({"user": range(len(users)), "level": pl.Series(values, dtype=pl.String)})
+    encoding = encode_contexts(table, pl.Series(events), contexts(["level"], [], min_events=min_events))
+    counts = Counter[str]()
+    for value, count in users:
+        if value is not None and count:
+            counts[value] += count
+    kept = sorted(value for value, count in counts.items() if count >= min_events and value != OTHER)
+    rare = sum(counts.values()) - sum(counts[value] for value in kept)
+    names = kept + [OTHER] * (len(kept) < len(counts))
+    assert encoding.vocabulary["category"].to_list() == names
+    assert encoding.vocabulary["events"].to_list() == [counts[value] for value in kept] + [rare] * (rare > 0)
+    default = len(names) if OTHER in names else 0
+    codes = [0 if value is None else 1 + kept.index(value) if value in kept else default for value in values]
+    assert encoding.users["context.level"].to_list() == codes
+
+
 # --- errors ---
+
+
+def test_a_numeric_attribute_must_consist_of_numbers() -> None:
+    with pytest.raises(UserError, match=r"numeric: attribute 'level' consists of String.*data\.contexts\.single$"):
+        encode_contexts(USERS, EVENTS, contexts([], [], numeric={"level": 3}))
 
 
 @pytest.mark.parametrize(("single", "multi"), [(["levle"], []), ([], ["levle"])])

@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
@@ -25,7 +26,11 @@ from omegaconf import OmegaConf
 
 import arnn_lightning
 from arnn_lightning.errors import UserError
+from arnn_lightning.loading.schedule import session_parallel_schedule
 from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
+from arnn_lightning.preprocessing.profile import attribute_remarks, log_remarks, profile_attributes
+from arnn_lightning.preprocessing.sessions import SESSION_ID
+from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 from helpers import compose_config
 
@@ -435,7 +440,8 @@ class LogReader:
         users = events.select(pl.col(USER).unique()).with_columns(
             career_level=pl.when(pl.col(USER).cast(pl.Int64) % 3 > 0).then(
                 pl.col(USER).cast(pl.Int64).mod(3).cast(pl.String)
-            )
+            ),
+            age=pl.col(USER).cast(pl.Float64),
         )
         return RawData(events, len(rows), load_users=users.lazy)
 
@@ -926,6 +932,254 @@ def test_the_papers_config_has_the_user_id_as_a_context(tmp_path: Path) -> None:
     assert len(prepared.dims["single_sizes"]) == 10
 
 
+# --- duplicates, repeats, long sessions ---
+
+
+def test_duplicates_and_repeats_are_counted_and_kept(tmp_path: Path) -> None:
+    log = [
+        *PAIRS,
+        *clicks((1, 1, 1), (1, 2, 1), (1, 1, 1), (1, 1, 1)),
+        *clicks((2, 1, 2), (2, 1, 2.0005), (2, 2, 2.01)),
+    ]
+    prepared = prepared_from(tmp_path, log)
+    assert sessions_of(prepared, "train") == [[1, 2], [1, 2, 1, 1], [1, 1, 2]]
+    assert (prepared.manifest["log"]["duplicates"], prepared.manifest["log"]["repeats"]) == (2, 2)
+
+
+def test_dropped_duplicates_and_repeats_are_steps(tmp_path: Path) -> None:
+    log = [
+        *PAIRS,
+        *clicks((1, 1, 1), (1, 2, 1), (1, 1, 1), (1, 1, 1)),
+        *clicks((2, 1, 2), (2, 1, 2.0005), (2, 2, 2.01)),
+    ]
+    prepared = prepared_from(tmp_path, log, duplicates="drop", repeats="drop")
+    assert sessions_of(prepared, "train") == [[1, 2], [1, 2], [1, 2]]
+    counts = [step(prepared, name)["events"] for name in ("in the time window", "without duplicate rows")]
+    assert [*counts, step(prepared, "without immediate repeats")["events"]] == [11, 9, 8]
+
+
+def test_exports_that_overlap_are_counted_once(tmp_path: Path) -> None:
+    """Rows that two exports have in common equal each other in user, item and time."""
+    log = random_log(6, 900)
+    once = prepared_from(tmp_path, log, duplicates="drop")
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    both = prepared_from(twice, [*log, *log[300:500]], duplicates="drop")
+    assert files_of(once, "t*.parquet") == files_of(both, "t*.parquet")
+    clicks_twice = sum(row.kind == 1 for row in log[300:500])
+    assert both.manifest["log"]["duplicates"] == once.manifest["log"]["duplicates"] + clicks_twice
+
+
+def test_long_sessions_are_cut_into_equal_pieces(tmp_path: Path) -> None:
+    log = [*PAIRS, *(Row(1, 1 + place % 2, 1, FIRST + DAY + place) for place in range(11))]
+    prepared = prepared_from(tmp_path, log, max_session_length=5)
+    assert [len(session) for session in sessions_of(prepared, "train")] == [2, 4, 4, 3]
+    assert step(prepared, "in sessions cut to 5 events")["sessions"] == 5
+    times = pl.read_parquet(prepared.folder / "train.parquet").filter(pl.col(USER) == 0)[TIME]
+    assert times.to_list() == [FIRST + DAY + place for place in range(11)]  # no event is lost
+
+
+def test_pieces_stay_in_the_split_of_their_session(tmp_path: Path) -> None:
+    start = FIRST + 3 * DAY - 5
+    log = [*PAIRS, *(Row(1, 1 + place % 2, 1, start + place) for place in range(10))]
+    prepared = prepared_from(tmp_path, log, max_session_length=2)
+    assert len(sessions_of(prepared, "train")) == 1 + 5
+    assert len(sessions_of(prepared, "test")) == 1
+
+
+def test_a_session_of_a_crawler_does_not_hold_up_an_epoch(tmp_path: Path) -> None:
+    crawler = [Row(1, 1 + place % 2, 1, FIRST + DAY + place) for place in range(20_000)]
+    offset = {
+        length: prepared_from(tmp_path, [*PAIRS, *crawler], max_session_length=length).sessions("train").offset
+        for length in (None, 200)
+    }
+    steps = {length: len(session_parallel_schedule(starts, 50).event) for length, starts in offset.items()}
+    assert steps[None] >= 19_999
+    assert steps[200] <= 3 * 200
+
+
+# --- splits by share, time zones ---
+
+
+@given(
+    starts=st.lists(st.integers(0, 9), min_size=1, max_size=30),
+    test_share=st.floats(0, 0.6),
+    val_share=st.floats(0, 0.39),
+)
+def test_splits_by_share_are_those_of_sorting(starts: list[int], test_share: float, val_share: float) -> None:
+    split = {"test_days": None, "val_days": None, "test_share": test_share, "val_share": val_share}
+    events = pl.DataFrame({SESSION_ID: pl.Series(range(len(starts)), dtype=pl.UInt32)})
+    assigned = assign_splits(events, pl.Series(starts), split, "UTC")[SPLIT]
+    sessions = [[Event(1, 1, start, 0)] for start in starts]
+    assert [SPLITS[code] for code in assigned] == split_names(sessions, split)
+    test = [start for start, code in zip(starts, assigned, strict=True) if SPLITS[code] == "test"]
+    assert len(test) >= round(test_share * len(starts))
+    assert {start for start, code in zip(starts, assigned, strict=True) if SPLITS[code] != "test"}.isdisjoint(test)
+
+
+def test_a_log_of_one_day_is_split_by_share(tmp_path: Path) -> None:
+    log = [Row(user, item, 1, FIRST + 1_000 * user + item) for user in range(10) for item in (1, 2)]
+    prepared = prepared_from(tmp_path, log, split={"test_share": 0.2, "val_share": 0.1})
+    assert {name: counts["sessions"] for name, counts in prepared.manifest["splits"].items()} == {
+        "train": 7,
+        "val": 1,
+        "test": 2,
+    }
+    times = {name: pl.read_parquet(prepared.folder / f"{name}.parquet")[TIME] for name in ("train", "val", "test")}
+    assert times["train"].max() < times["val"].min()  # type: ignore[operator]
+    assert times["val"].max() < times["test"].min()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (
+            {"test_days": 1, "val_days": 0, "test_share": 0.1},
+            ["data.split.test_share=0.1", "data.split.test_days=null"],
+        ),
+        ({"test_days": 1, "val_share": 0.1}, ["data.split.val_share=0.1", "data.split.test_days=null"]),
+        ({"test_share": 0.6, "val_share": 0.4}, ["test_share + val_share is 1", "below 1"]),
+        ({"val_days": 1}, ["set test_days and val_days, or test_share and val_share"]),
+        ({"test_share": 1.5}, ["data.split.test_share=1.5", "in [0, 1)"]),
+    ],
+    ids=["both", "mixed", "all", "none", "over"],
+)
+def test_a_split_is_by_days_or_by_shares(raw: Path, split: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        prepare(config(raw, split=split), raw)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_an_empty_split_names_the_days_of_the_log(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"test split is empty with data\.split\.test_days=0.* from 2013-10-22 to 2013-10-25"
+    ):
+        prepared_from(tmp_path, PAIRS, split={"test_days": 0, "val_days": 1})
+
+
+@pytest.mark.parametrize("timezone", ["America/New_York", "Asia/Kolkata", "Europe/Berlin"])
+@pytest.mark.parametrize("window_days", [None, 4])
+def test_days_are_those_of_the_time_zone(tmp_path: Path, timezone: str, window_days: int | None) -> None:
+    zone = ZoneInfo(timezone)
+    start = int(datetime(2013, 10, 24, tzinfo=zone).timestamp())  # Berlin's clocks go back on the 27th
+    rng = random.Random(2)
+    times = sorted(start + rng.randrange(9 * DAY) for _ in range(3_000))
+    log = [Row(rng.randrange(20), rng.randrange(9), 1, time) for time in times]
+    days = {"session": "day", "gap": None, "timezone": timezone, "window_days": window_days}
+    prepared = prepared_from(tmp_path, log, split={"test_days": 1, "val_days": 1}, **days)
+    local: dict[str, set[date]] = {}
+    for name in ("train", "val", "test"):
+        table = pl.read_parquet(prepared.folder / f"{name}.parquet")
+        dates = {(row[0], datetime.fromtimestamp(row[1], zone).date()) for row in table[SESSION, TIME].iter_rows()}
+        assert len(dates) == table[SESSION].n_unique()  # a session is within a day
+        local[name] = {day for _, day in dates}
+    last = datetime.fromtimestamp(times[-1], zone).date()
+    assert (local["test"], local["val"]) == ({last}, {last - timedelta(days=1)})
+    assert min(local["train"]) == (date(2013, 10, 24) if window_days is None else last - timedelta(days=3))
+
+
+def test_numeric_contexts_of_a_reader_become_one_field(tmp_path: Path) -> None:
+    rows = [(user, item, FIRST + user * 3_600 + DAY * at, 0) for user in range(8) for at in (0, 1) for item in (1, 2)]
+    (tmp_path / "log.json").write_text(json.dumps([(*row[:3], row[2]) for row in rows]))
+    reader = {"_target_": f"{__name__}.LogReader", "raw_dir": str(tmp_path)}
+    contexts = {"single": ["career_level"], "multi": [], "numeric": {"age": 2}, "coverage": 0.75}
+    prepared = prepare(config(tmp_path, reader=reader, session="given", gap=None, contexts=contexts), tmp_path)
+    assert prepared.users()["context.age"].to_list() == [1] * 4 + [2] * 4
+    assert prepared.dims["single_sizes"] == [3, 3]
+    assert prepared.manifest["fields"] == 3
+
+
+# --- the look at the log and its attributes ---
+
+
+def test_the_profile_of_a_log_equals_counting(tmp_path: Path) -> None:
+    log = [*PAIRS, *clicks((5, 1, 1), (5, 1, 1), (5, 1, 1), (5, 2, 1), (5, 2, 2), (6, 2, 3))]
+    profile = prepared_from(tmp_path, log, timezone="Asia/Tokyo", window_days=3).manifest["log"]
+    assert profile == {
+        "first_day": "2013-10-22",
+        "last_day": "2013-10-25",
+        "log_events": 10,
+        "users": 4,
+        "largest_user": "5",
+        "largest_user_events": 5,
+        "events": 8,
+        "sessions": 4,
+        "longest_session": 4,
+        "shortest_session": 1,
+        "single_event_sessions": 2,
+        "tied_times": 4,
+        "repeats": 2,
+        "top_items": 1,
+        "top_items_events": 4,
+        "top_item_events": 4,
+        "duplicates": 2,
+    }
+
+
+def remarks_of(counts: Mapping[str, Any], **settings: Any) -> set[str]:
+    log = {
+        **{"first_day": "2015-01-01", "last_day": "2015-02-01", "log_events": 1_000, "users": 50, "events": 1_000},
+        **{"largest_user_events": 30, "sessions": 300, "longest_session": 20, "shortest_session": 1},
+        **{"single_event_sessions": 50, "tied_times": 0, "duplicates": 0, "repeats": 9, "top_items": 2},
+        "top_item_events": 40,
+    }
+    data = {"max_session_length": None, "duplicates": "keep", "repeats": "keep"}
+    return set(log_remarks(log | counts, data | settings, date(2020, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("count", "normal", "odd"),
+    [
+        ("first_day", "1990-01-01", "1989-12-31"),
+        ("last_day", "2020-01-01", "2020-01-02"),
+        ("largest_user_events", 199, 200),
+        ("longest_session", 1_000, 1_001),
+        ("shortest_session", 2, 20),
+        ("single_event_sessions", 150, 151),
+        ("tied_times", 500, 501),
+        ("duplicates", 10, 11),
+        ("repeats", 250, 251),
+        ("top_item_events", 100, 101),
+    ],
+)
+def test_what_looks_wrong_in_a_log_is_marked(count: str, normal: Any, odd: Any) -> None:
+    assert remarks_of({count: normal}) == set()
+    assert remarks_of({count: odd}) == {count.replace("shortest", "longest")}
+
+
+def test_dropped_rows_and_cut_sessions_are_not_marked() -> None:
+    assert remarks_of({"duplicates": 900, "repeats": 900}, duplicates="drop", repeats="drop") == set()
+    assert remarks_of({"longest_session": 5_000}, max_session_length=200) == set()
+
+
+def test_attributes_are_profiled_and_marked(tmp_path: Path) -> None:
+    people = {
+        user: {
+            "career_level": str(user),  # a category per user
+            "country": "de",
+            "discipline_id": "3" if user < 10 else "NULL",
+            "region": str(1 + user % 2),
+            "jobroles": "1,2" if user < 40 else "0",
+        }
+        for user in range(50)
+    }
+    log = clicks(*[(user, item, at + 0.5) for user in range(50) for at in (0, 1) for item in (1, 2)])
+    contexts = {"single": [*SINGLE, "discipline_id", "region", "user"], "multi": ["jobroles"], "coverage": 1.0}
+    prepared = prepare(config(write_xing(tmp_path, log, people), contexts=contexts), tmp_path)
+    settings = prepared.manifest["config"]["contexts"]
+    profiles = profile_attributes(prepared.users(), prepared.vocabulary(), settings, 100)
+    assert [profile["name"] for profile in profiles] == ["jobroles", *contexts["single"]]
+    counts = {p["name"]: (p["kind"], p["categories"], p["known"], p["unknown"]) for p in profiles}
+    assert counts["jobroles"] == ("multi", 2, 40, 10)
+    assert counts["discipline_id"] == ("single", 1, 10, 40)
+    assert counts["career_level"] == ("single", 49, 49, 1)  # 0 is unknown
+    assert {p["name"]: p["top"] for p in profiles}["region"] == [["1", 0.5], ["2", 0.5]]
+    marked = {"career_level": "an id", "country": "the same for all", "discipline_id": "unknown for most"}
+    remarks = attribute_remarks(profiles)
+    assert remarks.keys() == marked.keys()
+    assert all(words in remarks[name] for name, words in marked.items())
+
+
 # --- the folder ---
 
 
@@ -976,6 +1230,10 @@ def test_another_raw_file_gives_another_folder(raw: Path, name: str) -> None:
         {"items": items_of(1.0, "train")},
         {"items": items_of(1.0, min_events=2)},
         {"min_session_length": 3},
+        {"max_session_length": 3},
+        {"duplicates": "drop"},
+        {"repeats": "drop"},
+        {"timezone": "Asia/Tokyo"},
         {"split": {"test_days": 2, "val_days": 0}},
         {"split": {"test_days": 1, "val_days": 1}},
         {"contexts": {"single": ["country"], "multi": list(MULTI), "coverage": 0.75, "assignment": "own"}},

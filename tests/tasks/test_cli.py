@@ -1,5 +1,6 @@
 """The command line as users call it: real processes in an empty folder."""
 
+import json
 import os
 import signal
 import subprocess
@@ -70,7 +71,13 @@ def test_each_task_has_its_run_folder(workspace: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(workspace)
     monkeypatch.delenv("ARNN_DATA", raising=False)
     assert arnn_here(["task=prepare", *SMALL], monkeypatch) == 0
-    assert len(list((workspace / "outputs" / "prepare").iterdir())) == 1
+    (folder,) = (workspace / "outputs" / "prepare").iterdir()
+    summary = json.loads((folder / "prepare.json").read_text())
+    assert summary["popularity_scope"] == "window"
+    assert summary["steps"][-1]["events"] == sum(counts["events"] for counts in summary["splits"].values())
+    assert summary["log"]["first_day"] < summary["log"]["last_day"]
+    assert [attribute["kind"] for attribute in summary["contexts"]] == ["multi"] * 2 + ["single"] * 9
+    assert summary["remarks"]["contexts"].keys() >= {"edu_degree"}  # unknown for most users
 
 
 def test_modules_of_the_current_folder_are_found(workspace: Path) -> None:

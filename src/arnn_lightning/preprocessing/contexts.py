@@ -36,7 +36,7 @@ class EncodedContexts:
     """Contexts of every user as codes.
 
     Attributes:
-        users: as returned by ``encode_users``.
+        users: one row per user code, as returned by ``encode_profiles``, and ``n_known`` (number of known attributes).
         vocabulary: as returned by ``fit_vocabulary``.
         single_sizes: number of codes of each single-valued field, numeric ones last, "unknown" included.
         n_binary: number of binary fields.
@@ -95,8 +95,12 @@ def encode_contexts(users: pl.DataFrame, train_events: pl.Series, contexts: Mapp
     _validate_attributes(users, contexts)
     vocabulary = fit_vocabulary(users, train_events, contexts)
     sizes = dict(vocabulary.filter(pl.col("kind") != "multi").group_by("attribute").len().iter_rows())
+    table, _ = encode_profiles(users, field_names(contexts), vocabulary)
+    known = [pl.col(name).is_not_null() for name in field_names(contexts)]
+    known += [pl.col(name).list.len() > 0 for name in contexts["multi"]]
+    n_known = pl.sum_horizontal(pl.lit(0, pl.UInt8), *(flag.fill_null(False).cast(pl.UInt8) for flag in known))
     return EncodedContexts(
-        users=encode_users(users, vocabulary, contexts),
+        users=table.with_columns(n_known=users.with_columns(n_known=n_known)["n_known"].cast(pl.UInt8)),
         vocabulary=vocabulary,
         single_sizes=[1 + sizes.get(name, 0) for name in field_names(contexts)],
         n_binary=int((vocabulary["kind"] == "multi").sum()),
@@ -124,35 +128,39 @@ def fit_vocabulary(users: pl.DataFrame, train_events: pl.Series, contexts: Mappi
     return pl.concat(parts)
 
 
-def encode_users(users: pl.DataFrame, vocabulary: pl.DataFrame, contexts: Mapping[str, Any]) -> pl.DataFrame:
-    """The codes of any users, known in training or not.
+def encode_profiles(
+    profiles: pl.DataFrame, single: Sequence[str], vocabulary: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The codes of any profiles, known in training or not, by categories and intervals that are fitted already.
 
     Args:
-        users: one row per user with canonical attributes (null = unknown).
+        profiles: canonical attributes (String, Float64, List(String); null = unknown); one without a column is unknown.
+        single: the attributes of one field each, as returned by ``field_names``.
         vocabulary: as returned by ``fit_vocabulary``.
-        contexts: ``data.contexts``, whose names and order of attributes are used.
 
     Returns:
-        one UInt32 column ``context.<name>`` per single-valued or numeric attribute, ``active`` (indices of the binary
-        fields that are present), ``n_known`` (number of known attributes).
+        one row per profile, with a UInt32 column ``context.<name>`` per attribute of ``single`` and ``active``, the
+        indices of the binary fields that are present; and the values that are coded as "unknown", since training does
+        not contain them: row, attribute, value.
     """
-    rows_of = {str(name): rows for (name,), rows in vocabulary.group_by("attribute", maintain_order=True)}
-    empty = pl.DataFrame(schema=VOCABULARY)
-    columns = [
-        _encode_field(users[name], rows_of.get(name, empty), is_numeric=name not in contexts["single"])
-        for name in field_names(contexts)
-    ]
-    lists = [_encode_multi(users[name], rows_of[name]) for name in contexts["multi"] if name in rows_of]
-    known = [pl.col(name).is_not_null() for name in field_names(contexts)]
-    known += [pl.col(name).list.len() > 0 for name in contexts["multi"]]
-    n_known = pl.sum_horizontal(pl.lit(0, pl.UInt8), *(flag.fill_null(False).cast(pl.UInt8) for flag in known))
-    return (
-        pl.DataFrame([pl.int_range(users.height, dtype=pl.UInt32, eager=True).alias("row"), *columns])
-        .join(_active_fields(lists), on="row", how="left", maintain_order="left")
-        .with_columns(pl.col("active").fill_null([]))
-        .drop("row")
-        .with_columns(n_known=users.with_columns(n_known=n_known)["n_known"].cast(pl.UInt8))
-    )
+    columns = {name: pl.zeros(profiles.height, pl.UInt32, eager=True) for name in single}
+    lists: list[pl.DataFrame] = []
+    unseen = [pl.DataFrame(schema={"row": pl.UInt32, "attribute": pl.String, "value": pl.String})]
+    for (attribute, kind), categories in vocabulary.group_by("attribute", "kind", maintain_order=True):
+        name = str(attribute)
+        if name not in profiles.columns:
+            continue
+        if kind == "multi":
+            lists.append(_encode_multi(profiles[name], categories))
+        elif name in columns:
+            encode = _encode_number if kind == "numeric" else _encode_category
+            columns[name] = encode(profiles[name], categories)
+            values = profiles.select(attribute=pl.lit(name), value=pl.col(name).cast(pl.String)).with_row_index("row")
+            unseen.append(values.filter(columns[name] == 0).drop_nulls())
+    row = pl.int_range(profiles.height, dtype=pl.UInt32, eager=True).alias("row")
+    table = pl.DataFrame([row, *(codes.alias(f"{PREFIX}{name}") for name, codes in columns.items())])
+    table = table.join(_active_fields(lists), on="row", how="left", maintain_order="left")
+    return table.select(pl.exclude("row", "active"), pl.col("active").fill_null([])), pl.concat(unseen)
 
 
 def _validate_attributes(users: pl.DataFrame, contexts: Mapping[str, Any]) -> None:
@@ -210,7 +218,7 @@ def _fit_numeric(trained: pl.DataFrame, name: str, bins: int | Sequence[float]) 
         ordered = known["value"].sort()
         quantiles = ordered.gather([place * len(ordered) // bins for place in range(1, bins)])
         bins = quantiles.filter(quantiles > ordered[0]).unique().sort().to_list()
-    bounds = [f"{edge:.15g}" for edge in bins]
+    bounds = [f"{edge:.10g}" for edge in bins]
     between = [f"{low} to < {high}" for low, high in pairwise(bounds)]
     names = [f"< {bounds[0]}", *between, f">= {bounds[-1]}"] if bounds else ["any"]
     index = np.searchsorted(bins, known["value"].to_numpy(), side="right")
@@ -223,19 +231,21 @@ def _numbers(values: pl.Expr) -> pl.Expr:
     return values.cast(pl.Float64).fill_nan(None)
 
 
-def _encode_field(values: pl.Series, rows: pl.DataFrame, is_numeric: bool) -> pl.Series:
-    """Codes of an attribute of one field, 0 where the value is missing or of no category."""
-    if is_numeric:
-        edges = rows["low"].to_numpy()  # the first is minus infinity
-        numbers = values.to_frame().select(_numbers(pl.col(values.name))).to_series()
-        index = np.searchsorted(edges, numbers.fill_null(0).to_numpy(), side="right").astype(np.uint32)
-        codes = pl.Series(index).set(numbers.is_null(), 0)
-    else:
-        table = rows.select(pl.col("category").alias(values.name), "code")
-        coded = values.cast(pl.String).to_frame().join(table, on=values.name, how="left", maintain_order="left")
-        other = rows.filter(pl.col("category") == OTHER)["code"].sum()  # 0 where there is none
-        codes = coded["code"].fill_null(other).set(values.is_null(), 0)
-    return codes.alias(f"{PREFIX}{values.name}")
+def _encode_number(values: pl.Series, intervals: pl.DataFrame) -> pl.Series:
+    """Codes of a numeric attribute, 0 where the value is missing."""
+    numbers = values.to_frame().select(_numbers(pl.col(values.name))).to_series()
+    edges = intervals["low"].to_numpy()  # the first is minus infinity
+    index = np.searchsorted(edges, numbers.fill_null(0).to_numpy(), side="right").astype(np.uint32)
+    return pl.Series(index).set(numbers.is_null(), 0)
+
+
+def _encode_category(values: pl.Series, categories: pl.DataFrame) -> pl.Series:
+    """Codes of a single-valued attribute: "other" or 0 where the value is no category, 0 where it is missing."""
+    table = categories.select("category", "code")
+    texts = values.cast(pl.String).alias("category")
+    other = table.filter(pl.col("category") == OTHER)["code"].sum()  # 0 where there is none
+    codes = texts.to_frame().join(table, on="category", how="left", maintain_order="left")["code"]
+    return codes.fill_null(other).set(values.is_null(), 0)
 
 
 def _encode_multi(values: pl.Series, rows: pl.DataFrame) -> pl.DataFrame:

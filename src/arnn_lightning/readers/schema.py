@@ -115,6 +115,24 @@ def validate_events(raw: RawData, source: Path) -> RawData:
     return raw
 
 
+def decimal_years(column: pl.Series) -> pl.Series:
+    """Dates, or a text column of ISO dates, as numbers such as 1985.5; any other column is returned as it is.
+
+    >>> decimal_years(pl.Series(["1985-07-02", None, "2000-01-01 12:00"])).round(1).to_list()
+    [1985.5, None, 2000.0]
+    """
+    dates = column
+    if column.dtype == pl.String:
+        dates = column.str.strip_chars().str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
+        if dates.null_count() == len(dates) or dates.null_count() > column.null_count():
+            return column
+    if not dates.dtype.is_temporal():
+        return column
+    first = dates.dt.truncate("1y").dt.date()
+    days = (first.dt.offset_by("1y") - first).dt.total_days()
+    return dates.dt.year() + (dates.dt.ordinal_day() - 1) / days
+
+
 def _require_unique(table: pl.DataFrame, column: str, name: str) -> None:
     """Raises UserError for an id that occurs twice in a table, with its rows."""
     if table[column].n_unique() < table.height:
