@@ -1,13 +1,21 @@
 """The reader of your own tables."""
 
+import bz2
+import csv
 import gzip
+import io
+import lzma
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
@@ -437,3 +445,344 @@ def test_a_change_is_located_in_its_file(log: Any) -> None:
         UserError, match=r"2\.csv, row 2: column 'c' changes within user 'u': 'y' here, 'x' in .*1\.csv, row 2"
     ):
         read([str(first), str(second)], "data.contexts.single=[c]")
+
+
+# --- from bytes to events, against a parser in plain Python ---
+
+IDS = st.text(st.sampled_from('abc0 ;,|"\t'), min_size=1, max_size=5).filter(lambda text: text.strip() == text)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.tuples(IDS, IDS, st.integers(NOON, NOON + 5), st.integers(0, 999), st.integers(0, 3)), min_size=1),
+    separator=st.sampled_from([",", ";", "\t", "|"]),
+    has_header=st.booleans(),
+    has_order=st.booleans(),
+    digits=st.sampled_from([0, 1, 3]),
+    line_end=st.sampled_from(["\n", "\r\n", "\r"]),
+    n_blank=st.integers(0, 2),
+    everything_quoted=st.booleans(),
+)
+def test_bytes_become_events_as_plain_python_reads_them(
+    tmp_path: Path,
+    rows: list[tuple[str, str, int, int, int]],
+    separator: str,
+    has_header: bool,
+    has_order: bool,
+    digits: int,
+    line_end: str,
+    n_blank: int,
+    everything_quoted: bool,
+) -> None:
+    names = ["user", "item", "time", "place"]
+    text = io.StringIO()
+    style = csv.QUOTE_ALL if everything_quoted else csv.QUOTE_MINIMAL
+    writer = csv.writer(text, delimiter=separator, lineterminator=line_end, quoting=style)
+    if has_header:
+        writer.writerow(names)
+    for user, item, second, millisecond, place in rows:
+        fraction = f".{millisecond:03}"[: 1 + digits] if digits else ""
+        writer.writerow(
+            [user, item, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S") + fraction, place]
+        )
+    (tmp_path / "log.csv").write_bytes((text.getvalue() + line_end * n_blank).encode())
+    # The reference: fields by the standard library, times by datetime, sorted where seconds do not give the order.
+    lines = list(csv.reader(io.StringIO((tmp_path / "log.csv").read_bytes().decode(), newline=""), delimiter=separator))
+    fields = [line for line in lines[has_header:] if line]
+    times = [datetime.fromisoformat(line[2]).replace(tzinfo=UTC) for line in fields]
+    is_finer = any(time.microsecond for time in times)
+    order = range(len(fields))
+    if is_finer or has_order:
+        order = sorted(order, key=lambda row: (times[row], int(fields[row][3]) if has_order else 0))  # type: ignore[assignment]
+    expected = [(fields[row][0], fields[row][1], int(times[row].timestamp())) for row in order]
+    plain = default_settings() | {"events": str(tmp_path / "log.csv"), "null_values": [""]}
+    plain["header"] = None if has_header else names
+    plain["columns"] = {**plain["columns"], "order": "place" if has_order else None}
+    assert TabularReader(**plain).read().events.rows() == expected
+
+
+@cache
+def default_settings() -> dict[str, Any]:
+    config = compose_config("data=tabular")
+    config.data.events = "log.csv"
+    plain: Any = OmegaConf.to_container(config.data.reader, resolve=True)
+    del plain["_target_"]
+    return plain  # type: ignore[no-any-return]
+
+
+# --- order ---
+
+
+@pytest.mark.parametrize("form", ["{ms}", "{s}.{rest:03}", "2015-11-03T12:00:{second:02}.{rest:03}Z"])
+def test_E7_the_newest_row_first_is_the_last_event(log: Any, form: str) -> None:
+    rows = [
+        (f"u{user}", item, NOON * 1000 + step)
+        for user in range(3)
+        for step, item in ((130, "11"), (120, "10"), (110, "9"))
+    ]
+    text = "".join(
+        f"{user},{item},{form.format(ms=ms, s=ms // 1000, rest=ms % 1000, second=ms // 1000 % 60)}\n"
+        for user, item, ms in rows
+    )
+    events = read(log("user,item,time\n" + text)).events
+    assert events.filter(user="u1")["item"].to_list() == ["9", "10", "11"]
+    assert events["time"].unique().to_list() == [NOON]
+
+
+def test_E7_files_with_and_without_fractions_are_one_order(log: Any) -> None:
+    whole, finer = (
+        log(f"user,item,time\nu,a,{NOON}\n", "1.csv"),
+        log(f"user,item,time\nu,c,{NOON}.9\nu,b,{NOON}.1\n", "2.csv"),
+    )
+    assert read([str(finer), str(whole)]).events["item"].to_list() == ["a", "b", "c"]
+
+
+def test_E7_an_order_column_orders_equal_times(log: Any) -> None:
+    path = log(f"user,item,time,n\nu,c,{NOON},10\nu,b,{NOON},9\nu,a,{NOON},9\nu,z,{NOON - 1},99\n")
+    assert read(path, "data.columns.order=n").events["item"].to_list() == ["z", "b", "a", "c"]
+    with pytest.raises(UserError, match=r"column 'item', row 2: 'c' is not a number"):
+        read(path, "data.columns.order=item")
+
+
+# --- rows that are not read ---
+
+
+def test_where_keeps_rows_and_counts_the_others(log: Any) -> None:
+    path = log(f"user,item,time,event,n\nu,a,{NOON},view,1\n,,,cart,2\nu,b,{NOON}, buy ,3\nu,c,{NOON},view,4\n")
+    raw = read(path, "data.where={event: [view, buy], n: [1, 3]}")
+    assert raw.events["item"].to_list() == ["a", "b"]
+    assert (raw.rows, raw.dropped) == (4, {"with event=view or buy": 1, "with n=1 or 3": 1})
+    with pytest.raises(UserError, match=r"data\.where: no row has event=veiw; its values: view, "):
+        read(path, "data.where={event: veiw}")
+    with pytest.raises(UserError, match=r"no column 'events' \(did you mean .event.\?\)"):
+        read(path, "data.where={events: view}")
+
+
+def test_incomplete_rows_are_an_error_or_dropped_and_counted(log: Any) -> None:
+    path = log(f"user,item,time\nu,a,{NOON}\nNA,b,{NOON}\n\nu,NULL,{NOON}\nu,d,\nu,e,{NOON}\n")
+    with pytest.raises(UserError, match=r"'user' is empty in 2 rows, the first is row 3; .*data\.incomplete=drop"):
+        read(path)
+    raw = read(path, "data.incomplete=drop")
+    assert raw.events["item"].to_list() == ["a", "e"]
+    assert (raw.rows, raw.dropped) == (6, {"without missing values": 4})
+
+
+def test_a_change_is_located_where_rows_are_dropped(log: Any) -> None:
+    path = log(f"user,item,time,c\nu,a,{NOON},x\n,b,{NOON},z\nu,c,{NOON},y\n")
+    with pytest.raises(UserError, match=r"clicks\.csv, row 4: column 'c' changes.* in .*clicks\.csv, row 2"):
+        read(path, "data.incomplete=drop", "data.contexts.single=[c]")
+
+
+# --- logs without users ---
+
+
+def test_without_users_every_session_is_one(log: Any) -> None:
+    path = log(f"session,item,time\ns2,a,{NOON}\ns1,b,{NOON}\ns2,c,{NOON}\n")
+    raw = read(path, "data.columns.user=null", "data.session=given")
+    assert raw.events["user"].to_list() == raw.events["session"].to_list() == ["s2", "s1", "s2"]
+    assert sorted(raw.users().collect()["user"]) == ["s1", "s2"]
+
+
+@pytest.mark.parametrize("override", ["data.contexts.single=[user]", "data.contexts.multi=[x]", "data.users=users.csv"])
+def test_without_users_there_are_no_contexts(log: Any, override: str) -> None:
+    path = log(f"session,item,time\ns2,a,{NOON}\n")
+    with pytest.raises(UserError, match=r"a log without users \(data\.columns\.user=null\) has no contexts"):
+        read(path, "data.columns.user=null", "data.session=given", override)
+
+
+# --- files without a header, quotes, other encodings ---
+
+
+def test_a_file_without_a_header_gets_names(log: Any) -> None:
+    path = log(f"s1::a::{NOON}\ns2::b::{NOON}\n")
+    assert read(path, "data.header=[user,item,time]").events["item"].to_list() == ["a", "b"]
+    with pytest.raises(UserError, match=r"the header has 2 columns, but row 1 has 3 fields, separated by '::'"):
+        read(path, "data.header=[user,item]")
+    with pytest.raises(UserError, match=r"column 'time', row 1: 'b' is not"):
+        read(log(f"s1,b,{NOON}\n"), "data.header=[user,time,item]")
+
+
+QUOTED_TITLES = (
+    f'user\titem\ttitle\ttime\nu\ta\t"Heroes\t{NOON}\nu\tb\tx\t{NOON}\nu\tc\tHelp 12"\t{NOON}\nu\td\ty\t{NOON}\n'
+)
+
+
+@pytest.mark.parametrize(
+    "title", ['"Heroes', '5" disk', '"Heroes" (live)', '"say \\"hi\\""'], ids=["opens", "within", "closes", "backslash"]
+)
+@pytest.mark.parametrize("columns", [[], ["data.contexts.single=[title]"]], ids=["not read", "read"])
+def test_a_misplaced_quote_is_an_error_with_its_row(log: Any, title: str, columns: list[str]) -> None:
+    path = log(f"user\titem\ttitle\ttime\nu\ta\tx\t{NOON}\nu\tb\t{title}\t{NOON}\n" + f"u\tc\tx\t{NOON}\n" * 3)
+    if "live" in title and not columns:
+        assert read(path).events.height == 5  # the quotes are closed, and the column is not read
+        return
+    with pytest.raises(UserError, match=r"clicks\.csv: row 3.*set data\.quote=null"):
+        read(path, *columns)
+    assert read(path, "data.quote=null").events["item"].to_list() == ["a", "b", "c", "c", "c"]
+
+
+def test_quotes_of_two_rows_do_not_join_the_rows_between(log: Any) -> None:
+    path = log(QUOTED_TITLES)
+    with pytest.raises(UserError, match=r"row 2: a quote opens in .*Heroes.* and joins 3 rows; .*set data\.quote=null"):
+        read(path)
+    assert read(path, "data.quote=null").events["item"].to_list() == ["a", "b", "c", "d"]
+
+
+def test_quoted_fields_may_span_lines(log: Any) -> None:
+    path = log(f'user,item,title,time\nu,a,"one,\ntwo ""three""",{NOON}\nu,b,x,{NOON}\n')
+    assert read(path).events["item"].to_list() == ["a", "b"]
+
+
+def test_text_in_other_encodings_is_read_if_named(tmp_path: Path) -> None:
+    for encoding in ("latin-1", "utf-16", "cp1252"):
+        (tmp_path / "log.csv").write_bytes(f"user,item,time\nu,café,{NOON}\n".encode(encoding))
+        assert read(tmp_path / "log.csv", f"data.encoding={encoding}").events["item"].to_list() == ["café"]
+        with pytest.raises(UserError, match=r"UTF.*data\.encoding"):
+            read(tmp_path / "log.csv")
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst", "zip"])
+def test_every_packed_form_is_read_and_found_by_name(tmp_path: Path, kind: str) -> None:
+    data = f"user,item,time\nu,a,{NOON}\n\nu,b,{NOON}\n".encode()
+    path = tmp_path / f"log.csv.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("folder/log.csv", data)
+    elif kind == "zst":
+        pl.DataFrame({"user": ["u", "u"], "item": ["a", "b"], "time": [NOON, NOON]}).write_csv(
+            path, compression="zstd", check_extension=False
+        )
+    else:
+        path.write_bytes({"gz": gzip, "bz2": bz2, "xz": lzma}[kind].compress(data))  # type: ignore[attr-defined]
+    for name in (path, tmp_path / "log.csv"):
+        assert read(name, "data.incomplete=drop").events["item"].to_list() == ["a", "b"]
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"log\.csv.*(cannot be decompressed|not a readable zip archive)"):
+        read(path)
+
+
+def test_a_name_in_another_case_is_suggested(log: Any) -> None:
+    with pytest.raises(UserError, match=r"no column 'user' \(did you mean .USER.\?\)"):
+        read(log(f"USER,ITEM,TIME\nu,a,{NOON}\n"))
+
+
+def test_spaces_around_names_of_columns_are_ignored(log: Any) -> None:
+    assert read(log(f"user, item , time\nu,a,{NOON}\n")).events["item"].to_list() == ["a"]
+
+
+# --- ids that merge ---
+
+
+@pytest.mark.parametrize(
+    ("ids", "dtype", "words"),
+    [
+        ([1e18, 1e18 + 128], pl.Float64, r"row 1: 1e\+18 is a float beyond 9007199254740992"),
+        ([2.0**25, 1.0], pl.Float32, r"row 1: 33554432\.0 is a float beyond 16777216"),
+        ([float("inf"), 1.0], pl.Float64, r"row 1: inf is not a valid id"),
+    ],
+)
+def test_floats_that_stand_for_several_ids_are_refused(
+    tmp_path: Path, ids: list[float], dtype: Any, words: str
+) -> None:
+    pl.DataFrame({"user": pl.Series(ids, dtype=dtype), "item": [1, 2], "time": [NOON] * 2}).write_parquet(
+        tmp_path / "l"
+    )
+    with pytest.raises(UserError, match=r"column 'user', " + words):
+        read(tmp_path / "l")
+
+
+def test_ids_in_scientific_notation_are_refused(log: Any) -> None:
+    with pytest.raises(UserError, match=r"column 'item', row 2: '1\.23457E\+17' lacks digits of the id"):
+        read(log(f"user,item,time\nu,1.23457E+17,{NOON}\n"))
+
+
+def test_null_strings_of_parquet_are_missing(tmp_path: Path) -> None:
+    pl.DataFrame({"user": ["u", "NA"], "item": [1, 2], "time": [NOON] * 2}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=r"column 'user' is empty in 1 rows, the first is row 2"):
+        read(tmp_path / "log.parquet")
+
+
+def test_binary_strings_of_parquet_are_strings(tmp_path: Path) -> None:
+    pl.DataFrame({"user": [b"u"], "item": [b"a"], "time": [NOON]}).write_parquet(tmp_path / "log.parquet")
+    assert read(tmp_path / "log.parquet").events.rows() == [("u", "a", NOON)]
+
+
+# --- files that are listed twice ---
+
+
+def test_a_copy_of_a_file_is_rejected(tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = log(f"user,item,time\nu,a,{NOON}\n", "a.csv")
+    second = log(first.read_text(), "b.csv")
+    with pytest.raises(UserError, match=r"b\.csv is a copy of .*a\.csv; its rows would be counted twice"):
+        reader([str(first), str(second)]).files()
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(first.read_bytes()))
+    with pytest.raises(UserError, match=r"a\.csv\.gz is listed more than once \(also as .*a\.csv\)"):
+        reader(tmp_path / "a.*").files()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is listed more than once \(also as a\.csv\)"):
+        reader(["a.csv", str(first)]).files()
+    (tmp_path / "link.csv").symlink_to(first)
+    with pytest.raises(UserError, match=r"link\.csv is listed more than once"):
+        reader([str(first), "link.csv"]).files()
+
+
+def test_days_without_events_may_have_equal_files(log: Any) -> None:
+    for name in ("1.csv", "2.csv"):
+        log("user,item,time\n", name)
+    log(f"user,item,time\nu,a,{NOON}\n", "3.csv")
+    assert read(log("user,item,time\n", "4.csv").parent / "*.csv").events.rows() == [("u", "a", NOON)]
+
+
+# --- values of attributes ---
+
+
+def test_lists_are_separated_or_written_as_lists(log: Any) -> None:
+    path = log(f"uid,item,time\nu1,a,{NOON}\n")
+    texts = ["folk, rock", '["folk", "rock"]', "['folk' 'rock']", "['folk', 'rock', None]", "[folk,rock]", "[]", "NA"]
+    rows = "".join('u{},"{}"\n'.format(number, text.replace('"', '""')) for number, text in enumerate(texts, 1))
+    raw = read(
+        path,
+        "data.columns.user=uid",
+        f"data.users={log('uid,likes' + chr(10) + rows, 'users.csv')}",
+        "data.contexts.multi=[likes]",
+    )
+    assert raw.users().collect()["likes"].to_list() == [["folk", "rock"]] * 5 + [[], None]
+
+
+def test_values_are_stripped_and_plain(tmp_path: Path) -> None:
+    pl.DataFrame({"user": [1, 2, 3], "item": [1, 2, 3], "time": [NOON] * 3}).write_parquet(tmp_path / "events")
+    profiles = {
+        "user": [1, 2, 3],
+        "country": ["de ", "de", " NA "],
+        "member": [True, False, None],
+        "born": [date(1990, 1, 2), None, None],
+        "level": [30.0, float("nan"), None],
+    }
+    pl.DataFrame(profiles).write_parquet(tmp_path / "users")
+    single = "data.contexts.single=[country,member,born,level]"
+    raw = read(tmp_path / "events", f"data.users={tmp_path / 'users'}", single)
+    assert raw.users().collect().rows() == [
+        (1, "de", "true", "1990-01-02", "30"),
+        (2, "de", "false", None, None),
+        (3, None, None, None, None),
+    ]
+
+
+def test_numeric_attributes_are_numbers(tmp_path: Path, log: Any) -> None:
+    path = log(f"user,item,time\nu1,a,{NOON}\nu2,a,{NOON}\n")
+    users = log("user,age,score\nu1, 31 ,1.5\nu2,NA,\n", "users.csv")
+    raw = read(path, f"data.users={users}", "data.contexts.numeric={age: 5, score: 2}")
+    assert raw.users().collect().rows() == [("u1", 31.0, 1.5), ("u2", None, None)]
+    assert raw.users().collect().schema["age"] == pl.Float64
+    log("user,age\nu1,31 years\n", "users.csv")
+    with pytest.raises(UserError, match=r"users\.csv: column 'age', row 2: '31 years' is not a number"):
+        read(path, f"data.users={users}", "data.contexts.numeric={age: 5}")
+    plain = {"user": ["u1", "u2"], "since": [date(1970, 1, 3), None], "member": [True, None]}
+    pl.DataFrame(plain).write_parquet(tmp_path / "users.parquet")
+    raw = read(path, f"data.users={tmp_path / 'users.parquet'}", "data.contexts.numeric={since: 5, member: 2}")
+    assert raw.users().collect().rows() == [("u1", 2.0, 1.0), ("u2", None, None)]
+
+
+def test_local_times_are_those_of_the_time_zone(log: Any) -> None:
+    path = log("user,item,time\nu,a,2015-11-03 13:00\n")
+    assert read(path, "data.timezone=Europe/Berlin").events["time"].to_list() == [NOON]

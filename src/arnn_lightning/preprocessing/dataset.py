@@ -35,7 +35,7 @@ from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData, Re
 FORMAT_VERSION = 5  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
-PATH_KEYS = ("raw_dir", "events", "users", "titles")  # settings of readers: where files are, not what they mean
+PATH_KEYS = ("raw_dir", "events", "users", "titles", "source")  # settings of readers: where files are, not what they mean
 RUN_KEYS = ("assignment", "n_attributes")  # settings of contexts that a run applies to the prepared data set
 Value = TypeVar("Value")
 SETTINGS = (

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -244,17 +244,20 @@ class _Table:
 
     def _has_doubtful_quotes(self, n_rows: int) -> bool:
         """Whether some quoted field spans lines, as one does that a misplaced quote opens, or contains a backslash."""
-        quote, end, last = str(self.quote).encode(), ord(self._end_of_line), b""
-        n_lines, has_quotes = 0, False
-        with self.file.open("rb") as lines:
-            while chunk := lines.read(SCAN_BYTES):
-                if quote in chunk:
-                    has_quotes = True
-                    if b"\\" + quote in last[-1:] + chunk:
-                        return True
-                n_lines += int(np.count_nonzero(np.frombuffer(chunk, np.uint8) == end))
-                last = chunk
-        return has_quotes and n_lines + (last[-1:] != bytes([end])) != n_rows + self.first_row - 1
+        quote, end = str(self.quote).encode(), ord(self._end_of_line)
+        if not any(quote in chunk for chunk in self._chunks()):
+            return False
+        n_lines, last = 0, b""
+        for chunk in self._chunks():
+            if b"\\" + quote in last[-1:] + chunk:
+                return True
+            n_lines += int(np.count_nonzero(np.frombuffer(chunk, np.uint8) == end))
+            last = chunk
+        return n_lines + (last[-1] != end) != n_rows + self.first_row - 1
+
+    def _chunks(self) -> Iterator[bytes]:
+        with self.file.open("rb", buffering=0) as file:
+            yield from iter(partial(file.read, SCAN_BYTES), b"")
 
     def _collect(self, columns: Mapping[str, DType]) -> pl.DataFrame:
         # Polars raises for a row with more fields where all columns are read, and for text in an integer column; only

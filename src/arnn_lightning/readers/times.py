@@ -161,16 +161,15 @@ class TimeParser:
                 pl.when(pl.col("offset").is_null()).then(self._localize(times["local"])).otherwise(seconds)
             ).to_series()
         is_invalid = seconds.is_null() & text.is_not_null()
-        zone_name = text.str.contains(r"\d\s*[A-Za-z]+[A-Za-z/_\[\]]*$").fill_null(False)
-        problem, advice = "not an ISO 8601 time (2015-11-03 17:05) or a unix time", "fix it or set data.time_format"
-        fail_if(
-            is_invalid & zone_name,
-            fail,
-            f"{problem}: names of zones are ambiguous",
-            "set data.timezone, and data.time_format with the name in it, as '%Y-%m-%d %H:%M:%S CET'",
-        )
-        fail_if(is_invalid, fail, problem, advice)
-        return seconds, _nanoseconds(times["fraction"])
+        if is_invalid.any():
+            problem, advice = "not an ISO 8601 time (2015-11-03 17:05) or a unix time", "fix it or set data.time_format"
+            zone_name = (text.str.contains(r"\d\s*[A-Za-z]+[A-Za-z/_\[\]]*$") & is_invalid).fill_null(False)
+            if zone_name.any():
+                advice = "set data.timezone, and data.time_format with the name in it, as '%Y-%m-%d %H:%M:%S CET'"
+                fail(zone_name, f"{problem}: names of zones are ambiguous", advice)
+            fail(is_invalid, problem, advice)
+        has_fraction = times["fraction"].null_count() < len(times)
+        return seconds, _nanoseconds(times["fraction"]) if has_fraction else None
 
     def _from_datetimes(self, column: pl.Series) -> tuple[pl.Series, pl.Series | None]:
         seconds = column.dt.epoch("s")

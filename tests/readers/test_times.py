@@ -1,0 +1,164 @@
+"""Time columns of every kind: units, precision, zones, and what is refused as ambiguous or implausible."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.readers.times import UNITS, TimeParser
+
+NOON = int(datetime(2015, 11, 3, 12, 0, tzinfo=UTC).timestamp())
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse(values: Any, dtype: Any = None, **settings: Any) -> list[tuple[int, int]]:
+    defaults: dict[str, Any] = {"time_format": None, "time_unit": "auto", "timezone": "UTC", "years": None}
+    parser = TimeParser(**(defaults | settings))
+    column = pl.Series("time", values, dtype=dtype)
+    seconds, nanosecond = parser.parse(column, lambda row: f"log.csv: column 'time', row {row + 2}")
+    return list(zip(seconds, nanosecond if nanosecond is not None else [0] * len(seconds), strict=True))
+
+
+# --- precision ---
+
+
+@given(
+    st.lists(st.integers(631_152_000 * 10**9, NOON * 10**9), min_size=1),
+    st.sampled_from(["s", "ms", "us", "ns"]),
+    st.sampled_from(["integer", "text", "decimal", "iso", "datetime", "format"]),
+)
+def test_every_form_keeps_all_its_digits(times: list[int], unit: str, form: str) -> None:
+    per_second = UNITS[unit]
+    step = 10**9 // per_second
+    times = [time // step * step for time in times]
+    expected = [divmod(time, 10**9) for time in times]
+    settings: dict[str, Any] = {"years": [1990, 2030], "time_unit": unit if form in ("integer", "text") else "auto"}
+    digits = len(str(per_second)) - 1
+    dtype = None
+    values: list[Any]
+    if form in ("integer", "text"):
+        values = [time // step if form == "integer" else f" {time // step}" for time in times]
+    elif form == "decimal":
+        values = [f"{second}.{nanosecond:09}"[: len(str(second)) + 1 + digits] for second, nanosecond in expected]
+    elif form == "datetime":
+        if unit == "s":
+            return
+        values, dtype = [time // step for time in times], pl.Int64
+        column = pl.Series(values, dtype=dtype).cast(pl.Datetime(unit))  # type: ignore[arg-type]
+        assert parse(column, **settings) == expected
+        return
+    else:
+        fraction = [f".{nanosecond:09}"[: 1 + digits] if digits else "" for _, nanosecond in expected]
+        form_of = "%Y-%m-%dT%H:%M:%S"
+        values = [
+            (EPOCH + timedelta(seconds=second)).strftime(form_of) + part
+            for (second, _), part in zip(expected, fraction, strict=True)
+        ]
+        if form == "format":
+            settings["time_format"] = form_of + ("%.f" if digits else "")
+    assert parse(values, dtype, **settings) == expected
+
+
+def test_floats_keep_milliseconds() -> None:
+    values = [NOON + 0.25, NOON + 0.125, float(NOON)]
+    assert parse(values) == [(NOON, 250_000_000), (NOON, 125_000_000), (NOON, 0)]
+
+
+def test_fractions_of_milliseconds_are_kept() -> None:
+    assert parse([f"{NOON}123.456", f"{NOON}000"]) == [(NOON, 123_456_000), (NOON, 0)]
+
+
+def test_missing_times_are_null() -> None:
+    assert [second for second, _ in parse([str(NOON), None])] == [NOON, None]
+    assert [second for second, _ in parse(["2015-11-03 12:00", None])] == [NOON, None]
+
+
+# --- offsets and zones ---
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2015-11-03 13:00:00+01",
+        "2015-11-03T13:00:00.000+01:00",
+        "2015-11-03 12:00:00 UTC",
+        "2015-11-03 12:00:00,0 GMT",
+        "2015-11-03 06:30:00-0530",
+    ],
+)
+def test_offsets_have_several_forms(text: str) -> None:
+    assert parse([text]) == parse([text], timezone="Asia/Tokyo") == [(NOON, 0)]
+
+
+@given(st.integers(946_684_800, NOON), st.sampled_from(["Europe/Berlin", "America/Sao_Paulo", "Asia/Kolkata"]))
+def test_local_times_are_those_of_their_zone(second: int, zone: str) -> None:
+    local = datetime.fromtimestamp(second, ZoneInfo(zone)).replace(fold=0)
+    expected = [(int(local.timestamp()), 0)]
+    text = local.strftime("%Y-%m-%d %H:%M:%S")
+    assert parse([text], timezone=zone) == expected
+    assert parse([text], timezone=zone, time_format="%Y-%m-%d %H:%M:%S") == expected
+    assert parse([local.replace(tzinfo=None)], timezone=zone) == expected
+
+
+def test_a_time_that_a_clock_skips_is_an_hour_later() -> None:
+    berlin, sao_paulo = "Europe/Berlin", "America/Sao_Paulo"
+    assert parse(["2015-03-29 02:30"], timezone=berlin) == parse(["2015-03-29 03:30"], timezone=berlin)
+    assert parse([date(2015, 10, 18)], timezone=sao_paulo) == parse(["2015-10-18 03:00Z"])  # no midnight there
+
+
+def test_names_of_zones_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"row 2: '2015-11-03 12:00:00 CET' .*set data\.timezone, and data\.time_format"
+    ):
+        parse(["2015-11-03 12:00:00 CET"])
+    with_name = "%Y-%m-%d %H:%M:%S CET"
+    assert parse(["2015-11-03 12:00:00 CET"], timezone="Europe/Berlin", time_format=with_name) == [(NOON - 3600, 0)]
+
+
+# --- ambiguous and implausible ---
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "words"),
+    [
+        (["20151103"], None, r"'20151103' is ambiguous: could be a date \(Ymd\).*data\.time_format, as '%Y%m%d'"),
+        ([201511031705], None, r"201511031705 is ambiguous: could be a date \(YmdHM\).*'%Y%m%d%H%M'"),
+        (["20151103170509"], None, r"is ambiguous: could be a date \(YmdHMS\).*'%Y%m%d%H%M%S'"),
+        ([2015110317], None, r"is ambiguous: could be a date \(YmdH\)"),
+        ([42311.71, 42312.0], None, r"42311\.71 is ambiguous: could be a day number of a spreadsheet.*time_unit"),
+        (["42311.71"], None, r"could be a day number of a spreadsheet"),
+        ([NOON], pl.Float32, r"a 32-bit float, which cannot represent the seconds"),
+        (["1.44724E+12", "1.44725E+12"], None, r"'1\.44724E\+12' is in scientific notation"),
+        ([526309, 1031018], None, r"526309 is 1970-01-07, before 1990-01-01; .*data\.time_unit.*data\.years"),
+        (["2015-11-03", "1970-01-01"], None, r"'1970-01-01' is 1970-01-01, before 1990"),
+        (["2015-11-03", "2999-12-31"], None, r"'2999-12-31' is 2999-12-31, after 20\d\d-"),
+        ([datetime(1990, 5, 1), datetime(2023, 5, 1)], None, r"1990-05-01, more than 30 years before"),
+        ([True], None, r"True is a value of type Boolean"),
+        ([float("inf")], None, r"inf is not a unix time"),
+        ([NOON * 1000, 0, NOON * 1000], None, r"0 is not in the unit of the other rows"),
+        ([2**63], pl.UInt64, r"is not a unix time"),
+    ],
+)
+def test_a_doubtful_time_names_value_and_setting(values: list[Any], dtype: Any, words: str) -> None:
+    with pytest.raises(UserError, match=r"^log\.csv: column 'time', row \d: .*" + words) as error:
+        parse(values, dtype)
+    assert "\n" not in str(error.value)
+
+
+def test_the_named_setting_resolves_the_doubt() -> None:
+    assert parse(["20151103"], time_format="%Y%m%d") == [(NOON - 43_200, 0)]
+    assert parse([201511031200], time_format="%Y%m%d%H%M") == [(NOON, 0)]
+    assert parse([526309], time_unit="ms", years=[1970, 1970]) == [(526, 309_000_000)]
+    assert parse(["1970-01-01"], years=[1970, 2030]) == [(0, 0)]
+    assert parse([datetime(1990, 5, 1), datetime(2023, 5, 1)], years=[1990, 2023])[0] == (641_520_000, 0)
+
+
+@given(st.lists(st.integers(631_152_000, NOON), min_size=1), st.sampled_from(list(UNITS)))
+def test_the_unit_of_unix_times_is_detected(seconds: list[int], unit: str) -> None:
+    times = [second * UNITS[unit] for second in seconds]
+    assert parse(times) == parse([str(time) for time in times]) == [(second, 0) for second in seconds]
