@@ -93,6 +93,7 @@ TRAINING_RULES = {
     "model.n_sample": integer(0),
     "model.sample_alpha": NOT_NEGATIVE,
     "model.negatives": choice("global", "local"),
+    "model.attribute_dropout": PROBABILITY,
     "model.clip_norm": either(POSITIVE, NULL),
     "model.optimizer.lr": NOT_NEGATIVE,
 }

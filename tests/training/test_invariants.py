@@ -302,21 +302,31 @@ def fitted(
 
 
 @pytest.mark.parametrize(
-    ("name", "n_sample"), [("gru4rec", 0), ("gru4rec", 7), ("pnn", 7), ("arnn", 0), ("arnn", 7), ("arnn_footnote2", 7)]
+    ("name", "n_sample", "attribute_dropout"),
+    [
+        ("gru4rec", 0, 0.0),
+        ("gru4rec", 7, 0.0),
+        ("pnn", 7, 0.0),
+        ("pnn", 7, 0.5),
+        ("arnn", 0, 0.0),
+        ("arnn", 7, 0.5),
+        ("arnn_footnote2", 7, 0.0),
+    ],
 )
 def test_E27_what_changes_speed_changes_no_result(
-    name: str, n_sample: int, small_world: PreparedDataset, tmp_path: Path
+    name: str, n_sample: int, attribute_dropout: float, small_world: PreparedDataset, tmp_path: Path
 ) -> None:
-    expected = fitted(BY_NAME[name], small_world, tmp_path, 0.0, n_sample=n_sample, steps_per_chunk=3)
+    samples = {"n_sample": n_sample, "attribute_dropout": attribute_dropout}
+    expected = fitted(BY_NAME[name], small_world, tmp_path, 0.0, steps_per_chunk=3, **samples)
     for steps, batch_size, cache_mb in ((1, 1, 1.0), (50, 64, 0.002)):
         other = fitted(
             BY_NAME[name],
             small_world,
             tmp_path,
             cache_mb,
-            n_sample=n_sample,
             steps_per_chunk=steps,
             evaluation_batch_size=batch_size,
+            **samples,
         )
         for key, value in expected.items():
             if key in ("loss", "mrr"):  # sums in another order

@@ -87,6 +87,11 @@ class PreparedDataset:
         attributes = self.manifest["config"]["contexts"]
         return select_attributes(self.users(), self.dims, vocabulary, attributes, n_attributes)
 
+    def binary_attributes(self) -> pl.Series:
+        """(M,) the multi-valued attribute that each two-valued field belongs to; fields of one are adjacent."""
+        vocabulary = pl.read_parquet(self.folder / "contexts.parquet")
+        return vocabulary.filter(pl.col("kind") == "multi").sort("code")["attribute"]
+
 
 def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: None) -> PreparedDataset:
     """Prepares the data set of config ``data`` under ``root``/prepared, or reuses the existing one.

@@ -36,6 +36,7 @@ from arnn_lightning.training.stage import (
     to_container,
     train_stage,
     validate_model,
+    warn_of_untrained_unknowns,
 )
 
 METRICS_FILE = "metrics.json"
@@ -88,6 +89,8 @@ def _train_and_test(
 ) -> float | None:
     seed_everything(config.seed, verbose=False)
     model = build_model(to_container(config.model), run_settings(config), metadata_maker(config, prepared))
+    if model.uses_contexts and rank_and_world_size()[0] == 0:
+        warn_of_untrained_unknowns(prepared, config)
     encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch)
     train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
     stopwatch.lap("train")

@@ -42,6 +42,7 @@ for _warning in (
     r"lr_scheduler.step\(\)",  # RowAdagrad's update within a chunk is not counted by torch
 ):
     warnings.filterwarnings("ignore", message=f".*{_warning}.*")
+log = logging.getLogger(__name__)
 BEST, LAST, DONE_MARKER = "best.ckpt", "last.ckpt", "done"
 
 
@@ -96,11 +97,24 @@ def make_datamodule(
         sample_alpha=model.get("sample_alpha", 0.0),
         negatives=model.get("negatives", "global"),
         assignment=config.data.contexts.assignment,
+        attribute_dropout=model.get("attribute_dropout", 0.0),
         n_attributes=config.data.contexts.n_attributes,
         seed=config.seed,
         device=device,
         n_devices=n_devices,
     )
+
+
+def warn_of_untrained_unknowns(prepared: PreparedDataset, config: DictConfig) -> None:
+    """One line where users of the test split lack attributes that every user of the training split has."""
+    data = make_datamodule(prepared, config, config.model)
+    train, test = (data.unknown_shares(split) for split in ("train", "test"))
+    lacking = [f"{name} {share:.1%}" for name, share in test.items() if share and not train[name]]
+    if lacking and not data.attribute_dropout:
+        log.warning(
+            f"known in all training events, unknown in this share of the test's: {', '.join(lacking)}; "
+            "model.attribute_dropout=0.2 trains recommendations without them"
+        )
 
 
 def train_stage(
