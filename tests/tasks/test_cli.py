@@ -238,7 +238,7 @@ def test_resume_skips_finished_stages(workspace: Path) -> None:
         (run / name).unlink()
     parts = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").glob("*/best.ckpt")}
     printed = arnn(workspace, *SMALL, "hydra.run.dir=interrupted", "resume=true", "trainer.max_epochs=2").stdout
-    assert "arnn: epoch 2 of 2" in printed
+    assert "merging layer: epoch 2 of 2" in printed
     assert "epoch 1 of 2" not in printed
     assert len(parts) == 2
     assert parts == {path: path.stat().st_mtime_ns for path in parts}

@@ -56,6 +56,10 @@ class ARNN(SessionRecommender):
     def stages(self) -> Mapping[str, SessionRecommender]:
         return self._stages
 
+    @property
+    def stage_name(self) -> str:
+        return "merging layer" if self.encoder.freeze_encoders else self.name
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.prepare_merge()

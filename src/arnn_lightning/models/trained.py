@@ -259,6 +259,12 @@ class SessionRecommender(Recommender):
             )
 
     @property
+    def stage_name(self) -> str:
+        """What progress shows: the encoder's role in ARNN, else the model's name."""
+        role = self.settings.log_prefix.rstrip("/")
+        return f"{role} encoder" if role else self.name
+
+    @property
     def epoch_loss(self) -> float:
         """Mean loss per event of the epoch so far."""
         total, n_events = self._epoch_loss

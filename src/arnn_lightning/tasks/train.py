@@ -262,7 +262,7 @@ def _print_results(config: DictConfig, folder: Path, results: list[EvaluationRes
     if "session" in config.model:
         session = next(result for result in results if result.name == config.model.session.name)
         line = paired_difference_line(results[-1], session, metrics, bootstrap, config.seed)
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 
