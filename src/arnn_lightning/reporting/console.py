@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from arnn_lightning.evaluation.metrics import metric_label
 
 if TYPE_CHECKING:  # the preparation shows a table too, and does not need torch
     from arnn_lightning.evaluation.result import EvaluationResult
+    from arnn_lightning.reporting.results_table import Cell
+    from arnn_lightning.reporting.results_table import Table as PageTable
 
 COUNTS = ("events", "sessions", "users", "items")
 
@@ -52,6 +55,21 @@ def results_table(
                 cells.append("" if figure is None else f"{figure:.4f}")
         table.add_row(*cells)
     return table
+
+
+def rich_table(title: str, table: PageTable) -> Table:
+    """A table of the report for the terminal; intervals stand below their figures."""
+    shown = Table(title=title, title_justify="left", show_lines=True)
+    for index, name in enumerate(table.header):
+        shown.add_column(Text(name), justify="left" if index in table.text_columns else "right")
+    for row in table.rows:
+        shown.add_row(*(Text(cell) if isinstance(cell, str) else _rich_cell(cell) for cell in row))
+    return shown
+
+
+def _rich_cell(cell: Cell) -> Text:
+    lines = (Text(cell.text, "bold" if cell.bold else ""), Text(cell.inline), Text(cell.subtext))
+    return Text("\n").join(line for line in lines if line)
 
 
 def paired_difference_line(

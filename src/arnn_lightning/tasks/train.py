@@ -130,7 +130,7 @@ def _write_results(
         "seed": config.seed,
         "test": result.metrics(names),
         "val": validation,
-        "parts": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
+        "encoders": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
         "baselines": {role: {"model": other.name} | other.metrics(names) for role, other in baselines.items()},
         "manifest": prepared.manifest_sha256,
         "seconds": stopwatch.seconds,
@@ -268,7 +268,7 @@ def _print_results(config: DictConfig, folder: Path, results: list[EvaluationRes
 
 def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
     metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
-    roles = [*metrics["baselines"].items(), *metrics["parts"].items()]
+    roles = [*metrics["baselines"].items(), *metrics["encoders"].items()]
     results = [EvaluationResult.read(entry["model"], folder, role) for role, entry in roles]
     results.append(EvaluationResult.read(metrics["model"], folder))
     _print_results(config, folder, results)
