@@ -161,6 +161,7 @@ RULES = TRAINING_RULES | {
     "model.loss.bpreg": NOT_NEGATIVE,
     # data
     "data.name": text("letters, digits, dots and dashes only, since it names folders", r"[\w.-]+"),
+    "data.note": either(TEXT, NULL),
     "data.raw_dir": either(TEXT, NULL),
     "data.events": PATHS,
     "data.users": either(PATHS, NULL),

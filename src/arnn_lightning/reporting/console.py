@@ -110,6 +110,18 @@ def funnel_table(manifest: Mapping[str, Any]) -> Table:
     return table
 
 
+def data_notes(data: Mapping[str, Any]) -> list[str]:
+    """What a reader of results on the data set of config ``data`` must know, a line each."""
+    notes = [data["note"]] if data["note"] else []
+    items = data["items"]
+    if items["popularity_scope"] != "train" and (items["popularity_coverage"] < 1 or items["min_events"] > 1):
+        notes.append(
+            "items are chosen by their popularity over validation and test days too "
+            f"(data.items.popularity_scope={items['popularity_scope']}, the paper's rule for its data sets)"
+        )
+    return [f"{data['name']}: {note}" for note in notes]
+
+
 def paper_table(manifest: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]) -> Table:
     """Table 1 of the paper and the counts of its section 4.2, beside this data set's."""
     log = next(step for step in manifest["funnel"] if step["sessions"] is not None)

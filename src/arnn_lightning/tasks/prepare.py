@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
-from arnn_lightning.reporting.console import funnel_table, paper_table
+from arnn_lightning.reporting.console import data_notes, funnel_table, paper_table
 from arnn_lightning.simulation.simulator import ensure_simulated
 
 
@@ -18,6 +18,8 @@ def run(config: DictConfig) -> None:
     console.print(funnel_table(prepared.manifest))
     if config.published:
         console.print(paper_table(prepared.manifest, config.published))
+    for note in data_notes(config.data):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     console.print(f"prepared data set: {prepared.folder}", soft_wrap=True)
 
 

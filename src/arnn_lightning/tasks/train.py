@@ -22,7 +22,7 @@ from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import ARNN, Recommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.reporting.console import paired_difference_line, results_table
+from arnn_lightning.reporting.console import data_notes, paired_difference_line, results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
@@ -263,6 +263,8 @@ def _print_results(config: DictConfig, folder: Path, results: list[EvaluationRes
         session = next(result for result in results if result.name == config.model.session.name)
         line = paired_difference_line(results[-1], session, metrics, bootstrap, config.seed)
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for note in data_notes(config.data):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 
