@@ -33,7 +33,7 @@ def make_sessions(items: list[list[int]], users: list[int] | None = None, first:
     )
 
 
-def write_world(
+def write_dataset(
     folder: Path,
     splits: dict[str, tuple[list[list[int]], list[int]]],
     n_items: int,
@@ -78,7 +78,7 @@ def write_world(
     rows = [("tags", "multi", code) for code in range(dims["n_binary"])]
     vocabulary = pl.DataFrame(rows, schema={"attribute": pl.String, "kind": pl.String, "code": pl.UInt32}, orient="row")
     vocabulary.write_parquet(folder / "contexts.parquet")
-    manifest = {"name": "world", "dims": dims, "splits": counts, "version": "test", "fields": 0}
+    manifest = {"name": "small", "dims": dims, "splits": counts, "version": "test", "fields": 0}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return PreparedDataset(folder)
 

@@ -11,7 +11,7 @@ from arnn_lightning.batch import ChunkSpec, Contexts
 from arnn_lightning.loading.contexts import AttributeDropout
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.stage import warn_of_untrained_unknowns
-from helpers import compose_config, make_data, make_model, random_sessions, trainer, write_world
+from helpers import compose_config, make_data, make_model, random_sessions, trainer, write_dataset
 
 SPEC = ChunkSpec(frozenset({"single"}), full_catalogue=True, log_q=False)
 
@@ -21,7 +21,7 @@ def tagged_dataset(folder: Path) -> PreparedDataset:
     single = {"level": [1, 2, 1, 2, 1], "country": [1, 1, 2, 3, 3]}
     active = [[0, 4], [1, 3], [0, 2, 3, 4], [2, 4], [1, 4]]
     splits = {name: (random_sessions(seed, 40, 9), [k % 5 for k in range(40)]) for seed, name in enumerate(("train",))}
-    prepared = write_world(folder, splits, 9, single, active)
+    prepared = write_dataset(folder, splits, 9, single, active)
     names = ["roles"] * 3 + ["studies"] * 2
     vocabulary = pl.DataFrame({"attribute": names, "kind": "multi", "code": pl.Series(range(5), dtype=pl.UInt32)})
     vocabulary.write_parquet(folder / "contexts.parquet")
@@ -86,16 +86,16 @@ def test_E29_hidden_attributes_are_the_rows_of_their_step(tmp_path: Path) -> Non
     assert n_unknown
 
 
-def test_without_attribute_dropout_chunks_have_no_contexts(small_world: PreparedDataset) -> None:
-    dataset = make_data(small_world).train_dataset(SPEC)
+def test_without_attribute_dropout_chunks_have_no_contexts(small_dataset: PreparedDataset) -> None:
+    dataset = make_data(small_dataset).train_dataset(SPEC)
     assert all(dataset[epoch, 0].contexts is None for epoch in (0, 1))
 
 
-def test_E28_attribute_dropout_trains_unknown(small_world: PreparedDataset, tmp_path: Path) -> None:
+def test_E28_attribute_dropout_trains_unknown(small_dataset: PreparedDataset, tmp_path: Path) -> None:
     """With training events of its own, "unknown" is not replaced by the mean."""
     single = {"level": [1, 2], "country": [1, 2]}
     sessions = (random_sessions(0, 20, 5), [0, 1] * 10)
-    prepared = write_world(tmp_path, {"train": sessions, "val": ([[0, 1]], [0])}, 5, single)
+    prepared = write_dataset(tmp_path, {"train": sessions, "val": ([[0, 1]], [0])}, 5, single)
     events = [make_data(prepared, attribute_dropout=share).category_events()[0] for share in (0.0, 0.25)]
     total = events[0][:3].sum()
     assert events[0][0] == events[0][3] == 0
@@ -118,7 +118,7 @@ def test_untrained_unknowns_are_a_warning(
     """Test users 2 and 3: one without a country, the other without tags; level is unknown in training, too."""
     single = {"level": [0, 1, 0, 1], "country": [1, 2, 0, 1]}
     splits = {"train": ([[0, 1, 2]] * 2, [0, 1]), "test": ([[0, 1], [2, 1, 0]], [2, 3])}
-    prepared = write_world(tmp_path, splits, 3, single, [[0], [0, 1], [1], []])
+    prepared = write_dataset(tmp_path, splits, 3, single, [[0], [0, 1], [1], []])
     settings = {"contexts": {"single": [*single], "multi": ["tags"]}}
     prepared.manifest["config"] = settings
     warn_of_untrained_unknowns(prepared, compose_config("model=pnn", override))
@@ -151,7 +151,7 @@ def segments_dataset(folder: Path) -> PreparedDataset:
                 items.append(int(successor[segment[user], items[-1]] if follows else rng.integers(N_ITEMS)))
             sessions.append(items)
         splits[name] = (sessions, users.tolist())
-    return write_world(folder, splits, N_ITEMS, {"segment": (1 + segment).tolist()})
+    return write_dataset(folder, splits, N_ITEMS, {"segment": (1 + segment).tolist()})
 
 
 def test_arnn_strong_serves_visitors_without_a_profile(tmp_path: Path) -> None:
