@@ -95,7 +95,9 @@ def record_run(folder: Path, ranks: Tables, lists: Tables) -> tuple[dict[str, An
     config["pretrained"] = dict.fromkeys(config["pretrained"])
     overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
-    roles = {kind: {role: result["model"] for role, result in metrics[kind].items()} for kind in ("parts", "baselines")}
+    roles = {
+        kind: {role: result["model"] for role, result in metrics[kind].items()} for kind in ("encoders", "baselines")
+    }
     monitor = config["evaluation"]["monitor"]
     curves = pl.read_csv(folder / "metrics.csv").filter(pl.col("metric").str.ends_with(f"val/{monitor}"))
     run: dict[str, Any] = {
@@ -110,7 +112,7 @@ def record_run(folder: Path, ranks: Tables, lists: Tables) -> tuple[dict[str, An
         "lists": {},
     }
     run["curves"] = dict(sorted(run["curves"].items()))
-    for role in (*roles["baselines"], *roles["parts"], ""):
+    for role in (*roles["baselines"], *roles["encoders"], ""):
         table = pl.read_parquet(folder / role_file("ranks", role), columns=["higher", "equal"])
         run["ranks"][role] = ranks.add(table)
         if (folder / role_file("lists", role)).is_file():
@@ -157,7 +159,7 @@ def restore_run(
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(run["overrides"]))
     metrics = run["metrics"] | {"manifest": manifest}
-    for kind in ("parts", "baselines"):
+    for kind in ("encoders", "baselines"):
         metrics[kind] = {role: {"model": name} for role, name in metrics[kind].items()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     lines = [f"{epoch},{name},{value}" for name, curve in run["curves"].items() for epoch, value in enumerate(curve)]

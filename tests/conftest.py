@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import random_sessions, write_world
+from helpers import random_sessions, write_dataset
 
 os.environ.setdefault("WANDB_MODE", "offline")
 settings.register_profile("any machine", deadline=None)  # examples may take longer on a busy machine
@@ -18,14 +18,14 @@ torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 
 @pytest.fixture
-def small_world(tmp_path: Path) -> PreparedDataset:
+def small_dataset(tmp_path: Path) -> PreparedDataset:
     """Thirty random sessions a split over 12 items, six users with two attributes and five two-valued fields."""
     rng = np.random.default_rng(5)
     splits = {
         name: (random_sessions(seed, 30, 12), rng.integers(0, 6, 30).tolist())
         for seed, name in enumerate(("train", "val", "test"))
     }
-    return write_world(
+    return write_dataset(
         tmp_path,
         splits,
         n_items=12,

@@ -33,7 +33,7 @@ def make_sessions(items: list[list[int]], users: list[int] | None = None, first:
     )
 
 
-def write_world(
+def write_dataset(
     folder: Path,
     splits: dict[str, tuple[list[list[int]], list[int]]],
     n_items: int,
@@ -75,7 +75,10 @@ def write_world(
         "single_sizes": [1 + max(codes) for codes in single.values()],
         "n_binary": 1 + max((max(one, default=-1) for one in active), default=-1),
     }
-    manifest = {"name": "world", "dims": dims, "splits": counts, "version": "test", "fields": 0}
+    rows = [("tags", "multi", code) for code in range(dims["n_binary"])]
+    vocabulary = pl.DataFrame(rows, schema={"attribute": pl.String, "kind": pl.String, "code": pl.UInt32}, orient="row")
+    vocabulary.write_parquet(folder / "contexts.parquet")
+    manifest = {"name": "small", "dims": dims, "splits": counts, "version": "test", "fields": 0}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return PreparedDataset(folder)
 
@@ -108,6 +111,7 @@ def make_data(prepared: PreparedDataset, batch_size: int = 4, **settings: Any) -
         "sample_alpha": 0.5,
         "negatives": "global",
         "assignment": "own",
+        "attribute_dropout": 0.0,
         "n_attributes": None,
         "seed": 1,
     }

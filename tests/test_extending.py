@@ -76,7 +76,7 @@ def test_is_printed_ignores_numbers_only() -> None:
 def check_encoder(runs: Path) -> None:
     state = torch.load(runs / "lstm" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert state["encoder.cell.weight_ih"].shape[0] == 4 * state["encoder.cell.weight_hh"].shape[1]
-    assert metrics_of(runs / "arnn_lstm")["parts"]["session"]["model"] == "lstm"
+    assert metrics_of(runs / "arnn_lstm")["encoders"]["session"]["model"] == "lstm"
 
 
 def check_loss(runs: Path) -> None:
@@ -86,7 +86,7 @@ def check_loss(runs: Path) -> None:
 
 def check_dataset(runs: Path) -> None:
     assert metrics_of(runs / "weblog")["data"] == "weblog"
-    assert metrics_of(runs / "weblog")["parts"]["context"]["model"] == "pnn"
+    assert metrics_of(runs / "weblog")["encoders"]["context"]["model"] == "pnn"
 
 
 def check_metric(runs: Path) -> None:

@@ -110,6 +110,7 @@ class TrainChunk(NamedTuple):
         number: of the chunk in its epoch; equal numbers show the same events in every epoch.
         item: (K, B) the input items.
         user: (K, B) whose contexts the session gets.
+        contexts: codes (K, B, S) and (K, B, A) where some attributes are hidden; None: those of ``user``.
         positive: (K, B) columns of the targets.
         is_session_start: (K, B) as in BatchChunk.
         valid: (K, B) as in BatchChunk.
@@ -122,6 +123,7 @@ class TrainChunk(NamedTuple):
     number: int
     item: Tensor
     user: Tensor
+    contexts: Contexts | None
     positive: Tensor
     is_session_start: Tensor
     valid: Tensor

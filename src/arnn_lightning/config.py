@@ -102,6 +102,7 @@ TRAINING_RULES = {
     "model.n_sample": integer(0),
     "model.sample_alpha": NOT_NEGATIVE,
     "model.negatives": choice("global", "local"),
+    "model.attribute_dropout": PROBABILITY,
     "model.clip_norm": either(POSITIVE, NULL),
     "model.optimizer.lr": NOT_NEGATIVE,
 }
@@ -169,6 +170,7 @@ RULES = TRAINING_RULES | {
     "model.loss.bpreg": NOT_NEGATIVE,
     # data
     "data.name": text("letters, digits, dots and dashes only, since it names folders", r"[\w.-]+"),
+    "data.note": either(TEXT, NULL),
     "data.raw_dir": either(TEXT, NULL),
     "data.events": PATHS,
     "data.users": either(PATHS, NULL),

@@ -9,7 +9,7 @@ import pytest
 from arnn_lightning.batch import ChunkSpec
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, write_world
+from helpers import make_data, write_dataset
 
 SAMPLED = ChunkSpec(frozenset(), full_catalogue=False, log_q=False)
 FULL = ChunkSpec(frozenset(), full_catalogue=True, log_q=False)
@@ -31,19 +31,19 @@ FULL = ChunkSpec(frozenset(), full_catalogue=True, log_q=False)
     ],
 )
 def test_settings_out_of_range_are_users_errors(
-    small_world: PreparedDataset, settings: dict[str, Any], message: str
+    small_dataset: PreparedDataset, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        make_data(small_world, **settings).train_dataset(SAMPLED)
+        make_data(small_dataset, **settings).train_dataset(SAMPLED)
 
 
-def test_one_slot_is_enough_with_other_negatives(small_world: PreparedDataset) -> None:
+def test_one_slot_is_enough_with_other_negatives(small_dataset: PreparedDataset) -> None:
     for settings, spec in (({"n_sample": 1}, SAMPLED), ({}, FULL), ({"n_devices": 2}, SAMPLED)):
-        assert len(make_data(small_world, batch_size=1, **settings).train_dataset(spec)) > 0
+        assert len(make_data(small_dataset, batch_size=1, **settings).train_dataset(spec)) > 0
 
 
-def test_contexts_of_an_unknown_user_are_the_last_row(small_world: PreparedDataset) -> None:
-    contexts = make_data(small_world).user_contexts()
+def test_contexts_of_an_unknown_user_are_the_last_row(small_dataset: PreparedDataset) -> None:
+    contexts = make_data(small_dataset).user_contexts()
     # Codes of the second attribute follow the three of the first.
     assert contexts.single.tolist()[:3] == [[0, 3 + 1], [1, 3 + 1], [2, 3 + 0]]
     assert contexts.single[-1].tolist() == [0, 3]
@@ -51,11 +51,11 @@ def test_contexts_of_an_unknown_user_are_the_last_row(small_world: PreparedDatas
     assert contexts.active[-1].tolist() == [-1, -1, -1]
 
 
-def test_assignments_keep_permute_or_remove_contexts(small_world: PreparedDataset) -> None:
+def test_assignments_keep_permute_or_remove_contexts(small_dataset: PreparedDataset) -> None:
     def users(assignment: str) -> np.ndarray:
-        return make_data(small_world, assignment=assignment).chunks("test", 4).users
+        return make_data(small_dataset, assignment=assignment).chunks("test", 4).users
 
-    own = small_world.sessions("test").user
+    own = small_dataset.sessions("test").user
     assert (users("own") == own).all()
     assert (users("per_session") != own).any()
     assert sorted(users("per_session")) == sorted(own)
@@ -67,7 +67,7 @@ def test_assignments_keep_permute_or_remove_contexts(small_world: PreparedDatase
 
 
 def test_sessions_are_read_back_as_written(tmp_path: Path) -> None:
-    prepared = write_world(tmp_path, {"train": ([[0, 1], [2, 1, 0]], [1, 0]), "test": ([[1, 2]], [1])}, n_items=3)
+    prepared = write_dataset(tmp_path, {"train": ([[0, 1], [2, 1, 0]], [1, 0]), "test": ([[1, 2]], [1])}, n_items=3)
     train, test = prepared.sessions("train"), prepared.sessions("test")
     assert train.item.tolist() == [0, 1, 2, 1, 0]
     assert train.offset.tolist() == [0, 2, 5]
@@ -77,13 +77,13 @@ def test_sessions_are_read_back_as_written(tmp_path: Path) -> None:
 
 
 def test_without_validation_days_there_are_no_chunks(tmp_path: Path) -> None:
-    prepared = write_world(tmp_path, {"train": ([[0, 1]], [0]), "test": ([[1, 0]], [0])}, n_items=2)
+    prepared = write_dataset(tmp_path, {"train": ([[0, 1]], [0]), "test": ([[1, 0]], [0])}, n_items=2)
     assert make_data(prepared).val_dataloader() == []
     assert len(make_data(prepared).test_dataloader()) == 1
 
 
-def test_a_resumed_loader_starts_at_its_chunk_once(small_world: PreparedDataset) -> None:
-    loader = make_data(small_world, evaluation_batch_size=4).test_dataloader()
+def test_a_resumed_loader_starts_at_its_chunk_once(small_dataset: PreparedDataset) -> None:
+    loader = make_data(small_dataset, evaluation_batch_size=4).test_dataloader()
     chunks = iter(loader)
     next(chunks)
     next(chunks)

@@ -14,7 +14,7 @@ from torch import Tensor
 from arnn_lightning.batch import ChunkSpec, Ragged, RowSource
 from arnn_lightning.loading.datasets import SessionParallelDataset, TrainDataset, _with_others, unique_ids
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, make_sessions, random_sessions, write_world
+from helpers import make_data, make_sessions, random_sessions, write_dataset
 
 SOURCES: frozenset[RowSource] = frozenset({"item", "candidate", "item_and_candidate", "single"})
 
@@ -98,9 +98,9 @@ def test_other_ids_follow_the_first_ones(seed: int) -> None:
 
 
 @pytest.mark.parametrize("n_sample", [0, 4])
-def test_rows_are_what_a_step_reads_each_once(n_sample: int, small_world: PreparedDataset) -> None:
-    dataset = train_dataset(small_world, batch_size=7, n_sample=n_sample)
-    contexts = make_data(small_world).user_contexts().single
+def test_rows_are_what_a_step_reads_each_once(n_sample: int, small_dataset: PreparedDataset) -> None:
+    dataset = train_dataset(small_dataset, batch_size=7, n_sample=n_sample)
+    contexts = make_data(small_dataset).user_contexts().single
     for number in range(len(dataset)):
         chunk, events = dataset[0, number], dataset.chunks[0, number]
         samples = dataset.sampler.sample(0, 3 * number, len(chunk.item))
@@ -115,12 +115,12 @@ def test_rows_are_what_a_step_reads_each_once(n_sample: int, small_world: Prepar
         assert chunk.all_valid.tolist() == chunk.valid.all(1).tolist()
 
 
-def test_a_chunk_has_only_the_rows_of_its_spec(small_world: PreparedDataset) -> None:
+def test_a_chunk_has_only_the_rows_of_its_spec(small_dataset: PreparedDataset) -> None:
     for sources in (frozenset(), frozenset({"item"}), frozenset({"candidate", "single"})):
-        assert train_dataset(small_world, spec(sources))[0, 0].rows.keys() == sources
-    tied = train_dataset(small_world, spec(frozenset({"item_and_candidate"})))[0, 0]
+        assert train_dataset(small_dataset, spec(sources))[0, 0].rows.keys() == sources
+    tied = train_dataset(small_dataset, spec(frozenset({"item_and_candidate"})))[0, 0]
     assert tied.rows.keys() == {"candidate", "item_and_candidate"}
-    full = train_dataset(small_world, spec(frozenset({"item"}), full_catalogue=True))
+    full = train_dataset(small_dataset, spec(frozenset({"item"}), full_catalogue=True))
     assert full[0, 0].rows.keys() == {"item"}
     assert (full[0, 0].counts, full[0, 0].columns) == (None, None)
     assert torch.equal(full[0, 0].positive, full.chunks[0, 0].target)
@@ -128,10 +128,10 @@ def test_a_chunk_has_only_the_rows_of_its_spec(small_world: PreparedDataset) -> 
 
 @pytest.mark.parametrize("sources", [SOURCES, frozenset()], ids=["rows", "whole tables"])
 def test_candidates_are_targets_and_samples_with_counts(
-    sources: frozenset[RowSource], small_world: PreparedDataset
+    sources: frozenset[RowSource], small_dataset: PreparedDataset
 ) -> None:
     """An empty slot's target is nobody's negative."""
-    dataset = train_dataset(small_world, spec(sources), batch_size=7, n_sample=4)
+    dataset = train_dataset(small_dataset, spec(sources), batch_size=7, n_sample=4)
     for number in range(len(dataset)):
         chunk, target = dataset[0, number], dataset.chunks[0, number].target
         samples = dataset.sampler.sample(0, 3 * number, len(chunk.item))
@@ -148,7 +148,7 @@ def test_two_devices_read_the_union_and_score_their_columns(
     negatives: str, sources: frozenset[RowSource], tmp_path: Path
 ) -> None:
     sessions = [*random_sessions(0, 12, 12), [*range(12)]]  # the last one leaves a device without a valid slot
-    prepared = write_world(tmp_path, {"train": (sessions, [0] * 13)}, 12, {"level": [1]})
+    prepared = write_dataset(tmp_path, {"train": (sessions, [0] * 13)}, 12, {"level": [1]})
     settings = {"batch_size": 3, "n_sample": 4, "negatives": negatives, "n_devices": 2}
     parts = [train_dataset(prepared, spec(sources), device=device, **settings) for device in (0, 1)]
     whole = make_data(prepared).chunks("train", 6)
@@ -182,7 +182,7 @@ def test_two_devices_read_the_union_and_score_their_columns(
 
 
 def log_q_dataset(n_sample: int, sessions: list[list[int]], folder: Path, batch_size: int) -> TrainDataset:
-    prepared = write_world(folder, {"train": (sessions, [0] * len(sessions))}, n_items=6)
+    prepared = write_dataset(folder, {"train": (sessions, [0] * len(sessions))}, n_items=6)
     return train_dataset(
         prepared, spec(log_q=True), batch_size=batch_size, steps_per_chunk=50, n_sample=n_sample, seed=3
     )
@@ -214,5 +214,5 @@ def test_log_q_is_finite_for_every_column(tmp_path: Path) -> None:
             assert all(torch.isfinite(values).all() for values in dataset[0, number].log_q.split())
 
 
-def test_log_q_is_left_out_where_the_loss_needs_none(small_world: PreparedDataset) -> None:
-    assert train_dataset(small_world, spec(log_q=False))[0, 0].log_q is None
+def test_log_q_is_left_out_where_the_loss_needs_none(small_dataset: PreparedDataset) -> None:
+    assert train_dataset(small_dataset, spec(log_q=False))[0, 0].log_q is None

@@ -86,7 +86,7 @@ def test_a_failing_logger_warns_and_the_run_continues(
     assert len([call for call in calls if call[0] == method]) == 1
     assert calls[-1][0] == "finalize"
     rows = list(csv.reader((tmp_path / "metrics.csv").open()))
-    assert rows == [["epoch", "window", "metric", "value"], *(["0", str(step), "loss", "1.0"] for step in range(3))]
+    assert rows == [["epoch", "chunk", "metric", "value"], *(["0", str(step), "loss", "1.0"] for step in range(3))]
 
 
 def test_save_dir_is_the_run_folder_unless_configured(tmp_path: Path) -> None:

@@ -36,48 +36,48 @@ def of_encoders(names: set[str]) -> set[str]:
     return {name for name in names if name.startswith(("encoder.session.", "encoder.context."))}
 
 
-def test_frozen_encoders_are_bit_equal_after_the_merge(small_world: PreparedDataset, tmp_path: Path) -> None:
-    changed = moved(make_arnn(small_world), small_world, tmp_path)
+def test_frozen_encoders_are_bit_equal_after_the_merge(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    changed = moved(make_arnn(small_dataset), small_dataset, tmp_path)
     merged = {"encoder.merge_layer.weight", "encoder.merge_layer.bias", "encoder.norm.running_mean"}
     assert merged | {"scorer.items.weight"} <= changed
     assert not of_encoders(changed)
 
 
-def test_frozen_dropout_stays_off_while_lightning_trains(small_world: PreparedDataset, tmp_path: Path) -> None:
-    model = make_arnn(small_world, "model.session.dropout_hidden=0.9", "model.context.dropout=0.9")
-    fit(model, small_world, tmp_path)
+def test_frozen_dropout_stays_off_while_lightning_trains(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    model = make_arnn(small_dataset, "model.session.dropout_hidden=0.9", "model.context.dropout=0.9")
+    fit(model, small_dataset, tmp_path)
     model.train()
     assert not model.encoder.session.training
     assert not model.encoder.context.training
     assert model.encoder.merge_layer.training
 
 
-def test_footnote_2_trains_the_batch_normalisation_alone(small_world: PreparedDataset, tmp_path: Path) -> None:
-    model = make_arnn(small_world, "model.finetune_context_batchnorm=true")
-    changed = of_encoders(moved(model, small_world, tmp_path))
+def test_footnote_2_trains_the_batch_normalisation_alone(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    model = make_arnn(small_dataset, "model.finetune_context_batchnorm=true")
+    changed = of_encoders(moved(model, small_dataset, tmp_path))
     assert {"encoder.context.norm.weight", "encoder.context.norm.running_mean"} <= changed
     assert all(name.startswith("encoder.context.norm.") for name in changed)
 
 
-def test_without_freezing_everything_is_trained(small_world: PreparedDataset, tmp_path: Path) -> None:
-    changed = moved(make_arnn(small_world, "model.freeze_encoders=false"), small_world, tmp_path)
+def test_without_freezing_everything_is_trained(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    changed = moved(make_arnn(small_dataset, "model.freeze_encoders=false"), small_dataset, tmp_path)
     session, context = "encoder.session.inputs.0.gates.weight", "encoder.context.product.item_field"
     assert {session, context, "encoder.context.single_embedding.weight"} <= changed
 
 
-def test_the_stages_scorers_and_losses_are_no_part_of_arnn(small_world: PreparedDataset) -> None:
-    model = make_arnn(small_world)
+def test_the_stages_scorers_and_losses_are_no_part_of_arnn(small_dataset: PreparedDataset) -> None:
+    model = make_arnn(small_dataset)
     scorers = [name for name in model.state_dict() if "scorer" in name]
     assert scorers == ["scorer.items.weight", "scorer.bias.weight"]
     assert model.stages["session"].encoder is model.encoder.session
     assert model.stages["context"].encoder is model.encoder.context
 
 
-def test_any_encoder_can_take_the_session_role(small_world: PreparedDataset, tmp_path: Path) -> None:
-    usual = make_arnn(small_world)
+def test_any_encoder_can_take_the_session_role(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    usual = make_arnn(small_dataset)
     model = ARNN(
         "arnn",
-        small_world.dims,
+        small_dataset.dims,
         session=lstm_model(12),
         context=usual.stages["context"],
         hidden_size=8,
@@ -91,7 +91,7 @@ def test_any_encoder_can_take_the_session_role(small_world: PreparedDataset, tmp
         clip_norm=None,
         settings=usual.settings,
     )
-    changed = moved(ready(model, small_world), small_world, tmp_path)
+    changed = moved(ready(model, small_dataset), small_dataset, tmp_path)
     assert "encoder.merge_layer.weight" in changed
     assert not of_encoders(changed)
     assert len(model.initial_state(3)) == 2
@@ -103,10 +103,10 @@ def test_any_encoder_can_take_the_session_role(small_world: PreparedDataset, tmp
 @pytest.mark.parametrize("case", FROZEN, ids=case_name)
 @torch.no_grad()
 def test_user_terms_equal_those_of_the_live_encoder(
-    case: Any, small_world: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+    case: Any, small_dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("arnn_lightning.models.arnn._USERS_PER_BATCH", 4)  # 7 users: the last batch is shorter
-    model = case.make(small_world).eval()
+    model = case.make(small_dataset).eval()
     item, user = torch.arange(7), torch.arange(7)  # user 6 has unknown contexts
     step = model.step_input(item, user, None)
     if case.name == "arnn_concat":
@@ -120,14 +120,14 @@ def test_user_terms_equal_those_of_the_live_encoder(
     assert not torch.allclose(step.user_terms[0], step.user_terms[1])
 
 
-def test_encoders_that_are_trained_have_no_user_terms(small_world: PreparedDataset) -> None:
-    model = make_arnn(small_world, "model.freeze_encoders=false")
+def test_encoders_that_are_trained_have_no_user_terms(small_dataset: PreparedDataset) -> None:
+    model = make_arnn(small_dataset, "model.freeze_encoders=false")
     assert model.step_input(torch.tensor([1]), torch.tensor([1]), None).user_terms is None
 
 
 @torch.no_grad()
-def test_new_weights_make_new_user_terms(small_world: PreparedDataset) -> None:
-    model = make_arnn(small_world)
+def test_new_weights_make_new_user_terms(small_dataset: PreparedDataset) -> None:
+    model = make_arnn(small_dataset)
     item, user = torch.tensor([1, 2]), torch.tensor([0, 3])
     before = model.step_input(item, user, None).user_terms
     state = copy.deepcopy(model.state_dict())
@@ -154,24 +154,24 @@ def count_calls(model: ARNN) -> list[int]:
 
 @pytest.mark.parametrize("cache_mb", [1.0, 0.002], ids=["room for all", "room for a few steps"])
 def test_cached_features_give_the_weights_of_recomputed_ones(
-    cache_mb: float, small_world: PreparedDataset, tmp_path: Path
+    cache_mb: float, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     n_calls, weights = [], []
     for size in (cache_mb, 0.0):
-        model = make_arnn(small_world, cache_mb=size)
+        model = make_arnn(small_dataset, cache_mb=size)
         calls = count_calls(model)
         torch.manual_seed(0)
-        fit(model, small_world, tmp_path)
+        fit(model, small_dataset, tmp_path)
         n_calls.append(calls[0])
         weights.append(model.state_dict())
     assert n_calls[0] < n_calls[1]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_cached_features_equal_the_encoders_and_need_no_state(small_world: PreparedDataset) -> None:
-    model = make_arnn(small_world).train()
+def test_cached_features_equal_the_encoders_and_need_no_state(small_dataset: PreparedDataset) -> None:
+    model = make_arnn(small_dataset).train()
     model.configure_optimizers()
-    dataset = make_data(small_world, steps_per_chunk=10).train_dataset(model.chunk_spec)
+    dataset = make_data(small_dataset, steps_per_chunk=10).train_dataset(model.chunk_spec)
     chunk = dataset[0, 0]
     expected = state = model.initial_state(4)
     results = []
@@ -191,34 +191,34 @@ def test_cached_features_equal_the_encoders_and_need_no_state(small_world: Prepa
         assert torch.equal(*state, *results[k][1])
 
 
-def test_features_of_older_weights_are_not_used(small_world: PreparedDataset, tmp_path: Path) -> None:
+def test_features_of_older_weights_are_not_used(small_dataset: PreparedDataset, tmp_path: Path) -> None:
     weights = []
     for filled_before in (True, False):
-        model = make_arnn(small_world)
+        model = make_arnn(small_dataset)
         initial = copy.deepcopy(model.state_dict())
         if filled_before:
             model.configure_optimizers()
             with torch.no_grad():
                 model.encoder.session.inputs[0].gates.weight.add_(1.0)
-            chunk = make_data(small_world).train_dataset(model.chunk_spec)[0, 0]
+            chunk = make_data(small_dataset).train_dataset(model.chunk_spec)[0, 0]
             model.train().run_steps(chunk, model.initial_state(4))
         model.load_state_dict(initial)
         torch.manual_seed(0)
-        fit(model, small_world, tmp_path)
+        fit(model, small_dataset, tmp_path)
         weights.append(model.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_encoders_that_change_are_run_at_every_step(small_world: PreparedDataset, tmp_path: Path) -> None:
+def test_encoders_that_change_are_run_at_every_step(small_dataset: PreparedDataset, tmp_path: Path) -> None:
     n_calls = []
     for overrides, cache_mb in (
         (["model.freeze_encoders=false"], 1.0),
         (["model.finetune_context_batchnorm=true"], 1.0),
         ([], 0.0),
     ):
-        model = make_arnn(small_world, *overrides, cache_mb=cache_mb)
+        model = make_arnn(small_dataset, *overrides, cache_mb=cache_mb)
         calls = count_calls(model)
-        fit(model, small_world, tmp_path)
+        fit(model, small_dataset, tmp_path)
         n_calls.append(calls[0])
     assert n_calls[0] == n_calls[1] == n_calls[2]
 
@@ -238,7 +238,7 @@ def test_the_cache_stops_at_its_limit() -> None:
     assert empty.get((0, 0)) is None
 
 
-def test_the_cache_is_empty_after_training(small_world: PreparedDataset, tmp_path: Path) -> None:
-    model = make_arnn(small_world)
-    fit(model, small_world, tmp_path)
+def test_the_cache_is_empty_after_training(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    model = make_arnn(small_dataset)
+    fit(model, small_dataset, tmp_path)
     assert model._cache.get((0, 0)) is None

@@ -15,7 +15,7 @@ from torch import Tensor
 from arnn_lightning.losses import TOP1, RankingLoss
 from arnn_lightning.losses.base import Negatives
 from arnn_lightning.models import SessionRecommender
-from helpers import make_data, make_model, train_losses, write_world
+from helpers import make_data, make_model, train_losses, write_dataset
 
 PEER: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures" / "pygru4rec.json").read_text())
 
@@ -56,7 +56,7 @@ def make_peer_model() -> SessionRecommender:
 
 def losses(loss: type[RankingLoss], folder: Path, hits: Any = "keep") -> list[float]:
     """Losses of the first mini-batches of an epoch, as many as the peer's."""
-    prepared = write_world(folder, {"train": (PEER["sessions"], [0] * len(PEER["sessions"]))}, PEER["items"])
+    prepared = write_dataset(folder, {"train": (PEER["sessions"], [0] * len(PEER["sessions"]))}, PEER["items"])
     model = make_peer_model()
     model.loss = loss("tanh", elu_alpha=0.5, candidates="batch", accidental_hits=hits, logq=0.0)
     values = train_losses(model.train(), make_data(prepared, batch_size=PEER["lanes"], steps_per_chunk=10))

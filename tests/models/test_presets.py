@@ -13,7 +13,7 @@ from arnn_lightning.models import ARNN, RunSettings, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.stage import make_datamodule
-from helpers import compose_config, make_data, make_model, train_losses, trainer, write_world
+from helpers import compose_config, make_data, make_model, train_losses, trainer, write_dataset
 from models import TRAINED
 
 LOSS_CLASSES = {
@@ -29,10 +29,10 @@ PRESETS = sorted({case.preset for case in TRAINED})
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", PRESETS)
-def test_E20_every_preset_takes_every_loss_in_every_stage(name: str, loss: str, small_world: PreparedDataset) -> None:
+def test_E20_every_preset_takes_every_loss_in_every_stage(name: str, loss: str, small_dataset: PreparedDataset) -> None:
     roles = ("session", "context") if name.startswith("arnn") else ()
     overrides = [f"model/loss@model.{role}.loss={loss}" for role in roles]
-    model = make_model(name, small_world.dims, f"model/loss={loss}", *overrides)
+    model = make_model(name, small_dataset.dims, f"model/loss={loss}", *overrides)
     assert model.name == name
     stages = [*model.stages.values()] if isinstance(model, ARNN) else []
     assert len(stages) == len(roles)
@@ -42,8 +42,8 @@ def test_E20_every_preset_takes_every_loss_in_every_stage(name: str, loss: str, 
         assert bool(stage.loss.logq) == loss.endswith("_logq")
 
 
-def test_the_stages_of_arnn_are_choices_too(small_world: PreparedDataset) -> None:
-    model = make_model("arnn", small_world.dims, "model@model.session=gru4rec_strong")
+def test_the_stages_of_arnn_are_choices_too(small_dataset: PreparedDataset) -> None:
+    model = make_model("arnn", small_dataset.dims, "model@model.session=gru4rec_strong")
     assert [stage.name for stage in model.stages.values()] == ["gru4rec_strong", "pnn"]
 
 
@@ -59,15 +59,15 @@ def test_a_strong_arnn_has_a_strong_session_stage_and_one_loss() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_with_its_negatives_and_log_q(
-    name: str, small_world: PreparedDataset, tmp_path: Path
+    name: str, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     config = compose_config("data=xing", f"model={name}", "performance.steps_per_execution=3")
-    config.model.dims = small_world.dims
+    config.model.dims = small_dataset.dims
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
     model: Any = build_model(plain, RunSettings())
     for role, stage in (model.stages if isinstance(model, ARNN) else {}).items():
-        fit_one_epoch(stage, small_world, config, plain[role], tmp_path)
-    fit_one_epoch(model, small_world, config, plain, tmp_path)
+        fit_one_epoch(stage, small_dataset, config, plain[role], tmp_path)
+    fit_one_epoch(model, small_dataset, config, plain, tmp_path)
 
 
 def fit_one_epoch(
@@ -94,7 +94,7 @@ def test_with_logq_scores_rise_with_the_log_of_popularity(
     rng = np.random.default_rng(0)
     share = 1 / np.arange(1, 13)
     sessions = rng.choice(12, (3000, 4), p=share / share.sum()).tolist()
-    prepared = write_world(tmp_path, {"train": (sessions, [0] * 3000)}, n_items=12)
+    prepared = write_dataset(tmp_path, {"train": (sessions, [0] * 3000)}, n_items=12)
     overrides = ["model/loss=cross_entropy_logq", f"model.loss.logq={logq}", "model.dropout_hidden=0"]
     model = make_model("gru4rec", prepared.dims, *overrides, "model.hidden_size=4", "model.optimizer.lr=0.1").train()
     data = make_data(prepared, batch_size=30, steps_per_chunk=50, n_sample=n_sample, sample_alpha=alpha)

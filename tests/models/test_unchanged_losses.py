@@ -14,7 +14,7 @@ import torch
 
 from arnn_lightning.loading.negatives import PopularitySampler
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, make_model, random_sessions, ready, train_losses, write_world
+from helpers import make_data, make_model, random_sessions, ready, train_losses, write_dataset
 
 LOSSES: dict[str, list[float]] = json.loads((Path(__file__).parent / "fixtures" / "losses_0_1.json").read_text())
 GRU4REC: dict[str, list[str]] = {
@@ -70,7 +70,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     level, country = rng.integers(0, 5, 40).tolist(), rng.integers(0, 30, 40).tolist()
     active = [sorted(set(rng.integers(0, 20, rng.integers(0, 7)).tolist())) for _ in range(40)]
     active[0], level[0], country[0] = [19], 4, 29
-    return write_world(tmp_path_factory.mktemp("data"), splits, 300, {"level": level, "country": country}, active)
+    return write_dataset(tmp_path_factory.mktemp("data"), splits, 300, {"level": level, "country": country}, active)
 
 
 @torch.no_grad()

@@ -39,9 +39,9 @@ def compiled_step(model: Any) -> CompiledTrainStep:
 
 
 @pytest.mark.parametrize("case", list(CASES)[1:])
-def test_E30_compiled_step_equals_the_eager_one(case: str, small_world: PreparedDataset) -> None:
-    eager, expected = trained(case, small_world, compile=False)
-    model, losses = trained(case, small_world, compile=True)
+def test_E30_compiled_step_equals_the_eager_one(case: str, small_dataset: PreparedDataset) -> None:
+    eager, expected = trained(case, small_dataset, compile=False)
+    model, losses = trained(case, small_dataset, compile=True)
     assert compiled_step(model).is_compiled
     assert losses == pytest.approx(expected, rel=1e-4)
     for (name, weight), reference in zip(model.named_parameters(), eager.parameters(), strict=True):
@@ -51,10 +51,10 @@ def test_E30_compiled_step_equals_the_eager_one(case: str, small_world: Prepared
 
 
 def test_E30_step_that_differs_stays_eager(
-    small_world: PreparedDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = "one-hot, TOP1, dropout"
-    _, expected = trained(case, small_world, compile=False)
+    _, expected = trained(case, small_dataset, compile=False)
     pure_step = CompiledTrainStep._pure_step
 
     def with_larger_steps(self: CompiledTrainStep, mutables: Any, *arguments: Any) -> Any:
@@ -62,31 +62,31 @@ def test_E30_step_that_differs_stays_eager(
 
     monkeypatch.setattr(CompiledTrainStep, "_pure_step", with_larger_steps)
     with caplog.at_level(logging.WARNING):
-        model, losses = trained(case, small_world, compile=True)
+        model, losses = trained(case, small_dataset, compile=True)
     assert not compiled_step(model).is_compiled
     assert "the compiled step differs from the eager one" in caplog.text
     assert losses == expected
 
 
 def test_without_a_compiler_training_stays_eager(
-    small_world: PreparedDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("no working C++ compiler")
 
     monkeypatch.setattr(torch._inductor, "compile", fails)
-    _, expected = trained("PNN", small_world, compile=False)
+    _, expected = trained("PNN", small_dataset, compile=False)
     with caplog.at_level(logging.WARNING):
-        _, losses = trained("PNN", small_world, compile=True)
+        _, losses = trained("PNN", small_dataset, compile=True)
     assert "torch.compile does not work here (no working C++ compiler)" in caplog.text
     assert losses == expected
 
 
 @pytest.mark.parametrize("overrides", [["model.optimizer.momentum=0.1"], ["model/optimizer=adam"]])
 def test_optimizers_that_cannot_be_compiled(
-    overrides: list[str], small_world: PreparedDataset, caplog: pytest.LogCaptureFixture
+    overrides: list[str], small_dataset: PreparedDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = make_model("gru4rec", small_world.dims, *overrides, compile=True)
+    model = make_model("gru4rec", small_dataset.dims, *overrides, compile=True)
     with caplog.at_level(logging.WARNING):
         model.configure_optimizers()
     assert not isinstance(model._train_step, CompiledTrainStep)

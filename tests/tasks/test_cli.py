@@ -125,7 +125,7 @@ def test_strong_models_keep_their_names_in_table_and_paths(workspace: Path) -> N
     rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
     assert rows == ["pop", "itemknn", "gru4rec_strong", "pnn", "arnn_strong"]
     (run,) = (workspace / "outputs" / "synthetic" / "arnn_strong").iterdir()
-    assert metrics_of(run)["parts"]["session"]["model"] == "gru4rec_strong"
+    assert metrics_of(run)["encoders"]["session"]["model"] == "gru4rec_strong"
 
 
 def test_run_folder_contains_checkpoints_metrics_and_ranks(workspace: Path) -> None:
@@ -134,8 +134,8 @@ def test_run_folder_contains_checkpoints_metrics_and_ranks(workspace: Path) -> N
         assert (run / "checkpoints" / name).is_file(), name
     metrics = metrics_of(run)
     assert (metrics["data"], metrics["model"], metrics["seed"]) == ("synthetic", "arnn", 1)
-    assert metrics["parts"]["session"]["model"] == "gru4rec"
-    assert metrics["parts"]["context"]["model"] == "pnn"
+    assert metrics["encoders"]["session"]["model"] == "gru4rec"
+    assert metrics["encoders"]["context"]["model"] == "pnn"
     assert {"recall@5", "mrr@10", "recall@20", "macro_recall@20", "events", "sessions"} <= metrics["test"].keys()
     assert metrics["train_events_per_second"] > 0
     assert 0 <= metrics["val"]["mrr@20"] <= metrics["val"]["recall@20"] <= 1
@@ -209,7 +209,7 @@ def test_a_report_repeats_metrics_and_intervals_of_its_run(workspace: Path) -> N
     printed = arnn(workspace, "task=report", "runs=first", "hydra.run.dir=report", bootstrap).stdout
     rows = {row["model"]: row for row in pl.read_csv(workspace / "report" / "table2.csv").iter_rows(named=True)}
     metrics = metrics_of(workspace / "first")
-    tested = {**metrics["parts"], **metrics["baselines"], "": {"model": "arnn"} | metrics["test"]}
+    tested = {**metrics["encoders"], **metrics["baselines"], "": {"model": "arnn"} | metrics["test"]}
     assert {metrics["model"] for metrics in tested.values()} == rows.keys()
     for metrics in tested.values():
         for name in ("recall@20", "mrr@20"):
@@ -245,11 +245,11 @@ def test_resume_skips_finished_stages(workspace: Path) -> None:
         (run / name).unlink()
     parts = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").glob("*/best.ckpt")}
     printed = arnn(workspace, *SMALL, "hydra.run.dir=interrupted", "resume=true", "trainer.max_epochs=2").stdout
-    assert "arnn: epoch 2 of 2" in printed
+    assert "merging layer: epoch 2 of 2" in printed
     assert "epoch 1 of 2" not in printed
     assert len(parts) == 2
     assert parts == {path: path.stat().st_mtime_ns for path in parts}
-    assert metrics_of(run)["parts"] == metrics_of(workspace / "first")["parts"]
+    assert metrics_of(run)["encoders"] == metrics_of(workspace / "first")["encoders"]
 
 
 def test_ctrl_c_saves_and_prints_how_to_resume(workspace: Path) -> None:

@@ -138,20 +138,20 @@ def test_another_catalogues_weights_do_not_fit() -> None:
 @pytest.mark.parametrize("case", MODELS, ids=case_name)
 @torch.no_grad()
 def test_a_saved_model_is_read_back_with_its_scores(
-    case: ModelCase, small_world: PreparedDataset, tmp_path: Path
+    case: ModelCase, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     metadata = {"prepared": "world-1", "seed": 1}
-    model = case.make(small_world, metadata=metadata).eval()
+    model = case.make(small_dataset, metadata=metadata).eval()
     if case.is_trained:
-        fit(model, small_world, tmp_path)
+        fit(model, small_dataset, tmp_path)
     else:
         save_model(model, tmp_path / "model.ckpt")
     checkpoint = read_checkpoint(tmp_path / "model.ckpt")
     assert checkpoint["version"] == CHECKPOINT_VERSION
     assert checkpoint["metadata"] == metadata
-    other = case.make(small_world)
+    other = case.make(small_dataset)
     load_weights(other, checkpoint, "model.ckpt")
-    chunk = make_data(small_world).chunks("test", 50)[0, 0]
+    chunk = make_data(small_dataset).chunks("test", 50)[0, 0]
     scores = [either.eval().score(either.encode_chunk(chunk)[0]) for either in (model, other)]
     assert torch.equal(*scores)
 

@@ -43,7 +43,7 @@ from arnn_lightning.training.stage import (
     train_stage,
 )
 from commandline import SMALL, arnn, arnn_here, metrics_of
-from helpers import WideTensors, compose_config, make_sessions, random_sessions, ready, write_world
+from helpers import WideTensors, compose_config, make_sessions, random_sessions, ready, write_dataset
 
 SLOTS, STEPS = 8, 50  # batch slots of each of two devices; steps that are compared
 NO_DROPOUT = ["model.dropout_hidden=0"]
@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "gru4rec_full": ("gru4rec", [*NO_DROPOUT, "model/loss=cross_entropy_full"]),
     "gru4rec_adam": ("gru4rec", [*NO_DROPOUT, "model/optimizer=adam"]),
     "pnn": ("pnn", []),
+    "pnn_attribute_dropout": ("pnn", ["model.attribute_dropout=0.4"]),
     "arnn": ("arnn", FROZEN),
     "arnn_batchnorm": ("arnn", [*FROZEN, "model.finetune_context_batchnorm=true"]),
     "arnn_joint": ("arnn", [*FROZEN, "model.freeze_encoders=false", "model.optimizer.lr=0.001"]),
@@ -79,7 +80,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     }
     single = {"level": [0, 1, 2, 1, 0, 2], "country": [1, 1, 0, 2, 3, 0]}
     active = [[], [0, 4], [1], [2, 3, 4], [0], [1, 2]]
-    return write_world(tmp_path_factory.mktemp("dataset"), splits, 40, single, active)
+    return write_dataset(tmp_path_factory.mktemp("dataset"), splits, 40, single, active)
 
 
 def make_config(model: str, devices: int, *overrides: str) -> DictConfig:
@@ -318,7 +319,7 @@ def test_E8_no_collective_is_as_wide_as_the_catalogue(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_items = 5003
-    prepared = write_world(tmp_path, {"train": (random_sessions(0, 20, n_items), [0] * 20)}, n_items, {"level": [1]})
+    prepared = write_dataset(tmp_path, {"train": (random_sessions(0, 20, n_items), [0] * 20)}, n_items, {"level": [1]})
     config = make_config(name, 1, "model.n_sample=7")
     model = make_model(config, prepared)
     model.configure_optimizers()

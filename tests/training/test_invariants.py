@@ -25,7 +25,7 @@ from helpers import (
     random_sessions,
     train_losses,
     trainer,
-    write_world,
+    write_dataset,
 )
 from models import BY_NAME, MODELS, TRAINED, ModelCase, case_name
 
@@ -56,12 +56,12 @@ def score_each_session(model: Any, prepared: PreparedDataset, split: str) -> dic
 
 @pytest.mark.parametrize("case", [*MODELS, LSTM], ids=case_name)
 @torch.no_grad()
-def test_E1_E2_E3_scores_in_slots_equal_each_session_alone(case: ModelCase, small_world: PreparedDataset) -> None:
-    model = make(case, small_world).eval()
+def test_E1_E2_E3_scores_in_slots_equal_each_session_alone(case: ModelCase, small_dataset: PreparedDataset) -> None:
+    model = make(case, small_dataset).eval()
     for split in ("train", "test"):
-        alone = score_each_session(model, small_world, split)
+        alone = score_each_session(model, small_dataset, split)
         for batch_size in (2, 7, 50):
-            chunks = make_data(small_world, steps_per_chunk=3).chunks(split, batch_size)
+            chunks = make_data(small_dataset, steps_per_chunk=3).chunks(split, batch_size)
             scores = {}
             for index in range(len(chunks)):
                 chunk = chunks[0, index]
@@ -77,8 +77,8 @@ def test_E1_E2_E3_scores_in_slots_equal_each_session_alone(case: ModelCase, smal
 
 @pytest.mark.parametrize("case", [*MODELS, LSTM], ids=case_name)
 @torch.no_grad()
-def test_scores_depend_on_memory_and_contexts_as_listed(case: ModelCase, small_world: PreparedDataset) -> None:
-    model = make(case, small_world).eval()
+def test_scores_depend_on_memory_and_contexts_as_listed(case: ModelCase, small_dataset: PreparedDataset) -> None:
+    model = make(case, small_dataset).eval()
 
     def score(items: list[int], user: int) -> Tensor:
         state = model.initial_state(1)
@@ -95,7 +95,7 @@ def test_scores_depend_on_memory_and_contexts_as_listed(case: ModelCase, small_w
 
 def test_E1_training_resets_the_state_at_session_starts(tmp_path: Path) -> None:
     def losses(sessions: list[list[int]]) -> list[float]:
-        prepared = write_world(tmp_path, {"train": (sessions, [0] * 4)}, n_items=9)
+        prepared = write_dataset(tmp_path, {"train": (sessions, [0] * 4)}, n_items=9)
         model = BY_NAME["gru4rec"].make(prepared, "model.dropout_hidden=0").train()
         return train_losses(model, make_data(prepared, batch_size=2), learn=False)
 
@@ -107,7 +107,9 @@ def test_E1_training_resets_the_state_at_session_starts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", TRAINED, ids=case_name)
 def test_E5_one_session_in_many_slots_trains(case: ModelCase, tmp_path: Path) -> None:
-    prepared = write_world(tmp_path, {"train": ([[0, 1, 2]], [0]), "val": ([[1, 2]], [0])}, 3, {"level": [1]}, [[0, 1]])
+    prepared = write_dataset(
+        tmp_path, {"train": ([[0, 1, 2]], [0]), "val": ([[1, 2]], [0])}, 3, {"level": [1]}, [[0, 1]]
+    )
     model = case.make(prepared)
     trainer(tmp_path).fit(model, make_data(prepared, batch_size=5))
     assert int(model.mini_batches) == 2
@@ -119,7 +121,7 @@ def test_models_of_contexts_train_without_some_fields(case: ModelCase, contexts:
     single = {"level": [0, 1, 1]} if contexts == "no two-valued" else None
     active = [[0], [], [1, 2]] if contexts == "no single-valued" else None
     sessions = random_sessions(0, 9, 6)
-    prepared = write_world(tmp_path, {"train": (sessions, [0, 1, 2] * 3)}, 6, single, active)
+    prepared = write_dataset(tmp_path, {"train": (sessions, [0, 1, 2] * 3)}, 6, single, active)
     losses = train_losses(case.make(prepared).train(), make_data(prepared))
     assert torch.isfinite(torch.tensor(losses)).all()
 
@@ -129,7 +131,7 @@ def test_models_of_contexts_train_without_some_fields(case: ModelCase, contexts:
 def test_E8_E18_a_step_makes_no_tensor_as_wide_as_the_catalogue(case: ModelCase, n_sample: int, tmp_path: Path) -> None:
     n_items = 5003
     sessions = random_sessions(0, 20, n_items)
-    prepared = write_world(tmp_path, {"train": (sessions, [0] * 20)}, n_items, {"level": [1]}, [[0, 1]])
+    prepared = write_dataset(tmp_path, {"train": (sessions, [0] * 20)}, n_items, {"level": [1]}, [[0, 1]])
     model = case.make(prepared).train()
     optimizer = model.configure_optimizers()
     dataset = make_data(prepared, n_sample=n_sample).train_dataset(model.chunk_spec)
@@ -196,22 +198,24 @@ def to_meta(chunk: TrainChunk) -> TrainChunk:
 @pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize("case", TRAINED, ids=case_name)
 @pytest.mark.parametrize("n_sample", [0, 7])
-def test_a_training_step_runs_on_the_meta_device(case: ModelCase, n_sample: int, small_world: PreparedDataset) -> None:
-    run_on_meta(case, small_world, n_sample=n_sample, cache_mb=1.0)
+def test_a_training_step_runs_on_the_meta_device(
+    case: ModelCase, n_sample: int, small_dataset: PreparedDataset
+) -> None:
+    run_on_meta(case, small_dataset, n_sample=n_sample, cache_mb=1.0)
 
 
 @pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("hits", ["mask", "keep"])
-def test_every_loss_runs_on_the_meta_device(loss: str, hits: str, small_world: PreparedDataset) -> None:
+def test_every_loss_runs_on_the_meta_device(loss: str, hits: str, small_dataset: PreparedDataset) -> None:
     overrides = [f"model/loss={loss}", f"model.loss.accidental_hits={hits}"]
     for name in ("gru4rec_tied", "pnn_closed"):
-        run_on_meta(BY_NAME[name], small_world, *overrides, n_sample=7)
+        run_on_meta(BY_NAME[name], small_dataset, *overrides, n_sample=7)
 
 
 @pytest.mark.parametrize("activation", ["softmax", "tanh", "linear", "elu"])
-def test_every_activation_runs_on_the_meta_device(activation: str, small_world: PreparedDataset) -> None:
-    run_on_meta(BY_NAME["gru4rec"], small_world, f"model.loss.activation={activation}")
+def test_every_activation_runs_on_the_meta_device(activation: str, small_dataset: PreparedDataset) -> None:
+    run_on_meta(BY_NAME["gru4rec"], small_dataset, f"model.loss.activation={activation}")
 
 
 @pytest.mark.parametrize(
@@ -225,10 +229,10 @@ def test_every_activation_runs_on_the_meta_device(activation: str, small_world: 
     ],
     ids=" ".join,
 )
-def test_every_optimizer_runs_on_the_meta_device(overrides: list[str], small_world: PreparedDataset) -> None:
-    model = BY_NAME["gru4rec"].make(small_world, *overrides).to("meta").train()
+def test_every_optimizer_runs_on_the_meta_device(overrides: list[str], small_dataset: PreparedDataset) -> None:
+    model = BY_NAME["gru4rec"].make(small_dataset, *overrides).to("meta").train()
     model.configure_optimizers()
-    chunk = to_meta(make_data(small_world).train_dataset(model.chunk_spec)[0, 0])
+    chunk = to_meta(make_data(small_dataset).train_dataset(model.chunk_spec)[0, 0])
     with OneDevice():
         assert model.run_steps(chunk, model.initial_state(4))[0].device.type == "meta"
 
@@ -236,10 +240,10 @@ def test_every_optimizer_runs_on_the_meta_device(overrides: list[str], small_wor
 @pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize("case", TRAINED, ids=case_name)
 @torch.no_grad()
-def test_encoding_and_scoring_run_on_the_meta_device(case: ModelCase, small_world: PreparedDataset) -> None:
+def test_encoding_and_scoring_run_on_the_meta_device(case: ModelCase, small_dataset: PreparedDataset) -> None:
     """All of an evaluation's step but the choice of valid slots, whose number the host must know."""
-    model = case.make(small_world).to("meta").eval()
-    chunk = move_data_to_device(make_data(small_world).chunks("test", 5)[0, 0], torch.device("meta"))
+    model = case.make(small_dataset).to("meta").eval()
+    chunk = move_data_to_device(make_data(small_dataset).chunks("test", 5)[0, 0], torch.device("meta"))
     with OneDevice():
         state = model.initial_state(5)
         for item, user, valid in zip(chunk.item, chunk.user, chunk.valid, strict=True):
@@ -268,7 +272,7 @@ def test_the_meta_device_itself_detects_host_reads(operation: Callable[[Tensor],
 
 @pytest.mark.parametrize("name", ["gru4rec_tied", "pnn_closed", "arnn_joint"])
 def test_what_a_gpu_computes_equals_what_a_cpu_computes(
-    name: str, small_world: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+    name: str, small_dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = []
     for gpu in (False, True):
@@ -276,9 +280,9 @@ def test_what_a_gpu_computes_equals_what_a_cpu_computes(
             monkeypatch.setattr("arnn_lightning.nn.product._host_sync_is_free", lambda _: False)
             monkeypatch.setattr(RowAdagrad, "_update_fused", RowAdagrad._update_with_momentum)
         overrides = ["model.optimizer.weight_decay=0.01", "model.optimizer.eps=1e-4"]
-        model = BY_NAME[name].make(small_world, *overrides).double().train()
+        model = BY_NAME[name].make(small_dataset, *overrides).double().train()
         torch.manual_seed(0)
-        train_losses(model, make_data(small_world, n_sample=7))
+        train_losses(model, make_data(small_dataset, n_sample=7))
         weights.append(model.state_dict())
     assert all(torch.allclose(value, weights[1][key], atol=1e-10) for key, value in weights[0].items())
 
@@ -302,21 +306,31 @@ def fitted(
 
 
 @pytest.mark.parametrize(
-    ("name", "n_sample"), [("gru4rec", 0), ("gru4rec", 7), ("pnn", 7), ("arnn", 0), ("arnn", 7), ("arnn_footnote2", 7)]
+    ("name", "n_sample", "attribute_dropout"),
+    [
+        ("gru4rec", 0, 0.0),
+        ("gru4rec", 7, 0.0),
+        ("pnn", 7, 0.0),
+        ("pnn", 7, 0.5),
+        ("arnn", 0, 0.0),
+        ("arnn", 7, 0.5),
+        ("arnn_footnote2", 7, 0.0),
+    ],
 )
 def test_E27_what_changes_speed_changes_no_result(
-    name: str, n_sample: int, small_world: PreparedDataset, tmp_path: Path
+    name: str, n_sample: int, attribute_dropout: float, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    expected = fitted(BY_NAME[name], small_world, tmp_path, 0.0, n_sample=n_sample, steps_per_chunk=3)
+    samples = {"n_sample": n_sample, "attribute_dropout": attribute_dropout}
+    expected = fitted(BY_NAME[name], small_dataset, tmp_path, 0.0, steps_per_chunk=3, **samples)
     for steps, batch_size, cache_mb in ((1, 1, 1.0), (50, 64, 0.002)):
         other = fitted(
             BY_NAME[name],
-            small_world,
+            small_dataset,
             tmp_path,
             cache_mb,
-            n_sample=n_sample,
             steps_per_chunk=steps,
             evaluation_batch_size=batch_size,
+            **samples,
         )
         for key, value in expected.items():
             if key in ("loss", "mrr"):  # sums in another order
@@ -328,24 +342,24 @@ def test_E27_what_changes_speed_changes_no_result(
 @pytest.mark.parametrize("case", [case for case in TRAINED if not case.name.startswith("arnn_")], ids=case_name)
 @pytest.mark.parametrize("n_sample", [0, 7])
 def test_E27_losses_do_not_depend_on_the_length_of_a_chunk(
-    case: ModelCase, n_sample: int, small_world: PreparedDataset
+    case: ModelCase, n_sample: int, small_dataset: PreparedDataset
 ) -> None:
     losses = []
     for steps in (1, 3, 50):
-        model = case.make(small_world).train()
+        model = case.make(small_dataset).train()
         torch.manual_seed(0)
-        losses.append(train_losses(model, make_data(small_world, n_sample=n_sample, steps_per_chunk=steps), epochs=2))
+        losses.append(train_losses(model, make_data(small_dataset, n_sample=n_sample, steps_per_chunk=steps), epochs=2))
     assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("case", MODELS, ids=case_name)
 def test_metrics_do_not_depend_on_the_evaluation_batch_size(
-    case: ModelCase, small_world: PreparedDataset, tmp_path: Path
+    case: ModelCase, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    model = case.make(small_world)
+    model = case.make(small_dataset)
     results = []
     for batch_size, steps in ((1, 2), (5, 3), (64, 50)):
-        data = make_data(small_world, evaluation_batch_size=batch_size, steps_per_chunk=steps)
+        data = make_data(small_dataset, evaluation_batch_size=batch_size, steps_per_chunk=steps)
         results.append(trainer(tmp_path).test(model, data.test_dataloader(), verbose=False)[0])
     assert results[0] == results[1] == results[2]
 
@@ -360,7 +374,7 @@ def test_E29_rows_that_no_valid_slot_reads_do_not_move(case: ModelCase, n_sample
     sessions = [[item + 1 for item in session] for session in random_sessions(0, 9, 7)]
     users = [1 + index % 3 for index in range(9)]
     single = {"level": [3, 0, 1, 2], "country": [0, 1, 2, 2]}
-    prepared = write_world(tmp_path, {"train": (sessions, users)}, 10, single, [[4], [0], [1, 2], [3]])
+    prepared = write_dataset(tmp_path, {"train": (sessions, users)}, 10, single, [[4], [0], [1, 2], [3]])
     rows = ["model.optimizer.weight_decay=1e-3", "model.optimizer.momentum=0.5"]
     model = case.make(prepared, *rows).train()
     optimizer = model.configure_optimizers()
@@ -399,11 +413,11 @@ def test_E29_rows_that_no_valid_slot_reads_do_not_move(case: ModelCase, n_sample
             assert not value[never].any(), name
 
 
-def test_E29_a_chunk_reads_no_row_for_an_empty_slot(small_world: PreparedDataset) -> None:
-    model = BY_NAME["pnn"].make(small_world)
+def test_E29_a_chunk_reads_no_row_for_an_empty_slot(small_dataset: PreparedDataset) -> None:
+    model = BY_NAME["pnn"].make(small_dataset)
     model.configure_optimizers()
-    dataset = make_data(small_world, batch_size=20).train_dataset(model.chunk_spec)
-    codes = make_data(small_world).user_contexts().single
+    dataset = make_data(small_dataset, batch_size=20).train_dataset(model.chunk_spec)
+    codes = make_data(small_dataset).user_contexts().single
     chunk, events = dataset[0, len(dataset) - 1], dataset.chunks[0, len(dataset) - 1]
     assert not chunk.all_valid.any()
     for k, valid in enumerate(events.valid):
@@ -420,10 +434,10 @@ def three_events(model: Any) -> Any:
     return model.step_input(torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.int64), None)
 
 
-def test_E11_both_dropouts_act_with_one_layer(small_world: PreparedDataset) -> None:
+def test_E11_both_dropouts_act_with_one_layer(small_dataset: PreparedDataset) -> None:
     for setting in ("dropout_hidden", "dropout_embedding"):
         overrides = ["model.embedding=separate", "model.dropout_hidden=0", f"model.{setting}=0.5"]
-        model = BY_NAME["gru4rec"].make(small_world, *overrides)
+        model = BY_NAME["gru4rec"].make(small_dataset, *overrides)
         step, state = three_events(model), model.initial_state(3)
         first, second = (model.train().encode(step, state)[0] for _ in range(2))
         assert not torch.equal(first, second), setting
@@ -432,8 +446,8 @@ def test_E11_both_dropouts_act_with_one_layer(small_world: PreparedDataset) -> N
 
 
 @pytest.mark.parametrize("name", ["pnn", "arnn"])
-def test_dropout_acts_in_training_only(name: str, small_world: PreparedDataset) -> None:
-    model = BY_NAME[name].make(small_world, "model.dropout=0.5")
+def test_dropout_acts_in_training_only(name: str, small_dataset: PreparedDataset) -> None:
+    model = BY_NAME[name].make(small_dataset, "model.dropout=0.5")
     step, state = three_events(model), model.initial_state(3)
     for training in (True, False):
         first, second = (model.train(training).encode(step, state)[0] for _ in range(2))
@@ -441,8 +455,8 @@ def test_dropout_acts_in_training_only(name: str, small_world: PreparedDataset) 
 
 
 @pytest.mark.parametrize("carry", [True, False])
-def test_E23_the_dropped_out_state_is_carried_or_not(carry: bool, small_world: PreparedDataset) -> None:
-    model = BY_NAME["gru4rec"].make(small_world, "model.dropout_hidden=0.5", f"model.carry_dropout={carry}").train()
+def test_E23_the_dropped_out_state_is_carried_or_not(carry: bool, small_dataset: PreparedDataset) -> None:
+    model = BY_NAME["gru4rec"].make(small_dataset, "model.dropout_hidden=0.5", f"model.carry_dropout={carry}").train()
     query, (state,) = model.encode(three_events(model), model.initial_state(3))
     assert (query == 0).any()
     assert torch.equal(state[-1], query) == carry
@@ -462,7 +476,7 @@ def test_E12_the_one_hot_input_has_a_fan_per_gate() -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_every_embedding_and_depth_learns_a_chain(embedding: str, layers: int, tmp_path: Path) -> None:
     chain = [[i, (i + 1) % 6, (i + 2) % 6] for i in range(6)] * 20
-    prepared = write_world(tmp_path, {"train": (chain, [0] * 120), "test": (chain[:6], [0] * 6)}, n_items=6)
+    prepared = write_dataset(tmp_path, {"train": (chain, [0] * 120), "test": (chain[:6], [0] * 6)}, n_items=6)
     overrides = ["model/loss=cross_entropy_full", "model.dropout_hidden=0", f"model.layers={layers}"]
     model = BY_NAME["gru4rec"].make(prepared, f"model.embedding={embedding}", *overrides, "model.optimizer.lr=0.2")
     data = make_data(prepared, batch_size=6)
@@ -474,34 +488,34 @@ def test_every_embedding_and_depth_learns_a_chain(embedding: str, layers: int, t
 # --- losses of a run ---
 
 
-def test_E24_a_loss_that_is_not_finite_stops_and_names_the_step(small_world: PreparedDataset, tmp_path: Path) -> None:
-    model = BY_NAME["gru4rec"].make(small_world, "model/loss=cross_entropy")
+def test_E24_a_loss_that_is_not_finite_stops_and_names_the_step(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    model = BY_NAME["gru4rec"].make(small_dataset, "model/loss=cross_entropy")
     with torch.no_grad():
         model.scorer.items.weight[3] = float("nan")
     with pytest.raises(UserError, match=r"loss of gru4rec is nan at mini-batch \d+ \(epoch 1\)"):
-        trainer(tmp_path).fit(model, make_data(small_world))
+        trainer(tmp_path).fit(model, make_data(small_dataset))
 
 
-def test_validation_in_an_epoch_leaves_the_training_state_alone(small_world: PreparedDataset, tmp_path: Path) -> None:
+def test_validation_in_an_epoch_leaves_the_training_state_alone(small_dataset: PreparedDataset, tmp_path: Path) -> None:
     def weights(**settings: Any) -> list[Tensor]:
-        model = BY_NAME["gru4rec"].make(small_world, "model.dropout_hidden=0")
-        trainer(tmp_path, **settings).fit(model, make_data(small_world))
+        model = BY_NAME["gru4rec"].make(small_dataset, "model.dropout_hidden=0")
+        trainer(tmp_path, **settings).fit(model, make_data(small_dataset))
         return list(model.parameters())
 
     for a, b in zip(weights(), weights(val_check_interval=2), strict=True):
         assert torch.equal(a, b)
 
 
-def test_E25_the_epoch_loss_is_the_mean_over_events(small_world: PreparedDataset, tmp_path: Path) -> None:
+def test_E25_the_epoch_loss_is_the_mean_over_events(small_dataset: PreparedDataset, tmp_path: Path) -> None:
     overrides = ["model.dropout_hidden=0", "model.optimizer.lr=0"]
-    model = BY_NAME["gru4rec"].make(small_world, *overrides)
-    trainer(tmp_path).fit(model, make_data(small_world))
-    losses = train_losses(BY_NAME["gru4rec"].make(small_world, *overrides).train(), make_data(small_world))
-    assert model.epoch_loss == pytest.approx(4 * sum(losses) / small_world.sessions("train").n_predictions, rel=1e-5)
+    model = BY_NAME["gru4rec"].make(small_dataset, *overrides)
+    trainer(tmp_path).fit(model, make_data(small_dataset))
+    losses = train_losses(BY_NAME["gru4rec"].make(small_dataset, *overrides).train(), make_data(small_dataset))
+    assert model.epoch_loss == pytest.approx(4 * sum(losses) / small_dataset.sessions("train").n_predictions, rel=1e-5)
 
 
-def test_global_step_counts_chunks_and_mini_batches_every_step(small_world: PreparedDataset, tmp_path: Path) -> None:
-    model, data = BY_NAME["gru4rec"].make(small_world), make_data(small_world, steps_per_chunk=3)
+def test_global_step_counts_chunks_and_mini_batches_every_step(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    model, data = BY_NAME["gru4rec"].make(small_dataset), make_data(small_dataset, steps_per_chunk=3)
     run = trainer(tmp_path, max_epochs=2)
     run.fit(model, data)
     chunks = data.chunks("train", 4)
@@ -513,15 +527,15 @@ def test_global_step_counts_chunks_and_mini_batches_every_step(small_world: Prep
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "gru4rec_separate", "gru4rec_tied", "pnn", "arnn"])
-def test_bf16_rounds_the_products_and_nothing_else(name: str, small_world: PreparedDataset) -> None:
+def test_bf16_rounds_the_products_and_nothing_else(name: str, small_dataset: PreparedDataset) -> None:
     """Losses and steps are close to float32's, weights and states stay float32, ranks come from float32 scores."""
     results = {}
     for bf16 in (False, True):
-        model = BY_NAME[name].make(small_world, "model/optimizer=sgd", "model.optimizer.lr=1", bf16=bf16).train()
+        model = BY_NAME[name].make(small_dataset, "model/optimizer=sgd", "model.optimizer.lr=1", bf16=bf16).train()
         initial = {key: weight.detach().clone() for key, weight in model.named_parameters()}
         scores = model.score(torch.ones(2, model.encoder.hidden_size)).detach()
         model.configure_optimizers()
-        chunk = make_data(small_world, n_sample=5, steps_per_chunk=1).train_dataset(model.chunk_spec)[0, 0]
+        chunk = make_data(small_dataset, n_sample=5, steps_per_chunk=1).train_dataset(model.chunk_spec)[0, 0]
         torch.manual_seed(0)
         losses, state = model.run_steps(chunk, model.initial_state(4))
         weights = dict(model.named_parameters())

@@ -13,7 +13,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.models import SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.stage import DONE_MARKER, LAST, train_stage
-from helpers import compose_config, make_data, random_sessions, write_world
+from helpers import compose_config, make_data, random_sessions, write_dataset
 from models import BY_NAME, ModelCase, case_name
 
 DATA: dict[str, Any] = {"batch_size": 4, "n_sample": 3, "sample_alpha": 0.5, "negatives": "global"}
@@ -33,7 +33,7 @@ def prepared(tmp_path: Path) -> PreparedDataset:
         for seed, (name, count) in enumerate({"train": 60, "val": 30, "test": 30}.items())
     }
     single = {"level": [0, 1, 2, 1, 0, 2]}
-    return write_world(tmp_path, splits, 12, single, [[], [0, 4], [1], [2, 3, 4], [0], [1, 2]])
+    return write_dataset(tmp_path, splits, 12, single, [[], [0, 4], [1], [2, 3, 4], [0], [1, 2]])
 
 
 def config_of(*overrides: str) -> DictConfig:

@@ -14,7 +14,7 @@ from pytorch_lightning import seed_everything
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.models import ARNN, Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, make_model, trainer, write_world
+from helpers import make_data, make_model, trainer, write_dataset
 from models import BY_NAME, MODELS, ModelCase, case_name
 
 RING = 12
@@ -30,7 +30,7 @@ def ring_dataset(folder: Path, length: int, direction: str) -> PreparedDataset:
         start = rng.integers(0, RING, count)
         sessions = (start[:, None] + step[:, None] * np.arange(length)) % RING
         splits[name] = (sessions.tolist(), users.tolist())
-    return write_world(folder, splits, RING, single={"direction": [1 + user % 2 for user in range(40)]})
+    return write_dataset(folder, splits, RING, single={"direction": [1 + user % 2 for user in range(40)]})
 
 
 def overrides(case: ModelCase) -> list[str]:

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.stage import BEST, DONE_MARKER, LAST, evaluate_model, train_stage, validate_model
-from helpers import compose_config, write_world
+from helpers import compose_config, write_dataset
 from models import BY_NAME
 
 DATA = {"batch_size": 4, "n_sample": 0, "sample_alpha": 0.5, "negatives": "global"}
@@ -35,8 +35,8 @@ def train(prepared: PreparedDataset, folder: Path, epochs: int, patience: int | 
     return validations.values, validate_model(model, prepared, config)["mrr@20"]
 
 
-def test_the_best_epoch_of_the_validation_is_kept(small_world: PreparedDataset, tmp_path: Path) -> None:
-    values, kept = train(small_world, tmp_path, epochs=6, patience=None)
+def test_the_best_epoch_of_the_validation_is_kept(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    values, kept = train(small_dataset, tmp_path, epochs=6, patience=None)
     assert len(values) == 6
     assert np.argmax(values) not in (np.argmin(values), 5)  # neither the worst nor the last
     assert kept == pytest.approx(max(values), rel=1e-6)
@@ -45,16 +45,16 @@ def test_the_best_epoch_of_the_validation_is_kept(small_world: PreparedDataset, 
     assert (tmp_path / DONE_MARKER).is_file()
 
 
-def test_patience_stops_after_epochs_without_a_better_one(small_world: PreparedDataset, tmp_path: Path) -> None:
-    values, _ = train(small_world, tmp_path, epochs=30, patience=2)
+def test_patience_stops_after_epochs_without_a_better_one(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    values, _ = train(small_dataset, tmp_path, epochs=30, patience=2)
     best = int(np.argmax(values))
     assert len(values) == best + 1 + 2 < 30
 
 
-def test_V12_training_does_not_read_the_test_split(small_world: PreparedDataset, tmp_path: Path) -> None:
-    with_test, _ = train(small_world, tmp_path / "with", epochs=2, patience=None)
-    (small_world.folder / "test.parquet").unlink()
-    without, _ = train(small_world, tmp_path / "without", epochs=2, patience=None)
+def test_V12_training_does_not_read_the_test_split(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    with_test, _ = train(small_dataset, tmp_path / "with", epochs=2, patience=None)
+    (small_dataset.folder / "test.parquet").unlink()
+    without, _ = train(small_dataset, tmp_path / "without", epochs=2, patience=None)
     assert without == with_test
 
 
@@ -62,7 +62,7 @@ def test_V12_training_does_not_read_the_test_split(small_world: PreparedDataset,
 def test_V9_V10_every_position_is_ranked_among_all_items(name: str, tmp_path: Path) -> None:
     """The target of the second session is an item that it has seen: item 0, the most popular one."""
     train_sessions = [[0, 0, 0, 1], [0, 0, 2]]
-    prepared = write_world(
+    prepared = write_dataset(
         tmp_path, {"train": (train_sessions, [0, 1]), "test": ([[1, 2, 3, 0], [0, 0]], [0, 1])}, n_items=4
     )
     model = BY_NAME[name].make(prepared)

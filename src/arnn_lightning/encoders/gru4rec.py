@@ -1,7 +1,8 @@
 """GRU4REC (paper 3.4; Hidasi et al. 2016, arXiv 1511.06939): h_t = GRU(y_{t-1}, h_{t-1}).
 
-Differs from the 2016 code in the GRU variant (the reset gate acts after the matrix product, see nn/gru.py) and in the
-initial weights (Glorot per gate). The dropped-out state is carried to the next step, as in the authors' code, unless
+Known differences from the 2016 code: the GRU variant (the reset gate acts after the matrix product, see nn/gru.py), the
+initial weights (Glorot per gate), Adagrad's eps (outside the root), and the end of an epoch, of which no session is
+dropped. The dropped-out state is carried to the next step, as in the authors' code, unless
 ``carry_dropout`` is False (E23).
 
 B batch slots, H hidden, L layers.

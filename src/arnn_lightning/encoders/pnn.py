@@ -2,7 +2,8 @@
 
 Every single-valued attribute is one field, every popular category of a multi-valued one a field with the two values
 absent/present, and the previous item a field too; z_t are all field embeddings, p_t all pairwise inner products.
-Where the paper is silent: embeddings start Glorot uniform, and batch normalisation uses valid slots only.
+The paper does not state how embeddings start (here Glorot uniform), over which slots batch normalisation takes its
+statistics (the valid ones), and where categories without a training event stand (at their field's mean).
 
 B batch slots, M two-valued fields, S single-valued fields, D embedding, H hidden.
 """

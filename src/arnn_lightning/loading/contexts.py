@@ -1,12 +1,12 @@
 """Every user's context codes, and whose contexts a session gets (controls). U users, S fields, A active fields."""
 
-import re
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from arnn_lightning.batch import Contexts
 from arnn_lightning.errors import UserError
@@ -42,6 +42,11 @@ def assign_contexts(users: np.ndarray, n_users: int, assignment: Assignment, see
     raise UserError(f"data.contexts.assignment={assignment}: choose own, permuted, per_session or unknown")
 
 
+def single_attributes(users: pl.DataFrame) -> list[str]:
+    """The single-valued attributes of a prepared data set's users, in the order of their fields."""
+    return [column.removeprefix(PREFIX) for column in users.columns if column.startswith(PREFIX)]
+
+
 def context_codes(users: pl.DataFrame, single_sizes: Sequence[int]) -> Contexts:
     """Codes of every user (U + 1 rows); the last row stands for unknown contexts.
 
@@ -56,6 +61,52 @@ def context_codes(users: pl.DataFrame, single_sizes: Sequence[int]) -> Contexts:
     active[rows, columns] = users["active"].explode().drop_nulls().to_numpy()
     single = np.zeros((users.height + 1, len(single_sizes)), np.int64)
     if single_sizes:
-        single[:-1] = users.select(pl.col(f"^{re.escape(PREFIX)}.*$")).to_numpy()
+        single[:-1] = users.select(f"{PREFIX}{name}" for name in single_attributes(users)).to_numpy()
     offset = np.cumsum([0, *single_sizes])[:-1]
     return Contexts(torch.from_numpy(single + offset), torch.from_numpy(active))
+
+
+class AttributeDropout:
+    """Hides attributes in training, so that a model learns to recommend without them.
+
+    Half of ``share`` hides whole profiles, as those of visitors who are not logged in, the rest single attributes.
+    What is hidden depends on the seed, the epoch and the session alone (E27).
+
+    Args:
+        share: of the attributes, in expectation.
+        contexts: every user's context codes, the last row for unknown contexts.
+        binary_attributes: (M,) the attribute that each two-valued field belongs to; those of one are adjacent.
+        n_sessions: number of training sessions.
+        seed: of the samples.
+    """
+
+    def __init__(
+        self, share: float, contexts: Contexts, binary_attributes: pl.Series, n_sessions: int, seed: int
+    ) -> None:
+        self.share = share
+        self.unknown_S = contexts.single[-1]
+        self.n_single = len(self.unknown_S)
+        number_M = binary_attributes.rle_id().to_numpy().astype(np.int64)
+        self.column_M = torch.from_numpy(number_M + self.n_single)
+        self.shape = (n_sessions, self.n_single + binary_attributes.n_unique())
+        self.seed = seed
+        self._epoch, self._hidden = -1, np.empty((0, 0), bool)
+
+    def hidden(self, epoch: int) -> Tensor:
+        """(sessions, attributes) whether an attribute is hidden, single-valued ones first."""
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            profile = self.share / 2
+            single = (self.share - profile) / (1 - profile)  # of what is left
+            is_hidden = rng.random((self.shape[0], 1), np.float32) < profile
+            self._hidden = is_hidden | (rng.random(self.shape, np.float32) < single)
+            self._epoch = epoch
+        return torch.from_numpy(self._hidden)
+
+    def apply(self, contexts: Contexts, hidden: Tensor) -> Contexts:
+        """Codes (..., S) and (..., A) in which attributes with ``hidden`` (..., attributes) are unknown."""
+        single = torch.where(hidden[..., : self.n_single], self.unknown_S, contexts.single)
+        if not len(self.column_M):
+            return Contexts(single, contexts.active)
+        is_hidden = hidden.gather(-1, self.column_M[contexts.active.clamp(min=0)])
+        return Contexts(single, contexts.active.masked_fill(is_hidden, -1))

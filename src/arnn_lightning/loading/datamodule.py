@@ -4,13 +4,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arnn_lightning.batch import BatchChunk, ChunkSpec, Contexts, TrainChunk
 from arnn_lightning.errors import UserError
-from arnn_lightning.loading.contexts import Assignment, assign_contexts, context_codes
+from arnn_lightning.loading.contexts import (
+    Assignment,
+    AttributeDropout,
+    assign_contexts,
+    context_codes,
+    single_attributes,
+)
 from arnn_lightning.loading.datasets import (
     ChunkIndex,
     NegativeScope,
@@ -78,6 +85,7 @@ class SessionDataModule(LightningDataModule):
         sample_alpha: exponent of the popularity by which they are sampled.
         negatives: on many devices, whether the negatives are ``global`` (of all devices) or ``local`` (the slot's own).
         assignment: whose contexts a session gets.
+        attribute_dropout: share of the attributes that are hidden in training.
         n_attributes: how many attributes are used; None for all.
         seed: seed of the samples.
         device: which of the ``n_devices`` this one is; each takes its own slots.
@@ -98,6 +106,7 @@ class SessionDataModule(LightningDataModule):
         sample_alpha: float,
         negatives: NegativeScope,
         assignment: Assignment,
+        attribute_dropout: float,
         n_attributes: int | None,
         seed: int,
         device: int = 0,
@@ -123,6 +132,7 @@ class SessionDataModule(LightningDataModule):
         self.sample_alpha = sample_alpha
         self.negatives: NegativeScope = negatives
         self.assignment: Assignment = assignment
+        self.attribute_dropout = attribute_dropout
         self.seed = seed
         self.device = device
         self.n_devices = n_devices
@@ -143,7 +153,26 @@ class SessionDataModule(LightningDataModule):
         user_events = torch.from_numpy(np.bincount(users, sessions.lengths, minlength=len(single)))
         events = torch.zeros(sum(sizes), dtype=torch.float64)
         events.index_add_(0, single.flatten(), user_events.repeat_interleave(len(sizes)))
+        events *= 1 - self.attribute_dropout
+        events[single[-1]] += self.attribute_dropout * user_events.sum()
         return events, torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+
+    def unknown_shares(self, split: str) -> dict[str, float]:
+        """Attribute -> share of the split's events whose user's value is unknown; attribute dropout not included."""
+        sessions = self.prepared.sessions(split)
+        users = assign_contexts(sessions.user, self._users.height, self.assignment, self.seed)
+        events = np.bincount(users, sessions.lengths, minlength=self._users.height + 1)
+        single, active = self.user_contexts()
+        is_unknown = dict(zip(single_attributes(self._users), (single == single[-1]).T, strict=True))
+        for name in self._binary_attributes().unique(maintain_order=True):
+            codes = torch.from_numpy((self._binary_attributes() == name).arg_true().to_numpy().astype(np.int64))
+            is_unknown[name] = ~torch.isin(active, codes).any(1)
+        total = events.sum()
+        return {name: float(events[unknown.numpy()].sum() / total) for name, unknown in is_unknown.items()}
+
+    def _binary_attributes(self) -> pl.Series:
+        n_binary = self.dims["n_binary"]
+        return self.prepared.binary_attributes()[:n_binary] if n_binary else pl.Series(dtype=pl.String)
 
     def chunks(self, split: str, batch_size: int) -> SessionParallelDataset:
         """The chunks of ``train``, ``val`` or ``test``."""
@@ -163,7 +192,12 @@ class SessionDataModule(LightningDataModule):
         n_items = int(self.dims["n_items"])
         item_events = np.bincount(chunks.sessions.item, minlength=n_items)
         sampler = PopularitySampler(item_events, self.n_sample, self.sample_alpha, self.seed)
-        return TrainDataset(chunks, sampler, self.user_contexts(), spec, n_items, self.batch_size, self.negatives)
+        contexts = self.user_contexts()
+        dropout = None
+        if self.attribute_dropout:
+            n_sessions, attributes = len(chunks.sessions.session), self._binary_attributes()
+            dropout = AttributeDropout(self.attribute_dropout, contexts, attributes, n_sessions, self.seed)
+        return TrainDataset(chunks, sampler, contexts, spec, n_items, self.batch_size, self.negatives, dropout)
 
     def train_dataloader(self) -> DataLoader[TrainChunk]:
         assert self.trainer is not None

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from arnn_lightning.batch import BatchChunk, ChunkSpec, Contexts, Ragged, RowSource, TrainChunk
+from arnn_lightning.loading.contexts import AttributeDropout
 from arnn_lightning.loading.negatives import PopularitySampler
 from arnn_lightning.loading.schedule import EMPTY, session_parallel_schedule
 from arnn_lightning.preprocessing.sessions import Sessions
@@ -45,14 +46,26 @@ class SessionParallelDataset(Dataset[BatchChunk]):
     def __getitem__(self, index: ChunkIndex) -> BatchChunk:
         return BatchChunk(*(field[:, self.local_slots] for field in self.global_chunk(index[1])))
 
+    def session_index(self, chunk: int) -> np.ndarray:
+        """(K, slots) the session in every slot of all devices, an index into those of the split.
+
+        Empty slots repeat a valid one, so that they read no row of their own (E29).
+        """
+        return self._repeat_valid(chunk, self.schedule.session)
+
+    def _repeat_valid(self, chunk: int, values: np.ndarray) -> np.ndarray:
+        values = values[self._steps(chunk)]
+        valid = values != EMPTY
+        slot = np.where(valid, np.arange(values.shape[1]), valid.argmax(1)[:, None])
+        return np.take_along_axis(values, slot, 1)
+
+    def _steps(self, chunk: int) -> slice:
+        return slice(chunk * self.steps_per_chunk, (chunk + 1) * self.steps_per_chunk)
+
     def global_chunk(self, chunk: int) -> BatchChunk:
         """The chunk of all devices' slots."""
-        cut = slice(chunk * self.steps_per_chunk, (chunk + 1) * self.steps_per_chunk)
-        event, session = self.schedule.event[cut], self.schedule.session[cut]
-        valid = event != EMPTY
-        # Empty slots repeat a valid one, so that they read no row of their own (E29).
-        slot = np.where(valid, np.arange(event.shape[1]), valid.argmax(1)[:, None])
-        event, session = np.take_along_axis(event, slot, 1), np.take_along_axis(session, slot, 1)
+        valid = self.schedule.event[self._steps(chunk)] != EMPTY
+        event, session = self._repeat_valid(chunk, self.schedule.event), self.session_index(chunk)
         fields = {
             "item": self.sessions.item[event],
             # A session's last event is never an input, so event + 1 is in the same session.
@@ -60,7 +73,7 @@ class SessionParallelDataset(Dataset[BatchChunk]):
             "user": self.users[session],
             "session": np.where(valid, self.sessions.session[session], EMPTY),
             "position": np.where(valid, event - self.sessions.offset[session] + 1, 0),
-            "is_session_start": self.schedule.is_session_start[cut],
+            "is_session_start": self.schedule.is_session_start[self._steps(chunk)],
             "valid": valid,
         }
         return BatchChunk(**{name: torch.from_numpy(values) for name, values in fields.items()})
@@ -83,6 +96,7 @@ class TrainDataset(Dataset[TrainChunk]):
         n_items: I.
         batch_size: B of one device.
         negatives: on many devices, whether a slot's negatives are ``global`` or of its own device (``local``).
+        dropout: hides attributes; None: none is hidden.
     """
 
     def __init__(
@@ -94,7 +108,9 @@ class TrainDataset(Dataset[TrainChunk]):
         n_items: int,
         batch_size: int,
         negatives: NegativeScope = "global",
+        dropout: AttributeDropout | None = None,
     ) -> None:
+        self.dropout = dropout
         self.chunks = chunks
         self.sampler = sampler
         self.contexts = contexts
@@ -127,8 +143,13 @@ class TrainDataset(Dataset[TrainChunk]):
                 rows["item_and_candidate"] = _with_others(candidates, unique_ids(batch.item).ids, self.n_items)
         if "item" in sources:
             rows["item"] = unique_ids(batch.item).ids
+        contexts = None
+        if self.dropout is not None:
+            hidden = self.dropout.hidden(index[0])[self.chunks.session_index(index[1])]
+            contexts = self.dropout.apply(Contexts(*(codes[batch.user] for codes in self.contexts)), hidden)
         if "single" in sources:
-            rows["single"] = unique_ids(self.contexts.single[batch.user].flatten(1)).ids
+            single = self.contexts.single[batch.user] if contexts is None else contexts.single
+            rows["single"] = unique_ids(single.flatten(1)).ids
         if self.spec.padded:
             rows = {source: ids.pad(self._capacity(source), repeat_last=True) for source, ids in rows.items()}
             n_columns = self._capacity("candidate")
@@ -138,6 +159,7 @@ class TrainDataset(Dataset[TrainChunk]):
             number=index[1],
             item=batch.item[:, local],
             user=batch.user[:, local],
+            contexts=None if contexts is None else Contexts(*(codes[:, local] for codes in contexts)),
             positive=positive,
             is_session_start=batch.is_session_start[:, local],
             valid=valid,

@@ -10,11 +10,11 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
-COLUMNS = ("epoch", "window", "metric", "value")
+COLUMNS = ("epoch", "chunk", "metric", "value")
 
 
 class LongCSVLogger(Logger):
-    """Appends rows (epoch, window, metric, value) to ``save_dir``/metrics.csv."""
+    """Appends rows (epoch, chunk, metric, value) to ``save_dir``/metrics.csv."""
 
     def __init__(self, save_dir: str) -> None:
         super().__init__()

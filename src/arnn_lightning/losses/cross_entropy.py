@@ -10,8 +10,8 @@ class CrossEntropy(RankingLoss):
     """-log softmax of the positive among itself and its negatives; softmax once, on the given scores (E9).
 
     With ``logq`` 1 and accidental hits kept, the loss over sampled columns has the gradient of the loss over the whole
-    catalogue in expectation where one sampler draws all columns; with targets and extra negatives together a small bias
-    remains (.004 at B = 3), since one q stands for both samplers.
+    catalogue in expectation where one sampler chooses all columns; with targets and extra negatives together a small
+    bias remains (.004 at B = 3), since one q stands for both samplers.
     """
 
     supports_logq = True

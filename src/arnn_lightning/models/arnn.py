@@ -56,6 +56,10 @@ class ARNN(SessionRecommender):
     def stages(self) -> Mapping[str, SessionRecommender]:
         return self._stages
 
+    @property
+    def stage_name(self) -> str:
+        return "merging layer" if self.encoder.freeze_encoders else self.name
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.prepare_merge()
@@ -79,16 +83,18 @@ class ARNN(SessionRecommender):
 
     def step_inputs(self, chunk: TrainChunk) -> Iterator[tuple[StepInput, Tensor]]:
         for (step, keep_B1), user in zip(super().step_inputs(chunk), chunk.user.unbind(), strict=True):
-            yield step._replace(user_terms=self._terms_of(user)), keep_B1
+            terms = self._terms_of(user) if chunk.contexts is None else None
+            yield step._replace(user_terms=terms), keep_B1
 
-    def precompute(self, step: StepInput, state: State, key: tuple[int, int]) -> tuple[StepInput, State]:
+    def precompute(self, step: StepInput, state: State, key: tuple[int, int] | None) -> tuple[StepInput, State]:
         if not self.encoder.has_constant_features:
             return step, state
-        entry = self._cache.get(key)
+        entry = None if key is None else self._cache.get(key)
         if entry is None:
             with torch.no_grad(), autocast(self.settings.bf16, self.device):
                 entry = self.encoder.features(step, state)
-            self._cache.add(key, entry)
+            if key is not None:
+                self._cache.add(key, entry)
         features_BW, state = entry
         return step._replace(features=features_BW), state
 

@@ -126,7 +126,7 @@ class SessionRecommender(Recommender):
 
     def step_inputs(self, chunk: TrainChunk) -> Iterator[tuple[StepInput, Tensor]]:
         """Every step of a chunk as the encoder gets it, and the (B, 1) factor that resets its state (E1)."""
-        contexts = self.contexts_of(chunk.user)
+        contexts = self.contexts_of(chunk.user) if chunk.contexts is None else chunk.contexts
         keep = (~chunk.is_session_start).unsqueeze(2).float()
         columns = (chunk.item, contexts.single, contexts.active, chunk.valid, keep)
         for all_valid, item, single, active, valid, keep_B1 in zip(
@@ -134,8 +134,11 @@ class SessionRecommender(Recommender):
         ):
             yield StepInput(item, Contexts(single, active), None if all_valid else valid), keep_B1
 
-    def precompute(self, step: StepInput, state: State, key: tuple[int, int]) -> tuple[StepInput, State]:
-        """What a step needs no gradient for, added to its input; ``key`` is (chunk, step) of the epoch."""
+    def precompute(self, step: StepInput, state: State, key: tuple[int, int] | None) -> tuple[StepInput, State]:
+        """What a step needs no gradient for, added to its input.
+
+        ``key`` is (chunk, step) of the epoch; None where a step's contexts differ from epoch to epoch.
+        """
         return step, state
 
     def run_steps(
@@ -164,7 +167,7 @@ class SessionRecommender(Recommender):
         losses = []
         for k, ((step, keep_B1), step_candidates) in enumerate(zip(self.step_inputs(chunk), candidates, strict=True)):
             state = tuple([part * keep_B1 for part in state])
-            step, state = self.precompute(step, state, (chunk.number, k))
+            step, state = self.precompute(step, state, (chunk.number, k) if chunk.contexts is None else None)
             update = last_update if k == n_steps - 1 else None
             loss, state = self._train_step(step, step_candidates, state, rows[k], update)
             losses.append(loss)
@@ -254,6 +257,12 @@ class SessionRecommender(Recommender):
                 f"{step} (epoch {self.trainer.current_epoch + 1}); the last checkpoint is unaffected: lower "
                 "model.optimizer.lr or use another loss"
             )
+
+    @property
+    def stage_name(self) -> str:
+        """What progress shows: the encoder's role in ARNN, else the model's name."""
+        role = self.settings.log_prefix.rstrip("/")
+        return f"{role} encoder" if role else self.name
 
     @property
     def epoch_loss(self) -> float:

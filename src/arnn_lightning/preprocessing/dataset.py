@@ -35,7 +35,13 @@ from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData, Re
 FORMAT_VERSION = 5  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
-PATH_KEYS = ("raw_dir", "events", "users", "titles", "source")  # settings of readers: where files are, not what they mean
+PATH_KEYS = (
+    "raw_dir",
+    "events",
+    "users",
+    "titles",
+    "source",
+)  # settings of readers: where files are, not what they mean
 RUN_KEYS = ("assignment", "n_attributes")  # settings of contexts that a run applies to the prepared data set
 Value = TypeVar("Value")
 SETTINGS = (
@@ -91,6 +97,11 @@ class PreparedDataset:
             return self.users(), self.dims
         contexts = self.manifest["config"]["contexts"]
         return select_attributes(self.users(), self.dims, self.vocabulary(), contexts, n_attributes)
+
+    def binary_attributes(self) -> pl.Series:
+        """(M,) the multi-valued attribute that each two-valued field belongs to; fields of one are adjacent."""
+        vocabulary = pl.read_parquet(self.folder / "contexts.parquet")
+        return vocabulary.filter(pl.col("kind") == "multi").sort("code")["attribute"]
 
 
 def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: None) -> PreparedDataset:

@@ -155,7 +155,7 @@ class Section:
     @property
     def paper(self) -> Mapping[str, Mapping[str, float]]:
         """The paper's Table 2 if the data set is one of the paper's: model -> metric -> figure."""
-        figures: Mapping[str, Mapping[str, float]] = self.runs[0].config.get("published", {}).get("table2", {})
+        figures: Mapping[str, Mapping[str, float]] = (self.runs[0].config.get("published") or {}).get("table2", {})
         return figures
 
     @property
@@ -184,6 +184,8 @@ def group_runs(runs: Sequence[Run], ties: str) -> list[Section]:
     for run in runs:
         groups.setdefault((run.data_key, _hashable(run.settings)), []).append(run)
     sections = [Section(key, members[0].settings, members) for (key, _), members in groups.items()]
+    for section in sections:
+        _drop_other_predictions(section)
     for section in sections:
         _add_variants(section, ties)
     for name in {section.name for section in sections}:
@@ -224,13 +226,30 @@ def most_common_values(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]
     return {key: max(dict.fromkeys(texts), key=texts.count) for key, texts in values.items()}
 
 
+def _drop_other_predictions(section: Section) -> None:
+    """Keeps the runs with the predictions that most runs have, of equally many those of the first."""
+    groups: list[list[Run]] = []
+    for run in section.runs:
+        predictions = run.main.result.ranks.select("session", "position")
+        same = (
+            group for group in groups if group[0].main.result.ranks.select("session", "position").equals(predictions)
+        )
+        group = next(same, None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    section.runs = max(groups, key=len)
+    for group in groups:
+        if group is not section.runs:
+            section.notes += [
+                f"{run.folder}: other predictions than {section.runs[0].folder}; skipped" for run in group
+            ]
+
+
 def _add_variants(section: Section, ties: str) -> None:
     variants: dict[tuple[str, tuple[tuple[str, str], ...]], Variant] = {}
     for run in section.runs:
-        expected = section.predictions.select("session", "position")
-        if not run.main.result.ranks.select("session", "position").equals(expected):
-            section.notes.append(f"{run.folder}: other predictions than {section.runs[0].folder}; skipped")
-            continue
         results = {entry.role: entry.result.with_tie_mode(ties) for entry in run.entries}
         for entry in run.entries:
             key = (entry.result.name, _hashable(entry.config))
@@ -406,5 +425,10 @@ def extra_metrics(variant: Variant, metrics: Sequence[str], data: DataSet | None
     return {name: float(np.mean(values)) for name, values in by_name.items()}
 
 
-def seeds_text(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "run"), counted(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{count:,} {noun}" + "s" * (count != 1)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from arnn_lightning.evaluation.metrics import metric_label
 
 if TYPE_CHECKING:  # the preparation shows a table too, and does not need torch
     from arnn_lightning.evaluation.result import EvaluationResult
+    from arnn_lightning.reporting.results_table import Cell
+    from arnn_lightning.reporting.results_table import Table as PageTable
 
 COUNTS = ("events", "sessions", "users", "items")
 POPULARITY_SCOPES = {
@@ -58,6 +61,21 @@ def results_table(
                 cells.append("" if figure is None else f"{figure:.4f}")
         table.add_row(*cells)
     return table
+
+
+def rich_table(title: str, table: PageTable) -> Table:
+    """A table of the report for the terminal; intervals stand below their figures."""
+    shown = Table(title=title, title_justify="left", show_lines=True)
+    for index, name in enumerate(table.header):
+        shown.add_column(Text(name), justify="left" if index in table.text_columns else "right")
+    for row in table.rows:
+        shown.add_row(*(Text(cell) if isinstance(cell, str) else _rich_cell(cell) for cell in row))
+    return shown
+
+
+def _rich_cell(cell: Cell) -> Text:
+    lines = (Text(cell.text, "bold" if cell.bold else ""), Text(cell.inline), Text(cell.subtext))
+    return Text("\n").join(line for line in lines if line)
 
 
 def paired_difference_line(
@@ -165,6 +183,18 @@ def attributes_table(attributes: Sequence[Mapping[str, Any]], remarks: Mapping[s
 
 def _marked(text: str, is_marked: bool) -> str:
     return f"[bold red]![/] {escape(text)}" if is_marked else escape(text)
+
+
+def data_notes(data: Mapping[str, Any]) -> list[str]:
+    """What a reader of results on the data set of config ``data`` must know, a line each."""
+    notes = [data["note"]] if data["note"] else []
+    items = data["items"]
+    if items["popularity_scope"] != "train" and (items["popularity_coverage"] < 1 or items["min_events"] > 1):
+        notes.append(
+            "items are chosen by their popularity over validation and test days too "
+            f"(data.items.popularity_scope={items['popularity_scope']}, the paper's rule for its data sets)"
+        )
+    return [f"{data['name']}: {note}" for note in notes]
 
 
 def paper_table(manifest: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -19,7 +19,7 @@ from arnn_lightning.evaluation.groups import (
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.reporting import charts
 from arnn_lightning.reporting.charts import Series, Style
-from arnn_lightning.reporting.comparison import N_ATTRIBUTES, Row, Section, SectionView, Settings, seeds_text
+from arnn_lightning.reporting.comparison import N_ATTRIBUTES, Row, Section, SectionView, Settings, counted
 
 MAX_SERIES = 8  # models in one chart of lines
 
@@ -116,7 +116,7 @@ def _group_chart(view: SectionView, row: Row, title: str, x_label: str, label: p
         f"Gain of {row.variant.name} {title}", f"{x_label}; predictions", "difference, paired", names, series
     )
     caption = f"{row.variant.label} minus its session encoder {row.session_name}, mean over "
-    return Figure(Markup(svg), f"{caption}{seeds_text(len(row.variant.seeds))}; {settings.percent} intervals.")
+    return Figure(Markup(svg), f"{caption}{counted(len(row.variant.seeds), 'seed')}; {settings.percent} intervals.")
 
 
 def _gain_series(settings: Settings, x: Sequence[Any], rows: Sequence[Row]) -> list[Series]:

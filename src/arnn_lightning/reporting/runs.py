@@ -8,12 +8,13 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import polars as pl
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # not caught by OmegaConf.load
+from yaml import YAMLError
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import RANKS, EvaluationResult
@@ -41,7 +42,30 @@ NON_SETTING_KEYS = (
     *(f"trainer.{key}" for key in ("log_every_n_steps", "enable_model_summary", "enable_progress_bar")),
     *(f"trainer.{key}" for key in ("num_sanity_val_steps", "default_root_dir", "logger", "profiler", "benchmark")),
 )
-METRICS_KEYS = ("data", "model", "seed", "manifest", "seconds", "train_events_per_second", "parts", "baselines")
+METRICS_TYPES: Mapping[str, type | UnionType] = {
+    "data": str,
+    "model": str,
+    "seed": int,
+    "manifest": str,
+    "seconds": dict,
+    "train_events_per_second": float | None,
+    "encoders": dict,
+    "baselines": dict,
+}
+COUNTS = ("events", "sessions", "users", "items")
+# What reading a damaged file raises.
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    YAMLError,  # not caught by OmegaConf.load
+    OmegaConfBaseException,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+)
 SETTING_KEYS = ("data.contexts.assignment", "data.contexts.n_attributes", "evaluation.monitor")
 
 
@@ -63,6 +87,7 @@ class DataSet:
     def key(self) -> str:
         """Equal for two preparations of the same files with the same settings, on whatever machine and path."""
         content = {key: value for key, value in self.manifest.items() if key != "seconds"}
+        content["raw"] = list(content["raw"].values())
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -75,11 +100,15 @@ class DataSet:
         missing = [key for key in ("raw", "config", "funnel", "splits", "dims") if key not in manifest]
         if missing:
             raise ValueError(f"manifest.json lacks {', '.join(missing)}")
-        return cls(
-            manifest,
-            pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"]),
-            pl.read_parquet(folder / "train.parquet", columns=["user", "item"]),
-        )
+        for step in (*manifest["funnel"], *manifest["splits"].values()):
+            _check_types("manifest.json", step, dict.fromkeys(COUNTS, int | None))
+        _check_types("manifest.json: config.contexts", manifest["config"]["contexts"], {"single": list, "multi": list})
+        _check_types("manifest.json: dims", manifest["dims"], {"n_items": int})
+        users = pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"])
+        train = pl.read_parquet(folder / "train.parquet", columns=["user", "item"])
+        if train.is_empty() or not train["user"].is_in(users["user"].implode()).all():
+            raise ValueError("train.parquet is empty, or has users that are not in users.parquet")
+        return cls(manifest, users, train)
 
 
 @dataclass(frozen=True)
@@ -130,14 +159,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything besides data and models that determines the result, flat."""
-        settings = {
-            key: value
-            for key, value in flatten(self.config).items()
-            if key in SETTING_KEYS or not any(f"{key}.".startswith(f"{prefix}.") for prefix in NON_SETTING_KEYS)
-        }
-        if settings.get("trainer.num_nodes") == 1:  # the same as without the key
-            del settings["trainer.num_nodes"]
-        return settings
+        return _settings(self.config)
 
     @property
     def main(self) -> Entry:
@@ -206,7 +228,7 @@ def load_data_sets(root: Path, run_dirs: Iterable[Path]) -> tuple[dict[str, Data
         for manifest in sorted((data_dir / "prepared").glob("*/manifest.json")):
             try:
                 data_sets[hashlib.sha256(manifest.read_bytes()).hexdigest()] = DataSet.read(manifest.parent)
-            except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            except DAMAGE as error:
                 reason = f"damaged prepared data set, prepare it again: {_first_line(error)}"
                 damaged.append(SkippedRun(manifest.parent, reason))
     return data_sets, damaged
@@ -216,7 +238,7 @@ def _data_dir(folder: Path) -> Path | None:
     """The run's ``paths.data``; None if that cannot be read or is relative to an unknown folder."""
     try:
         path = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "config.yaml"), "paths.data")
-    except (OSError, OmegaConfBaseException, YAMLError):
+    except DAMAGE:
         return None
     return Path(path) if isinstance(path, str) and Path(path).is_absolute() else None
 
@@ -226,24 +248,26 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
         overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    except (OSError, OmegaConfBaseException, ValueError, YAMLError) as error:
+    except DAMAGE as error:
         return SkippedRun(folder, f"cannot read .hydra: {_first_line(error)}")
     if not isinstance(config, dict) or not str(flatten(config).get("task._target_")).startswith(TRAINING):
         return SkippedRun(folder, "not a training run")
-    assert isinstance(overrides, list)
     file = folder / "metrics.json"
     if not file.is_file():
         return SkippedRun(folder, "incomplete: no metrics.json (the run is in progress or was interrupted)")
     try:
+        _check_types("overrides.yaml", {"overrides": overrides}, {"overrides": list})
+        for figures in (config.get("published") or {}).get("table2", {}).values():
+            _check_types("config.yaml: published", figures, dict.fromkeys(figures, float))
         metrics = json.loads(file.read_text())
-        missing = [key for key in METRICS_KEYS if key not in metrics]
-        if missing:
-            raise ValueError(f"metrics.json lacks {', '.join(missing)}")
+        _check_types("metrics.json", metrics, METRICS_TYPES)
+        _check_types("metrics.json: seconds", metrics["seconds"], dict.fromkeys(metrics["seconds"], float))
         entries = _entries(folder, metrics, config)
         curves = _curves(folder / "metrics.csv")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as error:
+    except DAMAGE as error:
         return SkippedRun(folder, f"incomplete: {type(error).__name__}: {_first_line(error)}")
     named = {str(key): value for key, value in config.items()}
+    assert isinstance(overrides, list)  # checked above
     return Run(folder, metrics, named, overrides, data_sets.get(metrics["manifest"]), entries, curves)
 
 
@@ -251,41 +275,86 @@ def _entries(folder: Path, metrics: Mapping[str, Any], config: Mapping[Any, Any]
     """Every tested model; the configuration of a part from another run is that run's, not this one's."""
     main = _model_config(config["model"])
     configs = {role: _model_config(model) for role, model in config["baselines"].items()}
-    for role in metrics["parts"]:
+    for role in metrics["encoders"]:
         part = _model_config(config["model"][role])
         checkpoint = (config.get("pretrained") or {}).get(role)
         if checkpoint is not None:
-            part = _pretrained_config(Path(checkpoint), int(metrics["seed"]), part)
+            part = _pretrained_config(Path(checkpoint), role, config, part)
             main = {key: value for key, value in main.items() if not key.startswith(f"{role}.")}
             main |= {f"{role}.{key}": value for key, value in part.items()}
         configs[role] = part
-    names = {role: entry["model"] for kind in ("baselines", "parts") for role, entry in metrics[kind].items()}
+    names = {role: entry["model"] for kind in ("baselines", "encoders") for role, entry in metrics[kind].items()}
     entries = [Entry(role, configs[role], EvaluationResult.read(name, folder, role)) for role, name in names.items()]
     entries.append(Entry("", main, EvaluationResult.read(metrics["model"], folder)))
+    expected = ("session", "position", "user", "item")
     for entry in entries:
-        if entry.result.ranks.columns != list(RANKS):
-            raise ValueError(f"test ranks of {entry.result.name}: columns must be {', '.join(RANKS)}")
+        ranks, name = entry.result.ranks, f"test ranks of {entry.result.name}"
+        if ranks.columns != list(RANKS) or not all(dtype.is_numeric() for dtype in ranks.dtypes):
+            raise ValueError(f"{name}: columns must be {', '.join(RANKS)}, all of them numbers")
+        if ranks.is_empty() or any(ranks.null_count().row(0)):
+            raise ValueError(f"{name}: empty, or values are missing")
+        if not ranks.select(expected).equals(entries[-1].result.ranks.select(expected)):
+            raise ValueError(f"{name}: other predictions than those of {entries[-1].result.name}")
     return entries
+
+
+def _check_types(name: str, values: Any, types: Mapping[str, type | UnionType]) -> None:
+    """Raises ValueError for a key that is missing or of another type; an integer is a number."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} is not a mapping")
+    missing = [key for key in types if key not in values]
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(missing)}")
+    for key, kind in types.items():
+        value = float(values[key]) if type(values[key]) is int and kind not in (int, int | None) else values[key]
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}: {key} must not be {json.dumps(values[key])[:40]}")
+
+
+def _settings(config: Mapping[Any, Any]) -> dict[str, Any]:
+    settings = {
+        key: value
+        for key, value in flatten(config).items()
+        if key in SETTING_KEYS or not any(f"{key}.".startswith(f"{prefix}.") for prefix in NON_SETTING_KEYS)
+    }
+    if settings.get("trainer.num_nodes") == 1:  # the same as without the key
+        del settings["trainer.num_nodes"]
+    return settings
 
 
 def _model_config(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(config).items() if "dims" not in key.split(".") and value is not None}
 
 
-def _pretrained_config(checkpoint: Path, seed: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that a part was trained with, from the run folder of its checkpoint.
+def _pretrained_config(
+    checkpoint: Path, role: str, config: Mapping[Any, Any], encoder: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The configuration that an encoder was trained with, from the run folder of its checkpoint.
 
-    The part of another seed, or of an unknown run, is another configuration: means are over seeds alone.
+    An encoder of another seed, of other settings or of an unknown run is another configuration: means are over seeds
+    alone. A session encoder reads no contexts, so that its run may have other ones.
+
+    Args:
+        checkpoint: of the encoder's model.
+        role: of the encoder in this run.
+        config: this run's.
+        encoder: its configuration by ``config``, flat.
     """
     for folder in checkpoint.parents:
         file = folder / ".hydra" / "config.yaml"
         if file.is_file():
             trained = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
             assert isinstance(trained, dict)
-            role = checkpoint.parent.name  # RUN/checkpoints/best.ckpt, or RUN/checkpoints/ROLE/best.ckpt
-            part = _model_config(trained["model"] if role == "checkpoints" else trained["model"][role])
-            return part if trained["seed"] == seed else part | {"pretrained_seed": trained["seed"]}
-    return {"name": config["name"], "pretrained": str(checkpoint)}
+            name = checkpoint.parent.name  # RUN/checkpoints/best.ckpt, or RUN/checkpoints/ROLE/best.ckpt
+            model = _model_config(trained["model"] if name == "checkpoints" else trained["model"][name])
+            before, now = ({"seed": run["seed"]} | _settings(run) for run in (trained, config))
+            differing = {
+                f"pretrained_{key}": before.get(key)
+                for key in sorted({*before, *now})
+                if before.get(key) != now.get(key) and not (role == "session" and key.startswith("data.contexts."))
+            }
+            return model | differing
+    return {"name": encoder["name"], "pretrained": str(checkpoint)}
 
 
 def _curves(file: Path) -> dict[str, list[float]]:

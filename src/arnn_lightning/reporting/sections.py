@@ -20,12 +20,11 @@ from arnn_lightning.reporting.comparison import (
     Settings,
     Variant,
     compare,
+    counted,
     differing_keys,
     estimates,
     extra_metrics,
     group_runs,
-    most_common_values,
-    seeds_text,
     shown_references,
 )
 from arnn_lightning.reporting.figures import Figure, section_charts, setting_charts
@@ -41,16 +40,18 @@ from arnn_lightning.reporting.results_table import (
 from arnn_lightning.reporting.runs import Run, SkippedRun, flatten
 
 ASSIGNMENT = "data.contexts.assignment"
+MAX_NAMED_RUNS = 3
 OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", "evaluation.lists", "search.", "task.")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The contents of the files."""
+    """The contents of the files, and the results tables with their titles."""
 
     html: str
     markdown: str
     csv: str
+    tables: Sequence[tuple[str, Table]]
 
     def write(self, folder: Path) -> None:
         """Writes table2.md, table2.csv and report.html, atomically."""
@@ -81,7 +82,13 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
         data_sets=[_data_set(group, styles) for group in by_data.values()],
         speed=_speed(views, styles),
         configurations=[_configurations(name, group) for name, group in by_data.items()],
-        commands=[(view.section.title, [(run.folder, run.command) for run in view.section.runs]) for view in views],
+        commands=[
+            (
+                f"{view.section.title}: {counted(len(view.section.runs), 'run')}",
+                [(run.folder, run.command) for run in view.section.runs],
+            )
+            for view in views
+        ],
         manifests=_manifests(views),
     )
     tables = [(view.section, view.rows) for view in views]
@@ -89,6 +96,7 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
         html,
         markdown(tables, settings.metrics, settings.bootstrap["confidence"]),
         csv_text(tables, settings.metrics),
+        [(view.section.title, _results(view)) for view in views],
     )
 
 
@@ -105,7 +113,7 @@ def _headline(view: SectionView) -> str | None:
     before = estimate.mean - gain.mean
     figures = (
         f"{metric_label(metric)} {estimate.mean:.4f} against {before:.4f}, paired difference {gain.mean:+.4f} "
-        f"({view.settings.percent} {format_interval(gain, '+.4f')}, {seeds_text(len(gain.by_seed))})"
+        f"({view.settings.percent} {format_interval(gain, '+.4f')}, {counted(len(gain.by_seed), 'seed')})"
     )
     place = f"On {view.section.name}"
     if gain.low <= 0 <= gain.high or not before:
@@ -122,13 +130,17 @@ def _data_set(group: Sequence[SectionView], styles: Mapping[str, Style]) -> dict
     return {
         "section": main.section,
         "notes": list(dict.fromkeys(main.section.notes)),
-        "table": page_table(main.section, main.rows, main.settings.metrics, main.settings.bootstrap["confidence"]),
+        "table": _results(main),
         "figures": list(section_charts(main, styles)),
         "other_notes": list(dict.fromkeys(note for view in others for note in view.section.notes)),
         "other_figures": list(setting_charts(group)) if others else [],
         "other_table": _other_settings(main, others) if others else None,
         "extra_metrics": _extra_metrics(main),
     }
+
+
+def _results(view: SectionView) -> Table:
+    return page_table(view.section, view.rows, view.settings.metrics, view.settings.bootstrap["confidence"])
 
 
 def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
@@ -211,8 +223,8 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
     if len(speeds) > 1:
         values = {f"{name}: {label}": speed for (name, label), speed in speeds.items()}
         colors = [styles[label][0] for _, label in speeds]
-        svg = charts.bars("Training", "events per second, inside training windows", values, colors)
-        caption = "The last stage of a model: the merging layer of an ARNN, not its parts."
+        svg = charts.bars("Training", "events per second, inside training steps", values, colors)
+        caption = "The last stage of a model: the merging layer of an ARNN, not its encoders."
         figures.append(Figure(Markup(svg), caption))
     stages = list(dict.fromkeys(stage for runs in timed.values() for run in runs for stage in run.metrics["seconds"]))
     lines = []
@@ -223,39 +235,38 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
             line.append(f"{np.mean(seconds):.1f}" if seconds else "")
         lines.append([*line, f"{np.mean([sum(run.metrics['seconds'].values()) for run in runs]):.1f}"])
     caption = (
-        "Seconds, mean over the runs, on the machine of each run and beside its other processes. Parts that were taken "
-        "from another run take no time."
+        "Seconds, mean over the runs, on the machine of each run and beside its other processes. Encoders that were "
+        "taken from another run take no time."
     )
     return {"figures": figures, "table": Table(["model", "runs", *stages, "all"], lines, caption)}
 
 
 def _configurations(name: str, group: Sequence[SectionView]) -> dict[str, Any]:
-    """The distinct configurations on one data set, each with the values that differ from the most common ones."""
-    runs_of: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for view in group:
-        for run in view.section.runs:
-            values = {
-                key: "null" if value is None else str(value)
-                for key, value in flatten(run.config).items()
-                if not key.startswith(OUTSIDE_CONFIGURATION) and "dims" not in key.split(".")
-            }
-            runs_of.setdefault(tuple(sorted(values.items())), []).append(run)
-    configs = [dict(values) for values in runs_of]
-    keys = differing_keys(configs)
-    common = most_common_values(configs, keys)
-    configurations = [
+    """The settings that differ between runs on one data set: a row per key, its values, and which runs have them."""
+    runs = [run for view in group for run in view.section.runs]
+    configs = [
         {
-            "first_run": "/".join(runs[0].folder.parts[-2:]),
-            "seeds": ", ".join(str(run.seed) for run in runs),
-            "differing": [f"{key}={config.get(key)}" for key in keys if str(config.get(key)) != common[key]],
+            key: "null" if value is None else str(value)
+            for key, value in flatten(run.config).items()
+            if not key.startswith(OUTSIDE_CONFIGURATION) and "dims" not in key.split(".")
         }
-        for config, runs in zip(configs, runs_of.values(), strict=True)
+        for run in runs
     ]
-    return {
-        "name": name,
-        "common": [f"{key}={value}" for key, value in common.items()],
-        "configurations": configurations,
-    }
+    rows = []
+    for key in differing_keys(configs):
+        runs_of: dict[str, list[Run]] = {}
+        for config, run in zip(configs, runs, strict=True):
+            runs_of.setdefault(config.get(key, "not set"), []).append(run)
+        by_count = sorted(runs_of.items(), key=lambda item: -len(item[1]))
+        rows.append((key, [(value, _names(having)) for value, having in by_count]))
+    return {"name": name, "rows": rows, "seeds": ", ".join(dict.fromkeys(str(run.seed) for run in runs))}
+
+
+def _names(runs: Sequence[Run]) -> str:
+    """Which runs: few by their folders, many by their number."""
+    if len(runs) > MAX_NAMED_RUNS:
+        return counted(len(runs), "run")
+    return ", ".join("/".join(run.folder.parts[-2:]) for run in runs)
 
 
 def _manifests(views: Sequence[SectionView]) -> list[dict[str, Any]]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.markdown import Markdown
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metric_names, parse_metric
-from arnn_lightning.reporting.comparison import Settings
+from arnn_lightning.reporting.comparison import Settings, counted
+from arnn_lightning.reporting.console import rich_table
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import build_report
 
@@ -40,11 +40,14 @@ def run(config: DictConfig) -> None:
     for skipped_run in skipped:
         console.print(f"skipped: {skipped_run.folder}: {skipped_run.reason}", soft_wrap=True, markup=False)
     if console.is_terminal:
-        console.print(Markdown(report.markdown))
+        for title, table in report.tables:
+            console.print(rich_table(title, table))
     else:
         console.print(report.markdown, soft_wrap=True, markup=False, highlight=False)
     page = folder / "report.html"
-    console.print(f"{len(runs)} runs: {os.path.relpath(page)} ({page.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+    console.print(
+        f"{counted(len(runs), 'run')}: {os.path.relpath(page)} ({page.stat().st_size / 1e6:.1f} MB)", soft_wrap=True
+    )
 
 
 def _settings(config: DictConfig) -> Settings:

@@ -22,7 +22,7 @@ from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import ARNN, Recommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.reporting.console import paired_difference_line, results_table
+from arnn_lightning.reporting.console import data_notes, paired_difference_line, results_table
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
@@ -36,6 +36,7 @@ from arnn_lightning.training.stage import (
     to_container,
     train_stage,
     validate_model,
+    warn_of_untrained_unknowns,
 )
 
 METRICS_FILE = "metrics.json"
@@ -88,6 +89,8 @@ def _train_and_test(
 ) -> float | None:
     seed_everything(config.seed, verbose=False)
     model = build_model(to_container(config.model), run_settings(config), metadata_maker(config, prepared))
+    if model.uses_contexts and rank_and_world_size()[0] == 0:
+        warn_of_untrained_unknowns(prepared, config)
     encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch)
     train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
     stopwatch.lap("train")
@@ -127,7 +130,7 @@ def _write_results(
         "seed": config.seed,
         "test": result.metrics(names),
         "val": validation,
-        "parts": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
+        "encoders": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
         "baselines": {role: {"model": other.name} | other.metrics(names) for role, other in baselines.items()},
         "manifest": prepared.manifest_sha256,
         "seconds": stopwatch.seconds,
@@ -259,13 +262,15 @@ def _print_results(config: DictConfig, folder: Path, results: list[EvaluationRes
     if "session" in config.model:
         session = next(result for result in results if result.name == config.model.session.name)
         line = paired_difference_line(results[-1], session, metrics, bootstrap, config.seed)
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for note in data_notes(config.data):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 
 def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
     metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
-    roles = [*metrics["baselines"].items(), *metrics["parts"].items()]
+    roles = [*metrics["baselines"].items(), *metrics["encoders"].items()]
     results = [EvaluationResult.read(entry["model"], folder, role) for role, entry in roles]
     results.append(EvaluationResult.read(metrics["model"], folder))
     _print_results(config, folder, results)

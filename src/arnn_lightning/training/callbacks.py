@@ -1,4 +1,4 @@
-"""What happens during a stage beside its steps: checkpoints, interruption, and a line per epoch."""
+"""What happens during a stage beside its steps: checkpoints, interruption, and the progress of an epoch."""
 
 import logging
 import signal
@@ -11,6 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeElapsedColumn
 
 from arnn_lightning.io import atomic_path
 from arnn_lightning.models.trained import SessionRecommender
@@ -74,24 +75,73 @@ class IntervalCheckpoint(Callback):
                 raise KeyboardInterrupt
 
 
-class EpochLogger(Callback):
-    """Logs loss, learning rate and speed after every epoch, and writes one line, for runs without a terminal."""
+class EpochProgress(Callback):
+    """Logs loss, learning rate and speed of every epoch, and prints one line; a bar on a terminal during the epoch.
 
-    def __init__(self, epochs: int) -> None:
+    Lightning's bar shows the validation of the epoch before, and numbers epochs from 0.
+
+    Args:
+        epochs: of the stage.
+        show_bar: whether the terminal shows a bar; it is gone when the line is printed.
+    """
+
+    def __init__(self, epochs: int, show_bar: bool) -> None:
         self.epochs = epochs
+        self.show_bar = show_bar
+        self._bar: Progress | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.show_bar:
+            return
+        columns = ("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[values]}")
+        self._bar = Progress(*columns, TimeElapsedColumn(), transient=True, refresh_per_second=4)
+        self._bar.add_task(self._title(trainer, pl_module), total=trainer.num_training_batches, values="")
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **_: Any) -> None:
+        if self._bar is not None:
+            assert isinstance(pl_module, SessionRecommender)
+            speed = pl_module.train_events_per_second
+            values = f"loss {pl_module.epoch_loss:.3f}" + (f", {speed:,.0f} events/s" if speed else "")
+            self._bar.update(TaskID(0), completed=args[2] + 1, values=values)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.reset(TaskID(0), total=sum(trainer.num_val_batches), values="validation")
+
+    def on_validation_batch_end(self, *args: Any, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance(TaskID(0))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SessionRecommender)
+        self._stop_bar()
         prefix = pl_module.settings.log_prefix
         validation = {
-            name.removeprefix(prefix): float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.removeprefix(prefix) in (f"val/{metric}" for metric in pl_module.settings.headline)
+            name: float(trainer.callback_metrics[f"{prefix}val/{name}"])
+            for name in pl_module.settings.headline
+            if f"{prefix}val/{name}" in trainer.callback_metrics
         }
         speed = pl_module.train_events_per_second
         values = {"epoch_loss": pl_module.epoch_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         values |= {"events_per_second": speed} if speed else {}
         pl_module.log_dict({f"{prefix}train/{name}": value for name, value in values.items()})
-        parts = [f"loss {pl_module.epoch_loss:.4f}", *(f"{name} {value:.4f}" for name, value in validation.items())]
-        parts += [f"{speed:,.0f} events/s"] if speed else []
-        log.info(f"{pl_module.name}: epoch {trainer.current_epoch + 1} of {self.epochs}: {', '.join(parts)}")
+        line = f"{self._title(trainer, pl_module)}: loss {pl_module.epoch_loss:.3f}"
+        if validation:
+            line += f", val {', '.join(f'{name} {value:.4f}' for name, value in validation.items())}"
+        log.info(line)
+
+    def on_exception(self, *_: Any) -> None:
+        self._stop_bar()
+
+    def on_train_end(self, *_: Any) -> None:
+        self._stop_bar()  # where trainer.max_steps ends an epoch
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _title(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        assert isinstance(pl_module, SessionRecommender)
+        return f"{pl_module.stage_name}: epoch {trainer.current_epoch + 1} of {self.epochs}"

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from arnn_lightning.config import instantiate
@@ -25,7 +25,7 @@ from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.training.callbacks import AtomicCheckpointIO, EpochLogger, IntervalCheckpoint
+from arnn_lightning.training.callbacks import AtomicCheckpointIO, EpochProgress, IntervalCheckpoint
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset, save_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, make_trainer
 
@@ -42,6 +42,7 @@ for _warning in (
     r"lr_scheduler.step\(\)",  # RowAdagrad's update within a chunk is not counted by torch
 ):
     warnings.filterwarnings("ignore", message=f".*{_warning}.*")
+log = logging.getLogger(__name__)
 BEST, LAST, DONE_MARKER = "best.ckpt", "last.ckpt", "done"
 
 
@@ -96,11 +97,24 @@ def make_datamodule(
         sample_alpha=model.get("sample_alpha", 0.0),
         negatives=model.get("negatives", "global"),
         assignment=config.data.contexts.assignment,
+        attribute_dropout=model.get("attribute_dropout", 0.0),
         n_attributes=config.data.contexts.n_attributes,
         seed=config.seed,
         device=device,
         n_devices=n_devices,
     )
+
+
+def warn_of_untrained_unknowns(prepared: PreparedDataset, config: DictConfig) -> None:
+    """One line where users of the test split lack attributes that every user of the training split has."""
+    data = make_datamodule(prepared, config, config.model)
+    train, test = (data.unknown_shares(split) for split in ("train", "test"))
+    lacking = [f"{name} {share:.1%}" for name, share in test.items() if share and not train[name]]
+    if lacking and not data.attribute_dropout:
+        log.warning(
+            f"known in all training events, unknown in this share of the test's: {', '.join(lacking)}; "
+            "model.attribute_dropout=0.2 trains recommendations without them"
+        )
 
 
 def train_stage(
@@ -170,7 +184,7 @@ def validate_model(model: Recommender, prepared: PreparedDataset, config: DictCo
 
 
 def _quick_trainer(config: DictConfig, loggers: Sequence[Logger] = ()) -> Trainer:
-    return _trainer(config, Path(), loggers, [], show_progress=False)
+    return _trainer(config, Path(), loggers, [])
 
 
 def _rank_seed(seed: int, rank: int) -> int:
@@ -183,19 +197,17 @@ def _trainer(
     folder: Path,
     loggers: Sequence[Logger],
     callbacks: Sequence[Callback],
-    show_progress: bool,
     **settings: Any,
 ) -> Trainer:
-    """The configured Trainer; its bar shows on a terminal only."""
+    """The configured Trainer."""
     if config.performance.threads is not None:
         torch.set_num_threads(int(config.performance.threads))
-    show_progress = show_progress and sys.stdout.isatty() and rank_and_world_size()[0] == 0
     return make_trainer(
         config,
         **settings,
         precision="32-true",  # trainer.precision is the models' own autocast, see optim/step.py
-        callbacks=[*callbacks, *([RichProgressBar(leave=False)] if show_progress else [])],
-        enable_progress_bar=show_progress,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         logger=list(loggers) or False,
         default_root_dir=str(folder),
@@ -220,16 +232,14 @@ def _fit(
     callbacks: list[Callback] = [
         ModelCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
         ModelCheckpoint(folder, "last", enable_version_counter=False),
-        EpochLogger(epochs),
+        EpochProgress(epochs, show_bar=sys.stdout.isatty() and rank_and_world_size()[0] == 0),
         interval,
         *(instantiate(callback) for callback in config.callbacks.values()),
         *extra_callbacks,
     ]
     if stage["patience"] is not None and monitor is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=int(stage["patience"])))
-    trainer = _trainer(
-        config, folder, loggers, callbacks, show_progress=True, max_epochs=epochs, plugins=[AtomicCheckpointIO()]
-    )
+    trainer = _trainer(config, folder, loggers, callbacks, max_epochs=epochs, plugins=[AtomicCheckpointIO()])
     resuming = broadcast_from_rank_zero(config.resume and last.is_file())
     if resuming:  # Lightning reads it too, with errors of its own
         load_checkpoint_into(model, last, prepared)
