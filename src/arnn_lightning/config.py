@@ -191,6 +191,9 @@ RULES = TRAINING_RULES | {
     "schema.*": NOT_NEGATIVE,
     # tasks
     "checkpoint": TEXT,
+    "id_tables": either(TEXT, NULL),
+    "lists": either(TEXT, NULL),
+    "name": either(TEXT, NULL),
     "checkpoint.every_n_minutes": POSITIVE,
     "events": integer(1),
     "output": TEXT,

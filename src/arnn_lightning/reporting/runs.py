@@ -18,7 +18,7 @@ from yaml import YAMLError  # not caught by OmegaConf.load
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import RANKS, EvaluationResult
 
-TRAINING = "arnn_lightning.tasks.train."
+TRAINING, EVALUATION = "arnn_lightning.tasks.train.", "arnn_lightning.tasks.evaluate."
 # May differ between runs that are averaged: paths, speed, output. Data and models are identified by themselves, see
 # `Run.data_key` and `Entry.config`; the keys below them are exceptions.
 NON_SETTING_KEYS = (
@@ -140,6 +140,11 @@ class Run:
         return settings
 
     @property
+    def is_external(self) -> bool:
+        """Whether another program made the recommendations: no setting but the data applies to them."""
+        return "lists" in self.metrics
+
+    @property
     def main(self) -> Entry:
         return self.entries[-1]
 
@@ -228,7 +233,9 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     except (OSError, OmegaConfBaseException, ValueError, YAMLError) as error:
         return SkippedRun(folder, f"cannot read .hydra: {_first_line(error)}")
-    if not isinstance(config, dict) or not str(flatten(config).get("task._target_")).startswith(TRAINING):
+    task = str(flatten(config).get("task._target_"))
+    is_external = task.startswith(EVALUATION) and flatten(config).get("lists") is not None
+    if not isinstance(config, dict) or not (task.startswith(TRAINING) or is_external):
         return SkippedRun(folder, "not a training run")
     assert isinstance(overrides, list)
     file = folder / "metrics.json"
@@ -249,6 +256,9 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
 
 def _entries(folder: Path, metrics: Mapping[str, Any], config: Mapping[Any, Any]) -> list[Entry]:
     """Every tested model; the configuration of a part from another run is that run's, not this one's."""
+    if "lists" in metrics:
+        result = EvaluationResult.read(metrics["model"], folder)
+        return [Entry("", {"name": metrics["model"], "lists": True}, result)]
     main = _model_config(config["model"])
     configs = {role: _model_config(model) for role, model in config["baselines"].items()}
     for role in metrics["parts"]:
