@@ -192,6 +192,7 @@ RULES = TRAINING_RULES | {
     # tasks
     "checkpoint": TEXT,
     "checkpoint.every_n_minutes": POSITIVE,
+    "checkpoint.users": BOOLEAN,
     "events": integer(1),
     "output": TEXT,
     "runs": PATHS,
