@@ -11,6 +11,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from arnn_lightning.batch import BatchChunk, Contexts, State, StepInput, no_contexts
+from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import compute_metrics
 from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_recommendations, rank
 from arnn_lightning.nn.collectives import all_gather_ragged, all_reduce_sum, rank_and_world_size
@@ -106,6 +107,10 @@ class Recommender(LightningModule):
     def score(self, query_NH: Tensor) -> Tensor:
         """Raw scores (N, I) of all items; the caller may overwrite them."""
         raise NotImplementedError(f"{type(self).__name__} must implement score()")
+
+    def item_similarity(self, item_N: Tensor) -> Tensor:
+        """(N, I) how similar every item is to each of ``item_N``."""
+        raise UserError(f"{self.name} does not compare items; similar items need a trained model or itemknn")
 
     def fit(self, sessions: Sessions) -> None:
         """Counts the training sessions; for models without gradients."""

@@ -79,4 +79,5 @@ class Vocabulary:
         self.contexts = tables[CONTEXTS]
         self.single: list[str] = tables[SINGLE]["attribute"].to_list()
         self.attributes = list(dict.fromkeys([*self.single, *self.contexts["attribute"]]))
-        self.users = tables.get(USERS, pl.DataFrame({"id": []}))
+        columns = {"id": pl.String, **{f"{PREFIX}{name}": pl.UInt32 for name in self.single}}
+        self.users = tables.get(USERS, pl.DataFrame(schema={**columns, "active": pl.List(pl.UInt32)}))
