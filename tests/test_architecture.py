@@ -27,6 +27,7 @@ WITHIN_A_LAYER = {  # importer -> what it may import of its layer
     "preprocessing": {"readers"},
     "simulation": {"readers"},
     "models": {"encoders"},
+    "serving": {"training"},
     "tasks": {"sweeps"},
     "cli": {"tasks", "sweeps"},
     "__main__": {"cli"},

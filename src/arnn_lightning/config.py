@@ -195,6 +195,7 @@ RULES = TRAINING_RULES | {
     "lists": either(TEXT, NULL),
     "name": either(TEXT, NULL),
     "checkpoint.every_n_minutes": POSITIVE,
+    "checkpoint.users": BOOLEAN,
     "events": integer(1),
     "output": TEXT,
     "runs": PATHS,

@@ -103,6 +103,41 @@ def encode_contexts(
     )
 
 
+def encode_profiles(
+    profiles: pl.DataFrame, single: Sequence[str], vocabulary: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Codes of profiles by categories that are fitted already: those that ``encode_contexts`` gives the same users.
+
+    Args:
+        profiles: canonical attributes (String, List(String); null = unknown); one that is no column is unknown.
+        single: the single-valued attributes, in the order of their fields.
+        vocabulary: as ``EncodedContexts.vocabulary``.
+
+    Returns:
+        one row per profile, with the columns ``context.<name>`` and ``active`` of ``EncodedContexts.users``; and the
+        values of single-valued attributes that are coded as "unknown": row, attribute, value. Those of multi-valued
+        ones that are no category of their own are coded as "other", as rare ones are.
+    """
+    columns = {f"{PREFIX}{name}": pl.zeros(profiles.height, pl.UInt32, eager=True) for name in single}
+    lists: list[pl.DataFrame] = []
+    unseen = [pl.DataFrame(schema={"row": pl.UInt32, "attribute": pl.String, "value": pl.String})]
+    for (name, kind), categories in vocabulary.group_by("attribute", "kind", maintain_order=True):
+        if name not in profiles.columns:
+            continue
+        values = profiles.select(value=pl.col(str(name))).with_row_index("row")
+        values = (values.explode("value") if kind == "multi" else values).drop_nulls("value")
+        coded = values.join(categories.select("code", value="category"), on="value", how="left", maintain_order="left")
+        if kind == "multi":
+            lists.append(coded.select("row", pl.col("code").fill_null(categories["code"].max())))
+        else:
+            is_unseen = pl.col("code").is_null()
+            unseen.append(coded.filter(is_unseen).select("row", pl.lit(name).alias("attribute"), "value"))
+            columns[f"{PREFIX}{name}"] = columns[f"{PREFIX}{name}"].scatter(coded["row"], coded["code"].fill_null(0))
+    table = pl.DataFrame({"row": pl.int_range(profiles.height, dtype=pl.UInt32, eager=True), **columns})
+    table = table.join(_active_fields(lists), on="row", how="left", maintain_order="left")
+    return table.select(pl.exclude("row", "active"), pl.col("active").fill_null([])), pl.concat(unseen)
+
+
 def _validate_attributes(users: pl.DataFrame, single: Sequence[str], multi: Sequence[str]) -> None:
     for name in (*single, *multi):
         if name not in users.columns:

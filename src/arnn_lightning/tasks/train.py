@@ -23,6 +23,7 @@ from arnn_lightning.models import ARNN, Recommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.reporting.console import paired_difference_line, results_table
+from arnn_lightning.serving.vocabulary import store_vocabulary
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
@@ -87,7 +88,9 @@ def _train_and_test(
     callbacks: Sequence[Callback],
 ) -> float | None:
     seed_everything(config.seed, verbose=False)
-    model = build_model(to_container(config.model), run_settings(config), metadata_maker(config, prepared))
+    settings = run_settings(config)
+    settings.vocabulary = store_vocabulary(prepared, config.data.contexts.n_attributes, config.checkpoint.users)
+    model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
     encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch)
     train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
     stopwatch.lap("train")

@@ -1,0 +1,44 @@
+"""Recommendations of a checkpoint: ranks are those of the evaluation, whatever the frames."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from arnn_lightning.serving.predictor import load
+from models import MODELS, ModelCase, case_name
+
+Checkpoints = Callable[[ModelCase], Path]
+
+
+def prefixes(test_sessions: pl.DataFrame) -> pl.DataFrame:
+    """The sessions that the evaluation predicts from: session_id (session * 1000 + position), item_id, user_id."""
+    events = test_sessions.with_columns(place=pl.int_range(pl.len()).over("session"), length=pl.len().over("session"))
+    return (
+        events.with_columns(position=pl.int_ranges("place", "length").list.eval(pl.element() + 1))
+        .explode("position")
+        .filter(pl.col("position") < pl.col("length"))
+        .sort("session", "position", "place")
+        .select("item_id", "user_id", session_id=1000 * pl.col("session").cast(pl.Int64) + pl.col("position"))
+    )
+
+
+@pytest.mark.parametrize("case", MODELS, ids=case_name)
+def test_V18_ranks_of_lists_are_those_of_the_evaluation(
+    case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame
+) -> None:
+    folder = checkpoints(case)
+    predictor = load(folder)
+    ranks = pl.read_parquet(folder / "test_ranks.parquet")
+    lists = predictor.recommend(prefixes(test_sessions), k=predictor.n_items)
+    targets = ranks.select(
+        "higher",
+        "equal",
+        session_id=1000 * pl.col("session") + pl.col("position"),
+        item_id=predictor.vocabulary.items["id"].gather(ranks["item"]),
+    )
+    joined = targets.join(lists, on=["session_id", "item_id"], how="left", maintain_order="left")
+    off = joined.filter(~pl.col("rank").is_between(pl.col("higher") + 1, pl.col("higher") + pl.col("equal")))
+    print(case.name, joined.height, off.height, off.head(3))
+    assert off.is_empty()
