@@ -191,7 +191,11 @@ RULES = TRAINING_RULES | {
     "schema.*": NOT_NEGATIVE,
     # tasks
     "checkpoint": TEXT,
+    "controls": either(PATHS, NULL),
     "id_tables": either(TEXT, NULL),
+    "init_from": either(TEXT, NULL),
+    "k": integer(1),
+    "license": either(TEXT, NULL),
     "lists": either(TEXT, NULL),
     "name": either(TEXT, NULL),
     "checkpoint.every_n_minutes": POSITIVE,
@@ -236,7 +240,7 @@ RESERVED = {
     "accumulate_grad_batches": "set model.batch_size",
 }
 OWN = "arnn_lightning."
-EXTRAS = ("completejourney", "joblib", "ray", "submitit", "tensorboard", "tune")  # of pyproject.toml
+EXTRAS = ("completejourney", "export", "joblib", "ray", "submitit", "tensorboard", "tune")  # of pyproject.toml
 # A checkpoint's config comes from outside and instantiating is calling: only what these modules themselves define.
 TRUSTED = (
     *(f"{OWN}{package}" for package in ("encoders", "loading", "losses", "models", "nn", "optim", "readers")),

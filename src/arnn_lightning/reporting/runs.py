@@ -137,6 +137,8 @@ class Run:
         }
         if settings.get("trainer.num_nodes") == 1:  # the same as without the key
             del settings["trainer.num_nodes"]
+        if settings.get("init_from", "") is None:
+            del settings["init_from"]
         return settings
 
     @property
