@@ -19,7 +19,8 @@ from arnn_lightning.evaluation.ranking import top_items
 from arnn_lightning.loading.contexts import context_codes
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
-from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, find_codes, like
+from arnn_lightning.serving.live import LiveSession, LiveSessions
+from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, check_length, find_codes, like
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 
@@ -262,6 +263,24 @@ class Predictor:
         }
         return pl.DataFrame(columns | ({"title": items["title"]} if "title" in items.columns else {}))
 
+    # One click after the other
+
+    @cached_property
+    def live(self) -> LiveSessions:
+        """Clicks and lists many live sessions in one batch: ``live.click(sessions, items)``, ``live.top(sessions)``."""
+        return LiveSessions(self)
+
+    def session(
+        self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
+    ) -> LiveSession:
+        """A live session: of a ``profile`` (attribute -> value, or list of values), of a ``user`` of the training data,
+        of nobody known, or the one that ``LiveSession.state`` returned.
+
+        Raises:
+            UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
+        """
+        return self.live.open(profile, user, state)
+
     # Items
 
     def similar_items(self, items: Sequence[Any], k: int = 20) -> pl.DataFrame:
@@ -307,12 +326,6 @@ class Predictor:
         if not allowed_I.any():
             raise UserError("items, exclude_items: no item of the catalogue is left to recommend")
         return allowed_I
-
-
-def check_length(k: Any) -> None:
-    """Raises UserError where ``k`` is no length of a list."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise UserError(f"k={k!r}: must be an integer of at least 1")
 
 
 def _to_ids(ids: Any, name: str) -> pl.Series:

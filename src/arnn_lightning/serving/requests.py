@@ -72,6 +72,12 @@ def find_codes(ids: pl.Series, known: pl.Series, name: str) -> pl.Series:
     return wanted.join(table, on="id", how="left", maintain_order="left")["code"]
 
 
+def check_length(k: Any) -> None:
+    """Raises UserError where ``k`` is no length of a list."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k={k!r}: must be an integer of at least 1")
+
+
 @dataclass
 class Unknown:
     """What was requested and is not known: items that are not in the catalogue, attributes, and their values.
