@@ -14,7 +14,7 @@ from torch import Tensor
 from arnn_lightning.batch import Contexts, StepInput
 from arnn_lightning.errors import UserError
 from arnn_lightning.readers.schema import USER
-from arnn_lightning.serving.requests import Unknown, check_length, find_codes
+from arnn_lightning.serving.requests import Unknown, check_length, find_codes, to_ids
 
 if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor
@@ -117,7 +117,7 @@ class LiveSessions:
                 profile = {USER: user, **profile}
             profiles, row = predictor.reader.encode(_one_row(profile), None, unknown), 0
         elif predictor.uses_contexts and user is not None:
-            code = find_codes(pl.Series([user]), profiles["id"], "user")[0]
+            code = find_codes(to_ids([user], "user"), profiles["id"], "user")[0]
             row = -1 if code is None else code
         return LiveSession(self, predictor.contexts(profiles, np.array([row])), unknown)
 
