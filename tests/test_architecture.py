@@ -31,6 +31,7 @@ WITHIN_A_LAYER = {  # importer -> what it may import of its layer
     "tasks": {"sweeps"},
     "cli": {"tasks", "sweeps"},
     "__main__": {"cli"},
+    "__init__": {"tasks"},
     "io": {"errors"},
     "config": {"errors", "io"},
 }

@@ -66,3 +66,10 @@ def test_benchmark_prints_every_measurement(
 def test_memory_of_a_pass_is_the_only_output(capsys: pytest.CaptureFixture[str]) -> None:
     import_module("product").main(["--quick", "--memory-of", "naive"])
     assert float(capsys.readouterr().out) >= 0
+
+
+def test_recommend_benchmark_times_clicks_and_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert import_module("recommend").main(["--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("ms (fastest" in line for line in lines) == 4
+    assert any("sessions/s" in line for line in lines)

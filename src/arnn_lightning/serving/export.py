@@ -282,10 +282,11 @@ def _categories(predictor: Predictor) -> dict[str, Any]:
     single, first = {}, 0
     for name, size in zip(predictor.vocabulary.single, sizes, strict=True):
         codes = {category: first + code for category, code in rows[name].select("category", "code").iter_rows()}
-        single[name] = {"unknown": first, "categories": codes}
+        # A model that was trained with unknown contexts only has not learnt the others.
+        single[name] = {"unknown": first, "categories": codes if predictor.uses_contexts else {}}
         first += size
     active = {}
-    for name in predictor.vocabulary.attributes:
+    for name in predictor.attributes:
         if name not in predictor.vocabulary.single:
             *popular, (_, other) = rows[name].sort("code").select("category", "code").iter_rows()
             active[name] = {"other": other, "categories": dict(popular)}

@@ -19,7 +19,8 @@ from arnn_lightning.evaluation.ranking import top_items
 from arnn_lightning.loading.contexts import context_codes
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
-from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, find_codes, like
+from arnn_lightning.serving.live import LiveSession, LiveSessions
+from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, check_length, find_codes, like, to_ids
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 
@@ -38,14 +39,19 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> "Predictor":
     Raises:
         UserError: no checkpoint, a damaged one, or one that names other modules.
     """
-    path = Path(path).expanduser()
-    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    file = checkpoint_file(path)
     checkpoint = read_checkpoint(file)
     metadata = checkpoint["metadata"]
     check_targets(metadata["model"], trusted_modules)
     model = build_model(metadata["model"], RunSettings())
     load_weights(model, checkpoint, file)
     return Predictor(model, Vocabulary(checkpoint.get("vocabulary", {}), file), metadata)
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """A checkpoint itself, or the best one of a run folder."""
+    path = Path(path).expanduser()
+    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
 
 
 class Predictor:
@@ -262,6 +268,24 @@ class Predictor:
         }
         return pl.DataFrame(columns | ({"title": items["title"]} if "title" in items.columns else {}))
 
+    # One click after the other
+
+    @cached_property
+    def live(self) -> LiveSessions:
+        """Clicks and lists many live sessions in one batch: ``live.click(sessions, items)``, ``live.top(sessions)``."""
+        return LiveSessions(self)
+
+    def session(
+        self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
+    ) -> LiveSession:
+        """A live session: of a ``profile`` (attribute -> value, or list of values), of a ``user`` of the training data,
+        of nobody known, or the one that ``LiveSession.state`` returned.
+
+        Raises:
+            UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
+        """
+        return self.live.open(profile, user, state)
+
     # Items
 
     def similar_items(self, items: Sequence[Any], k: int = 20) -> pl.DataFrame:
@@ -276,7 +300,7 @@ class Predictor:
             UserError: an item that is not in the catalogue, or a model that does not compare items (POP).
         """
         check_length(k)
-        ids = _to_ids(items, "items")
+        ids = to_ids(items, "items")
         codes = find_codes(ids, self.vocabulary.items["id"], "items")
         if codes.has_nulls():
             raise UserError(f"items: {ids[codes.is_null().arg_true()[0]]!r} is not in the catalogue")
@@ -302,23 +326,8 @@ class Predictor:
         allowed_I = torch.full((self.n_items,), items is None)
         for name, ids, value in (("items", items, True), ("exclude_items", exclude_items, False)):
             if ids is not None:
-                codes = find_codes(_to_ids(ids, name), self.vocabulary.items["id"], name).drop_nulls()
+                codes = find_codes(to_ids(ids, name), self.vocabulary.items["id"], name).drop_nulls()
                 allowed_I[torch.from_numpy(codes.to_numpy().astype(np.int64))] = value
         if not allowed_I.any():
             raise UserError("items, exclude_items: no item of the catalogue is left to recommend")
         return allowed_I
-
-
-def check_length(k: Any) -> None:
-    """Raises UserError where ``k`` is no length of a list."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise UserError(f"k={k!r}: must be an integer of at least 1")
-
-
-def _to_ids(ids: Any, name: str) -> pl.Series:
-    if isinstance(ids, str | bytes):
-        raise UserError(f"{name}={ids!r}: must be a list of ids")
-    try:
-        return ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=None if len(ids) else pl.Null)
-    except (TypeError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{name}: must be a list of ids of one type: {str(error).splitlines()[0]}") from error

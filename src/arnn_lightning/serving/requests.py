@@ -65,11 +65,27 @@ def cast_ids(ids: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
     return ids.cast(dtype, strict=False)
 
 
+def to_ids(ids: Any, name: str) -> pl.Series:
+    """A list of ids as a column; raises UserError where it is none."""
+    if isinstance(ids, str | bytes):
+        raise UserError(f"{name}={ids!r}: must be a list of ids")
+    try:
+        return ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=None if len(ids) else pl.Null)
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{name}: must be a list of ids of one type: {str(error).splitlines()[0]}") from error
+
+
 def find_codes(ids: pl.Series, known: pl.Series, name: str) -> pl.Series:
     """The code (place in ``known``) of every id, null for unknown ones."""
     table = pl.DataFrame({"id": known}).with_row_index("code")
     wanted = pl.DataFrame({"id": cast_ids(ids, known.dtype, name)})
     return wanted.join(table, on="id", how="left", maintain_order="left")["code"]
+
+
+def check_length(k: Any) -> None:
+    """Raises UserError where ``k`` is no length of a list."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k={k!r}: must be an integer of at least 1")
 
 
 @dataclass
