@@ -181,7 +181,7 @@ def test_the_documents_example_needs_numpy_and_onnxruntime_only(
 ) -> None:
     """The block of docs/export.md, which is the model card's, with a profile; compared with the package's answer."""
     run = checkpoints(BY_NAME[name])
-    task = ["task=export", f"checkpoint={run}/checkpoints/best.ckpt", "output=out", "license=mit"]
+    task = ["task=export", f"checkpoint={run}", "output=out", "license=mit"]
     done = arnn(tmp_path, *task, f"paths.data={prepared.folder.parents[1]}")
     assert "step.onnx differs from the model by" in done.stdout
     card = (tmp_path / "out" / "README.md").read_text()

@@ -9,7 +9,7 @@ from commandline import SMALL, arnn, error_line, metrics_of
 def test_all_stages_of_arnn_start_from_the_earlier_run(tmp_path: Path) -> None:
     arnn(tmp_path, "model=arnn", *SMALL, "hydra.run.dir=first")
     best = tmp_path / "first" / "checkpoints" / "best.ckpt"
-    again = ["model=arnn", *SMALL, f"init_from={best}"]
+    again = ["model=arnn", *SMALL, "init_from=first"]
     done = arnn(tmp_path, *again, "model.optimizer.lr=0", "hydra.run.dir=second")
     assert "known, 0 new, 0 gone; categories" in done.stdout + done.stderr
     first, second = metrics_of(tmp_path / "first"), metrics_of(tmp_path / "second")

@@ -19,6 +19,8 @@ from arnn_lightning.training.stage import headline_metrics, to_container
 def run(config: DictConfig) -> None:
     """Writes the folder ``output``, and prints what it contains."""
     checkpoint, output = Path(config.checkpoint), Path(config.output)
+    if checkpoint.is_dir():  # a run folder
+        checkpoint = checkpoint / "checkpoints" / "best.ckpt"
     check_output(output)
     predictor = load(checkpoint, config.trusted_modules)
     controls = _controls(config.controls, predictor.name)

@@ -239,6 +239,8 @@ def read_initial_weights(
     if not isinstance(model, SessionRecommender):
         raise UserError(f"init_from: {config.model.name} is fitted by counting and starts from nothing")
     file, resolved = Path(config.init_from), to_container(config.model)
+    if file.is_dir():  # a run folder
+        file = file / "checkpoints" / "best.ckpt"
     stages: dict[str, Any] = dict(model.stages) if isinstance(model, ARNN) else {}
     initial = {}
     for role, stage in (stages | {"": model}).items():
