@@ -27,9 +27,11 @@ WITHIN_A_LAYER = {  # importer -> what it may import of its layer
     "preprocessing": {"readers"},
     "simulation": {"readers"},
     "models": {"encoders"},
+    "serving": {"training"},
     "tasks": {"sweeps"},
     "cli": {"tasks", "sweeps"},
     "__main__": {"cli"},
+    "__init__": {"tasks"},
     "io": {"errors"},
     "config": {"errors", "io"},
 }

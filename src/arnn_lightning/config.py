@@ -220,9 +220,28 @@ RULES = TRAINING_RULES | {
     "schema.*": NOT_NEGATIVE,
     # tasks
     "checkpoint": TEXT,
+    "controls": either(PATHS, NULL),
+    "id_tables": either(TEXT, NULL),
+    "init_from": either(TEXT, NULL),
+    "license": either(TEXT, NULL),
+    "lists": either(TEXT, NULL),
+    "name": either(TEXT, NULL),
     "checkpoint.every_n_minutes": POSITIVE,
+    "checkpoint.users": BOOLEAN,
     "events": integer(1),
     "output": TEXT,
+    "input": TEXT,
+    "users": either(TEXT, NULL),
+    "k": integer(1),
+    "exclude_seen": BOOLEAN,
+    "host": TEXT,
+    "port": integer(1, 65_535),
+    "public": BOOLEAN,
+    "max_sessions": integer(1),
+    "session_minutes": POSITIVE,
+    "max_body_kb": POSITIVE,
+    "reload_seconds": POSITIVE,
+    "on_unknown": choice("warn", "raise", "ignore"),
     "runs": PATHS,
     "report.metrics": either(list_of(METRIC, "metrics, as in [recall@20,mrr@20]"), NULL),
     "report.base": TEXT,
@@ -261,7 +280,7 @@ RESERVED = {
     "accumulate_grad_batches": "set model.batch_size",
 }
 OWN = "arnn_lightning."
-EXTRAS = ("completejourney", "joblib", "ray", "submitit", "tensorboard", "tune")  # of pyproject.toml
+EXTRAS = ("completejourney", "export", "joblib", "ray", "serve", "submitit", "tensorboard", "tune")  # of pyproject.toml
 # A checkpoint's config comes from outside and instantiating is calling: only what these modules themselves define.
 TRUSTED = (
     *(f"{OWN}{package}" for package in ("encoders", "loading", "losses", "models", "nn", "optim", "readers")),

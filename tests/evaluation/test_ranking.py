@@ -13,7 +13,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation import ranking
 from arnn_lightning.evaluation.bootstrap import interval
 from arnn_lightning.evaluation.metrics import METRICS, compute_metrics, metric_names, parse_metric, per_prediction
-from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_higher_and_tied_blockwise, rank
+from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_higher_and_tied_blockwise, rank, top_items
 
 
 def reference_rank(score: np.ndarray, target: int, ties: str) -> float:
@@ -187,3 +187,26 @@ def test_counting_overwrites_the_scores_it_is_given() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5]])
     assert count_higher_and_tied(lambda query: query, scores, torch.tensor([2]), 3).tolist() == [[1, 1]]
     assert scores.tolist() != [[0.1, 0.9, 0.5]]
+
+
+@pytest.mark.parametrize("n_items", [1, 5, 700, 9_000, 30_000])
+@pytest.mark.parametrize("n_values", [2, 50, 10**6])
+def test_V5_top_items_are_sorted_by_score_and_then_by_item(n_items: int, n_values: int) -> None:
+    """Few values make many ties, at the end of a list too; some items are left out."""
+    generator = torch.Generator().manual_seed(n_items)
+    score = torch.randint(n_values, (7, n_items), generator=generator).float()
+    score[:, ::3] = -math.inf
+    for k in (1, 20, 40_000):
+        values, items = top_items(score, k)
+        expected = score.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(values, expected.values[:, :k])
+        assert torch.equal(items, expected.indices[:, :k])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("n_items", [5, 30_000])
+def test_V8_lists_of_scores_that_are_not_finite_raise(value: float, n_items: int) -> None:
+    score = torch.randn(3, n_items)
+    score[1, n_items // 2] = value
+    with pytest.raises(UserError, match="NaN or infinite"):
+        top_items(score, 3)

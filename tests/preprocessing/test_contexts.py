@@ -408,3 +408,17 @@ def test_n_attributes_must_be_a_count(n_attributes: Any) -> None:
     dims = {"single_sizes": whole.single_sizes, "n_binary": whole.n_binary}
     with pytest.raises(UserError, match=r"data\.contexts\.n_attributes="):
         select_attributes(whole.users, dims, whole.vocabulary, {"single": ["level"], "multi": ["roles"]}, n_attributes)
+
+
+def test_profiles_are_coded_as_the_users_that_were_fitted() -> None:
+    contexts = encoded(["level"], ["roles", "fields"], coverage=0.5)
+    codes, unseen = encode_profiles(USERS.drop("user"), ["level"], contexts.vocabulary)
+    assert codes.equals(contexts.users.drop("n_known"))
+    assert unseen.rows() == [(2, "level", "c")]  # no user with training events has it
+
+
+def test_profiles_without_an_attribute_are_unknown() -> None:
+    contexts = encoded(["level"], ["roles"])
+    codes, unseen = encode_profiles(pl.DataFrame({"roles": [["x"], None]}), ["level"], contexts.vocabulary)
+    assert codes.rows() == [(0, [0]), (0, [])]
+    assert unseen.is_empty()

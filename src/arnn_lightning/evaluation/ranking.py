@@ -1,5 +1,6 @@
 """Rank of the target by counting: how many items have a higher score, how many the same."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +11,7 @@ from arnn_lightning.errors import UserError
 
 TIE_MODES = ("conservative", "standard", "median")
 TOP_K = 20  # length of a list of recommendations
+TOPK_BLOCK = 256  # items of a block whose maximum decides whether it is searched
 # Scores in memory at once: few enough for the processor's cache, whatever the size of the catalogue.
 BLOCK_SCORES = 1 << 20
 MIN_BLOCK_QUERIES = 32
@@ -56,6 +58,57 @@ def count_higher_and_tied(
         at_least_M = torch.ge(score_MI, target_score_M1, out=score_MI).sum(1)
         counts.append(torch.stack([higher_M, at_least_M - higher_M], 1).long())
     return torch.cat(counts) if counts else target_N.new_zeros((0, 2))
+
+
+def top_items(score_NI: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` best items of every row, the best first; items with equal scores in their order in the catalogue.
+
+    The place of an item, from 1, thus lies between its standard and its conservative rank, and is both without ties.
+
+    Args:
+        score_NI: raw scores, minus infinity for items that are left out.
+        k: length of the lists; at most the number of items is returned.
+
+    Returns:
+        scores (N, K) and items (N, K); scores are minus infinity where fewer than K items are not left out.
+
+    Raises:
+        UserError: a score that is NaN or infinite (V8).
+
+    >>> top_items(torch.tensor([[0.1, 0.9, 0.5, 0.9, 0.5]]), 3)
+    (tensor([[0.9000, 0.9000, 0.5000]]), tensor([[1, 3, 2]]))
+    """
+    k = min(k, score_NI.shape[1])
+    best_NK, item_NK = _topk(score_NI, k)
+    if not (best_NK[:, 0] < math.inf).all():  # NaN sorts before all numbers
+        raise UserError("a score is NaN or infinite: the model has diverged; lower model.optimizer.lr and train again")
+    last_N1 = best_NK[:, -1:]
+    # Where items that tie with the last were cut off, those that come first in the catalogue are kept.
+    (cut_n,) = torch.where((score_NI >= last_N1).sum(1) > k)
+    if len(cut_n):
+        score_nI, last_n1 = score_NI[cut_n], last_N1[cut_n]
+        higher_nI, tied_nI = score_nI > last_n1, score_nI == last_n1
+        n_kept_n1 = k - higher_nI.sum(1, keepdim=True)
+        is_kept_nI = higher_nI | (tied_nI & (tied_nI.cumsum(1, dtype=torch.int32) <= n_kept_n1))
+        item_NK[cut_n] = is_kept_nI.nonzero()[:, 1].view(-1, k)
+    item_NK = item_NK.sort(1).values
+    best_NK, order_NK = score_NI.gather(1, item_NK).sort(dim=1, descending=True, stable=True)
+    return best_NK, item_NK.gather(1, order_NK)
+
+
+def _topk(score_NI: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``score_NI.topk(k, 1)``, whose time grows steeply with I: only the k blocks with the highest maxima matter."""
+    n_blocks = score_NI.shape[1] // TOPK_BLOCK
+    if n_blocks <= 4 * k:
+        values, items = score_NI.topk(k, 1)
+        return values, items
+    block_NCW = score_NI[:, : n_blocks * TOPK_BLOCK].unflatten(1, (n_blocks, TOPK_BLOCK))
+    best_block_NK = block_NCW.amax(2).topk(k, 1).indices
+    item_NKW = best_block_NK[:, :, None] * TOPK_BLOCK + torch.arange(TOPK_BLOCK, device=score_NI.device)
+    rest_R = torch.arange(n_blocks * TOPK_BLOCK, score_NI.shape[1], device=score_NI.device)
+    item_NC = torch.cat([item_NKW.flatten(1), rest_R.expand(len(score_NI), -1)], 1)
+    values, places = score_NI.gather(1, item_NC).topk(k, 1)
+    return values, item_NC.gather(1, places)
 
 
 def count_recommendations(score: Callable[[Tensor], Tensor], query_NH: Tensor, n_items: int) -> Tensor:

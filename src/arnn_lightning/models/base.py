@@ -11,12 +11,13 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from arnn_lightning.batch import BatchChunk, Contexts, State, StepInput, no_contexts
+from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import compute_metrics
 from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_recommendations, rank
 from arnn_lightning.nn.collectives import all_gather_ragged, all_reduce_sum, rank_and_world_size
 from arnn_lightning.preprocessing.sessions import Sessions
 
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
 
 
 class RunSettings:
@@ -33,6 +34,7 @@ class RunSettings:
         compile: compiles the training step.
         cache_mb: size limit of the cache of frozen encoder outputs, in MB.
         metadata: stored in the checkpoint: plain values that identify model and data.
+        vocabulary: stored in the checkpoint: item ids, categories and users as bytes, see serving/vocabulary.py.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class RunSettings:
         compile: bool = False,
         cache_mb: float = 0.0,
         metadata: dict[str, Any] | None = None,
+        vocabulary: dict[str, Tensor] | None = None,
     ) -> None:
         self.log_prefix = log_prefix
         self.metrics = list(dict.fromkeys([*metrics, monitor]))
@@ -58,6 +61,7 @@ class RunSettings:
         self.compile = compile
         self.cache_mb = cache_mb
         self.metadata = metadata or {}
+        self.vocabulary = vocabulary or {}
 
 
 class Recommender(LightningModule):
@@ -103,6 +107,10 @@ class Recommender(LightningModule):
     def score(self, query_NH: Tensor) -> Tensor:
         """Raw scores (N, I) of all items; the caller may overwrite them."""
         raise NotImplementedError(f"{type(self).__name__} must implement score()")
+
+    def item_similarity(self, item_N: Tensor) -> Tensor:
+        """(N, I) how similar every item is to each of ``item_N``."""
+        raise UserError(f"{self.name} does not compare items; similar items need a trained model or itemknn")
 
     def fit(self, sessions: Sessions) -> None:
         """Counts the training sessions; for models without gradients."""
@@ -205,6 +213,7 @@ class Recommender(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["version"] = CHECKPOINT_VERSION
         checkpoint["metadata"] = self.settings.metadata
+        checkpoint["vocabulary"] = self.settings.vocabulary
 
 
 def reset_state(state: State, is_session_start_B: Tensor) -> State:

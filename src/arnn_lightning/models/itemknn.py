@@ -100,6 +100,9 @@ class ItemKNN(Recommender):
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         return step.item[:, None], state
 
+    def item_similarity(self, item_N: Tensor) -> Tensor:
+        return self.score(item_N[:, None])
+
     def score(self, query_NH: Tensor) -> Tensor:
         item_N = query_NH[:, 0]
         score_NI = self.similarity.new_zeros(len(item_N), self.n_items)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -88,6 +89,11 @@ class SessionRecommender(Recommender):
     def score(self, query_NH: Tensor) -> Tensor:
         scores_NI: Tensor = self.scorer(query_NH)
         return scores_NI
+
+    def item_similarity(self, item_N: Tensor) -> Tensor:
+        """Cosine of the vectors with which the items are scored."""
+        vector_IH = F.normalize(self.scorer.items.weight, dim=1)
+        return vector_IH[item_N] @ vector_IH.T
 
     def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
         return count_higher_and_tied_blockwise(query_NH, target_N, self.scorer.items.weight, self.scorer.bias.weight)

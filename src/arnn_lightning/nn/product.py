@@ -86,6 +86,7 @@ class ProductLayer(nn.Module):
         self.binary_pairs_index: Tensor
         self.single_pairs_index: Tensor
         self.pair_index: Tensor
+        self._folded: tuple[Tensor, Tensor] | None = None
 
     def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
         """Two-valued fields present (B, A), padded with -1; embeddings of the single-valued fields and the item."""
@@ -126,7 +127,10 @@ class ProductLayer(nn.Module):
         if M:
             field_BA = active_BA.clamp(min=0)
             product_BA = (F.embedding(field_BA, self._delta()) @ item_BD[:, :, None])[:, :, 0] * (active_BA >= 0)
-            out_BH = out_BH + F.embedding_bag(field_BA, binary_MH, mode="sum", per_sample_weights=product_BA)
+            if is_tracing():  # a loop over the slots in ONNX
+                out_BH = out_BH + (F.embedding(field_BA, binary_MH) * product_BA[:, :, None]).sum(1)
+            else:
+                out_BH = out_BH + F.embedding_bag(field_BA, binary_MH, mode="sum", per_sample_weights=product_BA)
         return out_BH
 
     def _delta(self) -> Tensor:
@@ -134,7 +138,7 @@ class ProductLayer(nn.Module):
 
     def _binary(self, active_BA: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of the two-valued fields, alone and with each other."""
-        M, batch_size = len(self.values), len(active_BA)
+        M, batch_size = len(self.values), active_BA.shape[0]  # len() would fix the size of an exported graph
         if not M:
             return self.bias.expand(batch_size, -1)
         present_BM = self.values.new_zeros(batch_size, M + 1)
@@ -163,15 +167,31 @@ class ProductLayer(nn.Module):
         return out_BH
 
     def _binary_pairs_closed(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
-        absent_MD, delta_MD = self.values[:, 0], self._delta()
+        delta_MD = self._delta()
         slot, first, second, mask_n1 = _active_pairs(active_BA)
-        linear_MH, constant_H, weight_nH = _PairSums.apply(  # type: ignore[no-untyped-call]
-            self.binary_pairs, delta_MD @ absent_MD.T, absent_MD @ absent_MD.T, self.pair_index[first, second]
-        )
+        pairs = self.pair_index[first, second]
+        if self._folded is not None:
+            (linear_MH, constant_H), weight_nH = self._folded, self.binary_pairs.index_select(0, pairs)
+        else:
+            linear_MH, constant_H, weight_nH = self._pair_sums(pairs)
         product_n1 = (delta_MD.index_select(0, first) * delta_MD.index_select(0, second)).sum(1, keepdim=True)
         if mask_n1 is not None:
             product_n1 = product_n1 * mask_n1
         return torch.addmm(constant_H, present_BM, linear_MH).index_add(0, slot, weight_nH * product_n1)
+
+    def _pair_sums(self, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        absent_MD, delta_MD = self.values[:, 0], self._delta()
+        sums: tuple[Tensor, Tensor, Tensor] = _PairSums.apply(  # type: ignore[no-untyped-call]
+            self.binary_pairs, delta_MD @ absent_MD.T, absent_MD @ absent_MD.T, pairs
+        )
+        return sums
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Computes the closed form's sums over weights once: the layer can be exported then, and not trained."""
+        self.method = "closed"
+        if self.products and len(self.values) > 1:
+            self._folded = self._pair_sums(self.pair_index.new_zeros(0))[:2]
 
 
 class _PairSums(torch.autograd.Function):
@@ -245,18 +265,23 @@ def _active_entries(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     if _host_sync_is_free(active_BA):
         slot, column = mask_BA.nonzero(as_tuple=True)
         return slot, active_BA[slot, column], None
-    slot_BA = torch.arange(len(active_BA), device=active_BA.device)[:, None].expand_as(active_BA)
+    slot_BA = torch.arange(active_BA.shape[0], device=active_BA.device)[:, None] + torch.zeros_like(active_BA)
     return slot_BA.flatten(), active_BA.clamp(min=0).flatten(), mask_BA.flatten()[:, None]
 
 
 def _active_pairs(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(slot, field, field, mask) of every pair of two-valued fields present together; as ``_active_entries``."""
-    first, second = torch.triu_indices(active_BA.shape[1], active_BA.shape[1], 1, device=active_BA.device)
+    n = active_BA.shape[1]
+    if isinstance(n, torch.SymInt):  # exported for any number of fields: all n * n pairs, those of i < j valid
+        column, square = torch.arange(n), torch.zeros(n, n, dtype=torch.int64)
+        first, second = (column[:, None] + square).flatten(), (column + square).flatten()
+    else:
+        first, second = torch.triu_indices(n, n, 1, device=active_BA.device)
     first_BP, second_BP = active_BA[:, first], active_BA[:, second]
-    mask_BP = (first_BP >= 0) & (second_BP >= 0)
+    mask_BP = (first_BP >= 0) & (second_BP >= 0) & (first < second)
     if _host_sync_is_free(active_BA):
         slot, pair = mask_BP.nonzero(as_tuple=True)
         return slot, first_BP[slot, pair], second_BP[slot, pair], None
-    slot_BP = torch.arange(len(active_BA), device=active_BA.device)[:, None].expand_as(first_BP)
+    slot_BP = torch.arange(active_BA.shape[0], device=active_BA.device)[:, None] + torch.zeros_like(first_BP)
     first_n, second_n = first_BP.clamp(min=0).flatten(), second_BP.clamp(min=0).flatten()
     return slot_BP.flatten(), first_n, second_n, mask_BP.flatten()[:, None]

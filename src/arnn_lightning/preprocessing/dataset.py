@@ -24,7 +24,7 @@ from filelock import FileLock
 from arnn_lightning import __version__
 from arnn_lightning.config import RULES, instantiate
 from arnn_lightning.errors import UserError
-from arnn_lightning.io import staging_directory, write_json
+from arnn_lightning.io import atomic_path, staging_directory, write_json
 from arnn_lightning.preprocessing.contexts import EncodedContexts, attribute_names, encode_contexts, select_attributes
 from arnn_lightning.preprocessing.encoding import count_codes, encode_ids, recode_events
 from arnn_lightning.preprocessing.filtering import FilterLog, Progress, filter_events
@@ -82,6 +82,22 @@ class PreparedDataset:
             session=session[first].astype(np.int64),
             user=frame[USER].to_numpy()[first].astype(np.int64),
         )
+
+    def write_id_tables(self, folder: Path) -> None:
+        """Writes every split as FOLDER/SPLIT.parquet: session_id, position, user_id, item_id (the log's ids), time.
+
+        ``session_id`` is the session's code, which test_ranks.parquet has too; ``position`` is the number of preceding
+        events of the session.
+        """
+        users, items = self.users().select(USER, user_id="id"), pl.read_parquet(self.folder / "items.parquet")
+        for split in SPLITS:
+            events = pl.read_parquet(self.folder / f"{split}.parquet")
+            coded = events.select(USER, ITEM, TIME, session_id=SESSION, position=pl.int_range(pl.len()).over(SESSION))
+            with_ids = coded.join(users, on=USER, maintain_order="left").join(
+                items.select(ITEM, item_id="id"), on=ITEM, maintain_order="left"
+            )
+            with atomic_path(folder / f"{split}.parquet") as path:
+                with_ids.select("session_id", "position", "user_id", "item_id", TIME).write_parquet(path)
 
     def users(self) -> pl.DataFrame:
         """One row per user: user, id, and the columns of ``EncodedContexts.users``."""

@@ -25,7 +25,7 @@ from arnn_lightning.readers.delimited import (
     read_delimited,
     require_not_null,
 )
-from arnn_lightning.readers.schema import ITEM, SESSION, TIME, TITLE, USER, RawData
+from arnn_lightning.readers.schema import ITEM, SESSION, TIME, TITLE, USER, RawData, decimal_years
 from arnn_lightning.readers.times import NANOSECOND, TimeParser
 
 ORDER = "order"
@@ -317,7 +317,7 @@ class TabularReader:
         if is_list:
             raise UserError(f"data.contexts: attribute {name!r} is a list and must be listed under data.contexts.multi")
         if name in (self.numeric or {}):
-            return _parse_number(column, file).cast(pl.Float64)
+            return _parse_number(decimal_years(column), file).cast(pl.Float64)
         if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
             column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
         text = column.cast(pl.String).str.strip_chars()

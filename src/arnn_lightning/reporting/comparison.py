@@ -173,16 +173,19 @@ class Section:
 def group_runs(runs: Sequence[Run], ties: str) -> list[Section]:
     """Groups runs by data and settings, and their models by configuration.
 
-    Two results of the same model, configuration and seed (a GRU4REC by itself and one that is a part) count once; if
-    their ranks differ, the first is used and a note states it.
+    Lists of another program are in every group on their data. Two results of the same model, configuration and seed
+    (a GRU4REC by itself and one that is a part) count once; if their ranks differ, the first is used and a note states
+    it.
 
     Args:
         runs: finished runs.
         ties: tie mode for all of them, whatever each run used.
     """
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.data_key, _hashable(run.settings)), []).append(run)
+    for run in sorted(runs, key=lambda run: run.is_external):
+        keys = [key for key in groups if run.is_external and key[0] == run.data_key]
+        for key in keys or [(run.data_key, _hashable(run.settings))]:
+            groups.setdefault(key, []).append(run)
     sections = [Section(key, members[0].settings, members) for (key, _), members in groups.items()]
     for section in sections:
         _drop_other_predictions(section)

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import RANKS, EvaluationResult
 
-TRAINING = "arnn_lightning.tasks.train."
+TRAINING, EVALUATION = "arnn_lightning.tasks.train.", "arnn_lightning.tasks.evaluate."
 # May differ between runs that are averaged: paths, speed, output. Data and models are identified by themselves, see
 # `Run.data_key` and `Entry.config`; the keys below them are exceptions.
 NON_SETTING_KEYS = (
@@ -162,6 +162,11 @@ class Run:
         return _settings(self.config)
 
     @property
+    def is_external(self) -> bool:
+        """Whether another program made the recommendations: no setting but the data applies to them."""
+        return "lists" in self.metrics
+
+    @property
     def main(self) -> Entry:
         return self.entries[-1]
 
@@ -250,7 +255,9 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     except DAMAGE as error:
         return SkippedRun(folder, f"cannot read .hydra: {_first_line(error)}")
-    if not isinstance(config, dict) or not str(flatten(config).get("task._target_")).startswith(TRAINING):
+    task = str(flatten(config).get("task._target_"))
+    is_external = task.startswith(EVALUATION) and flatten(config).get("lists") is not None
+    if not isinstance(config, dict) or not (task.startswith(TRAINING) or is_external):
         return SkippedRun(folder, "not a training run")
     file = folder / "metrics.json"
     if not file.is_file():
@@ -273,6 +280,9 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
 
 def _entries(folder: Path, metrics: Mapping[str, Any], config: Mapping[Any, Any]) -> list[Entry]:
     """Every tested model; the configuration of a part from another run is that run's, not this one's."""
+    if "lists" in metrics:
+        result = EvaluationResult.read(metrics["model"], folder)
+        return [Entry("", {"name": metrics["model"], "lists": True}, result)]
     main = _model_config(config["model"])
     configs = {role: _model_config(model) for role, model in config["baselines"].items()}
     for role in metrics["encoders"]:
@@ -319,6 +329,8 @@ def _settings(config: Mapping[Any, Any]) -> dict[str, Any]:
     }
     if settings.get("trainer.num_nodes") == 1:  # the same as without the key
         del settings["trainer.num_nodes"]
+    if settings.get("init_from", "") is None:
+        del settings["init_from"]
     return settings
 
 

@@ -12,6 +12,7 @@ from arnn_lightning.io import write_json
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PATH_KEYS
 from arnn_lightning.reporting.console import results_table
+from arnn_lightning.tasks.lists import run_lists
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import METRICS_FILE, check_cutoffs, metadata_maker, published_results
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
@@ -23,8 +24,11 @@ PATH_OVERRIDES = tuple(f"data.{key}" for key in PATH_KEYS)
 
 
 def run(config: DictConfig) -> None:
-    """Evaluates ``checkpoint`` and writes metrics.json and test_ranks.parquet into the task's own folder."""
-    with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
+    """Evaluates ``checkpoint`` or ``lists``; writes metrics.json and test_ranks.parquet into the task's own folder."""
+    output_dir = Path(HydraConfig.get().runtime.output_dir)
+    if config.lists is not None:
+        return run_lists(config, output_dir)
+    with distributed_run(config, output_dir) as folder:
         _evaluate(config, folder)
 
 

@@ -43,6 +43,9 @@ def run(config: DictConfig) -> None:
     }
     write_json(Path(HydraConfig.get().runtime.output_dir) / "prepare.json", summary)
     console.print(f"prepared data set: {prepared.folder}", soft_wrap=True)
+    if config.id_tables is not None:
+        prepared.write_id_tables(Path(config.id_tables))
+        console.print(f"train, val and test with the log's ids: {config.id_tables}", soft_wrap=True)
 
 
 def prepare_data(config: DictConfig) -> PreparedDataset:

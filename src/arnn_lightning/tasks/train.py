@@ -1,6 +1,7 @@
 """task=train: prepare, train (a model's encoders first), test, and end with one table."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -13,19 +14,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
+from torch import Tensor, nn
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known_attributes, by_position, group_means
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
-from arnn_lightning.models import ARNN, Recommender
+from arnn_lightning.models import ARNN, Recommender, SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.reporting.console import data_notes, paired_difference_line, results_table
+from arnn_lightning.serving.vocabulary import Vocabulary, store_vocabulary
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.training.checkpoint import build_model
+from arnn_lightning.training.checkpoint import build_model, read_checkpoint
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
+from arnn_lightning.training.initial import Ids, InitialWeights
 from arnn_lightning.training.stage import (
     BEST,
     all_metrics,
@@ -39,6 +43,7 @@ from arnn_lightning.training.stage import (
     warn_of_untrained_unknowns,
 )
 
+log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 
 
@@ -88,10 +93,14 @@ def _train_and_test(
     callbacks: Sequence[Callback],
 ) -> float | None:
     seed_everything(config.seed, verbose=False)
-    model = build_model(to_container(config.model), run_settings(config), metadata_maker(config, prepared))
+    settings = run_settings(config)
+    settings.vocabulary = store_vocabulary(prepared, config.data.contexts.n_attributes, config.checkpoint.users)
+    model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
     if model.uses_contexts and rank_and_world_size()[0] == 0:
         warn_of_untrained_unknowns(prepared, config)
-    encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch)
+    initial = read_initial_weights(model, config, settings.vocabulary)
+    encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch, initial)
+    callbacks = [*callbacks, *([initial[""]] if initial else [])]
     train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
     stopwatch.lap("train")
     result = evaluate_model(model, prepared, config, loggers)
@@ -100,7 +109,7 @@ def _train_and_test(
     stopwatch.lap("test")
     if rank_and_world_size()[0] == 0:
         speed = getattr(model, "train_events_per_second", None)
-        _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed)
+        _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, initial)
         results = [*baselines.values(), *encoders.values(), result]
         _print_results(config, folder, results)
         _log_groups(
@@ -119,6 +128,7 @@ def _write_results(
     prepared: PreparedDataset,
     stopwatch: "Stopwatch",
     train_events_per_second: float | None,
+    initial: Mapping[str, InitialWeights],
 ) -> None:
     for role, other in [*encoders.items(), *baselines.items()]:
         other.write(folder, role)
@@ -136,6 +146,8 @@ def _write_results(
         "seconds": stopwatch.seconds,
         "train_events_per_second": train_events_per_second,
     }
+    if initial:
+        record["init_from"] = {role or "model": weights.record for role, weights in initial.items()}
     write_json(folder / METRICS_FILE, record)
 
 
@@ -199,6 +211,7 @@ def _train_encoders(
     folder: Path,
     loggers: Sequence[SafeLogger],
     stopwatch: Stopwatch,
+    initial: Mapping[str, InitialWeights],
 ) -> dict[str, EvaluationResult]:
     """Trains and tests the models of ARNN's encoders, or loads them from ``pretrained``."""
     results: dict[str, EvaluationResult] = {}
@@ -208,11 +221,50 @@ def _train_encoders(
             load_checkpoint_into(stage_model, pretrained, prepared, f"pretrained.{role}: {pretrained}")
         else:
             stage = to_container(config.model[role])
-            train_stage(stage_model, prepared, config, stage, folder / "checkpoints" / role, loggers)
+            callbacks = [initial[role]] if initial else []
+            train_stage(stage_model, prepared, config, stage, folder / "checkpoints" / role, loggers, callbacks)
         stopwatch.lap(f"train_{role}")
         results[role] = evaluate_model(stage_model, prepared, config, loggers)
         stopwatch.lap(f"test_{role}")
     return results
+
+
+def read_initial_weights(
+    model: Recommender, config: DictConfig, vocabulary: Mapping[str, Tensor]
+) -> dict[str, InitialWeights]:
+    """By role ("" for the model itself), the weights of ``init_from``; empty without it. Logs what is known and new.
+
+    Raises:
+        UserError: a model that is not trained, or checkpoints that do not fit.
+    """
+    if config.get("init_from") is None:
+        return {}
+    if not isinstance(model, SessionRecommender):
+        raise UserError(f"init_from: {config.model.name} is fitted by counting and starts from nothing")
+    file, resolved = Path(config.init_from), to_container(config.model)
+    if file.is_dir():  # a run folder
+        file = file / "checkpoints" / "best.ckpt"
+    stages: dict[str, Any] = dict(model.stages) if isinstance(model, ARNN) else {}
+    initial = {}
+    for role, stage in (stages | {"": model}).items():
+        if role and config.pretrained[role] is not None:
+            continue
+        path = file.parent / role / file.name if role else file
+        if role and not path.is_file():
+            raise UserError(
+                f"init_from: {path} does not exist, since {file} took its {role} encoder from another run; set "
+                f"pretrained.{role}"
+            )
+        checkpoint = read_checkpoint(path)
+        ids, earlier = (
+            Ids(stored.items["id"], stored.single, stored.contexts)
+            for stored in (Vocabulary(vocabulary, "this run"), Vocabulary(checkpoint.get("vocabulary", {}), path))
+        )
+        part = resolved[role] if role else resolved
+        encoders = None if role or not stages else nn.ModuleList(stage.encoder for stage in stages.values())
+        initial[role] = InitialWeights(stage, part, ids, checkpoint, earlier, path, encoders)
+    log.info(f"init_from {file}: {initial[''].summary}")
+    return initial
 
 
 def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[str, EvaluationResult]:

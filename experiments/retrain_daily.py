@@ -1,0 +1,77 @@
+"""Daily retraining on a growing log: from scratch, or from the run of the day before (init_from).
+
+The synthetic log is cut after each of its last days; the day after the cut is the test split, without validation.
+Writes one CSV row per day and way of training.
+
+    .venv/bin/python experiments/retrain_daily.py outputs/retrain_daily --model gru4rec --days 3 --events 60000
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+
+DAY = 86_400
+
+
+def train(folder: Path, raw_dir: Path, arguments: argparse.Namespace, *overrides: str) -> dict[str, float]:
+    """Trains one model, or reads the finished run; returns its test metrics and seconds of training."""
+    if not (folder / "metrics.json").is_file():
+        command = [sys.executable, "-m", "arnn_lightning", f"model={arguments.model}", f"data.raw_dir={raw_dir}"]
+        command += ["data.split.test_days=1", "data.split.val_days=0", "logger=none", f"hydra.run.dir={folder}"]
+        command += [f"paths.data={arguments.folder / 'data'}", f"seed={arguments.seed}", *overrides]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    seconds = sum(value for stage, value in metrics["seconds"].items() if stage.startswith("train"))
+    return {name: metrics["test"][name] for name in ("recall@20", "mrr@20", "events")} | {"train_seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=lambda text: Path(text).absolute())
+    parser.add_argument("--model", default="gru4rec")
+    parser.add_argument("--days", type=int, default=3)
+    parser.add_argument("--events", type=int, default=60_000)
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2], help="of a training that starts from a run")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    raw = arguments.folder / "raw"
+    command = [sys.executable, "-m", "arnn_lightning", "task=generate", "schema=xing", f"events={arguments.events}"]
+    subprocess.run([*command, f"output={raw}"], check=True, stdout=subprocess.DEVNULL)
+    log = pl.read_csv(raw / "interactions.csv", separator="\t", infer_schema=False)
+    time = log["created_at"].cast(pl.Int64)
+    last = int(time.max()) // DAY  # type: ignore[arg-type]
+    rows = []
+    for day in range(arguments.days + 1):
+        cut = arguments.folder / f"raw_{day}"
+        cut.mkdir(exist_ok=True)
+        end = (last - arguments.days + day + 1) * DAY
+        log.filter(time < end).write_csv(cut / "interactions.csv", separator="\t")
+        for name in ("users.csv", "items.csv"):
+            if (raw / name).is_file():
+                (cut / name).write_bytes((raw / name).read_bytes())
+        ways = {"scratch": arguments.folder / f"scratch_{day}"}
+        results = {"scratch": train(ways["scratch"], cut, arguments)}
+        for epochs in arguments.epochs if day else ():
+            way = f"init_from, {epochs} epochs"
+            # A chain: each day starts from the day before, only the first from a run from scratch.
+            earlier = arguments.folder / (f"init_{epochs}_{day - 1}" if day > 1 else "scratch_0")
+            stages = ("model", "model.session", "model.context") if arguments.model.startswith("arnn") else ("model",)
+            overrides = [f"{stage}.epochs={epochs}" for stage in stages]
+            source = f"init_from={earlier / 'checkpoints' / 'best.ckpt'}"
+            results[way] = train(arguments.folder / f"init_{epochs}_{day}", cut, arguments, source, *overrides)
+        for way, result in results.items():
+            rows.append({"model": arguments.model, "day": day, "way": way, **result})
+            print(rows[-1], flush=True)
+    with (arguments.folder / f"{arguments.model}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Ranks from lists of recommendations of any other program: a table with the columns of ``COLUMNS``."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.evaluation.ranking import TOP_K
+from arnn_lightning.evaluation.result import EvaluationResult, next_item_targets
+
+SESSION, POSITION, ITEM, SCORE = COLUMNS = ("session_id", "position", "item_id", "score")
+
+
+def read_lists(file: Path) -> pl.DataFrame:
+    """Reads a parquet or CSV file (with a header, separated by commas), every column as text.
+
+    Raises:
+        UserError: no such file, one that cannot be read, is empty or lacks a column.
+    """
+    if not file.is_file():
+        raise UserError(f"lists: no file {file}")
+    try:
+        if file.suffix == ".parquet":
+            lists = pl.read_parquet(file, glob=False)
+        else:
+            lists = pl.read_csv(file, infer_schema=False, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{file}: cannot be read: {str(error).partition(chr(10))[0]}") from error
+    for column in COLUMNS:
+        if column not in lists.columns:
+            raise UserError(f"{file}: no column {column}{nearest(column, lists.columns)}; needs {', '.join(COLUMNS)}")
+    if lists.is_empty():
+        raise UserError(f"{file}: contains no rows")
+    return lists.select(pl.col(COLUMNS).cast(pl.String))
+
+
+def evaluate_lists(
+    name: str, lists: pl.DataFrame, test: pl.DataFrame, item_ids: pl.Series, ties: str, count_items: bool, source: str
+) -> tuple[EvaluationResult, int]:
+    """The ranks that lists give to the targets of the test split.
+
+    A rank is counted among the items of the prediction's list. A target that is not in it, or a prediction without a
+    list, has the last rank of the catalogue, which no metric counts as a hit.
+
+    Args:
+        name: of the result, in tables.
+        lists: as ``read_lists`` returns them, in any order.
+        test: the test split (session, user, item, time).
+        item_ids: (I,) the id of every item code.
+        ties: how a target is ranked that has the score of other items of its list.
+        count_items: whether to count how often each item is among the top 20.
+        source: names the file in errors.
+
+    Returns:
+        The result, and the number of predictions without a list.
+
+    Raises:
+        UserError: a value that is not a number, a score that is NaN or infinite, an unknown item, a session and
+            position that are not a prediction of the test split, or an item that is twice in a list.
+    """
+    ids = pl.DataFrame({ITEM: item_ids.cast(pl.String), "item": np.arange(len(item_ids))})
+    targets = next_item_targets(test)
+    rows = (
+        lists.with_columns(
+            pl.col(SESSION, POSITION).cast(pl.Int64, strict=False).name.suffix("_code"),
+            value=pl.col(SCORE).cast(pl.Float64, strict=False),
+        )
+        .rename({f"{SESSION}_code": "session", f"{POSITION}_code": "place"})
+        .join(ids, on=ITEM, how="left", maintain_order="left")
+        .join(
+            targets.select("session", place="position", target="item"),
+            on=["session", "place"],
+            how="left",
+            maintain_order="left",
+        )
+    )
+    sessions = targets["session"].unique(maintain_order=True)
+    for is_wrong, column, message in (
+        (pl.col("session").is_null(), SESSION, "must be an integer"),
+        (pl.col("place").is_null(), POSITION, "must be an integer"),
+        (~pl.col("value").is_finite().fill_null(False), SCORE, "must be a finite number"),
+        (pl.col("item").is_null(), ITEM, f"is not in the catalogue of {len(item_ids)} items"),
+        (
+            ~pl.col("session").is_in(sessions.implode()),
+            SESSION,
+            f"is not a session of the test split ({sessions[0]} to {sessions[-1]})",
+        ),
+        (
+            pl.col("target").is_null(),
+            POSITION,
+            "is not a prediction of its session (1 is the first, after one event)",
+        ),
+        (pl.struct("session", "place", "item").is_first_distinct().not_(), ITEM, "is twice in its list"),
+    ):
+        wrong = rows.select(is_wrong).to_series().arg_true()
+        if len(wrong):
+            raise UserError(f"{source}, row {wrong[0] + 1}: {column} {_show(lists[column][wrong[0]])} {message}")
+    target_score = pl.col("value").filter(pl.col("item") == pl.col("target")).first()
+    counts = targets.join(
+        rows.group_by("session", position="place").agg(
+            pl.lit(True).alias("has_list"),
+            target_score.alias("score"),
+            higher=(pl.col("value") > target_score).sum(),
+            equal=(pl.col("value") == target_score).sum(),
+        ),
+        on=["session", "position"],
+        how="left",
+    ).with_columns(
+        higher=pl.when(pl.col("score").is_null()).then(len(item_ids) - 1).otherwise("higher"),
+        equal=pl.when(pl.col("score").is_null()).then(1).otherwise("equal"),
+    )
+    columns = ("session", "position", "higher", "equal")
+    tensors = {column: torch.from_numpy(counts[column].to_numpy().astype(np.int64)) for column in columns}
+    item_counts = _count_items(rows, len(item_ids)) if count_items else None
+    result = EvaluationResult.from_counts(name, tensors, test, ties, item_counts)
+    return result, int(counts["has_list"].null_count())
+
+
+def _count_items(rows: pl.DataFrame, n_items: int) -> torch.Tensor:
+    """(I,) how often each item is among the ``TOP_K`` best of a list."""
+    best = rows.sort("value", descending=True, maintain_order=True).group_by("session", "place").head(TOP_K)
+    return torch.from_numpy(np.bincount(best["item"].to_numpy(), minlength=n_items))
+
+
+def _show(value: str | None) -> str:
+    return "(empty)" if value is None else value

@@ -1,0 +1,269 @@
+"""Live sessions: one click after the other, alone or many sessions in one batch. N sessions, H width of a query."""
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from arnn_lightning.batch import Contexts, StepInput
+from arnn_lightning.errors import UserError
+from arnn_lightning.readers.schema import USER
+from arnn_lightning.serving.requests import Unknown, check_length, find_codes, to_ids
+
+if TYPE_CHECKING:
+    from arnn_lightning.serving.predictor import Predictor
+
+MAX_SEEN = 1_000  # items of a session that are known as seen, the latest
+MAX_UNKNOWN = 100  # unknown items that are listed, the latest
+MAGIC, VERSION = b"ARNN", 1
+_HEADER = struct.Struct("<4sB8sI")  # magic, version, model, checksum
+_SIZES = struct.Struct("<III")  # clicks, active fields, seen items
+
+
+class Recommendation(NamedTuple):
+    """One item of a list; ``title`` is None where the data set has none."""
+
+    item_id: Any
+    score: float
+    rank: int
+    title: str | None
+
+
+class LiveSession:
+    """A session that is clicked through; made by ``Predictor.session``.
+
+    Attributes:
+        clicks: number of clicks on items of the catalogue.
+        unknown: items and attributes that were given and are not known; they are ignored, and are not in ``state()``.
+    """
+
+    def __init__(self, sessions: "LiveSessions", contexts: Contexts, unknown: Unknown) -> None:
+        self._sessions = sessions
+        self.contexts = contexts
+        self.terms = sessions.predictor.user_terms(contexts)
+        self.hidden = sessions.predictor.model.initial_state(1)
+        self.query: Tensor | None = None
+        self.seen: dict[int, None] = {}
+        self.clicks = 0
+        self.unknown = unknown
+
+    def click(self, item: Any) -> None:
+        """Adds an event; one of an item that is not in the catalogue is ignored and listed in ``unknown``."""
+        self._sessions.click([self], [item])
+
+    def top(
+        self,
+        k: int = 20,
+        exclude_seen: bool = False,
+        items: Sequence[Any] | None = None,
+        exclude_items: Sequence[Any] | None = None,
+    ) -> list[Recommendation]:
+        """The ``k`` best next items, as ``Predictor.recommend`` lists them."""
+        return self._sessions.top([self], k, exclude_seen, items, exclude_items)[0]
+
+    def state(self) -> bytes:
+        """The session as bytes of bounded size, without ids of the user: ``session(state=...)`` continues it.
+
+        They have a checksum and the model's id, and no code. They are not signed: keep them where others cannot write.
+        """
+        parts = [self.contexts.single[0], self.contexts.active[0], torch.tensor([*self.seen], dtype=torch.int64)]
+        body = b"".join(part.numpy().astype("<i4").tobytes() for part in parts)
+        tensors = self.hidden if self.query is None else (self.query, *self.hidden)
+        body += b"".join(part.contiguous().numpy().tobytes() for part in tensors)
+        body = _SIZES.pack(self.clicks, self.contexts.active.shape[1], len(self.seen)) + body
+        return _HEADER.pack(MAGIC, VERSION, self._sessions.model_id, zlib.crc32(body)) + body
+
+
+class LiveSessions:
+    """Opens sessions, and clicks and lists many in one batch.
+
+    Args:
+        predictor: the model.
+    """
+
+    def __init__(self, predictor: "Predictor") -> None:
+        self.predictor = predictor
+        self.model_id = bytes.fromhex(predictor.model_id)
+        ids = predictor.vocabulary.items["id"]
+        self._code = dict(zip(ids.to_list(), range(len(ids)), strict=True))
+        table = predictor.vocabulary.items
+        self._ids = ids.to_list()
+        self._titles = table["title"].to_list() if "title" in table.columns else [None] * len(ids)
+        self._id_type = str if ids.dtype == pl.String else int
+        probe = self.open()
+        self.click([probe], [self._ids[0]])
+        self._query_like = probe.query
+
+    def open(
+        self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
+    ) -> LiveSession:
+        """A session of a user with a profile, of a user of the training data, or of nobody known; or one continued.
+
+        Raises:
+            UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
+        """
+        if state is not None:
+            return self._restore(state)
+        predictor, unknown = self.predictor, Unknown()
+        profiles, row = predictor.vocabulary.users, -1
+        if predictor.uses_contexts and profile is not None:
+            if user is not None and USER in predictor.vocabulary.single:
+                profile = {USER: user, **profile}
+            profiles, row = predictor.reader.encode(_one_row(profile), None, unknown), 0
+        elif predictor.uses_contexts and user is not None:
+            code = find_codes(to_ids([user], "user"), profiles["id"], "user")[0]
+            row = -1 if code is None else code
+        return LiveSession(self, predictor.contexts(profiles, np.array([row])), unknown)
+
+    @torch.inference_mode()
+    def click(self, sessions: Sequence[LiveSession], items: Sequence[Any]) -> None:
+        """One event in each of several sessions, in one batch.
+
+        Raises:
+            UserError: as many items as sessions are needed, and each session once; or an item of a wrong type.
+        """
+        if len(sessions) != len(items) or len({id(session) for session in sessions}) < len(sessions):
+            raise UserError("click: needs one item for every session, and every session once; click again for the next")
+        codes = [self._find(item) for item in items]
+        for session, item, code in zip(sessions, items, codes, strict=True):
+            if code is None:
+                session.unknown.items = [*session.unknown.items, item][-MAX_UNKNOWN:]
+        clicked = [(session, code) for session, code in zip(sessions, codes, strict=True) if code is not None]
+        if not clicked:
+            return
+        batch = [session for session, _ in clicked]
+        terms = [session.terms for session in batch if session.terms is not None]
+        step = StepInput(
+            torch.tensor([code for _, code in clicked]),
+            Contexts(_cat([s.contexts.single for s in batch]), _pad([s.contexts.active for s in batch])),
+            valid=None,
+            user_terms=_cat(terms) if terms else None,
+        )
+        state = tuple(_cat(list(parts), -2) for parts in zip(*(s.hidden for s in batch), strict=True))
+        query_NH, state = self.predictor.model.encode(step, state)
+        for n, (session, code) in enumerate(clicked):
+            session.query = query_NH[n : n + 1]
+            session.hidden = tuple(part[..., n : n + 1, :] for part in state)
+            session.clicks += 1
+            session.seen.pop(code, None)
+            session.seen[code] = None
+            if len(session.seen) > MAX_SEEN:
+                del session.seen[next(iter(session.seen))]
+
+    def top(
+        self,
+        sessions: Sequence[LiveSession],
+        k: int = 20,
+        exclude_seen: bool = False,
+        items: Sequence[Any] | None = None,
+        exclude_items: Sequence[Any] | None = None,
+    ) -> list[list[Recommendation]]:
+        """The ``k`` best next items of each of several sessions, in one batch; arguments as ``Predictor.recommend``.
+
+        ``exclude_seen`` leaves out the latest 1,000 items of a session.
+        """
+        check_length(k)
+        if not sessions:
+            return []
+        some = next((session.query for session in sessions if session.query is not None), None)
+        query_NH = None
+        if some is not None:
+            query_NH = _cat([some if session.query is None else session.query for session in sessions])
+        score_NK, item_NK = self.predictor.top(
+            query_NH,
+            torch.tensor([session.query is not None for session in sessions]),
+            k,
+            self.predictor.allowed_items(items, exclude_items),
+            [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None,
+        )
+        return [
+            [
+                Recommendation(self._ids[item], score, rank, self._titles[item])
+                for rank, (score, item) in enumerate(zip(scores, items, strict=True), 1)
+                if score > -torch.inf
+            ]
+            for scores, items in zip(score_NK.tolist(), item_NK.tolist(), strict=True)
+        ]
+
+    def _find(self, item: Any) -> int | None:
+        if isinstance(item, np.generic):
+            item = item.item()
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise UserError(f"click({item!r}): the id of an item must be an integer or a string")
+        try:
+            return self._code.get(self._id_type(item))
+        except ValueError:
+            return None
+
+    def _restore(self, state: bytes) -> LiveSession:
+        damaged = UserError("state: damaged or cut off; start a new session")
+        if not isinstance(state, bytes | bytearray | memoryview):
+            raise UserError(f"state: must be the bytes that state() returned, not {type(state).__name__}")
+        state = bytes(state)
+        if len(state) < _HEADER.size + _SIZES.size:
+            raise damaged
+        magic, version, model_id, checksum = _HEADER.unpack_from(state)
+        body = state[_HEADER.size :]
+        if magic != MAGIC or zlib.crc32(body) != checksum:
+            raise damaged
+        if version != VERSION or model_id != self.model_id:
+            raise UserError(
+                f"state: of another model ({model_id.hex()}, not {self.predictor.model_id}); start a new session"
+            )
+        clicks, n_active, n_seen = _SIZES.unpack_from(body)
+        session = self.open()
+        like = [*session.hidden] if not clicks or self._query_like is None else [self._query_like, *session.hidden]
+        n_codes = session.contexts.single.shape[1] + n_active + n_seen
+        if n_seen > MAX_SEEN or len(body) != _SIZES.size + 4 * n_codes + sum(part.nbytes for part in like):
+            raise damaged
+        codes = torch.from_numpy(np.frombuffer(body, "<i4", n_codes, _SIZES.size).astype(np.int64))
+        single, active, seen = codes.split([n_codes - n_active - n_seen, n_active, n_seen])
+        parts, start = [], _SIZES.size + 4 * n_codes
+        for part in like:
+            values = torch.frombuffer(bytearray(body[start : start + part.nbytes]), dtype=part.dtype)
+            parts.append(values.view(part.shape))
+            start += part.nbytes
+        model = self.predictor.model
+        dims = self.predictor.metadata["model"]["dims"]
+        limits = [(single, 0, sum(dims["single_sizes"])), (active, -1, dims["n_binary"]), (seen, 0, model.n_items)]
+        limits += [(part, 0, model.n_items) for part in parts if not part.is_floating_point()]  # a query of an item
+        if any(len(part) and not (low <= part.min() and part.max() < high) for part, low, high in limits):
+            raise damaged
+        if not all(part.isfinite().all() for part in parts):
+            raise damaged
+        session.contexts = Contexts(single[None], active[None])
+        session.terms = self.predictor.user_terms(session.contexts)
+        if clicks:
+            session.query = parts.pop(0)
+        session.hidden, session.clicks = tuple(parts), clicks
+        session.seen = dict.fromkeys(seen.tolist())
+        return session
+
+
+def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _pad(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of active fields (1, A) of different widths as one tensor, padded with -1."""
+    width = max(part.shape[1] for part in parts)
+    return _cat([F.pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
+
+
+def _one_row(profile: Mapping[str, Any]) -> pl.DataFrame:
+    if not isinstance(profile, Mapping):
+        raise UserError(f"profile: must map attributes to values, not {type(profile).__name__}")
+    columns = {}
+    for name, value in profile.items():
+        value = list(value) if isinstance(value, list | tuple | set | frozenset) else value
+        try:
+            columns[str(name)] = pl.Series([value], dtype=None if value != [] else pl.List(pl.String))
+        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"profile: {name}={value!r}: must be a text, a number, or a list of them") from error
+    return pl.DataFrame(columns)

@@ -1,0 +1,310 @@
+"""What recommendations are requested for: frames of any library -> codes of items and contexts. All sessions S."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import polars as pl
+
+from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.preprocessing.contexts import encode_profiles
+from arnn_lightning.readers.schema import USER, decimal_years
+from arnn_lightning.serving.vocabulary import Vocabulary
+
+SESSION_ID, ITEM_ID, TIME, USER_ID = "session_id", "item_id", "time", "user_id"
+
+
+def to_polars(frame: Any, name: str) -> pl.DataFrame:
+    """A frame of polars, pandas, pyarrow or another library that narwhals supports, as polars.
+
+    Raises:
+        UserError: no frame, a lazy one, or a column of mixed types; ``name`` is the argument that it was given as.
+    """
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    try:
+        table: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
+        return table
+    except TypeError as error:
+        kind = f"{type(frame).__module__.partition('.')[0]}.{type(frame).__qualname__}"
+        raise UserError(f"{name}: must be a DataFrame of polars, pandas or pyarrow, not {kind}") from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name}: {error}; pip install pyarrow, or pass a polars frame") from error
+    except Exception as error:  # a class of the frame's library
+        raise UserError(f"{name}: {str(error).splitlines()[0]}") from error
+
+
+def like(frame: pl.DataFrame, original: Any) -> Any:
+    """``frame`` in the library of ``original``; polars where that is no frame."""
+    if isinstance(original, pl.DataFrame | list | tuple | Mapping):
+        return frame
+    backend = nw.from_native(original, eager_only=True).implementation
+    return nw.from_arrow(frame, backend=backend).to_native()
+
+
+def cast_ids(ids: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
+    """Ids as ``dtype``, the type of the vocabulary's; null for those that have no such form.
+
+    >>> cast_ids(pl.Series([7.0, None]), pl.String(), "item_id").to_list()
+    ['7', None]
+
+    Raises:
+        UserError: a type that is none of ids.
+    """
+    if isinstance(ids.dtype, pl.Categorical | pl.Enum):
+        ids = ids.cast(pl.String)
+    if ids.dtype.is_float():  # pandas stores integers as floats where a value is missing
+        whole = ids.cast(pl.Int64, strict=False)
+        ids = whole if (whole == ids).fill_null(True).all() else ids.cast(pl.String)
+    if ids.dtype == dtype or ids.dtype == pl.Null:
+        return ids.cast(dtype)
+    if not (ids.dtype.is_integer() or ids.dtype == pl.String):
+        raise UserError(f"{name}: ids must be integers or strings, not {ids.dtype}")
+    return ids.cast(dtype, strict=False)
+
+
+def to_ids(ids: Any, name: str) -> pl.Series:
+    """A list of ids as a column; raises UserError where it is none."""
+    if isinstance(ids, str | bytes):
+        raise UserError(f"{name}={ids!r}: must be a list of ids")
+    try:
+        return ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=None if len(ids) else pl.Null)
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{name}: must be a list of ids of one type: {str(error).splitlines()[0]}") from error
+
+
+def find_codes(ids: pl.Series, known: pl.Series, name: str) -> pl.Series:
+    """The code (place in ``known``) of every id, null for unknown ones."""
+    table = pl.DataFrame({"id": known}).with_row_index("code")
+    wanted = pl.DataFrame({"id": cast_ids(ids, known.dtype, name)})
+    return wanted.join(table, on="id", how="left", maintain_order="left")["code"]
+
+
+def check_length(k: Any) -> None:
+    """Raises UserError where ``k`` is no length of a list."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k={k!r}: must be an integer of at least 1")
+
+
+@dataclass
+class Unknown:
+    """What was requested and is not known: items that are not in the catalogue, attributes, and their values.
+
+    Attributes:
+        items: ids that are not in the catalogue, one per event.
+        attributes: attributes that the model does not use.
+        values: (attribute, value) where the value is no category.
+        no_click: number of sessions without an item of the catalogue.
+    """
+
+    items: list[Any] = field(default_factory=list)
+    attributes: list[str] = field(default_factory=list)
+    values: list[tuple[str, str]] = field(default_factory=list)
+    no_click: int = 0
+
+    def line(self, used: Sequence[str]) -> str | None:
+        """One line about what is ignored; None where everything is known. ``used``: the model's attributes."""
+        parts = []
+        if self.items:
+            parts.append(f"{len(self.items)} events of items that are not in the catalogue, such as {self.items[0]!r}")
+        if self.attributes:
+            hint = nearest(self.attributes[0], used)
+            parts.append(f"attributes that the model does not use: {', '.join(self.attributes)}{hint}")
+        if self.values:
+            name, value = self.values[0]
+            parts.append(f"{len(self.values)} attribute values not seen in training, such as {name}={value!r}")
+        return "; ".join(parts) or None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Sessions as codes.
+
+    Attributes:
+        session_id: (S,) in the order of their first events.
+        item: item codes of all sessions, one after the other, unknown ones left out.
+        offset: (S + 1,) where each session starts.
+        contexts: (S,) row of ``profiles`` of each session; -1: unknown contexts.
+        profiles: context codes, as ``EncodedContexts.users``.
+        unknown: what is ignored.
+    """
+
+    session_id: pl.Series
+    item: np.ndarray
+    offset: np.ndarray
+    contexts: np.ndarray
+    profiles: pl.DataFrame
+    unknown: Unknown
+
+
+class RequestReader:
+    """Reads frames of sessions and profiles.
+
+    Args:
+        vocabulary: the checkpoint's.
+        uses_contexts: whether the model reads contexts; where not, profiles are ignored.
+        list_separator: between the values of a multi-valued attribute in one text.
+        null_values: texts that mean a missing value.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, uses_contexts: bool, list_separator: str, null_values: Iterable[str]
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.uses_contexts = uses_contexts
+        self.list_separator = list_separator
+        self.null_values = [*null_values]
+        self.multi = [name for name in vocabulary.attributes if name not in vocabulary.single]
+        is_numeric = pl.col("kind") == "numeric"
+        self.numeric = set(vocabulary.contexts.filter(is_numeric)["attribute"])
+
+    def read(self, sessions: Any, users: Any) -> Request:
+        """Codes of sessions and their users.
+
+        Args:
+            sessions: a frame with session_id and item_id, and where needed time and user_id; or the ids of one session.
+            users: None, or a frame with session_id or user_id and the columns of attributes.
+
+        Raises:
+            UserError: a missing column, ids of a wrong type, a session of two users, a user who occurs twice.
+        """
+        events = self._events(sessions)
+        unknown = Unknown()
+        key = None
+        if users is not None:
+            users = to_polars(users, "users")
+            key = next((name for name in (SESSION_ID, USER_ID) if name in users.columns), None)
+            if key is None or key not in events.columns:
+                where = "users" if key is None else "sessions"
+                raise UserError(f"{where}: no column {key or 'session_id or user_id'}; profiles are matched by it")
+            ids = cast_ids(users[key], events[key].dtype, f"users: {key}")
+            _require_ids(ids, users[key], key)
+            users = users.with_columns(ids.alias(key))
+        session_id = events[SESSION_ID].unique(maintain_order=True)
+        if key == SESSION_ID:  # sessions without an event so far
+            session_id = pl.concat([session_id, users[key].filter(~users[key].is_in(session_id.implode()))])
+        numbers = pl.DataFrame({SESSION_ID: session_id}).with_row_index("number")
+        events = events.join(numbers, on=SESSION_ID, how="left", maintain_order="left")
+        events = events.sort("number", *([TIME] if TIME in events.columns else []), maintain_order=True)
+        user_id = _user_of_each_session(events, len(session_id))
+        item = find_codes(events[ITEM_ID], self.vocabulary.items["id"], f"sessions: {ITEM_ID}")
+        unknown.items = events.filter(item.is_null() & events[ITEM_ID].is_not_null())[ITEM_ID].to_list()
+        events = events.select("number", item=item).drop_nulls("item")
+        lengths = np.bincount(events["number"].to_numpy(), minlength=len(session_id))
+        unknown.no_click = int((lengths == 0).sum())
+        contexts = np.full(len(session_id), -1)
+        profiles = self.vocabulary.users.drop("id")
+        if self.uses_contexts:
+            if user_id is not None:
+                contexts = _places(find_codes(user_id, self.vocabulary.users["id"], f"sessions: {USER_ID}"))
+            if key is not None:
+                given = self.encode(users, key, unknown)
+                owner = session_id if user_id is None or key == SESSION_ID else user_id
+                place = _places(find_codes(owner, users[key], key))
+                contexts = np.where(place >= 0, place + profiles.height, contexts)
+                profiles = pl.concat([profiles, given])
+        return Request(
+            session_id=session_id,
+            item=events["item"].to_numpy().astype(np.int64),
+            offset=np.append(0, lengths.cumsum()),
+            contexts=contexts,
+            profiles=profiles,
+            unknown=unknown,
+        )
+
+    def _events(self, sessions: Any) -> pl.DataFrame:
+        """The columns of ``sessions`` that are read, validated."""
+        if isinstance(sessions, list | tuple):
+            try:
+                items = pl.Series(sessions, dtype=None if sessions else self.vocabulary.items["id"].dtype)
+            except (TypeError, pl.exceptions.PolarsError) as error:
+                raise UserError(f"sessions: {str(error).splitlines()[0]}; a list has the ids of one") from error
+            return pl.DataFrame({SESSION_ID: pl.repeat(0, len(items), dtype=pl.Int64, eager=True), ITEM_ID: items})
+        events = to_polars(sessions, "sessions")
+        for name in (SESSION_ID, ITEM_ID):
+            if name not in events.columns:
+                hint = nearest(name, events.columns)
+                raise UserError(f"sessions: no column {name}{hint}; its columns: {', '.join(events.columns)}")
+        events = events.select(name for name in (SESSION_ID, ITEM_ID, TIME, USER_ID) if name in events.columns)
+        for name in {SESSION_ID, TIME} & {*events.columns}:
+            if events[name].has_nulls():
+                raise UserError(f"sessions: column {name}, row {events[name].is_null().arg_true()[0] + 1}: no value")
+        if events[SESSION_ID].dtype.is_nested():
+            raise UserError(f"sessions: {SESSION_ID}: ids must be integers or strings, not {events[SESSION_ID].dtype}")
+        return events
+
+    def encode(self, users: pl.DataFrame, key: str | None, unknown: Unknown) -> pl.DataFrame:
+        """Context codes of profiles; adds what is not known to ``unknown``. ``key``: the column of ids, if any."""
+        if USER in self.vocabulary.single and USER not in users.columns and key == USER_ID:
+            users = users.with_columns(pl.col(USER_ID).cast(pl.String).alias(USER))
+        used = self.vocabulary.attributes
+        unknown.attributes += [name for name in users.columns if name not in used and name not in (SESSION_ID, USER_ID)]
+        canonical = pl.DataFrame({name: self._canonical(users[name]) for name in users.columns if name in used})
+        if not canonical.width:
+            canonical = pl.DataFrame({"": pl.repeat(None, users.height, eager=True)})
+        codes, unseen = encode_profiles(canonical, self.vocabulary.single, self.vocabulary.contexts)
+        unknown.values += list(unseen.select("attribute", "value").iter_rows())
+        return codes
+
+    def _number(self, column: pl.Series) -> pl.Series:
+        """A numeric attribute; dates as years."""
+        if column.dtype == pl.String:
+            column = column.set(column.is_in(self.null_values), None)
+        years = decimal_years(column)
+        try:
+            return years.cast(pl.Float64)
+        except pl.exceptions.PolarsError as error:
+            values = years.cast(pl.String).drop_nulls()
+            value = next((text for text in values if pl.Series([text]).cast(pl.Float64, strict=False)[0] is None), "")
+            raise UserError(f"users: column {column.name}: {value!r} is not a number") from error
+
+    def _canonical(self, column: pl.Series) -> pl.Series:
+        """An attribute as String, Float64 or List(String), as readers return it."""
+        name = column.name
+        if isinstance(column.dtype, pl.Object | pl.Struct):
+            raise UserError(f"users: column {name}: must be numbers, texts or lists of them, not {column.dtype}")
+        if name in self.numeric:
+            return self._number(column)
+        if name not in self.multi:
+            if column.dtype.is_nested():
+                raise UserError(f"users: column {name}: attribute {name!r} has one value, not a list")
+            text = column.cast(pl.String)
+            if column.dtype.is_float():  # 3.0 where the log had 3
+                categories = self.vocabulary.contexts.filter(pl.col("attribute") == name)["category"]
+                text = text.zip_with(text.is_in(categories.implode()), text.str.strip_suffix(".0"))
+            return text.set(text.is_in(self.null_values), None)
+        if not isinstance(column.dtype, pl.List | pl.Array):
+            column = column.cast(pl.String).str.split(self.list_separator)
+        element = pl.element().cast(pl.String).str.strip_chars()
+        kept = element.filter(~element.is_in(self.null_values))
+        return column.cast(pl.List(pl.String)).list.eval(kept).list.unique(maintain_order=True)
+
+
+def _places(codes: pl.Series) -> np.ndarray:
+    return codes.cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def _user_of_each_session(events: pl.DataFrame, n_sessions: int) -> pl.Series | None:
+    """(S,) the user of each session, null without one; None where ``events`` (sorted by number) have no users."""
+    if USER_ID not in events.columns:
+        return None
+    known = events.drop_nulls(USER_ID).group_by("number", maintain_order=True)
+    users = known.agg(pl.col(USER_ID).first(), different=pl.col(USER_ID).n_unique(), session=pl.col(SESSION_ID).first())
+    several = users.filter(pl.col("different") > 1)
+    if several.height:
+        raise UserError(
+            f"sessions: session {several['session'][0]!r} has {several['different'][0]} users; a session is of one user"
+        )
+    numbers = pl.DataFrame({"number": pl.int_range(n_sessions, dtype=pl.UInt32, eager=True)})
+    return numbers.join(users, on="number", how="left", maintain_order="left")[USER_ID]
+
+
+def _require_ids(ids: pl.Series, given: pl.Series, key: str) -> None:
+    if ids.has_nulls():
+        row = ids.is_null().arg_true()[0]
+        raise UserError(f"users: column {key}, row {row + 1}: {given[row]!r} is not a valid id")
+    if ids.n_unique() < len(ids):
+        twice = ids.filter(ids.is_duplicated())[0]
+        raise UserError(f"users: {key} {twice!r} occurs more than once; keep one row of it")

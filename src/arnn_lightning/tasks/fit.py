@@ -1,0 +1,136 @@
+"""fit: task=train from Python, on frames or files. The command line runs in a process of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.io import atomic_path
+
+if TYPE_CHECKING:
+    from arnn_lightning.serving.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        results: its metrics.json: metrics of the model, of its encoders and of the baselines, and more.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The model's test metrics, such as ``recall@20``."""
+        metrics: dict[str, float] = self.results["test"]
+        return metrics
+
+    def load(self) -> "Predictor":
+        """The model, ready to recommend."""
+        from arnn_lightning.serving.predictor import load
+
+        return load(self.folder)
+
+
+def fit(
+    events: Any,
+    users: Any = None,
+    titles: Any = None,
+    *,
+    model: str = "arnn",
+    columns: Mapping[str, str] | None = None,
+    contexts: Mapping[str, Sequence[str]] | None = None,
+    overrides: Sequence[str] = (),
+    folder: str | Path | None = None,
+) -> Run:
+    """Trains and tests a model on your own tables, as ``task=train data=tabular`` does; its output is shown.
+
+    Args:
+        events: one row per event: a frame of polars, pandas or pyarrow, or the path of CSV or parquet files.
+        users: likewise, one row per user; None where attributes are columns of the events.
+        titles: likewise, one row per item with its title.
+        model: a config of the group ``model``.
+        columns: names of columns that are not user, item, time, ... (see docs/data.md), as in ``{"item": "sku"}``.
+        contexts: the attributes: ``{"single": [names], "multi": [names]}``.
+        overrides: settings as on the command line, as in ``["model.epochs=3", "data.gap=1h"]``.
+        folder: the run folder; None: a new one below outputs/.
+
+    Raises:
+        UserError: what the command line reports in one line.
+        RuntimeError: the run failed otherwise; its output has the reason.
+    """
+    run_folder = Path(folder or f"outputs/tabular/{model}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
+    arguments = ["data=tabular", f"model={model}", f"hydra.run.dir={_quote(run_folder)}"]
+    for name, table in (("events", events), ("users", users), ("titles", titles)):
+        if table is not None:
+            arguments.append(f"data.{name}={_quote(_path_of(table, name, run_folder / 'raw'))}")
+    arguments += [f"data.columns.{name}={_quote(column)}" for name, column in (columns or {}).items()]
+    arguments += [f"data.contexts.{kind}={_quote(list(names))}" for kind, names in (contexts or {}).items()]
+    if not any(override.startswith("logger=") for override in overrides):
+        arguments.append("logger=csv")
+    _run([*arguments, *overrides])
+    return Run(run_folder, json.loads((run_folder / "metrics.json").read_text()))
+
+
+def _path_of(table: Any, name: str, folder: Path) -> str | list[str]:
+    """The path of a table; a frame is written to ``folder`` first."""
+    if isinstance(table, str | Path):
+        return str(table)
+    if isinstance(table, list | tuple):
+        return [str(path) for path in table]
+    from arnn_lightning.serving.requests import to_polars
+
+    with atomic_path(folder / f"{name}.parquet") as path:
+        to_polars(table, name).write_parquet(path)
+    return str(folder / f"{name}.parquet")
+
+
+def _quote(value: Any) -> str:
+    """A value of an override, whatever characters it contains.
+
+    >>> print(_quote(["a,b", "it's"]))
+    ['a,b','it\\'s']
+    """
+    if isinstance(value, list):
+        return f"[{','.join(map(_quote, value))}]"
+    text = str(value)
+    if text.endswith("\\"):
+        raise UserError(f"{text}: must not end in a backslash")
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def _run(arguments: Sequence[str]) -> None:
+    environment = os.environ | {"COLUMNS": str(shutil.get_terminal_size((120, 24)).columns), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "arnn_lightning", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once, in a notebook too
+    )
+    assert process.stdout is not None
+    error = ""
+    try:
+        for line in process.stdout:
+            sys.stdout.write(line)
+            error = line.removeprefix("error: ").strip() if line.startswith("error: ") else error
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    if process.wait():
+        raise UserError(error) if error else RuntimeError("the run failed; its output above has the reason")

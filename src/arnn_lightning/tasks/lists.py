@@ -1,0 +1,60 @@
+"""task=evaluate lists=FILE: the test metrics of recommendations that another program made."""
+
+import hashlib
+from pathlib import Path
+
+import polars as pl
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.evaluation.lists import evaluate_lists, read_lists
+from arnn_lightning.io import write_json
+from arnn_lightning.reporting.console import results_table
+from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.tasks.train import METRICS_FILE, check_cutoffs, published_results
+from arnn_lightning.training.stage import all_metrics, headline_metrics, to_container
+
+
+def run_lists(config: DictConfig, folder: Path) -> None:
+    """Writes metrics.json and test_ranks.parquet of the lists into ``folder``, as a run does, and prints the table."""
+    if not OmegaConf.is_missing(config, "checkpoint"):
+        raise UserError("task=evaluate: checkpoint and lists cannot both be set")
+    file = Path(config.lists)
+    lists = read_lists(file)
+    prepared = prepare_data(config)
+    check_cutoffs(config, prepared)
+    result, n_missing = evaluate_lists(
+        config.name or file.stem,
+        lists,
+        pl.read_parquet(prepared.folder / "test.parquet"),
+        pl.read_parquet(prepared.folder / "items.parquet")["id"],
+        config.evaluation.ties,
+        config.evaluation.lists,
+        str(file),
+    )
+    result.write(folder)
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    record = {
+        "data": config.data.name,
+        "model": result.name,
+        "lists": {"file": file.name, "sha256": digest},
+        "seed": config.seed,
+        "test": result.metrics(all_metrics(config)),
+        "val": {},
+        "parts": {},
+        "baselines": {},
+        "manifest": prepared.manifest_sha256,
+        "seconds": {},
+        "train_events_per_second": None,
+    }
+    write_json(folder / METRICS_FILE, record)
+    console = Console()
+    bootstrap, title = to_container(config.evaluation.bootstrap), f"{file.name} on {config.data.name}"
+    console.print(
+        results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
+    )
+    if n_missing:
+        n = result.ranks.height
+        console.print(f"{n_missing:,} of {n:,} predictions have no list and count as not hit", soft_wrap=True)

@@ -1,0 +1,85 @@
+"""task=recommend: lists of items for the sessions of a file."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from polars.io.plugins import register_io_source
+from rich.console import Console
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.io import atomic_path
+from arnn_lightning.readers.delimited import decompressed, file_format, read_delimited
+from arnn_lightning.serving.predictor import load
+from arnn_lightning.serving.requests import ITEM_ID, SESSION_ID, TIME, USER_ID
+
+
+def run(config: DictConfig) -> None:
+    """Writes the lists of all sessions of ``input`` to ``output``, and prints one line."""
+    started = time.perf_counter()
+    output = Path(config.output)
+    if output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"output={output}: must end in .csv or .parquet")
+    if config.performance.threads is not None:
+        torch.set_num_threads(int(config.performance.threads))
+    sessions = _read(config.input, "input", (SESSION_ID, ITEM_ID, TIME, USER_ID))
+    users = None if config.users is None else _read(config.users, "users", None)
+    predictor = load(config.checkpoint, OmegaConf.to_container(config.trusted_modules))  # type: ignore[arg-type]
+    request = predictor.read(sessions, users, "raise" if config.on_unknown == "raise" else "ignore")
+    line = request.unknown.line(predictor.attributes)
+    if line is not None and config.on_unknown == "warn":
+        sys.stderr.write(f"ignored: {line}\n")
+    n_sessions = len(request.session_id)
+    lists = predictor.lists(request, config.k, config.exclude_seen)
+    schema = next(lists).schema
+    with Console(stderr=True).status("recommending") as status, atomic_path(output) as temporary:
+
+        def blocks(*_: Any) -> Iterator[pl.DataFrame]:
+            done = 0
+            for block in lists:
+                yield block
+                done += block[SESSION_ID].n_unique()
+                status.update(f"recommending: {done:,} of {n_sessions:,} sessions")
+
+        # The blocks are written as they come, so that memory does not grow with the number of sessions.
+        stream = register_io_source(blocks, schema=schema)
+        if output.suffix == ".csv":
+            stream.sink_csv(temporary)
+        else:
+            stream.sink_parquet(temporary)
+    unknown = request.unknown
+    Console(soft_wrap=True).print(
+        f"{n_sessions:,} sessions, of which {unknown.no_click:,} without a known item; {len(unknown.items):,} unknown "
+        f"items, {len(unknown.attributes) + len(unknown.values):,} unknown attributes; "
+        f"{time.perf_counter() - started:.1f} s; {output}"
+    )
+
+
+def _read(path: str, key: str, columns: tuple[str, ...] | None) -> pl.DataFrame:
+    """A CSV or parquet file: those of ``columns`` that it has, or all; ids and attributes of a CSV are strings."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{key}={path}: no such file")
+    if file_format(file) == "parquet":
+        try:
+            names = [name for name in pl.read_parquet_schema(file) if columns is None or name in columns]
+            return pl.read_parquet(file, columns=names, glob=False)
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+    with decompressed(file) as plain, plain.open(encoding="utf-8-sig", errors="replace") as lines:
+        header = [name.strip().strip('"') for name in re.split(r"[,;\t|]", lines.readline().rstrip("\r\n"))]
+    # Those that are required are looked up by the reader, whose error has the nearest name.
+    names = header if columns is None else [*columns[:2], *(name for name in columns[2:] if name in header)]
+    required = [SESSION_ID] if columns is not None else []
+    types = dict.fromkeys(names, pl.String())
+    frame = read_delimited(file, types, separator=None, required=required, null_values=[""])
+    if TIME not in frame.columns:
+        return frame
+    number = frame[TIME].cast(pl.Float64, strict=False)
+    return frame if number.has_nulls() else frame.with_columns(number)  # ISO 8601 sorts as it is

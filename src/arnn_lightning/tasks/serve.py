@@ -1,0 +1,57 @@
+"""task=serve: recommendations of a checkpoint over HTTP."""
+
+import ipaddress
+import os
+import threading
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from arnn_lightning.config import install_hint
+from arnn_lightning.errors import UserError
+from arnn_lightning.serving.predictor import checkpoint_file, load
+
+TOKEN = "ARNN_TOKEN"
+
+
+def run(config: DictConfig) -> None:
+    """Serves until SIGINT or SIGTERM; requests under way are answered first."""
+    token = os.environ.get(TOKEN) or None
+    if token is None and not config.public and not is_loopback(config.host):
+        raise UserError(
+            f"host={config.host}: reachable by other machines without a token; set the variable {TOKEN}, or public=true"
+        )
+    try:
+        import uvicorn
+
+        from arnn_lightning.serving.http import ReloadingPredictor, SessionStore, make_app
+    except ModuleNotFoundError as error:
+        raise UserError(f"task=serve: {error}{install_hint('serve')}") from error
+    if config.performance.threads is not None:
+        torch.set_num_threads(int(config.performance.threads))
+    trusted = OmegaConf.to_container(config.trusted_modules)
+    models = ReloadingPredictor(
+        checkpoint_file(config.checkpoint),
+        lambda file: load(file, trusted),  # type: ignore[arg-type]
+        config.reload_seconds,
+    )
+    store = SessionStore(config.max_sessions, 60 * config.session_minutes)
+    app = make_app(models, store, token, int(1_000 * config.max_body_kb))
+    watcher = threading.Thread(target=models.watch, daemon=True)
+    watcher.start()
+    try:
+        uvicorn.run(app, host=config.host, port=config.port, timeout_graceful_shutdown=30, server_header=False)
+    finally:
+        models.stop()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0"), is_loopback("example.org")
+    (True, True, False, False)
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,262 @@
+"""Starts a training from the weights and the optimizer state of another run, row by row by the log's ids.
+
+Items and categories that both runs have keep their rows. New ones start at a neutral place: an item at the mean of all
+items, a category of a single-valued attribute at "unknown", where the earlier model had its users, and a two-valued
+field with random embeddings and weights 0, so that it changes no prediction before it is trained. Their optimizer state
+is 0.
+
+M two-valued fields, S single-valued fields.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from arnn_lightning.encoders import ConcatEncoder
+from arnn_lightning.errors import UserError
+from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.nn.product import ProductLayer
+from arnn_lightning.nn.table import EmbeddingTable
+from arnn_lightning.training.checkpoint import TRAINING_KEYS
+
+log = logging.getLogger(__name__)
+NEW = -1
+# Keys of a model's config that two runs may have different values of.
+FREE_KEYS = (
+    *("dims", "name", "loss", "optimizer", "scheduler", "scheduler_interval", "clip_norm", "session", "context"),
+    *("dropout", "dropout_embedding", "dropout_hidden", "carry_dropout", "product_method", *TRAINING_KEYS),
+)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """What the rows of a model's tables stand for.
+
+    Attributes:
+        items: (I,) ids of the items.
+        single: the single-valued attributes, in the order of their fields.
+        contexts: attribute, kind (single | multi), code, category.
+    """
+
+    items: pl.Series
+    single: list[str]
+    contexts: pl.DataFrame
+
+    @property
+    def multi(self) -> list[str]:
+        multi = self.contexts.filter(pl.col("kind") == "multi")
+        return multi["attribute"].unique(maintain_order=True).to_list()
+
+    def rows(self, kind: str) -> list[tuple[str, str]]:
+        """(attribute, category) of every row of the categories' table, or of every two-valued field."""
+        by_attribute = self.contexts.filter(pl.col("kind") == kind).sort("code")
+        pairs: list[tuple[str, str]] = []
+        for name in self.single if kind == "single" else self.multi:
+            categories = by_attribute.filter(pl.col("attribute") == name)["category"].to_list()
+            pairs += [(name, "")] if kind == "single" else []  # code 0 is "unknown"
+            pairs += [(name, f"={category}") for category in categories]
+        return pairs
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which earlier row each row of a weight starts as.
+
+    Attributes:
+        place: (n,) the earlier row; of a new row the one that it is a copy of, or NEW.
+        is_known: (n,) whether the earlier run had the row.
+        start: where a row without a place starts: at the mean of the earlier ones, at 0, or at its random start.
+    """
+
+    place: Tensor
+    is_known: Tensor
+    start: Literal["mean", "zero", "random"] = "zero"
+
+    def weight(self, earlier: Tensor, random: Tensor) -> Tensor:
+        mean = earlier.mean(0, keepdim=True) if self.start == "mean" else earlier.new_zeros(1, *earlier.shape[1:])
+        rows = torch.cat([earlier, mean])[self.place]
+        is_random = (self.place == NEW) & (self.start == "random")
+        return torch.where(is_random.view(-1, *[1] * (rows.dim() - 1)), random.to(rows.device), rows)
+
+    def state(self, earlier: Tensor) -> Tensor:
+        rows = torch.cat([earlier, earlier.new_zeros(1, *earlier.shape[1:])])
+        return rows[torch.where(self.is_known, self.place, NEW)]
+
+
+class InitialWeights(Callback):
+    """Loads another run's weights and optimizer state before the first step; a resumed training has its own.
+
+    Args:
+        model: the model that is trained, not yet frozen.
+        config: its config.
+        ids: what its rows stand for.
+        checkpoint: of the earlier run.
+        earlier: what the earlier rows stand for.
+        file: the checkpoint's file.
+        excluded: parameters of parts that were trained before the model.
+
+    Raises:
+        UserError: a checkpoint of another model, of other sizes or attributes.
+    """
+
+    def __init__(
+        self,
+        model: SessionRecommender,
+        config: Mapping[str, Any],
+        ids: Ids,
+        checkpoint: Mapping[str, Any],
+        earlier: Ids,
+        file: Path,
+        excluded: nn.Module | None = None,
+    ) -> None:
+        then = checkpoint["metadata"]["model"]
+        if then["_target_"] != config["_target_"]:
+            raise UserError(f"init_from: {file} is a {then['name']}, this run trains a {config['name']}")
+        for kind, ours, theirs in (("single", ids.single, earlier.single), ("multi", ids.multi, earlier.multi)):
+            if model.uses_contexts and ours != theirs:
+                raise UserError(
+                    f"init_from: {file} was trained with data.contexts.{kind}=[{','.join(theirs)}], this run has "
+                    f"[{','.join(ours)}]"
+                )
+        self.file = file
+        self._weights: dict[str, Tensor] = checkpoint["state_dict"]
+        self._optimizer = checkpoint.get("optimizer_states") or [None]
+        self._same_optimizer = then["optimizer"]["_target_"] == config["optimizer"]["_target_"]
+        self._rows = _Correspondence(ids, earlier)
+        excluded_weights = (
+            {id(tensor) for tensor in (*excluded.parameters(), *excluded.buffers())} if excluded else set()
+        )
+        self._names = [
+            name
+            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+            if name in model.state_dict() and name != "mini_batches" and id(tensor) not in excluded_weights
+        ]
+        for name in self._names:  # before anything is trained
+            earlier_weight = self._weights.get(name)
+            if earlier_weight is None or self._start(model, name).shape != model.state_dict()[name].shape:
+                raise UserError(f"init_from: {file}: {name} does not fit this model{_differing(then, config)}")
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What the run's record states about its start."""
+        with self.file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return {"checkpoint": str(self.file), "sha256": digest}
+
+    @property
+    def summary(self) -> str:
+        """How many items and categories are known, new and gone."""
+        return "; ".join(f"{name} {text}" for name, text in self._rows.counts.items())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            with torch.no_grad():
+                tensors = pl_module.state_dict()
+                for name in self._names:
+                    tensors[name].copy_(self._start(pl_module, name))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            return
+        (saved,) = self._optimizer
+        optimizer = trainer.optimizers[0]
+        weights = {name: weight for name, weight in pl_module.named_parameters() if weight.requires_grad}
+        n_saved = len(saved["param_groups"][0]["params"]) if saved is not None else 0
+        if not self._same_optimizer or n_saved != len(weights):
+            log.info(f"{self.file}: the optimizer's state is not used: the optimizer or what it trains differs")
+            return
+        assert saved is not None
+        for index, (name, weight) in enumerate(weights.items()):
+            if name in self._names and index in saved["state"]:
+                rows, shape = self._rows.of(pl_module, name), self._weights[name].shape
+                optimizer.state[weight] = {
+                    key: _mapped(value, rows, shape).to(weight.device) for key, value in saved["state"][index].items()
+                }
+
+    def _start(self, model: nn.Module, name: str) -> Tensor:
+        """The value that a weight or buffer starts at."""
+        rows, random = self._rows.of(model, name), model.state_dict()[name]
+        if rows is None or random.shape[1:] != self._weights[name].shape[1:]:
+            return self._weights[name]
+        return rows.weight(self._weights[name], random)
+
+
+def _mapped(value: Tensor, rows: Rows | None, shape: torch.Size) -> Tensor:
+    return value.clone() if rows is None or value.shape != shape else rows.state(value)
+
+
+class _Correspondence:
+    """Which earlier row each row of a table is, by table."""
+
+    def __init__(self, ids: Ids, earlier: Ids) -> None:
+        categories = [row for row in ids.rows("single") if row[1]], [row for row in earlier.rows("single") if row[1]]
+        item = _places(ids.items.cast(pl.String).to_list(), earlier.items.cast(pl.String).to_list())
+        single = _places(ids.rows("single"), earlier.rows("single"))
+        binary = _places(ids.rows("multi"), earlier.rows("multi"))
+        self.counts = {"items": _count(item, len(earlier.items))}
+        n_fields, n_earlier = len(ids.single), len(earlier.rows("multi"))
+        if categories[0]:
+            self.counts["categories"] = _count(_places(*categories), len(categories[1]))
+        if len(binary):
+            self.counts["two-valued fields"] = _count(binary, n_earlier)
+        unknown = {name: place for place, (name, category) in enumerate(earlier.rows("single")) if not category}
+        neutral = torch.tensor([unknown.get(name, NEW) for name, _ in ids.rows("single")], dtype=torch.int64)
+        self.n_items = len(item)
+        self.item = Rows(item, item != NEW, "mean")
+        self.single = Rows(torch.where(single == NEW, neutral, single), single != NEW)
+        self.values, self.binary = Rows(binary, binary != NEW, "random"), _rows_of(binary)
+        first, second = np.triu_indices(len(binary), 1)
+        low, high = np.sort([binary.numpy()[first], binary.numpy()[second]], 0)
+        pair = np.where(low == NEW, NEW, low * n_earlier - low * (low + 1) // 2 + high - low - 1)
+        self.pairs = _rows_of(torch.from_numpy(pair))
+        fields = torch.arange(n_fields) + n_earlier
+        self.item_pairs = _rows_of(torch.cat([binary, fields]))
+        self.padded = _rows_of(torch.cat([binary, torch.tensor([n_earlier])]))
+
+    def of(self, model: nn.Module, name: str) -> Rows | None:
+        """The rows of a weight, or None where it has none that stand for an id."""
+        path, _, last = name.rpartition(".")
+        module = model.get_submodule(path)
+        if isinstance(module, EmbeddingTable):
+            return self.item if module.ids == "item" else self.single
+        if isinstance(module, ProductLayer):
+            # Weights of 0 get gradients only where the embeddings are not 0, too.
+            binary = {"values": self.values, "binary_fields": self.binary, "cross_pairs": self.binary}
+            return (binary | {"binary_pairs": self.pairs, "item_pairs": self.item_pairs}).get(last)
+        if isinstance(module, ConcatEncoder) and last == "binary_embedding":
+            return self.padded
+        if isinstance(module, nn.Embedding) and module.num_embeddings == self.n_items:
+            return self.item
+        return None
+
+
+def _rows_of(place: Tensor) -> Rows:
+    return Rows(place, place != NEW)
+
+
+def _places(ids: list[Any], earlier: list[Any]) -> Tensor:
+    """(n,) where each id was, NEW for those that were not."""
+    place_of = {value: place for place, value in enumerate(earlier)}
+    return torch.tensor([place_of.get(value, NEW) for value in ids], dtype=torch.int64)
+
+
+def _count(place: Tensor, n_earlier: int) -> str:
+    n_known = int((place != NEW).sum())
+    return f"{n_known:,} known, {len(place) - n_known:,} new, {n_earlier - n_known:,} gone"
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first setting of the model that is another one."""
+    for key in now:
+        if key not in FREE_KEYS and then.get(key) != now[key]:
+            return f": model.{key} was {then.get(key)} there and is {now[key]} here"
+    return ""

@@ -1,0 +1,255 @@
+"""Exported models: ONNX Runtime gives the model's scores and the evaluation's ranks; folders are whole or not there."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from arnn_lightning.batch import Contexts, StepInput
+from arnn_lightning.errors import UserError
+from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.loading.contexts import context_codes
+from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.serving.card import find_evidence, model_card
+from arnn_lightning.serving.export import ExportedStep, export_model
+from arnn_lightning.serving.predictor import Predictor, load
+from commandline import arnn
+from models import BY_NAME, ModelCase
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+EXPORTED = ("gru4rec", "gru4rec_separate", "gru4rec_tied", "pnn", "concat", "arnn", "arnn_concat", "arnn_joint")
+Checkpoints = Callable[[ModelCase], Path]
+
+
+def export(run: Path, output: Path, k: int = 20) -> tuple[Predictor, dict[str, Any]]:
+    predictor = load(run)
+    return predictor, export_model(predictor, run / "checkpoints" / "best.ckpt", output, k, "# card\n")
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports a model with random weights once; returns the folder."""
+    root = tmp_path_factory.mktemp("exported")
+
+    def make(name: str) -> Path:
+        if not (root / name).exists():
+            export(checkpoints(BY_NAME[name]), root / name)
+        return root / name
+
+    return make
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@torch.no_grad()
+def test_V18_onnx_runtime_ranks_test_sessions_like_the_evaluation(
+    name: str, exported: Callable[[str], Path], checkpoints: Checkpoints, prepared: PreparedDataset
+) -> None:
+    """Whole test sessions of real profiles, all at once and one by one: queries to 1e-5, ranks exactly."""
+    folder = exported(name)
+    run = checkpoints(BY_NAME[name])
+    model: Any = load(run).model
+    session = onnxruntime.InferenceSession(folder / "step.onnx")
+    vectors = np.load(folder / "item_vectors.npy")
+    n_sessions = 40
+    sessions = prepared.sessions("test")
+    codes = context_codes(prepared.users(), prepared.dims["single_sizes"])
+    user = torch.from_numpy(sessions.user[:n_sessions])
+    single, active = codes.single[user].numpy(), codes.active[user].numpy()
+    ranks = pl.read_parquet(run / "test_ranks.parquet")
+    checked = 0
+    for slots in (range(n_sessions), range(3, 4)):  # a batch, and one session alone
+        slots = list(slots)
+        state = [part.numpy() for part in model.initial_state(len(slots))]
+        torch_state = model.initial_state(len(slots))
+        lengths = sessions.lengths[slots]
+        for place in range(int(lengths.max()) - 1):
+            event = sessions.offset[slots] + np.minimum(place, lengths - 1)
+            feed = {"item": sessions.item[event]} | {f"state_{index}": part for index, part in enumerate(state)}
+            if model.uses_contexts:
+                feed |= {"single": single[slots], "active": active[slots]}
+            scores, items, query, *state = session.run(None, feed)
+            contexts = Contexts(codes.single[user[slots]], codes.active[user[slots]])
+            step = StepInput(torch.from_numpy(sessions.item[event]), contexts, None)
+            expected, torch_state = model.encode(step, torch_state)
+            np.testing.assert_allclose(query, expected.numpy(), rtol=1e-5, atol=1e-5)
+            all_scores = np.append(query, np.ones((len(query), 1), np.float32), 1) @ vectors.T
+            np.testing.assert_allclose(np.take_along_axis(all_scores, items, 1), scores, rtol=1e-5, atol=1e-5)
+            for slot, number in enumerate(slots):
+                if place < lengths[slot] - 1:
+                    code = int(sessions.session[number])
+                    rank = ranks.filter((pl.col("session") == code) & (pl.col("position") == place + 1)).row(
+                        0, named=True
+                    )
+                    found = np.flatnonzero(items[slot] == rank["item"])
+                    assert (found[0] + 1 == rank["rank"]) if len(found) else rank["rank"] > items.shape[1]
+                    checked += 1
+    assert checked > 80
+
+
+def test_a_batch_may_have_any_number_of_fields(exported: Callable[[str], Path]) -> None:
+    """Padding changes nothing: no field present, as one column or as many."""
+    session = onnxruntime.InferenceSession(exported("arnn") / "step.onnx")
+    config = json.loads((exported("arnn") / "config.json").read_text())
+    n_single = int(config["step"]["inputs"]["single"][1])
+    feed: dict[str, Any] = {"item": np.array([3, 4]), "single": np.zeros((2, n_single), np.int64)}
+    layers, _, width = config["step"]["inputs"]["state_0"]
+    feed["state_0"] = np.zeros((int(layers), 2, int(width)), np.float32)
+    queries = []
+    for n_fields in (0, 1, 40):
+        queries.append(session.run(["query"], feed | {"active": np.full((2, n_fields), -1)})[0])
+    np.testing.assert_allclose(queries[0], queries[1], atol=1e-6)
+    np.testing.assert_allclose(queries[0], queries[2], atol=1e-6)
+
+
+def test_weights_are_complete_and_tied_ones_stored_once(exported: Callable[[str], Path]) -> None:
+    from safetensors.numpy import load_file
+
+    for name in ("gru4rec", "gru4rec_tied"):
+        weights = load_file(exported(name) / "model.safetensors")
+        vectors = np.load(exported(name) / "item_vectors.npy")
+        same = [key for key, weight in weights.items() if weight.shape == vectors[:, :-1].shape]
+        assert any(np.array_equal(weights[key], vectors[:, :-1]) for key in same)
+        assert len(same) == 1
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    run = checkpoints(BY_NAME["concat"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("text")
+    with pytest.raises(UserError, match="exists and is not an exported model"):
+        export(run, tmp_path / "mine")
+    assert names_in(tmp_path) == ["mine"]
+    export(run, tmp_path / "out", k=5)
+    (tmp_path / "out" / "stale").touch()
+    _, config = export(run, tmp_path / "out", k=7)
+    assert names_in(tmp_path) == ["mine", "out"]
+    assert not (tmp_path / "out" / "stale").exists()
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
+    assert config["step"]["k"] == 7
+    assert config["step"]["largest_difference"] < 1e-5
+
+
+def test_what_cannot_be_exported_is_one_line(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    for name in ("pop", "itemknn"):
+        with pytest.raises(UserError, match=f"{name} has no encoder to export"):
+            export(checkpoints(BY_NAME[name]), tmp_path / "out")
+    with pytest.raises(UserError, match=r"^k=100000: the catalogue has \d+ items"):
+        export(checkpoints(BY_NAME["gru4rec"]), tmp_path / "out", k=100_000)
+    assert not names_in(tmp_path)
+
+
+def test_a_wrong_export_is_not_written(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the exporter had changed the GRU: the written graph and the compared step are two models."""
+    forward = ExportedStep.forward
+
+    def changed(self: ExportedStep, inputs: Any) -> Any:
+        scores, items, query, *state = forward(self, inputs)
+        return scores, items, query, *(part if torch.compiler.is_exporting() else 0.9 * part for part in state)
+
+    monkeypatch.setattr(ExportedStep, "forward", changed)
+    with pytest.raises(RuntimeError, match="the exported step differs from the model by"):
+        export(checkpoints(BY_NAME["gru4rec"]), tmp_path / "out")
+    assert not names_in(tmp_path)
+
+
+def example(text: str) -> str:
+    """The Python block of a document."""
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return str(block)
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "arnn"])
+def test_the_documents_example_needs_numpy_and_onnxruntime_only(
+    name: str, checkpoints: Checkpoints, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    """The block of docs/export.md, which is the model card's, with a profile; compared with the package's answer."""
+    run = checkpoints(BY_NAME[name])
+    task = ["task=export", f"checkpoint={run}", "output=out", "license=mit"]
+    done = arnn(tmp_path, *task, f"paths.data={prepared.folder.parents[1]}")
+    assert "step.onnx differs from the model by" in done.stdout
+    card = (tmp_path / "out" / "README.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    assert example(card) == example(document)
+    profile = {"country": "de", "career_level": "3", "jobroles": ["1", "no such role"]}
+    code = example(card).replace("profile = {}", f"profile = {profile}")
+    assert code != example(card)
+    blocked = "import sys; sys.modules.update(torch=None, arnn_lightning=None, polars=None)\n"
+    script = subprocess.run(
+        [sys.executable, "-c", blocked + code], cwd=tmp_path / "out", capture_output=True, text=True, check=True
+    )
+    answer = ast.literal_eval(script.stdout)
+    predictor = load(run)
+    clicks = predictor.vocabulary.items["id"][:3].to_list()
+    sessions = pl.DataFrame({"session_id": [0, 0, 0], "item_id": clicks})
+    users = pl.DataFrame({"session_id": [0], **{key: [value] for key, value in profile.items()}})
+    expected = predictor.recommend(sessions, users=users, on_unknown="ignore")
+    assert answer == expected["item_id"].to_list()
+
+
+def test_a_model_card_has_the_runs_figures_and_no_others(
+    checkpoints: Checkpoints, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    run = checkpoints(BY_NAME["concat"])
+    result = EvaluationResult.read("concat", run)
+    worse = EvaluationResult("pop", result.ranks.with_columns(pl.col("rank") + 5))
+    worse.write(run, "pop")
+    metrics = {"model": "concat", "parts": {}, "baselines": {"pop": {"model": "pop"}}}
+    checkpoint, predictor = run / "checkpoints" / "best.ckpt", load(run)
+    arguments: dict[str, Any] = {
+        "metrics": ["recall@20", "mrr@20"],
+        "bootstrap": {"resamples": 50, "confidence": 0.9, "unit": "user"},
+        "seed": 1,
+    }
+    root = prepared.folder.parents[1]
+    unknown = find_evidence(checkpoint, predictor.metadata, tmp_path, {})
+    card = model_card(predictor, unknown, license_name=None, **arguments)
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert "license" not in head
+    assert "model-index" not in head
+    assert "No test result is known" in card
+    assert "Test results" not in card
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    try:
+        evidence = find_evidence(checkpoint, predictor.metadata, root, {"permuted, seed 1": worse})
+        card = model_card(predictor, evidence, license_name="mit", **arguments)
+        last = find_evidence(checkpoint.with_name("last.ckpt"), predictor.metadata, root, {})
+    finally:
+        (run / "metrics.json").unlink()
+    assert last.result is None  # the test was of the best weights
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["license"] == "mit"
+    (entry,) = head["model-index"][0]["results"]
+    values = {metric["type"]: metric["value"] for metric in entry["metrics"]}
+    expected = result.metrics(arguments["metrics"])
+    assert values == {name: expected[name] for name in arguments["metrics"]}
+    lines = card.splitlines()
+    (main,) = [line for line in lines if line.startswith("| **concat** |")]
+    assert f"{expected['recall@20']:.4f} (" in main
+    mean, low, high = result.paired_difference(worse, "recall@20", arguments["bootstrap"], 1)
+    assert sum(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" in line for line in lines) == 2  # to POP, to the control
+    assert prepared.manifest_sha256 in card
+    for group in (
+        "preceding events",
+        "known attributes of the user",
+        "user in training",
+        "popularity of the next item",
+    ):
+        assert f"| {group} | predictions | Recall@20 |" in card
+    assert "\n\n\n" not in card

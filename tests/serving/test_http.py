@@ -1,0 +1,271 @@
+"""The service: what it answers, refuses, and keeps."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from fastapi.testclient import TestClient
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.serving.http import ReloadingPredictor, SessionStore, make_app
+from arnn_lightning.serving.predictor import load
+from arnn_lightning.tasks import serve
+from commandline import arnn_here
+from helpers import compose_config
+from models import BY_NAME, ModelCase
+
+Checkpoints = Callable[[ModelCase], Path]
+
+
+@pytest.fixture(scope="module")
+def models(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> ReloadingPredictor:
+    file = tmp_path_factory.mktemp("served") / "best.ckpt"
+    shutil.copyfile(checkpoints(BY_NAME["arnn"]) / "checkpoints" / "best.ckpt", file)
+    return ReloadingPredictor(file, load, 0.01)
+
+
+@pytest.fixture
+def client(models: ReloadingPredictor) -> TestClient:
+    app = make_app(models, SessionStore(100, 60), token=None, max_body_bytes=20_000)
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def items(models: ReloadingPredictor) -> list[Any]:
+    ids: list[Any] = models.current.vocabulary.items["id"].head(5).to_list()
+    return ids
+
+
+def test_V18_the_service_lists_what_recommend_lists(
+    client: TestClient, models: ReloadingPredictor, test_sessions: pl.DataFrame
+) -> None:
+    predictor = models.current
+    numbers = test_sessions["session"].unique(maintain_order=True).head(12)
+    events = test_sessions.filter(pl.col("session").is_in(numbers.implode())).rename({"session": "session_id"})
+    expected = predictor.recommend(events, k=30).group_by("session_id", maintain_order=True).agg("item_id")
+    sessions = events.group_by("session_id", maintain_order=True).agg("item_id", pl.col("user_id").first())
+    bodies = [{"session": row["item_id"], "user": row["user_id"]} for row in sessions.iter_rows(named=True)]
+    batch = client.post("/v1/recommend/batch", json={"sessions": bodies, "k": 30}).json()["lists"]
+    for body, listed, ids in zip(bodies, batch, expected["item_id"].to_list(), strict=True):
+        assert [item["id"] for item in listed["items"]] == ids
+        alone = client.post("/v1/recommend", json=body | {"k": 30}).json()
+        assert [item["id"] for item in alone["items"]] == ids
+        opened = client.post("/v1/sessions", json={"user": body["user"]})
+        assert opened.status_code == 201
+        for item in body["session"]:
+            clicked = client.post(f"/v1/sessions/{opened.json()['id']}/clicks", json={"item": item, "k": 30})
+        assert [item["id"] for item in clicked.json()["items"]] == ids
+        assert clicked.json()["model"] == predictor.model_id
+
+
+def test_unknown_parts_are_named_in_the_answer(client: TestClient, items: list[Any]) -> None:
+    body = {"session": [items[0], "strange"], "profile": {"agee": 3}, "k": 2, "exclude_seen": True}
+    answer = client.post("/v1/recommend", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["unknown"] == {"items": ["strange"], "attributes": ["agee"], "values": []}
+    assert len(answer.json()["items"]) == 2
+    assert items[0] not in [item["id"] for item in answer.json()["items"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({}, "session"),
+        ({"session": "abc"}, "session"),
+        ({"session": [None]}, "session.0"),
+        ({"session": [True]}, "session.0"),
+        ({"session": [1.5]}, "session.0"),
+        ({"session": [1], "k": 0}, "k"),
+        ({"session": [1], "k": "20"}, "k"),
+        ({"session": [1], "top": 5}, "top"),
+        ({"session": [1] * 1_001}, "session"),
+        ({"session": [1], "profile": ["de"]}, "profile"),
+        ({"session": [1], "profile": {"level": {"a": 1}}}, "profile"),
+        ({"session": [1], "items": [2**70]}, "item"),
+        ({"session": [1], "items": []}, "items"),
+        ({"session": [1], "user": 2**70, "items": ["a", 1]}, "items"),
+        ([], "body"),
+        ("text", "body"),
+    ],
+)
+def test_a_wrong_body_is_one_sentence(client: TestClient, body: Any, place: str) -> None:
+    answer = client.post("/v1/recommend", json=body)
+    assert answer.status_code == 422
+    assert place in answer.json()["detail"]
+    assert "\n" not in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"session": ["\\ud800"]}', b'{"session": [1e999]}'])
+def test_what_is_no_json_is_refused(client: TestClient, content: bytes) -> None:
+    answer = client.post("/v1/recommend", content=content, headers={"content-type": "application/json"})
+    assert 400 <= answer.status_code < 500
+    assert isinstance(answer.json()["detail"], str)
+
+
+def test_large_bodies_are_refused_unread(client: TestClient) -> None:
+    def chunks() -> Any:
+        for _ in range(1_000):
+            yield b" " * 1_000
+
+    for content in (b" " * 20_001, chunks()):
+        answer = client.post("/v1/recommend", content=content)
+        assert answer.status_code == 413
+        assert "at most 20000 bytes" in answer.json()["detail"]
+
+
+def test_a_defect_shows_no_trace(
+    client: TestClient, models: ReloadingPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(models.current), "session", lambda *_: 1 / 0)
+    answer = client.post("/v1/recommend", json={"session": [1]})
+    assert answer.status_code == 500
+    assert answer.json() == {"detail": "internal error; the log of the server has the reason"}
+
+
+def test_a_token_is_required_where_there_is_one(models: ReloadingPredictor) -> None:
+    client = TestClient(make_app(models, SessionStore(9, 60), token="sécret", max_body_bytes=1_000))
+    assert client.get("/health").status_code == 200
+    for given in (None, "Bearer wrong", "sécret", "Bearer "):
+        headers = {} if given is None else {"authorization": given.encode()}
+        for path in ("/v1/recommend", "/v1/sessions"):
+            refused = client.post(path, json={"session": []}, headers=headers)
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert client.get("/metrics", headers=headers).status_code == 401
+    allowed = {"authorization": "Bearer sécret".encode()}
+    assert client.post("/v1/recommend", json={"session": []}, headers=allowed).status_code == 200
+
+
+def test_metrics_count_requests_and_sessions(client: TestClient) -> None:
+    client.post("/v1/sessions", json={})
+    client.post("/v1/recommend", json={"session": ["strange"]})
+    client.post("/v1/recommend", json={})
+    text = client.get("/metrics").text
+    assert 'arnn_requests_total{route="/v1/recommend",status="200"} 1.0' in text
+    assert 'arnn_requests_total{route="/v1/recommend",status="422"} 1.0' in text
+    assert "arnn_sessions 1.0" in text
+    assert "arnn_unknown_items_total 1.0" in text
+
+
+def test_the_api_is_documented(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {
+        "/v1/recommend",
+        "/v1/recommend/batch",
+        "/v1/sessions",
+        "/v1/sessions/{key}/clicks",
+        "/health",
+    } <= paths.keys()
+    assert client.get("/docs").status_code == 200
+
+
+def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) -> None:
+    now = [0.0]
+    store = SessionStore(3, 60, clock=lambda: now[0])
+    predictor = models.current
+    keys = []
+    for number in range(3):
+        now[0] = float(number)
+        keys.append(store.add(predictor, predictor.session()))
+    assert store.get(keys[0]) is not None  # now the latest
+    keys.append(store.add(predictor, predictor.session()))
+    assert [store.get(key) is not None for key in keys] == [True, False, True, True]
+    now[0] = 63.0
+    assert len(store) == 0
+    assert store.get(keys[0]) is None
+
+
+def test_a_closed_or_unknown_session_is_not_found(client: TestClient, items: list[Any]) -> None:
+    key = client.post("/v1/sessions", json={}).json()["id"]
+    assert client.delete(f"/v1/sessions/{key}").status_code == 204
+    for answer in (
+        client.post(f"/v1/sessions/{key}/clicks", json={"item": items[0]}),
+        client.delete("/v1/sessions/none"),
+    ):
+        assert answer.status_code == 404
+
+
+def test_a_newer_checkpoint_is_served_without_a_lost_request(
+    client: TestClient, models: ReloadingPredictor, checkpoints: Checkpoints, items: list[Any]
+) -> None:
+    before = models.current.model_id
+    key = client.post("/v1/sessions", json={}).json()["id"]
+    statuses, seen, stop = [], set(), threading.Event()
+
+    def request() -> None:
+        while not stop.is_set():
+            answer = client.post("/v1/recommend", json={"session": items[:2]})
+            statuses.append(answer.status_code)
+            seen.add(answer.json()["model"])
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    while not statuses:
+        time.sleep(0.01)
+    models.file.with_name("half.ckpt").write_bytes(models.file.read_bytes()[:1_000])
+    models.file.with_name("half.ckpt").replace(models.file)
+    assert not models.reload_if_changed()  # damaged: the old model stays
+    newer = models.file.with_name("new.ckpt")
+    shutil.copyfile(checkpoints(BY_NAME["gru4rec"]) / "checkpoints" / "best.ckpt", newer)
+    newer.replace(models.file)
+    assert models.reload_if_changed()
+    n_requests = len(statuses)
+    while len(statuses) < n_requests + 3:
+        time.sleep(0.01)
+    stop.set()
+    thread.join()
+    assert set(statuses) == {200}
+    assert seen == {before, models.current.model_id}
+    assert client.post(f"/v1/sessions/{key}/clicks", json={"item": items[0]}).json()["model"] == before
+
+
+# --- task=serve ---
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
+def test_other_machines_need_a_token_or_public(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARNN_TOKEN", raising=False)
+    config = compose_config("task=serve", "checkpoint=none.ckpt", f"host='{host}'")
+    with pytest.raises(UserError, match="ARNN_TOKEN, or public=true"):
+        serve.run(config)
+    monkeypatch.setenv("ARNN_TOKEN", "secret")
+    with pytest.raises(UserError, match=r"no checkpoint at none\.ckpt"):
+        serve.run(config)
+
+
+def test_a_missing_checkpoint_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert arnn_here(["task=serve", "checkpoint=none.ckpt"], monkeypatch) == 2
+    assert capsys.readouterr().err.startswith("error: no checkpoint at none.ckpt")
+
+
+def test_serve_answers_and_stops_on_a_signal(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    port = 18_000 + os.getpid() % 2_000
+    arguments = ["task=serve", f"checkpoint={checkpoints(BY_NAME['arnn'])}", f"port={port}", "hydra.run.dir=out"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "arnn_lightning", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                    assert b'"status":"ok"' in answer.read()
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()

@@ -1,0 +1,73 @@
+"""Recommendations of a checkpoint: ranks are those of the evaluation, whatever the frames."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from arnn_lightning.serving.predictor import load
+from models import MODELS, ModelCase, case_name
+
+Checkpoints = Callable[[ModelCase], Path]
+
+
+def prefixes(test_sessions: pl.DataFrame) -> pl.DataFrame:
+    """The sessions that the evaluation predicts from: session_id (session * 1000 + position), item_id, user_id."""
+    events = test_sessions.with_columns(place=pl.int_range(pl.len()).over("session"), length=pl.len().over("session"))
+    return (
+        events.with_columns(position=pl.int_ranges("place", "length").list.eval(pl.element() + 1))
+        .explode("position")
+        .filter(pl.col("position") < pl.col("length"))
+        .sort("session", "position", "place")
+        .select("item_id", "user_id", session_id=1000 * pl.col("session").cast(pl.Int64) + pl.col("position"))
+    )
+
+
+@pytest.mark.parametrize("case", MODELS, ids=case_name)
+def test_V18_ranks_of_lists_are_those_of_the_evaluation(
+    case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame
+) -> None:
+    folder = checkpoints(case)
+    predictor = load(folder)
+    ranks = pl.read_parquet(folder / "test_ranks.parquet")
+    lists = predictor.recommend(prefixes(test_sessions), k=predictor.n_items)
+    targets = ranks.select(
+        "higher",
+        "equal",
+        session_id=1000 * pl.col("session") + pl.col("position"),
+        item_id=predictor.vocabulary.items["id"].gather(ranks["item"]),
+    )
+    joined = targets.join(lists, on=["session_id", "item_id"], how="left", maintain_order="left")
+    off = joined.filter(~pl.col("rank").is_between(pl.col("higher") + 1, pl.col("higher") + pl.col("equal")))
+    assert off.is_empty()
+    assert not joined["rank"].has_nulls()
+
+
+@pytest.mark.parametrize("case", MODELS, ids=case_name)
+def test_V18_ranks_of_live_sessions_are_those_of_the_evaluation(
+    case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame
+) -> None:
+    """Thirty sessions in batches, and each of them alone, continued from its state after every click."""
+    folder = checkpoints(case)
+    predictor = load(folder)
+    ranks = pl.read_parquet(folder / "test_ranks.parquet")
+    expected = {(row["session"], row["position"]): row for row in ranks.iter_rows(named=True)}
+    sessions = test_sessions.group_by("session", maintain_order=True).agg("item_id", pl.col("user_id").first()).head(30)
+    batch = {row["session"]: predictor.session(user=row["user_id"]) for row in sessions.iter_rows(named=True)}
+    items = dict(sessions.select("session", "item_id").iter_rows())
+    n_compared = 0
+    for position in range(1, max(map(len, items.values()))):
+        active = [number for number in batch if len(items[number]) > position]
+        clicks = [items[number][position - 1] for number in active]
+        predictor.live.click([batch[number] for number in active], clicks)
+        alone = [predictor.session(state=batch[number].state()) for number in active]
+        together = predictor.live.top([batch[number] for number in active], predictor.n_items)
+        for number, session, listed in zip(active, alone, together, strict=True):
+            row, target = expected[number, position], items[number][position]
+            for one in (listed, session.top(predictor.n_items)):
+                (rank,) = [entry.rank for entry in one if entry.item_id == target]
+                assert row["higher"] < rank <= row["higher"] + row["equal"]
+                n_compared += 1
+            batch[number] = session
+    assert n_compared == 2 * sum(len(session) - 1 for session in items.values())

@@ -1,0 +1,332 @@
+"""What recommend() and live sessions accept and refuse: frames, ids, profiles, states."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.serving.predictor import Predictor, load
+from models import BY_NAME, ModelCase
+
+Checkpoints = Callable[[ModelCase], Path]
+
+
+@pytest.fixture(scope="module")
+def arnn(checkpoints: Checkpoints) -> Predictor:
+    return load(checkpoints(BY_NAME["arnn"]))
+
+
+@pytest.fixture(scope="module")
+def gru4rec(checkpoints: Checkpoints) -> Predictor:
+    return load(checkpoints(BY_NAME["gru4rec"]) / "checkpoints" / "best.ckpt")
+
+
+@pytest.fixture(scope="module")
+def events(arnn: Predictor, test_sessions: pl.DataFrame) -> pl.DataFrame:
+    """Eight sessions of the test split."""
+    frame = test_sessions.rename({"session": "session_id"})
+    return frame.filter(pl.col("session_id").is_in(frame["session_id"].unique(maintain_order=True).head(8).implode()))
+
+
+def profile_of(predictor: Predictor, row: int) -> dict[str, Any]:
+    """The categories of a user of the training data, as a profile."""
+    user, contexts = predictor.vocabulary.users.row(row, named=True), predictor.vocabulary.contexts
+    profile: dict[str, Any] = {}
+    for attribute, kind, code, category in contexts.select("attribute", "kind", "code", "category").iter_rows():
+        if kind == "single" and user[f"context.{attribute}"] == code:
+            profile[attribute] = category
+        elif kind == "multi" and code in user["active"]:
+            profile.setdefault(attribute, []).append(category)
+    return profile
+
+
+# --- frames ---
+
+
+def test_a_frame_comes_back_in_the_library_it_came_in(arnn: Predictor, events: pl.DataFrame) -> None:
+    expected = arnn.recommend(events, k=5)
+    pandas = arnn.recommend(pd.DataFrame({name: events[name].to_list() for name in events.columns}), k=5)
+    arrow = arnn.recommend(events.to_arrow(), k=5)
+    assert isinstance(expected, pl.DataFrame)
+    assert isinstance(pandas, pd.DataFrame)
+    assert isinstance(arrow, pa.Table)
+    for frame in (pl.from_pandas(pandas), pl.from_arrow(arrow)):
+        assert isinstance(frame, pl.DataFrame)
+        assert frame["item_id"].to_list() == expected["item_id"].to_list()
+        assert frame["rank"].to_list() == 8 * [1, 2, 3, 4, 5]
+    assert expected["title"].null_count() == 0
+
+
+def test_ids_of_another_type_are_the_same_items(arnn: Predictor, events: pl.DataFrame) -> None:
+    expected = arnn.recommend(events)
+    for dtype in (pl.String, pl.UInt64, pl.Float64, pl.Categorical):
+        column = (
+            pl.col("item_id").cast(pl.String).cast(dtype) if dtype == pl.Categorical else pl.col("item_id").cast(dtype)
+        )
+        assert arnn.recommend(events.with_columns(column)).equals(expected)
+
+
+def test_sessions_may_be_interleaved_and_sorted_by_time(arnn: Predictor, events: pl.DataFrame) -> None:
+    timed = events.with_columns(time=pl.int_range(pl.len()))
+    expected = arnn.recommend(events).sort("session_id", "rank")
+    assert arnn.recommend(timed.reverse()).sort("session_id", "rank").equals(expected)
+    place = pl.int_range(pl.len()).over("session_id")
+    assert arnn.recommend(events.sort(place, maintain_order=True)).sort("session_id", "rank").equals(expected)
+
+
+def test_a_list_of_ids_is_one_session(gru4rec: Predictor, events: pl.DataFrame) -> None:
+    items = events.filter(pl.col("session_id") == events["session_id"][0])["item_id"].to_list()
+    listed = gru4rec.recommend(items, k=4)
+    assert listed["item_id"].to_list() == gru4rec.recommend(events.head(len(items)), k=4)["item_id"].to_list()
+    assert gru4rec.recommend([], k=4).is_empty()
+
+
+def test_empty_frames_give_empty_lists_with_their_columns(arnn: Predictor, events: pl.DataFrame) -> None:
+    listed = arnn.recommend(events.clear())
+    assert listed.is_empty()
+    assert listed.schema == arnn.recommend(events).schema
+    assert arnn.recommend(pd.DataFrame({"session_id": [], "item_id": []})).empty
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pl.DataFrame({"session": [1], "item_id": [1]}), 'no column session_id .did you mean "session"'),
+        (pl.DataFrame({"session_id": [1, None], "item_id": [1, 2]}), "column session_id, row 2: no value"),
+        (pl.DataFrame({"session_id": [1], "item_id": [[1]]}), "item_id: ids must be integers or strings"),
+        (pl.DataFrame({"session_id": [1], "item_id": [True]}), "item_id: ids must be integers or strings"),
+        (pl.DataFrame({"session_id": [[1]], "item_id": [1]}), "session_id: ids must be integers or strings"),
+        (pl.DataFrame({"session_id": [1, 1], "item_id": [1, 2], "user_id": [5, 6]}), "session 1 has 2 users"),
+        (pl.DataFrame({"session_id": [1], "item_id": [1]}).lazy(), "must be a DataFrame"),
+        ({"session_id": [1]}, "must be a DataFrame of polars, pandas or pyarrow, not builtins.dict"),
+        ([1, "a", 2.5, {}], "sessions: "),
+        (pd.DataFrame({"session_id": [1, 2], "item_id": [1, "x"]}), "sessions: "),
+        (None, "must be a DataFrame"),
+    ],
+)
+def test_wrong_sessions_are_one_line(gru4rec: Predictor, frame: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        gru4rec.recommend(frame)
+    assert "\n" not in str(error.value)
+
+
+# --- what is recommended ---
+
+
+def test_lists_are_as_long_as_the_catalogue_at_most(gru4rec: Predictor, events: pl.DataFrame) -> None:
+    listed = gru4rec.recommend(events, k=10**6)
+    assert listed.height == 8 * gru4rec.n_items
+    assert listed["score"].is_finite().all()
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, True, None, "20"])
+def test_a_wrong_length_is_one_line(gru4rec: Predictor, events: pl.DataFrame, k: Any) -> None:
+    for refused in (
+        lambda: gru4rec.recommend(events, k=k),
+        lambda: gru4rec.session().top(k),
+        lambda: gru4rec.similar_items([], k),
+    ):
+        with pytest.raises(UserError, match="must be an integer of at least 1"):
+            refused()
+
+
+def test_left_out_items_change_no_order(arnn: Predictor, events: pl.DataFrame) -> None:
+    whole = arnn.recommend(events, k=arnn.n_items)
+    seen = arnn.recommend(events, k=arnn.n_items, exclude_seen=True)
+    expected = whole.join(events, on=["session_id", "item_id"], how="anti", maintain_order="left")
+    assert seen["item_id"].equals(expected["item_id"])
+    some = whole["item_id"].head(7).to_list()
+    kept = arnn.recommend(events, items=[*some, 10**9], exclude_items=some[:2])
+    assert set(kept["item_id"]) == set(some[2:])
+    assert kept["rank"].to_list() == 8 * [1, 2, 3, 4, 5]
+    session = arnn.session()
+    session.click(some[0])
+    assert {entry.item_id for entry in session.top(items=some, exclude_items=some[:2])} == set(some[2:])
+    assert some[0] not in {entry.item_id for entry in session.top(arnn.n_items, exclude_seen=True)}
+    with pytest.raises(UserError, match="no item of the catalogue is left"):
+        arnn.recommend(events, items=[10**9])
+
+
+def test_similar_items_leave_the_item_out(gru4rec: Predictor, checkpoints: Checkpoints) -> None:
+    items = gru4rec.vocabulary.items["id"].head(3).to_list()
+    for predictor in (gru4rec, load(checkpoints(BY_NAME["itemknn"]))):
+        similar = predictor.similar_items(items, k=4)
+        assert similar["item_id"].to_list() == np.repeat(items, 4).tolist()
+        assert (similar["item_id"] != similar["similar_item_id"]).all()
+    assert gru4rec.similar_items(items, 4)["score"].is_between(-1.0001, 1.0001).all()
+    with pytest.raises(UserError, match="1000000000 is not in the catalogue"):
+        gru4rec.similar_items([10**9])
+    with pytest.raises(UserError, match="pop does not compare items"):
+        load(checkpoints(BY_NAME["pop"])).similar_items(items)
+
+
+# --- what is not known ---
+
+
+def test_unknown_items_change_nothing_and_are_counted(arnn: Predictor, events: pl.DataFrame) -> None:
+    strange = pl.DataFrame({"session_id": events["session_id"].unique(maintain_order=True), "item_id": [10**9] * 8})
+    mixed = pl.concat([events, strange.cast({"item_id": pl.Int64})], how="diagonal_relaxed")
+    with pytest.warns(UserWarning, match="ignored: 8 events of items that are not .*, such as 1000000000"):
+        listed = arnn.recommend(mixed)
+    assert listed["item_id"].equals(arnn.recommend(events)["item_id"])
+    with pytest.raises(UserError, match="8 events of items"):
+        arnn.recommend(mixed, on_unknown="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arnn.recommend(mixed, on_unknown="ignore")
+    with pytest.raises(UserError, match="on_unknown='never'"):
+        arnn.recommend(mixed, on_unknown="never")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["pop", "itemknn", "gru4rec", "pnn", "concat", "arnn"])
+def test_sessions_without_a_click_get_the_most_popular_items(name: str, checkpoints: Checkpoints) -> None:
+    predictor = load(checkpoints(BY_NAME[name]))
+    best = predictor.vocabulary.items.sort("events", descending=True, maintain_order=True).head(5)
+    users = pl.DataFrame(
+        {"session_id": ["a", "b"], **{attribute: ["x", "y"] for attribute in predictor.attributes[:1]}}
+    )
+    sessions = pl.DataFrame({"session_id": ["a"], "item_id": [None]})
+    listed = predictor.recommend(sessions, users, k=5, on_unknown="ignore")
+    assert listed["session_id"].unique(maintain_order=True).to_list() == ["a", "b"]
+    assert listed["item_id"].to_list() == 2 * best["id"].to_list()
+    assert [entry.item_id for entry in predictor.session().top(5)] == best["id"].to_list()
+
+
+def test_a_profile_equals_the_stored_user_that_has_it(arnn: Predictor, events: pl.DataFrame) -> None:
+    for row in range(20):
+        user, profile = arnn.vocabulary.users["id"][row], profile_of(arnn, row)
+        lists = []
+        for session in (arnn.session(user=user), arnn.session(profile), arnn.session()):
+            session.click(events["item_id"][0])
+            lists.append(session.top(10))
+            assert session.unknown.line(arnn.attributes) is None
+        assert lists[0] == lists[1]
+        if profile:
+            assert lists[0] != lists[2]
+        frame = pl.DataFrame({"session_id": [1], "item_id": events["item_id"][:1], "user_id": [10**8]})
+        users = pl.DataFrame({"user_id": [10**8], **{name: [value] for name, value in profile.items()}})
+        assert arnn.recommend(frame, users, k=10)["item_id"].to_list() == [entry.item_id for entry in lists[0]]
+
+
+def test_unknown_attributes_and_values_are_named(arnn: Predictor, events: pl.DataFrame) -> None:
+    single = arnn.vocabulary.single[0]
+    profile = {single: "nowhere", "agee": 3}
+    session = arnn.session(profile)
+    assert session.unknown.attributes == ["agee"]
+    assert session.unknown.values == [(single, "nowhere")]
+    session.click("no such item")
+    session.click(events["item_id"][0])
+    assert session.unknown.items == ["no such item"]
+    assert session.clicks == 1
+    other = arnn.session()
+    other.click(events["item_id"][0])
+    assert session.top() == other.top()  # nothing was known of either
+    users = pl.DataFrame({"session_id": events["session_id"][:1], single: ["nowhere"], "agee": [3]})
+    with pytest.warns(UserWarning, match=f"does not use: agee.*1 attribute values .* {single}='nowhere'"):
+        arnn.recommend(events, users)
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        ({"country": ["de"]}, "users: no column session_id or user_id"),
+        ({"user_id": [1, 1]}, "user_id 1 occurs more than once"),
+        ({"user_id": [1, None]}, "column user_id, row 2: None is not a valid id"),
+        ({"user_id": [True]}, "users: user_id: ids must be integers or strings"),
+    ],
+)
+def test_wrong_users_are_one_line(arnn: Predictor, events: pl.DataFrame, users: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        arnn.recommend(events, pl.DataFrame(users))
+    assert "\n" not in str(error.value)
+
+
+def test_users_need_a_column_to_be_matched_by(arnn: Predictor, events: pl.DataFrame) -> None:
+    with pytest.raises(UserError, match="sessions: no column user_id"):
+        arnn.recommend(events.drop("user_id"), pl.DataFrame({"user_id": [1]}))
+
+
+@pytest.mark.parametrize("profile", [[], "de", 3, {"level": object()}, {"level": {"a": 1}}, {"level": [1, "a", None]}])
+def test_a_wrong_profile_is_one_line_or_unknown(arnn: Predictor, profile: Any) -> None:
+    profile = {arnn.vocabulary.single[0]: profile["level"]} if isinstance(profile, dict) else profile
+    with pytest.raises(UserError) as error:
+        arnn.session(profile)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("item", [None, True, 2.5, [1], {}, b"1"])
+def test_a_click_on_no_id_is_one_line(arnn: Predictor, item: Any) -> None:
+    session = arnn.session()
+    with pytest.raises(UserError, match="must be an integer or a string"):
+        session.click(item)
+    assert session.clicks == 0
+
+
+def test_a_batch_has_every_session_once(arnn: Predictor, events: pl.DataFrame) -> None:
+    session, item = arnn.session(), events["item_id"][0]
+    for sessions, items in (([session], []), ([session, session], [item, item])):
+        with pytest.raises(UserError, match="every session once"):
+            arnn.live.click(sessions, items)
+    arnn.live.click([], [])
+    assert arnn.live.top([]) == []
+
+
+# --- states ---
+
+
+@pytest.mark.parametrize("name", ["pop", "itemknn", "gru4rec", "pnn", "arnn"])
+def test_a_state_continues_the_session(name: str, checkpoints: Checkpoints, events: pl.DataFrame) -> None:
+    predictor = load(checkpoints(BY_NAME[name]))
+    session = predictor.session(user=events["user_id"][0])
+    for item in events["item_id"].head(4):
+        other = load(checkpoints(BY_NAME[name])).session(state=session.state())
+        assert other.top(30) == session.top(30)
+        assert other.top(30, exclude_seen=True) == session.top(30, exclude_seen=True)
+        assert other.state() == session.state()
+        session.click(item)
+
+
+def test_a_state_has_a_bounded_size(arnn: Predictor) -> None:
+    session, sizes = arnn.session(), []
+    items = arnn.vocabulary.items["id"].to_list()
+    for number in range(2_500):
+        session.click(items[number % len(items)])
+        sizes.append(len(session.state()))
+    assert max(sizes) < 4 * 1_000 + 400
+    assert session.clicks == 2_500
+
+
+def test_a_state_that_is_damaged_or_foreign_is_refused(
+    arnn: Predictor, gru4rec: Predictor, events: pl.DataFrame
+) -> None:
+    session = arnn.session(user=events["user_id"][0])
+    session.click(events["item_id"][0])
+    state = session.state()
+    for end in range(len(state)):
+        with pytest.raises(UserError, match="state: damaged or cut off"):
+            arnn.session(state=state[:end])
+    for place in range(0, len(state), 3):
+        flipped = bytearray(state)
+        flipped[place] ^= 0xFF
+        with pytest.raises(UserError, match="state: "):
+            arnn.session(state=bytes(flipped))
+    with pytest.raises(UserError, match=f"state: of another model .{arnn.model_id}"):
+        gru4rec.session(state=state)
+    with pytest.raises(UserError, match="must be the bytes"):
+        arnn.session(state="text")  # type: ignore[arg-type]
+    assert arnn.session(state=state).top() == session.top()
+
+
+# --- checkpoints ---
+
+
+def test_a_folder_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint at"):
+        load(tmp_path)

@@ -1,0 +1,26 @@
+"""init_from on the command line: every stage starts from its own checkpoint, and the record states which."""
+
+import hashlib
+from pathlib import Path
+
+from commandline import SMALL, arnn, error_line, metrics_of
+
+
+def test_all_stages_of_arnn_start_from_the_earlier_run(tmp_path: Path) -> None:
+    arnn(tmp_path, "model=arnn", *SMALL, "hydra.run.dir=first")
+    best = tmp_path / "first" / "checkpoints" / "best.ckpt"
+    again = ["model=arnn", *SMALL, "init_from=first"]
+    done = arnn(tmp_path, *again, "model.optimizer.lr=0", "hydra.run.dir=second")
+    assert "known, 0 new, 0 gone; categories" in done.stdout + done.stderr
+    first, second = metrics_of(tmp_path / "first"), metrics_of(tmp_path / "second")
+    files = {"model": best} | {role: best.parent / role / "best.ckpt" for role in ("session", "context")}
+    assert {role: entry["sha256"] for role, entry in second["init_from"].items()} == {
+        role: hashlib.sha256(file.read_bytes()).hexdigest() for role, file in files.items()
+    }
+    assert "init_from" not in first
+    files["session"].unlink()
+    lost = error_line(arnn(tmp_path, *again, "hydra.run.dir=third", code=2))
+    assert "session/best.ckpt does not exist" in lost
+    assert "set pretrained.session" in lost
+    pop = error_line(arnn(tmp_path, "model=pop", *SMALL, f"init_from={best}", "hydra.run.dir=fourth", code=2))
+    assert pop == "error: init_from: pop is fitted by counting and starts from nothing"
