@@ -36,6 +36,13 @@ _ARNN = (
 MODELS = (
     ModelCase("pop", "pop", is_trained=False),
     ModelCase("itemknn", "itemknn", is_trained=False),
+    ModelCase("sr", "sr", is_trained=False),
+    ModelCase("spop", "spop", has_memory=True, is_trained=False),
+    ModelCase("sknn", "sknn", has_memory=True, is_trained=False),
+    ModelCase("vsknn", "vsknn", has_memory=True, is_trained=False),
+    ModelCase("stan", "stan", has_memory=True, is_trained=False),
+    ModelCase("vstan", "vstan", has_memory=True, is_trained=False),
+    ModelCase("vstan_context", "vstan_context", has_memory=True, reads_contexts=True, is_trained=False),
     ModelCase("gru4rec", "gru4rec", _GRU4REC, has_memory=True),
     ModelCase(
         "gru4rec_separate", "gru4rec", (*_GRU4REC, "model.embedding=separate", "model.layers=2"), has_memory=True

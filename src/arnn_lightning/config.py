@@ -82,6 +82,7 @@ NAMES = list_of(TEXT, "names, as in [country,age]", minimum=0)
 CUTOFFS = list_of(integer(1), "integers of at least 1, as in [5,10,20]")
 METRIC = text("a metric such as mrr@20", r"[a-z_]+@[1-9]\d*")
 DEVICES = list_of(integer(0), "device indices, as in [0,1]")
+DECAY = choice("same", "div", "linear", "log", "quadratic")
 POPULARITY_SCOPE = choice("log", "window", "train")
 
 # Keys of a model that specify its training stage; checked for every model, whoever wrote it.
@@ -148,6 +149,19 @@ RULES = TRAINING_RULES | {
     "model.neighbours": integer(1),
     "model.shrinkage": NOT_NEGATIVE,
     "model.alpha": UNIT_INTERVAL,
+    "model.steps": integer(1),
+    "model.weighting": DECAY,
+    "model.weighting_score": DECAY,
+    "model.similarity": choice("dot", "cosine"),
+    "model.idf_weighting": NOT_NEGATIVE,
+    "model.sample_size": integer(1),
+    "model.last_n_events": integer(1),
+    "model.lambda_spw": either(POSITIVE, NULL),
+    "model.lambda_snh": either(POSITIVE, NULL),
+    "model.lambda_inh": either(POSITIVE, NULL),
+    "model.lambda_ipw": either(POSITIVE, NULL),
+    "model.lambda_idf": either(NOT_NEGATIVE, NULL),
+    "model.context_weight": NOT_NEGATIVE,
     "model.optimizer.eps": NOT_NEGATIVE,
     "model.optimizer.weight_decay": NOT_NEGATIVE,
     "model.optimizer.momentum": NOT_NEGATIVE,

@@ -22,8 +22,48 @@ from arnn_lightning.preprocessing.sessions import Sessions
 _ROWS_PER_BLOCK = 4_096  # rows of the similarity matrix held at once
 
 
-class ItemKNN(Recommender):
-    """Scores depend on the last item alone; items that are no neighbour score 0.
+class ItemNeighbours(Recommender):
+    """Scores depend on the last item alone; items that are none of its neighbours score 0.
+
+    Args:
+        name: the model's name.
+        dims: ``n_items``.
+        neighbours: neighbours kept per item.
+        settings: of the run.
+    """
+
+    def __init__(self, name: str, dims: dict[str, Any], neighbours: int, settings: RunSettings) -> None:
+        super().__init__(name, dims["n_items"], settings)
+        if neighbours < 1:
+            raise UserError(f"model.neighbours={neighbours}: must be 1 or more")
+        self.neighbours = min(neighbours, self.n_items)
+        # Places without a neighbour have the item itself with similarity 0.
+        self.register_buffer("neighbour", torch.arange(self.n_items)[:, None].repeat(1, self.neighbours))
+        self.register_buffer("similarity", torch.zeros(self.n_items, self.neighbours))
+        self.neighbour: Tensor
+        self.similarity: Tensor
+
+    def keep_largest(self, rows: np.ndarray, columns: np.ndarray, value: np.ndarray) -> None:
+        """Sets the neighbours of the items ``rows`` to those ``columns`` with the largest values."""
+        order = np.lexsort((columns, -value, rows))  # ties between neighbours go to the smaller code
+        rows, columns, value = rows[order], columns[order], value[order]
+        place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        in_topk = place < self.neighbours
+        where = (torch.from_numpy(rows[in_topk].astype(np.int64)), torch.from_numpy(place[in_topk]))
+        self.neighbour[where] = torch.from_numpy(columns[in_topk].astype(np.int64))
+        self.similarity[where] = torch.from_numpy(value[in_topk]).to(self.similarity.dtype)
+
+    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
+        return step.item[:, None], state
+
+    def score(self, query_NH: Tensor) -> Tensor:
+        item_N = query_NH[:, 0]
+        score_NI = self.similarity.new_zeros(len(item_N), self.n_items)
+        return score_NI.scatter_add_(1, self.neighbour[item_N], self.similarity[item_N])
+
+
+class ItemKNN(ItemNeighbours):
+    """The items most similar to the last one.
 
     Args:
         name: the model's name.
@@ -43,17 +83,9 @@ class ItemKNN(Recommender):
         alpha: float,
         settings: RunSettings,
     ) -> None:
-        super().__init__(name, dims["n_items"], settings)
-        if neighbours < 1:
-            raise UserError(f"model.neighbours={neighbours}: must be 1 or more")
-        self.neighbours = min(neighbours, self.n_items)
+        super().__init__(name, dims, neighbours, settings)
         self.shrinkage = shrinkage
         self.alpha = alpha
-        # Places without a neighbour have the item itself with similarity 0.
-        self.register_buffer("neighbour", torch.arange(self.n_items)[:, None].repeat(1, self.neighbours))
-        self.register_buffer("similarity", torch.zeros(self.n_items, self.neighbours))
-        self.neighbour: Tensor
-        self.similarity: Tensor
 
     def fit(self, sessions: Sessions) -> None:
         shape = (len(sessions.session), self.n_items)
@@ -69,28 +101,8 @@ class ItemKNN(Recommender):
         by_item = seen.T.tocsr()
         for first in range(0, self.n_items, _ROWS_PER_BLOCK):
             cooccurrence = (by_item[first : first + _ROWS_PER_BLOCK] @ seen).tocsr()
-            self._update_topk(cooccurrence, first, row_scale, column_scale)
-
-    def _update_topk(
-        self, cooccurrence: sparse.csr_array, first: int, row_scale: np.ndarray, column_scale: np.ndarray
-    ) -> None:
-        rows = np.repeat(np.arange(cooccurrence.shape[0]), np.diff(cooccurrence.indptr)) + first
-        columns = cooccurrence.indices
-        value = cooccurrence.data * row_scale[rows] * column_scale[columns]
-        off_diagonal = rows != columns
-        rows, columns, value = rows[off_diagonal], columns[off_diagonal], value[off_diagonal]
-        order = np.lexsort((columns, -value, rows))  # ties between neighbours go to the smaller code
-        rows, columns, value = rows[order], columns[order], value[order]
-        place = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        in_topk = place < self.neighbours
-        where = (torch.from_numpy(rows[in_topk].astype(np.int64)), torch.from_numpy(place[in_topk]))
-        self.neighbour[where] = torch.from_numpy(columns[in_topk].astype(np.int64))
-        self.similarity[where] = torch.from_numpy(value[in_topk]).to(self.similarity.dtype)
-
-    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
-        return step.item[:, None], state
-
-    def score(self, query_NH: Tensor) -> Tensor:
-        item_N = query_NH[:, 0]
-        score_NI = self.similarity.new_zeros(len(item_N), self.n_items)
-        return score_NI.scatter_add_(1, self.neighbour[item_N], self.similarity[item_N])
+            rows = np.repeat(np.arange(cooccurrence.shape[0]), np.diff(cooccurrence.indptr)) + first
+            columns = cooccurrence.indices
+            value = cooccurrence.data * row_scale[rows] * column_scale[columns]
+            off_diagonal = rows != columns
+            self.keep_largest(rows[off_diagonal], columns[off_diagonal], value[off_diagonal])
