@@ -155,7 +155,9 @@ class SessionDataModule(LightningDataModule):
     def chunks(self, split: str, batch_size: int) -> SessionParallelDataset:
         """The chunks of ``train``, ``val`` or ``test``."""
         sessions = self.sessions(split)
-        return SessionParallelDataset(sessions, sessions.user, batch_size, self.steps_per_chunk, self.device, self.n_devices)
+        return SessionParallelDataset(
+            sessions, sessions.user, batch_size, self.steps_per_chunk, self.device, self.n_devices
+        )
 
     def train_dataset(self, spec: ChunkSpec) -> TrainDataset:
         """The training chunks of a model with ``spec``."""

@@ -26,6 +26,8 @@ from arnn_lightning.models.base import RunSettings
 from arnn_lightning.models.window import WindowRecommender, as_scores
 from arnn_lightning.preprocessing.sessions import DAY, Sessions
 
+_BLOCK_QUERIES = 128
+
 
 class SessionNeighbours(WindowRecommender):
     """Without weights of a subclass every item of the window, and every neighbour, counts the same.
@@ -148,64 +150,66 @@ class SessionNeighbours(WindowRecommender):
         return torch.cat([window_BL, self._categories(step.contexts)], 1), state
 
     def score(self, query_NH: Tensor) -> Tensor:
-        query_MH = query_NH.cpu().numpy()
-        window_ML, category_MF = np.split(query_MH, [self.last_n_events], 1)
-        index, n_items = self.index, self.n_items
-        # Distance from the end of each item's last event in the window, 0 where the item is not in it.
-        step_MI = np.zeros((len(window_ML), n_items), np.int32)
+        # In blocks whose arrays stay in the processor's cache.
+        blocks = np.split(query_NH.cpu().numpy(), range(_BLOCK_QUERIES, len(query_NH), _BLOCK_QUERIES))
+        return as_scores(np.concatenate([self._score_block(block) for block in blocks]), query_NH.device)
+
+    def _score_block(self, query_MH: np.ndarray) -> np.ndarray:
+        window_ML, category_MF = query_MH[:, : self.last_n_events], query_MH[:, self.last_n_events :]
+        index, n_rows = self.index, len(query_MH)
+        # How many events back each item's last event is, 1 the window's last; more than L: not in the window.
+        step_MI = np.full((n_rows, self.n_items), self.last_n_events + 1, np.int32)
         row_D, column_D = window_ML.nonzero()
         item_D, step_D = window_ML[row_D, column_D] - 1, self.last_n_events - column_D
-        step_MI[row_D, item_D] = step_D  # the last of equal places is what remains
+        step_MI[row_D, item_D] = step_D  # of several events of an item the last stays
         is_last_D = step_MI[row_D, item_D] == step_D
         row_D, item_D, step_D = row_D[is_last_D], item_D[is_last_D], step_D[is_last_D]
         weight_D = self.event_weight(step_D, np.count_nonzero(window_ML, 1)[row_D])
 
-        first_D = np.searchsorted(row_D, np.arange(len(window_ML) + 1))
-        weights = sparse.csr_array((weight_D, item_D, first_D), shape=(len(window_ML), n_items))
+        first_D = np.searchsorted(row_D, np.arange(n_rows + 1)).astype(np.int32)
+        weights = sparse.csr_array((weight_D, item_D.astype(np.int32), first_D), shape=step_MI.shape)
         overlap = weights @ index.sessions_of_item
-        row_P = np.repeat(np.arange(len(window_ML)), np.diff(overlap.indptr))
+        row_P = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(overlap.indptr))
         session_P, similarity_P = overlap.indices, overlap.data
-        if len(session_P) and np.diff(overlap.indptr).max() > self.sample_size:
-            is_recent_P = _largest(session_P, row_P, overlap.indptr, self.sample_size)
+        if np.diff(overlap.indptr).max(initial=0) > self.sample_size:
+            is_recent_P = _largest(session_P, row_P, n_rows, self.sample_size)
             row_P, session_P, similarity_P = row_P[is_recent_P], session_P[is_recent_P], similarity_P[is_recent_P]
         if self.is_cosine:
             similarity_P = similarity_P * index.inverse_norm[session_P]
         if self.decay_days is not None:
             # The current session's time cancels out of the ranking; relative to the latest candidate nothing underflows.
-            latest_M = np.zeros(len(window_ML), np.int64)
+            latest_M = np.zeros(n_rows, np.int64)
             np.maximum.at(latest_M, row_D, index.latest_time[item_D])
             age_P = latest_M[row_P] - index.time[session_P]
             similarity_P = similarity_P * np.exp(age_P / (-self.decay_days * DAY))
         if self.context_weight:
             similarity_P = similarity_P * (1 + self.context_weight * self._agreement(category_MF, row_P, session_P))
-        # In one number: the similarity's bits, which sort as it does, and then the session's.
+        # One number with the bits of the similarity, which sort as it does, before those of the session.
         key_P = similarity_P.astype(np.float32).view(np.uint32).astype(np.uint64) << np.uint64(32)
         key_P |= session_P.astype(np.uint64)
-        is_near_P = _largest(key_P, row_P, np.searchsorted(row_P, np.arange(len(window_ML) + 1)), self.neighbours)
-        row_P, session_P, similarity_P = row_P[is_near_P], session_P[is_near_P], similarity_P[is_near_P]
-        return as_scores(self._sum_items(step_MI, row_P, session_P, similarity_P), query_NH.device)
+        is_near_P = np.flatnonzero(_largest(key_P, row_P, n_rows, self.neighbours))
+        return self._sum_items(step_MI, row_P[is_near_P], session_P[is_near_P], similarity_P[is_near_P])
 
     def _sum_items(
         self, step_MI: np.ndarray, row_P: np.ndarray, session_P: np.ndarray, similarity_P: np.ndarray
     ) -> np.ndarray:
         """Scores (M, I) of the neighbours' items."""
-        index, n_items = self.index, self.n_items
-        start_P, length_P = index.offset[session_P], index.length[session_P]
-        pair_F, place_F = _ranges(length_P)
-        entry_F = start_P[pair_F] + place_F
-        cell_F = row_P[pair_F] * n_items + index.item[entry_F]
-        step_F = step_MI.ravel()[cell_F]
+        index = self.index
+        length_P = index.length[session_P]
         first_P = np.cumsum(length_P) - length_P
+        entry_F = np.repeat(index.offset[session_P] - first_P, length_P) + np.arange(length_P.sum())
+        cell_F = np.repeat(row_P * np.int64(self.n_items), length_P) + index.item[entry_F]
         recency = self.recency(np.arange(1, self.last_n_events + 1))
-        if recency is not None and len(cell_F):
-            nearest_P = np.minimum.reduceat(np.where(step_F > 0, step_F, self.last_n_events), first_P)
-            similarity_P = similarity_P * recency[nearest_P - 1]
-        value_F = similarity_P[pair_F]
         closeness = self.closeness(np.arange(index.longest + 1))
-        if closeness is not None and len(cell_F):
+        if len(first_P) and (recency is not None or closeness is not None):
+            step_F = step_MI.ravel()[cell_F]
+        if len(first_P) and recency is not None:
+            similarity_P = similarity_P * recency[np.minimum.reduceat(step_F, first_P) - 1]
+        value_F = np.repeat(similarity_P, length_P)
+        if len(first_P) and closeness is not None:
             position_F = index.position[entry_F]
-            shared_P = np.maximum.reduceat(np.where(step_F > 0, position_F, 0), first_P)
-            value_F *= closeness[np.abs(position_F - shared_P[pair_F])]
+            shared_P = np.maximum.reduceat(position_F * (step_F <= self.last_n_events), first_P)
+            value_F *= closeness[np.abs(position_F - np.repeat(shared_P, length_P))]
         score_MI = np.bincount(cell_F, value_F, minlength=step_MI.size).reshape(step_MI.shape)
         return score_MI * (1 + self.idf_weight * self.idf.cpu().numpy()) if self.idf_weight else score_MI
 
@@ -291,24 +295,25 @@ def _most_recent(item: np.ndarray, count: int) -> np.ndarray:
     return is_recent
 
 
-def _largest(key_P: np.ndarray, row_P: np.ndarray, first_M1: np.ndarray, count: int) -> np.ndarray:
-    """Whether each key is among the ``count`` largest of its row; the keys of a row differ.
+def _largest(key_P: np.ndarray, row_P: np.ndarray, n_rows: int, count: int) -> np.ndarray:
+    """Whether each key is among the ``count`` largest of its row; rows ascend, the keys of a row differ.
 
     Rows of similar lengths are padded to one matrix.
 
-    >>> _largest(np.array([3, 1, 2, 9]), np.array([0, 0, 0, 1]), np.array([0, 3, 4]), 2).tolist()
+    >>> _largest(np.array([3, 1, 2, 9]), np.array([0, 0, 0, 1]), 2, 2).tolist()
     [True, False, True, True]
     """
-    length_M = np.diff(first_M1)
-    threshold_M = np.zeros(len(length_M), key_P.dtype)
-    size_M = np.where(length_M > count, np.frexp(length_M)[1], 0)  # powers of two
-    for size in np.unique(size_M[size_M > 0]):
-        row_R = np.flatnonzero(size_M == size)
+    length_M = np.bincount(row_P, minlength=n_rows)
+    first_M = np.cumsum(length_M) - length_M
+    threshold_M = np.zeros(n_rows, key_P.dtype)
+    power_M = np.where(length_M > count, np.frexp(length_M)[1], 0)
+    for power in np.unique(power_M[power_M > 0]):
+        row_R = np.flatnonzero(power_M == power)
         width = length_M[row_R].max()
-        place_RW = np.arange(width)
-        padded_RW = key_P[np.minimum(first_M1[row_R, None] + place_RW, len(key_P) - 1)]
-        padded_RW[place_RW >= length_M[row_R, None]] = 0
+        place_W = np.arange(width)
+        padded_RW = key_P[np.minimum(first_M[row_R, None] + place_W, len(key_P) - 1)]
+        padded_RW[place_W >= length_M[row_R, None]] = 0
         padded_RW.partition(width - count, 1)
         threshold_M[row_R] = padded_RW[:, width - count]
-    is_largest: np.ndarray = key_P >= threshold_M[row_P]
+    is_largest: np.ndarray = key_P >= np.repeat(threshold_M, length_M)
     return is_largest

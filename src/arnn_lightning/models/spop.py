@@ -14,7 +14,7 @@ from arnn_lightning.preprocessing.sessions import Sessions
 class SPOP(WindowRecommender):
     """Scores events of the session + n / (1 + n), n an item's training events.
 
-    session-rec scores the 100 most popular items alone by n, which is the same up to a cutoff of 100.
+    session-rec adds n / (1 + n) to the 100 most popular items only, so that less popular items of a session tie.
 
     Args:
         name: the model's name.
@@ -32,8 +32,9 @@ class SPOP(WindowRecommender):
         self.events.copy_(torch.from_numpy(np.bincount(sessions.item, minlength=self.n_items)))
 
     def score(self, query_NH: Tensor) -> Tensor:
-        popularity_I = self.events.cpu().double()
-        window_NL = query_NH.cpu()
-        count_NI = torch.zeros(len(window_NL), self.n_items + 1, dtype=torch.float64)  # column 0: no event
-        count_NI.scatter_add_(1, window_NL, torch.ones((), dtype=torch.float64).expand_as(window_NL))
-        return as_scores((count_NI[:, 1:] + popularity_I / (1 + popularity_I)).numpy(), query_NH.device)
+        window_NL = query_NH.cpu().numpy()
+        events_I = self.events.cpu().double().numpy()
+        score_NI = np.tile(events_I / (1 + events_I), (len(window_NL), 1))
+        row_D, column_D = window_NL.nonzero()
+        np.add.at(score_NI, (row_D, window_NL[row_D, column_D] - 1), 1)
+        return as_scores(score_NI, query_NH.device)

@@ -53,5 +53,7 @@ class SR(ItemNeighbours):
             following = event[:, None] + np.arange(1, self.steps + 1)
             place, step = np.nonzero(following < session_end[event, None])
             pairs = (item[event[place]], item[following[place, step]])
-            rules = sparse.coo_array((self.weighting(1 + step), pairs), shape=(self.n_items, self.n_items)).tocsr().tocoo()
+            rules = (
+                sparse.coo_array((self.weighting(1 + step), pairs), shape=(self.n_items, self.n_items)).tocsr().tocoo()
+            )
             self.keep_largest(rules.row, rules.col, rules.data)
