@@ -177,7 +177,7 @@ class SessionNeighbours(WindowRecommender):
         if self.is_cosine:
             similarity_P = similarity_P * index.inverse_norm[session_P]
         if self.decay_days is not None:
-            # The current session's time cancels out of the ranking; relative to the latest candidate nothing underflows.
+            # The current session's time cancels out; relative to the latest candidate nothing underflows.
             latest_M = np.zeros(n_rows, np.int64)
             np.maximum.at(latest_M, row_D, index.latest_time[item_D])
             age_P = latest_M[row_P] - index.time[session_P]

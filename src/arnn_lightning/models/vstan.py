@@ -1,4 +1,4 @@
-"""VSTAN (Ludewig et al. 2020, UMUAI 31, arXiv 1910.12781): STAN with VSKNN's weights of neighbours and of rare items."""
+"""VSTAN (Ludewig et al. 2020, UMUAI 31, arXiv 1910.12781): STAN with weights of neighbours and rare items."""
 
 from typing import Any
 
