@@ -242,7 +242,7 @@ def race_evaluation(
     gru.error_during_train = False
     length, session = n_steps + 1, np.arange(batch_size)
     item = np.random.default_rng(0).integers(0, n_items, batch_size * length)
-    sessions = Sessions(item, np.arange(0, len(item) + 1, length), session, session)
+    sessions = Sessions(item, np.arange(0, len(item) + 1, length), session, session, session)
     chunk = SessionParallelDataset(sessions, session, batch_size, n_steps)[0, 0]
     events = pd.DataFrame({"SessionId": np.repeat(session, length), "ItemId": item, "Time": np.arange(len(item))})
 

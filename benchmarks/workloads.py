@@ -151,6 +151,7 @@ def random_chunks(batch_size: int, n_items: int, n_users: int, n_steps: int = ST
         offset=np.arange(0, batch_size * length + 1, length),
         session=np.arange(batch_size),
         user=rng.integers(0, n_users, batch_size),
+        time=np.arange(batch_size),
     )
     return SessionParallelDataset(sessions, sessions.user, batch_size, n_steps)
 

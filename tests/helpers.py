@@ -30,6 +30,7 @@ def make_sessions(items: list[list[int]], users: list[int] | None = None, first:
         offset=offset.astype(np.int64),
         session=np.arange(first, first + len(items)),
         user=np.asarray(users if users is not None else range(len(items)), np.int64),
+        time=1000 * np.arange(first, first + len(items)),
     )
 
 

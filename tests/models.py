@@ -15,6 +15,7 @@ class ModelCase(NamedTuple):
     has_memory: bool = False  # whether scores depend on the events before the last one
     reads_contexts: bool = False
     is_trained: bool = True  # by gradient steps; else fitted by counting
+    repeats: bool = False  # whether items of the session score highest
 
     def make(self, prepared: PreparedDataset, *overrides: str, **settings: Any) -> Any:
         """The model as a Trainer sets it up on ``prepared``, fitted where it is not trained."""
@@ -36,6 +37,13 @@ _ARNN = (
 MODELS = (
     ModelCase("pop", "pop", is_trained=False),
     ModelCase("itemknn", "itemknn", is_trained=False),
+    ModelCase("sr", "sr", is_trained=False),
+    ModelCase("spop", "spop", has_memory=True, is_trained=False, repeats=True),
+    ModelCase("sknn", "sknn", has_memory=True, is_trained=False, repeats=True),
+    ModelCase("vsknn", "vsknn", has_memory=True, is_trained=False, repeats=True),
+    ModelCase("stan", "stan", has_memory=True, is_trained=False, repeats=True),
+    ModelCase("vstan", "vstan", has_memory=True, is_trained=False, repeats=True),
+    ModelCase("vstan_context", "vstan_context", has_memory=True, reads_contexts=True, is_trained=False, repeats=True),
     ModelCase("gru4rec", "gru4rec", _GRU4REC, has_memory=True),
     ModelCase(
         "gru4rec_separate", "gru4rec", (*_GRU4REC, "model.embedding=separate", "model.layers=2"), has_memory=True

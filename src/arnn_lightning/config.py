@@ -91,6 +91,7 @@ EDGES = Rule(
 TIMEZONE = Rule(
     "a time zone such as Europe/Berlin", lambda value: value == "UTC" or value in zoneinfo.available_timezones()
 )
+DECAY = choice("same", "div", "linear", "log", "quadratic")
 POPULARITY_SCOPE = choice("log", "window", "train")
 
 # Keys of a model that specify its training stage; checked for every model, whoever wrote it.
@@ -158,6 +159,19 @@ RULES = TRAINING_RULES | {
     "model.neighbours": integer(1),
     "model.shrinkage": NOT_NEGATIVE,
     "model.alpha": UNIT_INTERVAL,
+    "model.steps": integer(1),
+    "model.weighting": DECAY,
+    "model.weighting_score": DECAY,
+    "model.similarity": choice("dot", "cosine"),
+    "model.idf_weighting": NOT_NEGATIVE,
+    "model.sample_size": integer(1),
+    "model.last_n_events": integer(1),
+    "model.lambda_spw": either(POSITIVE, NULL),
+    "model.lambda_snh": either(POSITIVE, NULL),
+    "model.lambda_inh": either(POSITIVE, NULL),
+    "model.lambda_ipw": either(POSITIVE, NULL),
+    "model.lambda_idf": either(NOT_NEGATIVE, NULL),
+    "model.context_weight": NOT_NEGATIVE,
     "model.optimizer.eps": NOT_NEGATIVE,
     "model.optimizer.weight_decay": NOT_NEGATIVE,
     "model.optimizer.momentum": NOT_NEGATIVE,

@@ -29,12 +29,12 @@ def evaluated(lists: pl.DataFrame, prepared: PreparedDataset, **settings: Any) -
 
 
 @pytest.mark.parametrize("name", ["pop", "itemknn", "gru4rec"])
-def test_lists_of_all_scores_give_the_models_ranks(name: str, small_world: PreparedDataset, tmp_path: Path) -> None:
+def test_lists_of_all_scores_give_the_models_ranks(name: str, small_dataset: PreparedDataset, tmp_path: Path) -> None:
     """Equal scores included: POP and ItemKNN have many."""
-    model = BY_NAME[name].make(small_world, track_recommendations=True).eval()
-    data = make_data(small_world)
+    model = BY_NAME[name].make(small_dataset, track_recommendations=True).eval()
+    data = make_data(small_dataset)
     trainer(tmp_path).test(model, datamodule=data, verbose=False)
-    test = pl.read_parquet(small_world.folder / "test.parquet")
+    test = pl.read_parquet(small_dataset.folder / "test.parquet")
     expected = EvaluationResult.from_counts("x", model.rank_counts, test, "conservative", model.recommendation_counts)
     rows = []
     chunk = data.chunks("test", 1)
@@ -48,7 +48,7 @@ def test_lists_of_all_scores_give_the_models_ranks(name: str, small_world: Prepa
         ):
             rows += [(int(session), int(position), IDS[item], float(score)) for item, score in enumerate(scores)]
     order = np.random.default_rng(0).permutation(len(rows))
-    result, n_missing = evaluated(lists_of(rows)[order], small_world, count_items=True)
+    result, n_missing = evaluated(lists_of(rows)[order], small_dataset, count_items=True)
     assert result.ranks.equals(expected.ranks)
     assert n_missing == 0
     assert result.item_counts is not None
@@ -57,15 +57,15 @@ def test_lists_of_all_scores_give_the_models_ranks(name: str, small_world: Prepa
 
 
 @pytest.mark.parametrize("ties", ["conservative", "standard", "median"])
-def test_targets_without_a_place_in_a_list_are_no_hit(ties: str, small_world: PreparedDataset) -> None:
-    targets = next_item_targets(pl.read_parquet(small_world.folder / "test.parquet"))
+def test_targets_without_a_place_in_a_list_are_no_hit(ties: str, small_dataset: PreparedDataset) -> None:
+    targets = next_item_targets(pl.read_parquet(small_dataset.folder / "test.parquet"))
     session, position, _, item = targets.row(0)
     other = IDS[(item + 1) % len(IDS)]
-    result, n_missing = evaluated(lists_of([(session, position, other, 1.0)]), small_world, ties=ties)
+    result, n_missing = evaluated(lists_of([(session, position, other, 1.0)]), small_dataset, ties=ties)
     assert n_missing == targets.height - 1
     assert result.metrics(["recall@11", "mrr@11"])["recall@11"] == 0
     assert result.ranks["rank"].unique().to_list() == [12]
-    result, _ = evaluated(lists_of([(session, position, IDS[item], 1.0)]), small_world, ties=ties)
+    result, _ = evaluated(lists_of([(session, position, IDS[item], 1.0)]), small_dataset, ties=ties)
     assert result.ranks["rank"].to_list() == [1] + [12] * (targets.height - 1)
 
 
@@ -85,9 +85,9 @@ def test_targets_without_a_place_in_a_list_are_no_hit(ties: str, small_world: Pr
         ((60, 1, "item-0", 2.0), "row 2: item_id item-0 is twice in its list"),
     ],
 )
-def test_a_wrong_row_of_a_list_is_one_line(row: tuple[Any, ...], message: str, small_world: PreparedDataset) -> None:
+def test_a_wrong_row_of_a_list_is_one_line(row: tuple[Any, ...], message: str, small_dataset: PreparedDataset) -> None:
     with pytest.raises(UserError, match=rf"^lists\.csv, {message}") as error:
-        evaluated(lists_of([(60, 1, "item-0", 1.0), row]), small_world)
+        evaluated(lists_of([(60, 1, "item-0", 1.0), row]), small_dataset)
     assert "\n" not in str(error.value)
 
 

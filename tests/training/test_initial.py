@@ -17,7 +17,7 @@ from arnn_lightning.models import ARNN
 from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.initial import Ids, InitialWeights
-from helpers import make_data, make_model, model_config, random_sessions, ready, trainer, write_world
+from helpers import make_data, make_model, model_config, random_sessions, ready, trainer, write_dataset
 from models import BY_NAME, TRAINED, ModelCase, case_name
 
 SINGLE = ["level", "country"]
@@ -53,17 +53,17 @@ def trained(case: ModelCase, world: PreparedDataset, folder: Path) -> dict[str, 
 
 @pytest.mark.parametrize("case", TRAINED, ids=case_name)
 def test_a_run_on_the_same_data_starts_where_the_other_ended(
-    case: ModelCase, small_world: PreparedDataset, tmp_path: Path
+    case: ModelCase, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     """Weights and optimizer state are equal, except of parts that are trained before the model."""
-    checkpoint = trained(case, small_world, tmp_path)
-    dims = small_world.dims
+    checkpoint = trained(case, small_dataset, tmp_path)
+    dims = small_dataset.dims
     ids = ids_of(dims["n_items"], dims["single_sizes"], [f"f{code}" for code in range(dims["n_binary"])])
-    model = case.make(small_world)
+    model = case.make(small_dataset)
     before = copy.deepcopy(model.state_dict())
     callback = start(model, case, dims, ids, checkpoint, ids)
     captured = Captured()
-    trainer(tmp_path, callbacks=[callback, captured]).fit(model, make_data(small_world))
+    trainer(tmp_path, callbacks=[callback, captured]).fit(model, make_data(small_dataset))
     parts = ("encoder.session.", "encoder.context.") if isinstance(model, ARNN) else ("(none)",)
     for name, tensor in captured.weights.items():
         source = before if name.startswith(parts) or name == "mini_batches" else checkpoint["state_dict"]
@@ -94,11 +94,11 @@ def test_known_rows_follow_their_ids(name: str, tmp_path: Path) -> None:
     users = rng.integers(0, 6, 30).tolist()
     (tmp_path / "then").mkdir()
     (tmp_path / "now").mkdir()
-    then = write_world(
+    then = write_dataset(
         tmp_path / "then", {"train": (random_sessions(1, 30, 12), users)}, 12, single=single, active=active
     )
     # Two-valued fields a, b, c then; c, new, a now. Levels have a new third category.
-    now = write_world(
+    now = write_dataset(
         tmp_path / "now",
         {"train": (random_sessions(2, 30, 14), users)},
         14,
@@ -201,10 +201,10 @@ def test_new_rows_have_no_optimizer_state() -> None:
     ],
 )
 def test_another_models_checkpoint_is_one_line(
-    name: str, overrides: tuple[str, ...], message: str, small_world: PreparedDataset
+    name: str, overrides: tuple[str, ...], message: str, small_dataset: PreparedDataset
 ) -> None:
-    case, dims = BY_NAME["gru4rec"], small_world.dims
-    earlier = case.make(small_world)
+    case, dims = BY_NAME["gru4rec"], small_dataset.dims
+    earlier = case.make(small_dataset)
     checkpoint = {
         "state_dict": earlier.state_dict(),
         "metadata": {"model": model_config(case.preset, dims, *case.overrides)},
@@ -212,14 +212,14 @@ def test_another_models_checkpoint_is_one_line(
     other = BY_NAME[name]._replace(overrides=(*BY_NAME[name].overrides, *overrides))
     ids = ids_of(dims["n_items"], dims["single_sizes"], [f"f{code}" for code in range(dims["n_binary"])])
     with pytest.raises(UserError, match=message) as error:
-        start(other.make(small_world), other, dims, ids, checkpoint, ids)
+        start(other.make(small_dataset), other, dims, ids, checkpoint, ids)
     assert str(error.value).startswith("init_from: then.ckpt")
     assert "\n" not in str(error.value)
 
 
-def test_other_attributes_are_one_line(small_world: PreparedDataset) -> None:
-    case, dims = BY_NAME["pnn"], small_world.dims
-    model = case.make(small_world)
+def test_other_attributes_are_one_line(small_dataset: PreparedDataset) -> None:
+    case, dims = BY_NAME["pnn"], small_dataset.dims
+    model = case.make(small_dataset)
     checkpoint = {
         "state_dict": model.state_dict(),
         "metadata": {"model": model_config(case.preset, dims, *case.overrides)},
@@ -227,4 +227,4 @@ def test_other_attributes_are_one_line(small_world: PreparedDataset) -> None:
     ids = ids_of(dims["n_items"], dims["single_sizes"], [f"f{code}" for code in range(dims["n_binary"])])
     other = Ids(ids.items, ["level"], ids.contexts)
     with pytest.raises(UserError, match=r"data\.contexts\.single=\[level\], this run has \[level,country\]"):
-        start(ready(model, small_world), case, dims, ids, checkpoint, other)
+        start(ready(model, small_dataset), case, dims, ids, checkpoint, other)

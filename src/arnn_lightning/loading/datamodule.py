@@ -1,6 +1,7 @@
 """One DataModule for every model: session-parallel chunks of the train, validation and test sessions."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from arnn_lightning.loading.datasets import (
 )
 from arnn_lightning.loading.negatives import PopularitySampler
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.preprocessing.sessions import Sessions
 
 
 class ChunkSampler(Sampler[ChunkIndex]):
@@ -148,9 +150,8 @@ class SessionDataModule(LightningDataModule):
     def category_events(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(C,) training events of every category of the single-valued fields, and (C,) the field it belongs to."""
         sizes, single = self.dims["single_sizes"], self.user_contexts().single
-        sessions = self.prepared.sessions("train")
-        users = assign_contexts(sessions.user, self._users.height, self.assignment, self.seed)
-        user_events = torch.from_numpy(np.bincount(users, sessions.lengths, minlength=len(single)))
+        sessions = self.sessions("train")
+        user_events = torch.from_numpy(np.bincount(sessions.user, sessions.lengths, minlength=len(single)))
         events = torch.zeros(sum(sizes), dtype=torch.float64)
         events.index_add_(0, single.flatten(), user_events.repeat_interleave(len(sizes)))
         events *= 1 - self.attribute_dropout
@@ -159,9 +160,8 @@ class SessionDataModule(LightningDataModule):
 
     def unknown_shares(self, split: str) -> dict[str, float]:
         """Attribute -> share of the split's events whose user's value is unknown; attribute dropout not included."""
-        sessions = self.prepared.sessions(split)
-        users = assign_contexts(sessions.user, self._users.height, self.assignment, self.seed)
-        events = np.bincount(users, sessions.lengths, minlength=self._users.height + 1)
+        sessions = self.sessions(split)
+        events = np.bincount(sessions.user, sessions.lengths, minlength=self._users.height + 1)
         single, active = self.user_contexts()
         is_unknown = dict(zip(single_attributes(self._users), (single == single[-1]).T, strict=True))
         for name in self._binary_attributes().unique(maintain_order=True):
@@ -174,11 +174,18 @@ class SessionDataModule(LightningDataModule):
         n_binary = self.dims["n_binary"]
         return self.prepared.binary_attributes()[:n_binary] if n_binary else pl.Series(dtype=pl.String)
 
-    def chunks(self, split: str, batch_size: int) -> SessionParallelDataset:
-        """The chunks of ``train``, ``val`` or ``test``."""
+    def sessions(self, split: str) -> Sessions:
+        """The sessions of a split, each with the user whose contexts it gets."""
         sessions = self.prepared.sessions(split)
         users = assign_contexts(sessions.user, self._users.height, self.assignment, self.seed)
-        return SessionParallelDataset(sessions, users, batch_size, self.steps_per_chunk, self.device, self.n_devices)
+        return replace(sessions, user=users)
+
+    def chunks(self, split: str, batch_size: int) -> SessionParallelDataset:
+        """The chunks of ``train``, ``val`` or ``test``."""
+        sessions = self.sessions(split)
+        return SessionParallelDataset(
+            sessions, sessions.user, batch_size, self.steps_per_chunk, self.device, self.n_devices
+        )
 
     def train_dataset(self, spec: ChunkSpec) -> TrainDataset:
         """The training chunks of a model with ``spec``."""

@@ -7,6 +7,28 @@ from arnn_lightning.models.gru4rec import GRU4REC
 from arnn_lightning.models.itemknn import ItemKNN
 from arnn_lightning.models.pnn import PNN
 from arnn_lightning.models.pop import POP
+from arnn_lightning.models.sknn import SKNN
+from arnn_lightning.models.spop import SPOP
+from arnn_lightning.models.sr import SR
+from arnn_lightning.models.stan import STAN
 from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.models.vsknn import VSKNN
+from arnn_lightning.models.vstan import VSTAN
 
-__all__ = ["ARNN", "GRU4REC", "PNN", "POP", "Concat", "ItemKNN", "Recommender", "RunSettings", "SessionRecommender"]
+__all__ = [
+    "ARNN",
+    "GRU4REC",
+    "PNN",
+    "POP",
+    "SKNN",
+    "SPOP",
+    "SR",
+    "STAN",
+    "VSKNN",
+    "VSTAN",
+    "Concat",
+    "ItemKNN",
+    "Recommender",
+    "RunSettings",
+    "SessionRecommender",
+]

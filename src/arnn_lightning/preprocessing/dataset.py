@@ -73,14 +73,16 @@ class PreparedDataset:
 
     def sessions(self, split: str) -> Sessions:
         """The sessions of ``train``, ``val`` or ``test``."""
-        frame = pl.read_parquet(self.folder / f"{split}.parquet", columns=[SESSION, USER, ITEM])
+        frame = pl.read_parquet(self.folder / f"{split}.parquet", columns=[SESSION, USER, ITEM, TIME])
         session = frame[SESSION].to_numpy()
         first = np.flatnonzero(np.diff(session, prepend=-1))
+        offset = np.append(first, len(session)).astype(np.int64)
         return Sessions(
             item=frame[ITEM].to_numpy().astype(np.int64),
-            offset=np.append(first, len(session)).astype(np.int64),
+            offset=offset,
             session=session[first].astype(np.int64),
             user=frame[USER].to_numpy()[first].astype(np.int64),
+            time=frame[TIME].to_numpy()[offset[1:] - 1].astype(np.int64),
         )
 
     def write_id_tables(self, folder: Path) -> None:

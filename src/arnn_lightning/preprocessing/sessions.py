@@ -25,12 +25,14 @@ class Sessions:
         offset: (S + 1,) index of each session's first event, and E at the end.
         session: (S,) session codes.
         user: (S,) user codes.
+        time: (S,) the time of each session's last event, in unix seconds.
     """
 
     item: np.ndarray
     offset: np.ndarray
     session: np.ndarray
     user: np.ndarray
+    time: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:

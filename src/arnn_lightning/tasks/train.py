@@ -34,6 +34,7 @@ from arnn_lightning.training.stage import (
     BEST,
     all_metrics,
     evaluate_model,
+    fit_counts,
     headline_metrics,
     load_checkpoint_into,
     run_settings,
@@ -274,7 +275,7 @@ def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[s
             settings = run_settings(config)
             settings.log_prefix = f"{baseline.name}/"
             model = build_model(to_container(baseline), settings, metadata_maker(config, prepared))
-            model.fit(prepared.sessions("train"))
+            fit_counts(model, prepared, config)
             results[str(role)] = evaluate_model(model, prepared, config)
     return results
 

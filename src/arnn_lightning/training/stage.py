@@ -129,7 +129,7 @@ def train_stage(
     """Trains ``model`` and leaves it with its best weights.
 
     Args:
-        model: the model; models without weights (ItemKNN, POP) are fitted from the training sessions instead.
+        model: the model; models that count (POP, ItemKNN, VSKNN) are fitted on the training sessions instead.
         prepared: its data.
         config: the run's config.
         stage: the model's own config: ``batch_size``, ``epochs``, ``patience`` ...
@@ -144,7 +144,7 @@ def train_stage(
         if isinstance(model, SessionRecommender):
             _fit(model, prepared, config, stage, folder, loggers, callbacks)
         else:
-            model.fit(prepared.sessions("train"))
+            fit_counts(model, prepared, config)
             if rank == 0:
                 save_model(model, folder / BEST)
                 shutil.copyfile(folder / BEST, folder / LAST)
@@ -152,6 +152,14 @@ def train_stage(
             (folder / DONE_MARKER).touch()
         broadcast_from_rank_zero(None)  # the other processes wait for the files
     load_checkpoint_into(model, folder / BEST, prepared)
+
+
+def fit_counts(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> None:
+    """Fits a model without gradients on the training sessions and the contexts that these get."""
+    data = make_datamodule(prepared, config)
+    if model.uses_contexts:
+        model.set_user_contexts(data.user_contexts())
+    model.fit(data.sessions("train"))
 
 
 def load_checkpoint_into(

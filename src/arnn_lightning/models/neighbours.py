@@ -1,0 +1,319 @@
+"""The search for similar sessions that SKNN, VSKNN, STAN and VSTAN share, for many queries at once.
+
+The score of an item j after the session s, as session-rec (rn5l/session-rec, 5dcd583) computes it:
+
+    (1 + idf_weight idf(j)) sum over neighbours n with j of similarity(s, n) recency(s, n) closeness(n, j)
+
+Candidates are the ``sample_size`` most recent training sessions with an item of s; neighbours are the most similar of
+them, and of equally similar ones the more recent. similarity(s, n) is the sum, over the items that both have, of the
+weight of the item's last event in s, over the root of the number of items of n (cosine; the root over s is the same for
+all n). The models differ in these weights. Items of s stay in the ranking (V10). A session's time is its last event's.
+
+M queries, L events of a window, D their distinct items, I items, S training sessions, E their distinct items,
+P (query, session) pairs, F (pair, item) triples, C context categories.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from arnn_lightning.batch import Contexts, State, StepInput
+from arnn_lightning.models.base import RunSettings
+from arnn_lightning.models.window import WindowRecommender, as_scores
+from arnn_lightning.preprocessing.sessions import DAY, Sessions
+
+_BLOCK_QUERIES = 128
+
+
+class SessionNeighbours(WindowRecommender):
+    """Without weights of a subclass every item of the window, and every neighbour, counts the same.
+
+    Only sessions that can be candidates are kept: those that are among the ``sample_size`` most recent of an item.
+
+    Args:
+        name: the model's name.
+        dims: ``n_items``, ``single_sizes``, ``n_binary``.
+        neighbours: k.
+        sample_size: candidates per prediction.
+        last_n_events: L; older events of a session have no effect.
+        settings: of the run.
+
+    Attributes:
+        is_cosine: whether a similarity is divided by the root of the neighbour's number of items.
+        decay_days: a similarity falls by e for every ``decay_days`` of the neighbour's age; None: it does not.
+        idf_weight: of an item's inverse document frequency, log(sessions / events of the item).
+        context_weight: a similarity grows by this share where all known attributes of both users are equal.
+    """
+
+    is_cosine = True
+    decay_days: float | None = None
+    idf_weight = 0.0
+    context_weight = 0.0
+
+    def __init__(
+        self,
+        name: str,
+        dims: dict[str, Any],
+        neighbours: int,
+        sample_size: int,
+        last_n_events: int,
+        settings: RunSettings,
+    ) -> None:
+        super().__init__(name, dims["n_items"], last_n_events, settings)
+        self.neighbours = neighbours
+        self.sample_size = sample_size
+        self.first_category = np.cumsum([0, *dims["single_sizes"]])
+        self.n_categories = int(self.first_category[-1]) + dims["n_binary"]
+        for buffer, dtype in (
+            ("item", torch.int32),  # (E,) distinct items of the sessions, the oldest session first
+            ("position", torch.int32),  # (E,) of the item's last event in its session, 1 the session's first event
+            ("offset", torch.int64),  # (S + 1,) where each session starts, and E
+            ("time", torch.int64),  # (S,) unix seconds
+            ("idf", torch.float64),  # (I,)
+            ("category", torch.int32),  # (S, fields) of the sessions' users, ``n_categories`` where unknown
+        ):
+            self.register_buffer(buffer, torch.zeros(0, dtype=dtype))
+        self._index: SessionIndex | None = None
+
+    # What a model defines; arrays in, arrays of the same shape out
+
+    def event_weight(self, step: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Weight of an event of the window in similarities, ``step`` 1 for the last of ``length`` events."""
+        return np.ones(len(step))
+
+    def recency(self, step: np.ndarray) -> np.ndarray | None:
+        """Weight of a neighbour whose most recent shared item is ``step`` events back; None: 1."""
+        return None
+
+    def closeness(self, distance: np.ndarray) -> np.ndarray | None:
+        """Weight of an item ``distance`` events from the neighbour's last shared item; None: 1."""
+        return None
+
+    # Fitting
+
+    def fit(self, sessions: Sessions) -> None:
+        by_time = np.lexsort((sessions.session, sessions.time))
+        length = sessions.lengths[by_time]
+        session, position = _ranges(length)
+        event_item = sessions.item[sessions.offset[by_time][session] + position]
+        # np.unique returns the first of equal values: from the end, that is an item's last event in the session.
+        entry = len(session) - 1 - np.unique((session * self.n_items + event_item)[::-1], return_index=True)[1]
+        session, item, position = session[entry], event_item[entry], 1 + position[entry]
+        is_kept = np.bincount(session[_most_recent(item, self.sample_size)], minlength=len(length)) > 0
+        entry = np.flatnonzero(is_kept[session])
+        self.item, self.position = (torch.from_numpy(values[entry]).int() for values in (item, position))
+        sizes = np.bincount(session, minlength=len(length))[is_kept]
+        self.offset = torch.from_numpy(np.cumsum(np.append(0, sizes)))
+        self.time = torch.from_numpy(sessions.time[by_time][is_kept])
+        events = np.bincount(sessions.item, minlength=self.n_items)
+        self.idf = torch.from_numpy(np.log(len(length) / np.maximum(events, 1)))
+        self.category = torch.zeros(len(sizes), 0, dtype=torch.int32)
+        if self.context_weight:
+            user = torch.from_numpy(sessions.user[by_time][is_kept])
+            self.category = self._categories(self.contexts_of(user.to(self.device))).int()
+        self._index = None
+
+    def _categories(self, contexts: Contexts) -> Tensor:
+        """Known attributes as numbers below ``n_categories``, and that number for the unknown ones (code 0)."""
+        first = torch.from_numpy(self.first_category[:-1]).to(contexts.single.device)
+        single = torch.where(contexts.single > first, contexts.single, self.n_categories)
+        active = torch.where(contexts.active >= 0, contexts.active + self.first_category[-1], self.n_categories)
+        return torch.cat([single, active], 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Sizes depend on the training sessions, which only the checkpoint contains."""
+        for name in ("item", "position", "offset", "time", "category"):
+            saved = state_dict.get(f"{prefix}{name}")
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=self.device))
+        self.idf = torch.zeros(self.n_items, dtype=torch.float64, device=self.device)
+        self._index = None
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    @property
+    def index(self) -> "SessionIndex":
+        if self._index is None:
+            arrays = (self.item, self.position, self.offset, self.time, self.category)
+            self._index = SessionIndex.make(*(part.cpu().numpy() for part in arrays), self.n_items, self.sample_size)
+        return self._index
+
+    # Scores
+
+    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
+        window_BL, state = super().encode(step, state)
+        if not self.context_weight:
+            return window_BL, state
+        return torch.cat([window_BL, self._categories(step.contexts)], 1), state
+
+    def score(self, query_NH: Tensor) -> Tensor:
+        # In blocks whose arrays stay in the processor's cache.
+        blocks = np.split(query_NH.cpu().numpy(), range(_BLOCK_QUERIES, len(query_NH), _BLOCK_QUERIES))
+        return as_scores(np.concatenate([self._score_block(block) for block in blocks]), query_NH.device)
+
+    def _score_block(self, query_MH: np.ndarray) -> np.ndarray:
+        window_ML, category_MF = query_MH[:, : self.last_n_events], query_MH[:, self.last_n_events :]
+        index, n_rows = self.index, len(query_MH)
+        # How many events back each item's last event is, 1 the window's last; more than L: not in the window.
+        step_MI = np.full((n_rows, self.n_items), self.last_n_events + 1, np.int32)
+        row_D, column_D = window_ML.nonzero()
+        item_D, step_D = window_ML[row_D, column_D] - 1, self.last_n_events - column_D
+        step_MI[row_D, item_D] = step_D  # of several events of an item the last stays
+        is_last_D = step_MI[row_D, item_D] == step_D
+        row_D, item_D, step_D = row_D[is_last_D], item_D[is_last_D], step_D[is_last_D]
+        weight_D = self.event_weight(step_D, np.count_nonzero(window_ML, 1)[row_D])
+
+        first_D = np.searchsorted(row_D, np.arange(n_rows + 1)).astype(np.int32)
+        weights = sparse.csr_array((weight_D, item_D.astype(np.int32), first_D), shape=step_MI.shape)
+        overlap = weights @ index.sessions_of_item
+        row_P = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(overlap.indptr))
+        session_P, similarity_P = overlap.indices, overlap.data
+        if np.diff(overlap.indptr).max(initial=0) > self.sample_size:
+            is_recent_P = _largest(session_P, row_P, n_rows, self.sample_size)
+            row_P, session_P, similarity_P = row_P[is_recent_P], session_P[is_recent_P], similarity_P[is_recent_P]
+        if self.is_cosine:
+            similarity_P = similarity_P * index.inverse_norm[session_P]
+        if self.decay_days is not None:
+            # The current session's time cancels out; relative to the latest candidate nothing underflows.
+            latest_M = np.zeros(n_rows, np.int64)
+            np.maximum.at(latest_M, row_D, index.latest_time[item_D])
+            age_P = latest_M[row_P] - index.time[session_P]
+            similarity_P = similarity_P * np.exp(age_P / (-self.decay_days * DAY))
+        if self.context_weight:
+            similarity_P = similarity_P * (1 + self.context_weight * self._agreement(category_MF, row_P, session_P))
+        # One number with the bits of the similarity, which sort as it does, before those of the session.
+        key_P = similarity_P.astype(np.float32).view(np.uint32).astype(np.uint64) << np.uint64(32)
+        key_P |= session_P.astype(np.uint64)
+        is_near_P = np.flatnonzero(_largest(key_P, row_P, n_rows, self.neighbours))
+        return self._sum_items(step_MI, row_P[is_near_P], session_P[is_near_P], similarity_P[is_near_P])
+
+    def _sum_items(
+        self, step_MI: np.ndarray, row_P: np.ndarray, session_P: np.ndarray, similarity_P: np.ndarray
+    ) -> np.ndarray:
+        """Scores (M, I) of the neighbours' items."""
+        index = self.index
+        length_P = index.length[session_P]
+        first_P = np.cumsum(length_P) - length_P
+        entry_F = np.repeat(index.offset[session_P] - first_P, length_P) + np.arange(length_P.sum())
+        cell_F = np.repeat(row_P * np.int64(self.n_items), length_P) + index.item[entry_F]
+        recency = self.recency(np.arange(1, self.last_n_events + 1))
+        closeness = self.closeness(np.arange(index.longest + 1))
+        if len(first_P) and (recency is not None or closeness is not None):
+            step_F = step_MI.ravel()[cell_F]
+        if len(first_P) and recency is not None:
+            similarity_P = similarity_P * recency[np.minimum.reduceat(step_F, first_P) - 1]
+        value_F = np.repeat(similarity_P, length_P)
+        if len(first_P) and closeness is not None:
+            position_F = index.position[entry_F]
+            shared_P = np.maximum.reduceat(position_F * (step_F <= self.last_n_events), first_P)
+            value_F *= closeness[np.abs(position_F - np.repeat(shared_P, length_P))]
+        score_MI = np.bincount(cell_F, value_F, minlength=step_MI.size).reshape(step_MI.shape)
+        return score_MI * (1 + self.idf_weight * self.idf.cpu().numpy()) if self.idf_weight else score_MI
+
+    def _agreement(self, category_MF: np.ndarray, row_P: np.ndarray, session_P: np.ndarray) -> np.ndarray:
+        """(P,) cosine of the users' sets of known attributes, 0 where one of the two has none."""
+        has_MC = np.zeros((len(category_MF), self.n_categories + 1), np.float32)
+        np.put_along_axis(has_MC, category_MF, 1, 1)
+        has_MC[:, -1] = 0
+        has_MC /= np.sqrt(np.maximum(has_MC.sum(1, keepdims=True), 1))
+        shared_P = np.zeros(len(row_P))
+        for category_S in self.index.category.T:
+            shared_P += has_MC[row_P, category_S[session_P]]
+        known_S = (self.index.category < self.n_categories).sum(1)
+        return shared_P / np.sqrt(np.maximum(known_S, 1))[session_P]
+
+
+@dataclass(frozen=True)
+class SessionIndex:
+    """The training sessions, and what is derived from them."""
+
+    item: np.ndarray
+    position: np.ndarray
+    offset: np.ndarray
+    time: np.ndarray
+    category: np.ndarray
+    length: np.ndarray  # (S,) distinct items
+    longest: int  # events
+    inverse_norm: np.ndarray  # (S,) 1 / root of ``length``
+    sessions_of_item: sparse.csr_array  # (I, S) 1 where the session is among the item's most recent ones
+    latest_time: np.ndarray  # (I,) of the item's most recent session
+
+    @classmethod
+    def make(
+        cls,
+        item: np.ndarray,
+        position: np.ndarray,
+        offset: np.ndarray,
+        time: np.ndarray,
+        category: np.ndarray,
+        n_items: int,
+        sample_size: int,
+    ) -> "SessionIndex":
+        length = np.diff(offset)
+        session = np.repeat(np.arange(len(length), dtype=np.int32), length)
+        listed = np.flatnonzero(_most_recent(item, sample_size))
+        entries = (np.ones(len(listed)), (item[listed], session[listed]))
+        latest_time = np.zeros(n_items, np.int64)
+        latest_time[item] = time[session]  # sessions are in the order of their times
+        return cls(
+            item,
+            position,
+            offset,
+            time,
+            category,
+            length,
+            longest=int(position.max(initial=0)),
+            inverse_norm=1 / np.sqrt(length),
+            sessions_of_item=sparse.csr_array(entries, shape=(n_items, len(length))),
+            latest_time=latest_time,
+        )
+
+
+def _ranges(length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every element of arrays of these lengths, one after the other: which array, and its place in it.
+
+    >>> [part.tolist() for part in _ranges(np.array([2, 1]))]
+    [[0, 0, 1], [0, 1, 0]]
+    """
+    array = np.repeat(np.arange(len(length)), length)
+    return array, np.arange(len(array)) - (np.cumsum(length) - length)[array]
+
+
+def _most_recent(item: np.ndarray, count: int) -> np.ndarray:
+    """Whether each entry is among the last ``count`` of its item.
+
+    >>> _most_recent(np.array([7, 7, 2, 7]), 2).tolist()
+    [False, True, True, True]
+    """
+    by_item = np.argsort(item, kind="stable")
+    end = np.searchsorted(item[by_item], item[by_item], side="right")
+    is_recent = np.empty(len(item), bool)
+    is_recent[by_item] = end - np.arange(len(item)) <= count
+    return is_recent
+
+
+def _largest(key_P: np.ndarray, row_P: np.ndarray, n_rows: int, count: int) -> np.ndarray:
+    """Whether each key is among the ``count`` largest of its row; rows ascend, the keys of a row differ.
+
+    Rows of similar lengths are padded to one matrix.
+
+    >>> _largest(np.array([3, 1, 2, 9]), np.array([0, 0, 0, 1]), 2, 2).tolist()
+    [True, False, True, True]
+    """
+    length_M = np.bincount(row_P, minlength=n_rows)
+    first_M = np.cumsum(length_M) - length_M
+    threshold_M = np.zeros(n_rows, key_P.dtype)
+    power_M = np.where(length_M > count, np.frexp(length_M)[1], 0)
+    for power in np.unique(power_M[power_M > 0]):
+        row_R = np.flatnonzero(power_M == power)
+        width = length_M[row_R].max()
+        place_W = np.arange(width)
+        padded_RW = key_P[np.minimum(first_M[row_R, None] + place_W, len(key_P) - 1)]
+        padded_RW[place_W >= length_M[row_R, None]] = 0
+        padded_RW.partition(width - count, 1)
+        threshold_M[row_R] = padded_RW[:, width - count]
+    is_largest: np.ndarray = key_P >= np.repeat(threshold_M, length_M)
+    return is_largest

@@ -1,0 +1,50 @@
+"""STAN (Garg et al., SIGIR 2019): SKNN with exponential weights of recent events, neighbours' age and distances."""
+
+from typing import Any
+
+import numpy as np
+
+from arnn_lightning.models.base import RunSettings
+from arnn_lightning.models.neighbours import SessionNeighbours
+
+
+class STAN(SessionNeighbours):
+    """Three weights that each fall by e every lambda; None leaves a weight out.
+
+    As session-rec runs it: the shared item of a neighbour from which distances are counted is the last in the
+    neighbour, not the one that is last in the current session.
+
+    Args:
+        name, dims, neighbours, sample_size, last_n_events, settings: as in ``SessionNeighbours``.
+        lambda_spw: of an event of the current session, in events before the last.
+        lambda_snh: of a neighbour, in days of its age.
+        lambda_inh: of a neighbour's item, in events from the shared item.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dims: dict[str, Any],
+        neighbours: int,
+        sample_size: int,
+        last_n_events: int,
+        lambda_spw: float | None,
+        lambda_snh: float | None,
+        lambda_inh: float | None,
+        settings: RunSettings,
+    ) -> None:
+        super().__init__(name, dims, neighbours, sample_size, last_n_events, settings)
+        self.lambda_spw = lambda_spw
+        self.decay_days = lambda_snh
+        self.lambda_inh = lambda_inh
+
+    def event_weight(self, step: np.ndarray, length: np.ndarray) -> np.ndarray:
+        weight = exponential(step - 1, self.lambda_spw)
+        return np.ones(len(step)) if weight is None else weight
+
+    def closeness(self, distance: np.ndarray) -> np.ndarray | None:
+        return exponential(distance, self.lambda_inh)
+
+
+def exponential(distance: np.ndarray, scale: float | None) -> np.ndarray | None:
+    return None if scale is None else np.exp(-distance / scale)

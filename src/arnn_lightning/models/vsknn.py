@@ -1,0 +1,52 @@
+"""V-SKNN (Ludewig & Jannach 2018, UMUAI 28, arXiv 1803.09587, section 3.3): SKNN with weights of recent events."""
+
+from typing import Any
+
+import numpy as np
+
+from arnn_lightning.models.base import RunSettings
+from arnn_lightning.models.decay import DECAYS
+from arnn_lightning.models.neighbours import SessionNeighbours
+
+
+class VSKNN(SessionNeighbours):
+    """Later events weigh more in similarities, and neighbours with a later shared item weigh more in scores.
+
+    Differs from session-rec in ``linear``, which has a place where it becomes negative; idf weights are session-rec's,
+    the article has none.
+
+    Args:
+        name, dims, neighbours, sample_size, last_n_events, settings: as in ``SessionNeighbours``.
+        similarity: ``dot`` (the article's; session-rec's ``vec``) or ``cosine``.
+        weighting: of the window's events: ``div`` is place / length, 1 for the last; the other names as in ``DECAYS``.
+        weighting_score: of neighbours by their most recent shared item, see ``DECAYS``.
+        idf_weighting: weight of an item's inverse document frequency; 0: none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dims: dict[str, Any],
+        neighbours: int,
+        sample_size: int,
+        last_n_events: int,
+        similarity: str,
+        weighting: str,
+        weighting_score: str,
+        idf_weighting: float,
+        settings: RunSettings,
+    ) -> None:
+        super().__init__(name, dims, neighbours, sample_size, last_n_events, settings)
+        self.is_cosine = similarity == "cosine"
+        self.weighting = weighting
+        self.weighting_score = weighting_score
+        self.idf_weight = idf_weighting
+
+    def event_weight(self, step: np.ndarray, length: np.ndarray) -> np.ndarray:
+        share = (length - step + 1) / length
+        if self.weighting in ("div", "quadratic"):
+            return share if self.weighting == "div" else share**2
+        return DECAYS[self.weighting](step - 1)  # the last event has distance 0 here, and 1 in scores
+
+    def recency(self, step: np.ndarray) -> np.ndarray:
+        return DECAYS[self.weighting_score](step)
