@@ -16,7 +16,9 @@ from arnn_lightning.errors import UserError
 CONF = Path(arnn_lightning.__file__).parents[2] / "conf"
 # Groups below the top level, and a model whose loss and optimizer they are.
 CHOICES = {"model/loss": ["model=gru4rec"], "model/optimizer": ["model=gru4rec"], "schema": ["task=generate"]}
-GROUPS = sorted({file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")} - {".", "tuned", "search"})
+GROUPS = sorted(
+    {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")} - {".", "paper", "tuned", "search"}
+)
 
 
 def compose_job(*overrides: str) -> DictConfig:

@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
+from importlib import import_module, resources
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +94,7 @@ TRAINING_RULES = {
     "model.sample_alpha": NOT_NEGATIVE,
     "model.negatives": choice("global", "local"),
     "model.clip_norm": either(POSITIVE, NULL),
+    "model.tuned_on": TEXT,  # in files of task=tune: the sha256 of the raw files
     "model.optimizer.lr": NOT_NEGATIVE,
 }
 # Encoders (model.session, model.context) and baselines follow the rules of model, data.generate those of schema.
@@ -239,6 +240,42 @@ TRUSTED = (
     f"{OWN}simulation",
     "torch.optim",
 )
+
+
+def choices_name(package: str, *parts: str, _root_: DictConfig) -> str:
+    """The data set, the model at ``package`` and the choices of its ``parts``, such as synthetic_gru4rec_top1_adagrad.
+
+    The resolver ``choices`` of the defaults list in ``conf/config.yaml``, which names a model's tuned file by it: a value
+    tuned with one loss and optimizer has no meaning with another.
+
+    Args:
+        package: where the model is in the config, as in ``model.session``.
+        parts: ``loss``, ``optimizer``; models without them are named without them.
+        _root_: the choices so far, by group and package.
+    """
+    at = lambda key: "" if key == "model" else f"@{key}"  # noqa: E731
+    subgroups = [f"model/{part}" + (at(package) and at(f"{package}.{part}")) for part in parts]
+    groups = ("data", f"model{at(package)}", *subgroups)
+    return "_".join(str(_root_[group]) for group in groups if group in _root_)
+
+
+OmegaConf.register_new_resolver("choices", choices_name)
+
+
+def applied_files(runtime: DictConfig, group: str = "tuned") -> dict[str, str]:
+    """The files of ``group`` that a run's config contains, by package; ``runtime`` is ``hydra.runtime``.
+
+    Hydra's choices name optional files also where there are none.
+    """
+    files = {}
+    for choice, name in runtime.choices.items():
+        if choice.startswith(f"{group}@"):
+            for source in runtime.config_sources:
+                root = {"file": Path, "pkg": resources.files}.get(source.schema)
+                if root is not None and source.path and root(source.path).joinpath(group, f"{name}.yaml").is_file():
+                    files[choice.partition("@")[2]] = f"{source.path}/{group}/{name}.yaml"
+                    break
+    return files
 
 
 def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterable[str]) -> None:

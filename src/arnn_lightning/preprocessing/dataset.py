@@ -58,6 +58,11 @@ class PreparedDataset:
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
 
     @property
+    def raw_sha256(self) -> str:
+        """Of the contents of the raw files, whatever their names and the settings that prepared them."""
+        return hashlib.sha256("".join(sorted(self.manifest["raw"].values())).encode()).hexdigest()
+
+    @property
     def dims(self) -> dict[str, Any]:
         """The sizes that models measure from data: the ``dims`` block of their configs."""
         dims: dict[str, Any] = self.manifest["dims"]

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
 
+from arnn_lightning.config import applied_files
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known_attributes, by_position, group_means
 from arnn_lightning.evaluation.result import EvaluationResult
@@ -66,6 +67,7 @@ def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback]) -> f
     stopwatch = Stopwatch()
     prepared = rank_zero_first(lambda: prepare_data(config))
     stopwatch.lap("prepare")
+    check_tuned(config, HydraConfig.get().runtime, prepared)
     check_cutoffs(config, prepared)
     fill_dims(config, prepared)
     first = rank_and_world_size()[0] == 0
@@ -130,6 +132,7 @@ def _write_results(
         "parts": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
         "baselines": {role: {"model": other.name} | other.metrics(names) for role, other in baselines.items()},
         "manifest": prepared.manifest_sha256,
+        "tuned": applied_files(HydraConfig.get().runtime),
         "seconds": stopwatch.seconds,
         "train_events_per_second": train_events_per_second,
     }
@@ -163,6 +166,17 @@ def check_cutoffs(config: DictConfig, prepared: PreparedDataset) -> None:
             raise UserError(
                 f"evaluation.cutoffs: {k} is not smaller than the catalogue of {n_items} items; "
                 "set evaluation.cutoffs, as in [1,5]"
+            )
+
+
+def check_tuned(config: DictConfig, runtime: DictConfig, prepared: PreparedDataset) -> None:
+    """Raises UserError where a tuned file of the user was written for another log."""
+    for package, file in applied_files(runtime).items():
+        if OmegaConf.select(config, f"{package}.tuned_on", default=prepared.raw_sha256) != prepared.raw_sha256:
+            file = os.path.relpath(file)
+            raise UserError(
+                f"{file} was tuned on another log; leave it out by ~tuned@{package}, delete it to tune again, or "
+                "delete its line tuned_on to use it on every log"
             )
 
 
