@@ -1,6 +1,8 @@
 """The command line: compose the config, check it, run the task; a user's error is one line and exit code 2."""
 
+import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +21,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from arnn_lightning import __version__
-from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key
-from arnn_lightning.errors import nearest, one_line
+from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key, unused_settings
+from arnn_lightning.errors import UserError, nearest, one_line
+from arnn_lightning.evaluation.metrics import metric_names, parse_metric
 from arnn_lightning.sweeps.space import quote_spaces
+
+log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://arnn_lightning.conf", config_name="config")
@@ -36,11 +41,32 @@ def main_job(config: DictConfig) -> float | None:
 
 def run_task(config: DictConfig) -> float | None:
     """Checks the settings of one job, imports its task and calls it."""
-    job = HydraConfig.get()
-    check_settings(config, job.overrides.task, job.runtime.choices)
+    for line in check(config, HydraConfig.get()):
+        log.warning(line)
     config.paths.data = str(Path(config.paths.data).expanduser().absolute())
     objective: float | None = get_method(config.task._target_)(config)
     return objective
+
+
+def check(config: DictConfig, job: Any) -> list[str]:
+    """Checks the settings of one job; ``job`` is its ``hydra`` part.
+
+    Returns:
+        what has no effect in this job though others of its multirun use it, or though a training command has it, to
+        which task=prepare was added.
+
+    Raises:
+        UserError: a setting that is wrong, or that has no effect.
+    """
+    check_settings(config, job.overrides.task, job.runtime.choices)
+    evaluation = config.evaluation
+    reported = (config.get("report") or {}).get("metrics") or ()
+    for metric in (*metric_names(evaluation.metrics, evaluation.cutoffs), evaluation.monitor, *reported):
+        parse_metric(metric)
+    unused = unused_settings(config, job.overrides.task)
+    if unused and job.mode is not RunMode.MULTIRUN and job.runtime.choices["task"] != "prepare":
+        raise UserError(unused[0])
+    return unused
 
 
 class CheckSettings(Callback):
@@ -48,7 +74,7 @@ class CheckSettings(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
-            check_settings(config, config.hydra.overrides.task, config.hydra.runtime.choices)
+            check(config, config.hydra)
         except Exception as error:  # Hydra turns a callback's exceptions into warnings
             _exit_on_user_error(error)
             raise
@@ -111,15 +137,26 @@ def composition_error(error: Exception) -> str | None:
     """Hydra's error about the command line or a YAML in one line; None for any other error."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"no {group} {name}{nearest(name, error.options or [])}{install_hint(name)}"
+        options = [option for option in error.options or [] if not option.startswith("_")]
+        hint = install_hint(name) or nearest(name, options) or f"; choose one of {', '.join(options)}"
+        return f"no {group} {name}{hint}"
+    if isinstance(error, OverrideParseException):
+        reason = "must be KEY=VALUE or GROUP=NAME" if "=" not in error.override else "the value cannot be parsed"
+        return f"{error.override}: {reason}; quote special characters, as in 'key=\"a=b, c\"'"
     cause = error.__cause__
     if isinstance(error, CompactHydraException) and isinstance(cause, OmegaConfBaseException):
         if "not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):
-            return str(no_key(str(cause.full_key), cause.parent_node))
+            root: Any = cause.parent_node._get_root()
+            return str(no_key(str(cause.full_key), root))
+        if "Cannot merge DictConfig with" in str(cause):
+            override = str(error).removeprefix("Error merging override ").rstrip(".")
+            return f"{override}: must be a mapping; set its keys, as in {override.partition('=')[0]}.KEY=VALUE"
         return " ".join(f"{error}: {cause.msg or cause}".split())
     if isinstance(error, CompactHydraException):
-        override = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
-        return override + " ".join(str(error).partition("\nSee https")[0].split())
+        message = re.split(r" See https| To append to", " ".join(str(error).split()))[0]
+        if required := re.match(r"Error resolving interpolation '\$\{(\w+)\}'", message):
+            return f"{required[1]} is required; choose one by {required[1]}=NAME"
+        return message.replace("No match in the defaults list.", "The chosen configs have no such group.")
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return "a config group cannot be null or a number; name one of its configs, such as none (logger=none)"
     return None

@@ -169,7 +169,7 @@ def check_cutoffs(config: DictConfig, prepared: PreparedDataset) -> None:
             )
 
 
-def check_tuned(config: DictConfig, runtime: DictConfig, prepared: PreparedDataset) -> None:
+def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> None:
     """Raises UserError where a tuned file of the user was written for another log."""
     for package, file in applied_files(runtime).items():
         if OmegaConf.select(config, f"{package}.tuned_on", default=prepared.raw_sha256) != prepared.raw_sha256:
