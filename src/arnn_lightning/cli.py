@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_method
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arnn_lightning import __version__
@@ -59,6 +59,9 @@ def check(config: DictConfig, job: Any) -> list[str]:
         UserError: a setting that is wrong, or that has no effect.
     """
     check_settings(config, job.overrides.task, job.runtime.choices)
+    for key in config:
+        if OmegaConf.is_missing(config, key):
+            raise UserError(f"{key!s} is required; set it on the command line")
     evaluation = config.evaluation
     reported = (config.get("report") or {}).get("metrics") or ()
     for metric in (*metric_names(evaluation.metrics, evaluation.cutoffs), evaluation.monitor, *reported):

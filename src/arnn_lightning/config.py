@@ -4,12 +4,13 @@
 one line. A new key of the project needs a YAML value and a rule; keys of other people's ``_target_``s need neither.
 """
 
+import ast
 import difflib
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module, resources
+from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,7 +175,7 @@ RULES = TRAINING_RULES | {
     "data.null_values": list_of(TEXT, 'texts, as in ["",NULL]', minimum=0),
     "data.window_days": either(integer(1), NULL),
     "data.session": choice("gap", "day", "given"),
-    "data.gap": either(text("a duration such as 30m", r"0*[1-9]\d* *[smhd]?"), integer(1), NULL),
+    "data.gap": either(text("a duration such as 30m", r" *0*[1-9]\d* *[smhd]? *"), integer(1), NULL),
     "data.items.popularity_coverage": COVERAGE,
     "data.items.popularity_scope": POPULARITY_SCOPE,
     "data.items.min_events": integer(1),
@@ -452,9 +453,7 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
         elif name in FREE and not rule.accepts(value):
             raise _not_a_setting(config, key, name, value)
         elif not rule.accepts(value):
-            whole = isinstance(value, float) and value.is_integer() and rule.accepts(int(value))
-            hint = f" (write {int(value)})" if whole else ""
-            raise UserError(f"{key}={_show(value)}: must be {rule.allowed}{hint}")
+            raise _wrong_value(key, value, rule)
     for key, model in [("model", config.model), *((f"model.{role}", config.model.get(role)) for role in ENCODERS)]:
         by_step = model is not None and model.get("scheduler_interval") == "step"
         if by_step and str(OmegaConf.select(model, "scheduler._target_")).endswith(".ReduceLROnPlateau"):
@@ -469,6 +468,22 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
     for role, path in config.pretrained.items():
         if path is not None and role not in config.model:
             raise UserError(f"pretrained.{role}={path}: model {config.model.get('name')} has no {role} encoder")
+
+
+def check_values(section: str, values: Mapping[str, Any]) -> None:
+    """Checks plain values of one section, such as ``data``, which a library caller made without a command line.
+
+    Raises:
+        UserError: a value of the wrong kind or out of range.
+    """
+    for name, value in values.items():
+        key = f"{section}.{name}"
+        if canonical(key) in FREE:
+            continue
+        if isinstance(value, Mapping):
+            check_values(key, value)
+        elif (rule := RULES.get(canonical(key))) is not None and not rule.accepts(value):
+            raise _wrong_value(key, value, rule)
 
 
 def unused_settings(config: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -607,7 +622,8 @@ def instantiate(config: Any, **arguments: Any) -> Any:
 
 def install_hint(extra: str) -> str:
     """How to install an optional part, where ``extra`` names one."""
-    return f"; pip install 'arnn-lightning[{extra}]'" if extra in EXTRAS else ""
+    names = [name for name in EXTRAS if extra.startswith(name)]  # the launchers submitit_local and submitit_slurm
+    return f"; pip install 'arnn-lightning[{names[0]}]'" if names else ""
 
 
 def _instantiated(node: DictConfig, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -656,6 +672,11 @@ def _is_foreign(target: str) -> bool:
     return not target.startswith((OWN, "torch.", "pytorch_lightning."))
 
 
+def _wrong_value(key: str, value: Any, rule: Rule) -> UserError:
+    whole = isinstance(value, float) and value.is_integer() and rule.accepts(int(value))
+    return UserError(f"{key}={_show(value)}: must be {rule.allowed}" + (f" (write {int(value)})" if whole else ""))
+
+
 def _not_a_setting(config: DictConfig, key: str, name: str, value: Any) -> UserError:
     if any(rule.startswith(f"{name}.") for rule in (*RULES, *FREE)) or name in FREE:
         choose = (
@@ -697,7 +718,16 @@ def _check_trainer_key(key: str, config: DictConfig) -> None:
     if name in RESERVED:
         raise UserError(f"{key}: cannot be set; {RESERVED[name]}")
     if config.trainer.get("_target_") == "pytorch_lightning.Trainer":
-        known = inspect.signature(import_module("pytorch_lightning").Trainer).parameters
+        # Read, not imported: a mistake costs no import of torch.
+        (package,) = getattr(find_spec("pytorch_lightning"), "submodule_search_locations", None) or ("",)
+        tree = ast.parse((Path(package) / "trainer" / "trainer.py").read_text(encoding="utf-8"))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer"]
+        known = [
+            argument.arg
+            for node in classes[0].body
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+            for argument in (*node.args.args[1:], *node.args.kwonlyargs)
+        ]
         if name not in known:
             raise no_key(f"trainer.{name}", config, known)
 

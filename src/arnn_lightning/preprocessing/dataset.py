@@ -7,7 +7,6 @@ user, item, time: integer codes, sorted by session start, then by position), ``i
 
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ import polars as pl
 from filelock import FileLock
 
 from arnn_lightning import __version__
-from arnn_lightning.config import instantiate
+from arnn_lightning.config import check_values, instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json
 from arnn_lightning.preprocessing.contexts import EncodedContexts, encode_contexts, select_attributes
@@ -154,40 +153,10 @@ def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _validate_config(data: Mapping[str, Any]) -> None:
     """Raises UserError for a setting of the wrong type or out of its range."""
-    integers = {
-        "data.min_session_length": (data["min_session_length"], 2),  # one event leaves nothing to predict
-        "data.items.min_events": (data["items"]["min_events"], 1),
-        **{f"data.split.{name}": (days, 0) for name, days in data["split"].items()},
-    }
-    if data["window_days"] is not None:
-        integers["data.window_days"] = (data["window_days"], 1)
-    for name, (value, minimum) in integers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise UserError(f"{name}={value}: must be an integer, at least {minimum}")
-    share = data["held_out_user_share"]
-    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
-        raise UserError(f"data.held_out_user_share={share}: must be in [0, 1)")
-    scope = data["items"]["popularity_scope"]
-    if scope not in ("log", "window", "train"):
-        raise UserError(f"data.items.popularity_scope={scope}: must be log, window or train")
-    coverages = {
-        "items.popularity_coverage": data["items"]["popularity_coverage"],
-        "contexts.coverage": data["contexts"]["coverage"],
-    }
-    for name, coverage in coverages.items():
-        if not isinstance(coverage, int | float) or not 0 < coverage <= 1:
-            raise UserError(f"data.{name}={coverage}: must be in (0, 1]")
-    attributes: list[str] = []
-    for kind in ("single", "multi"):
-        names = data["contexts"][kind]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"data.contexts.{kind}={names}: must be a list of names, as in [country,age]")
-        attributes += names
-    for name, count in Counter(attributes).items():
+    check_values("data", data)
+    for name, count in Counter([*data["contexts"]["single"], *data["contexts"]["multi"]]).items():
         if count > 1:
             raise UserError(f"data.contexts: attribute {name!r} is listed more than once")
-    if not re.fullmatch(r"[\w.-]+", str(data["name"])):
-        raise UserError(f"data.name={data['name']}: must consist of letters, digits, dots and dashes (names a folder)")
 
 
 def _hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
