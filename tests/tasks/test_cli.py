@@ -117,7 +117,7 @@ def test_strong_models_keep_their_names_in_table_and_paths(workspace: Path) -> N
     printed = arnn(workspace, *small, "model=arnn_strong").stdout
     rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
     assert rows == ["pop", "itemknn", "gru4rec_strong", "pnn", "arnn_strong"]
-    (run,) = (workspace / "outputs" / "synthetic" / "arnn_strong").iterdir()
+    (run,) = (workspace / "outputs" / "train" / "synthetic" / "arnn_strong").iterdir()
     assert metrics_of(run)["parts"]["session"]["model"] == "gru4rec_strong"
 
 

@@ -1,6 +1,7 @@
 """task=train: prepare, train (a model's encoders first), test, and end with one table."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -40,6 +41,8 @@ from arnn_lightning.training.stage import (
 )
 
 METRICS_FILE = "metrics.json"
+STRONG = ("arnn", "gru4rec")  # presets with a variant <name>_strong
+log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float | None:
@@ -71,6 +74,9 @@ def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback]) -> f
     check_cutoffs(config, prepared)
     fill_dims(config, prepared)
     first = rank_and_world_size()[0] == 0
+    if first:
+        for line in start_lines(config, prepared, HydraConfig.get()):
+            log.info(line)
     with open_loggers(config.logger if first else {}, folder, to_container(config)) as loggers:
         try:
             return _train_and_test(config, folder, prepared, stopwatch, loggers, callbacks)
@@ -167,6 +173,30 @@ def check_cutoffs(config: DictConfig, prepared: PreparedDataset) -> None:
                 f"evaluation.cutoffs: {k} is not smaller than the catalogue of {n_items} items; "
                 "set evaluation.cutoffs, as in [1,5]"
             )
+
+
+def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list[str]:
+    """What a user should know of a run before it trains; ``job`` is its ``hydra`` part."""
+    model, lines = config.model, []
+    tuned = [f"{package} ({Path(file).stem})" for package, file in applied_files(job.runtime).items()]
+    if tuned:
+        lines.append(f"tuned values: {', '.join(tuned)}; leave them out by ~tuned@model, ~tuned@model.session ...")
+    if "optimizer" not in model:
+        return lines
+    if not prepared.manifest["splits"]["val"]["events"]:
+        lines.append("no validation split (data.split.val_days=0): the last epoch of each stage is kept, not the best")
+    given = {str(text).partition("=")[0].lstrip("+") for text in job.overrides.task}
+    for role in (role for role in ("session", "context") if role in model and config.pretrained[role] is None):
+        shared = sorted(key for key in model if f"model.{key}" in given and key in model[role] and key != "dims")
+        if shared:
+            values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
+            lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of the merging stage alone; {values}")
+    if {"session", "context"} <= model.keys() and not (model.dims.single_sizes or model.dims.n_binary):
+        lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
+    is_own_log = str(config.data.reader._target_).endswith(".TabularReader")
+    if is_own_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
+        lines.append(f"{model.name} has the paper's loss; on a log of your own start with model={model.name}_strong")
+    return lines
 
 
 def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> None:
