@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,31 @@ from arnn_lightning.evaluation.metrics import metric_names, parse_metric
 from arnn_lightning.sweeps.space import quote_spaces
 
 log = logging.getLogger(__name__)
+HELP = """\
+arnn: does knowing who a visitor is improve the next recommendation of a session?
+
+Trains ARNN and the models that it is compared with (GRU4REC, PNN, ItemKNN, POP) and reports Recall, MRR and their
+confidence intervals. Everything is a setting: KEY=VALUE for a value, GROUP=NAME for a config of a group.
+
+  arnn                                      train and compare all models on synthetic data
+  arnn model=gru4rec data=movielens data.raw_dir=ml-1m
+  arnn model=gru4rec model.hidden_size=200 model/optimizer=adam seed=2
+  arnn -m model=gru4rec,arnn seed=1,2,3     every combination, one run each
+  arnn task=report runs=multirun            one table and one page of many runs
+  arnn data=tabular --cfg job               every setting and its value; nothing is run
+
+Tasks (task=NAME, train if none is given) and their keys; arnn task=NAME --help describes them:
+
+{tasks}
+
+Groups and their configs (GROUP=NAME):
+
+{groups}
+
+Options: --cfg job (print the settings), -m (multirun), --version, --hydra-help (all options).
+Completion of keys and values: eval "$(arnn -sc install=bash)"; likewise zsh and fish.
+YAML files in ./arnn_conf/GROUP are configs, too; modules in the current folder may be named by _target_.
+"""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://arnn_lightning.conf", config_name="config")
@@ -120,12 +146,47 @@ def _main(arguments: Sequence[str]) -> None:
     Plugins.instance().register(UserConfigSearchPath)
     sys.argv[1:] = quote_spaces(sys.argv[1:])
     try:
-        main_job()
+        if {"-h", "--help"} & set(arguments):
+            sys.stdout.write(help_page(arguments))
+        else:
+            main_job()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         _exit_on_user_error(error)
         raise
+
+
+def help_page(arguments: Sequence[str]) -> str:
+    """The text of ``--help``: of one task where ``arguments`` have it, with the comments of its YAML."""
+    groups: dict[str, dict[str, str]] = {}
+    for root in (resources.files("arnn_lightning.conf"), USER_CONFIG_DIR):
+        for file in sorted(Path(str(root)).rglob("*.yaml")):
+            group = file.parent.relative_to(str(root)).as_posix()
+            if not file.name.startswith("_") and group not in (".", "paper", "published", "search", "tuned"):
+                groups.setdefault(group, {})[file.stem] = file.read_text(encoding="utf-8")
+    tasks = {name: _task_lines(text) for name, text in groups.pop("task").items()}
+    chosen = [argument.removeprefix("task=") for argument in arguments if argument.startswith("task=")]
+    if chosen and chosen[-1] not in tasks:
+        raise UserError(f"no task {chosen[-1]}{nearest(chosen[-1], tasks)}; arnn --help lists all")
+    if chosen:
+        lines = tasks[chosen[-1]]
+        more = f"arnn task={chosen[-1]} --cfg job prints every setting, arnn --help lists all tasks."
+        return "\n".join([f"arnn task={chosen[-1]}", "", *lines, "", more, ""])
+    keys = {name: [line.partition(":")[0] for line in lines if line[:1].isalpha()] for name, lines in tasks.items()}
+    return HELP.replace("{tasks}", "\n".join(f"  {name}: {', '.join(keys[name]) or '-'}" for name in tasks)).replace(
+        "{groups}", "\n".join(f"  {group}: {', '.join(sorted(names))}" for group, names in sorted(groups.items()))
+    )
+
+
+def _task_lines(text: str) -> list[str]:
+    """The lines of a task's YAML but its _target_ and what it sets of Hydra."""
+    lines, skip = [], False
+    for line in text.splitlines():
+        skip = line.startswith(("task:", "hydra:", "defaults:", "# @package")) or (skip and line[:1] in (" ", "-"))
+        if not skip:
+            lines.append(line)
+    return lines
 
 
 def _exit_on_user_error(error: Exception) -> None:

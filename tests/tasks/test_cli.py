@@ -1,6 +1,7 @@
 """The command line as users call it: real processes in an empty folder."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import arnn_lightning
+from arnn_lightning import conf
 from arnn_lightning.evaluation.result import RANKS
 from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
 
@@ -31,6 +34,27 @@ def test_help_is_about_the_project() -> None:
     assert "arnn, arnn_strong, concat, gru4rec, gru4rec_strong, itemknn, pnn, pop" in shown
     assert 'eval "$(arnn -sc install=bash)"' in shown
     assert "Hydra" not in shown
+    assert not re.search(r"\b_(base|training|common)\b", shown)
+    assert "  tune: models, trials, workers, space, sampler, pruner" in shown
+
+
+@pytest.mark.parametrize("task", [file.stem for file in (Path(conf.__path__[0]) / "task").glob("*.yaml")])
+def test_help_of_a_task_describes_its_keys(
+    task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert arnn_here([f"task={task}", "--help"], monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"arnn task={task}")
+    keys = OmegaConf.load(Path(conf.__path__[0]) / "task" / f"{task}.yaml").keys() - {"task", "hydra", "defaults"}
+    assert all(f"\n{key}:" in shown for key in keys)
+    assert "_target_: arnn_lightning" not in shown
+
+
+def test_help_of_an_unknown_task_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert arnn_here(["task=trian", "--help"], monkeypatch) == 2
+    assert capsys.readouterr().err == 'error: no task trian (did you mean "train"?); arnn --help lists all\n'
 
 
 def test_version_is_that_of_the_package() -> None:
