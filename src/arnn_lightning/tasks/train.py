@@ -201,13 +201,17 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
 
 def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> None:
     """Raises UserError where a tuned file of the user was written for another log."""
-    for package, file in applied_files(runtime).items():
-        if OmegaConf.select(config, f"{package}.tuned_on", default=prepared.raw_sha256) != prepared.raw_sha256:
-            file = os.path.relpath(file)
-            raise UserError(
-                f"{file} was tuned on another log; leave it out by ~tuned@{package}, delete it to tune again, or "
-                "delete its line tuned_on to use it on every log"
-            )
+    files = {
+        package: file
+        for package, file in applied_files(runtime).items()
+        if OmegaConf.select(config, f"{package}.tuned_on", default=prepared.raw_sha256) != prepared.raw_sha256
+    }
+    if files:
+        names = ", ".join(sorted({os.path.relpath(file) for file in files.values()}))
+        raise UserError(
+            f"{names} was tuned on another log; leave it out by {' '.join(f'~tuned@{package}' for package in files)}, "
+            "delete it to tune again, or delete its line tuned_on to use it on every log"
+        )
 
 
 def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:

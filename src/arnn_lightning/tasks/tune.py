@@ -74,7 +74,6 @@ def tune(config: DictConfig, model: str) -> None:
     for key in spaces.keys() - keys:
         raise UserError(f"model={model} has no key {key} to search{nearest(key, keys)}")
     prepared = prepare_data(base)
-    train.check_tuned(base, base.hydra.runtime, prepared)
     if not prepared.manifest["splits"]["val"]["events"]:
         raise UserError(f"data={data} has no validation split to tune on: set data.split.val_days")
     settings = {key: value for part in SETTINGS for key, value in _flatten(OmegaConf.select(base, part), part)}
@@ -82,6 +81,8 @@ def tune(config: DictConfig, model: str) -> None:
     settings |= {"the prepared data set": prepared.folder.name} | spaces
     file = Path(config.paths.studies) / f"{data}_{model}.db"
     study = open_study(file, settings, instantiate(config.pruner or {"_target_": "optuna.pruners.NopPruner"}))
+    base.baselines = {}  # not what is tuned
+    train.check_tuned(base, base.hydra.runtime, prepared)
     folder = Path(HydraConfig.get().runtime.output_dir) / file.stem
 
     def objective(trial: "optuna.Trial") -> float | None:
