@@ -67,8 +67,6 @@ MODELS = (
         "arnn",
         (
             "model@model.context=concat",
-            "~model.context.hidden_size",  # conf/tuned has them for PNN
-            "~model.context.dropout",
             "model.hidden_size=8",
             "model.session.hidden_size=6",
             "model.context.embedding_size=4",

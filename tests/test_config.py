@@ -1,5 +1,6 @@
 """The schema of the settings, what a checkpoint may instantiate, and instantiation errors."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 import arnn_lightning
-from arnn_lightning.cli import composition_error
-from arnn_lightning.config import EXTRAS, RULES, check_settings, check_targets, instantiate
+from arnn_lightning.cli import check, composition_error
+from arnn_lightning.config import EXTRAS, RENAMED, RULES, check_targets, instantiate
 from arnn_lightning.errors import UserError
 
 CONF = Path(arnn_lightning.__file__).parents[2] / "conf"
 # Groups below the top level, and a model whose loss and optimizer they are.
 CHOICES = {"model/loss": ["model=gru4rec"], "model/optimizer": ["model=gru4rec"], "schema": ["task=generate"]}
-GROUPS = sorted({file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")} - {".", "tuned", "search"})
+GROUPS = sorted(
+    {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")} - {".", "paper", "tuned", "search"}
+)
 
 
 def compose_job(*overrides: str) -> DictConfig:
@@ -32,7 +35,7 @@ def error(*overrides: str) -> str:
     except Exception as problem:
         return composition_error(problem) or f"a defect: {problem}"
     try:
-        check_settings(config, config.hydra.overrides.task, config.hydra.runtime.choices)
+        check(config, config.hydra)
     except UserError as problem:
         return str(problem)
     return ""
@@ -42,7 +45,8 @@ def error(*overrides: str) -> str:
 def test_every_key_of_every_yaml_passes_the_schema(group: str) -> None:
     names = [file.stem for file in sorted((CONF / group).glob("*.yaml")) if not file.stem.startswith("_")]
     for name in names:
-        assert error(*CHOICES.get(group, []), f"{group}={name}") == "", name
+        line = error(*CHOICES.get(group, []), f"{group}={name}")
+        assert line == "" or line.endswith("is required; set it on the command line"), name
 
 
 def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +94,42 @@ def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) 
         ("data.name=a/b", "letters, digits, dots and dashes only, since it names folders"),
         ("data.context_strength=3", "a number in [0, 1]"),
         ("data.generate.noise_rate=much", "a number of at least 0"),
+        ("model.optimizer.lr=inf", "a number of at least 0"),
+        ("model.epochs=null", "an integer of at least 1"),
+        ("model.epochs=[1,2]", "an integer of at least 1"),
+        ("model.hidden_size=10**9", "an integer of at least 1"),
+        ("model.name=null", "text"),
+        ("model.clip_norm=0", "a number above 0, or null"),
+        ("model.scheduler=3", "a mapping; set its keys"),
+        ("model.scheduler_interval=day", "one of epoch, step"),
+        ("model.loss.logq=2", "a number in [0, 1]"),
+        ("model.loss.candidates=some", "one of batch, all"),
+        ("model.loss=null", "a mapping"),
+        ("model.dims=3", "a mapping"),
+        ("model.session=null", "a mapping"),
+        ("model.context.batch_size=0", "an integer of at least 1"),
+        ("baselines.itemknn=null", "a mapping"),
+        ("evaluation.metrics=recall", "a list of metrics, as in [recall,mrr]"),
+        ("evaluation.monitor=mrr@0", "a metric such as mrr@20"),
+        ("evaluation.cutoffs=[5,x]", "a list of integers of at least 1"),
+        ("evaluation.batch_size=null", "an integer of at least 1"),
+        ("performance.threads=0", "an integer of at least 1, or null"),
+        ("performance.cache_mb=-1", "a number of at least 0"),
+        ("trainer.accelerator=abacus", "one of cpu, gpu"),
+        ("trainer.max_steps=-2", "an integer of at least -1"),
+        ("trainer.deterministic=maybe", "true or false, or warn"),
+        ("paths.data=null", "text"),
+        ("pretrained.session=3", "text, or null"),
+        ("trusted_modules=[a-b]", "a list of module names, as in [mypackage]"),
+        ("checkpoint.every_n_minutes=0", "a number above 0"),
+        ("data.gap=0m", "a duration such as 30m"),
+        ("data.split=null", "a mapping"),
+        ("data.session=week", "one of gap, day, given"),
+        ("data.reader=null", "a mapping"),
+        ("data.items.min_events=0", "an integer of at least 1"),
+        ("data.contexts.coverage=0", "a number in (0, 1]"),
+        ("data.held_out_user_share=1", "a number in [0, 1)"),
+        ("data.raw_dir=3", "text, or null"),
     ],
 )
 def test_a_wrong_value_names_key_value_and_what_is_allowed(override: str, allowed: str) -> None:
@@ -125,10 +165,151 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("~performance.threads", "~performance.threads: is required"),
         ("hydra/launcher=nowhere", "no hydra/launcher nowhere"),
         ("model=gru4rec pretrained.session=a.ckpt", "pretrained.session=a.ckpt: model gru4rec has no session encoder"),
+        ("model=null", "a config group cannot be null"),
+        ("model/loss=null", "a config group cannot be null"),
+        ("model/optimizer=foo", "no model/optimizer foo; choose one of adagrad, adam, adamw, sgd"),
+        ("model=itemknn model/loss=top1", "Could not override 'model/loss'. The chosen configs have no such group."),
+        (
+            "model@model.sesion=gru4rec",
+            "Could not override 'model@model.sesion'. Did you mean to override one of model,",
+        ),
+        ("~data", "data is required; choose one by data=NAME"),
+        ("~seed", "seed is required"),
+        ("~model.hidden_size", "~model.hidden_size: is required"),
+        ("~data.contexts", "~data.contexts: is required"),
+        ("model._target_=null", "model: needs a _target_"),
+        ("model.scheduler={T_max:3}", "model.scheduler: needs a _target_"),
+        ("+callbacks.x=1", "callbacks.x: needs a _target_"),
+        ("checkpoint=a.ckpt", "checkpoint=a.ckpt: is a key of task=evaluate"),
+        ("model.hidden_size", "model.hidden_size: must be KEY=VALUE"),
+        ("model.name=a=b", "model.name=a=b: the value cannot be parsed; quote special characters"),
+        ("evaluation.metrics=[recal]", '"recal@5" is not a metric (did you mean "recall"?)'),
+        ("evaluation.monitor=map@20", '"map@20" is not a metric; known: recall@K'),
+        ("data.columns=3", "no key data.columns"),
+        ("data=xing data.context_strength=0.5", "no key data.context_strength"),
+        ("model=pnn model.layers=2", "no key model.layers"),
+        ("model=itemknn model.epochs=2", "no key model.epochs"),
+        ("model=gru4rec model/optimizer=adam model.optimizer.momentum=0.9", "no key model.optimizer.momentum"),
+        (
+            "model=gru4rec model/optimizer=adam model.optimizer.betas=[0.9]",
+            "model.optimizer.betas=[0.9]: must be a list",
+        ),
+        ("model=itemknn model.alpha=2", "model.alpha=2: must be a number in [0, 1]"),
+        ("trainer=ddp trainer.num_nodes=0", "trainer.num_nodes=0: must be an integer of at least 1"),
+        (
+            "trainer=ddp trainer.strategy.timeout_minutes=x",
+            "trainer.strategy.timeout_minutes=x: must be a number above 0",
+        ),
+        ("data=tabular data.events=[]", "data.events=[]: must be text, or a list of texts"),
+        ("data=tabular data.events=a.csv data.columns=[a]", "data.columns=[a]: must be a mapping; set its keys"),
+        (
+            "data=tabular data.events=a.csv data.columns.usr=x",
+            "no key data.columns.usr; did you mean data.columns.user?",
+        ),
+        ("task=prepare data.min_session_length=1", "data.min_session_length=1: must be an integer of at least 2"),
+        ("task=prepare data=synthetc", 'no data synthetc (did you mean "synthetic"?)'),
+        ("task=generate output=x events=many", "events=many: must be an integer of at least 1"),
+        ("task=generate output=x schema.zipf=nan", "schema.zipf=nan: must be a number of at least 0"),
+        ("task=generate output=x schema=foo", "no schema foo; choose one of tmall, xing"),
+        ("task=generate output=3", "output=3: must be text"),
+        ("task=evaluate checkpoint=[a,b]", "checkpoint=[a,b]: must be text"),
+        ("task=evaluate checkpoint=null", "checkpoint=null: must be text"),
+        ("task=report runs=3", "runs=3: must be text, or a list of texts"),
+        ("task=report runs=a report.metrics=[recal@20]", '"recal@20" is not a metric'),
+        ("task=report runs=a report.cutoff=[1]", "no key report.cutoff; did you mean report.cutoffs?"),
+        ("task=tune trials=-1", "trials=-1: must be an integer of at least 0"),
+        ("task=tune models=gru4rec", "models=gru4rec: must be a list of models"),
+        ("task=tune sampler=null", "sampler=null: must be a mapping"),
+        ("task=tune trial=3", "no key trial; did you mean trials?"),
+        ("trials=3", "no key trials; it is of task=tune"),
+        ("runs=multirun", "no key runs; it is of task=report"),
+        ("task=trian", 'no task trian (did you mean "train"?)'),
     ],
 )
 def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> None:
     assert error(*overrides.split()).startswith(message)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_of_the_first_edition_names_the_new_one(old: str) -> None:
+    task = {"schema": ["task=generate", "output=x"]}.get(old.partition(".")[0], [])
+    assert error(*task, f"{'' if old.startswith('logger') else '++'}{old}=1").startswith(
+        f"no key {old}; it is {RENAMED[old]} now"
+    )
+
+
+def test_a_renamed_key_of_an_encoder_names_the_encoders_key() -> None:
+    assert error("model.session.lanes=3") == "no key model.session.lanes; it is model.session.batch_size now"
+    assert error("data.generate.stray=.1") == "no key data.generate.stray; it is data.generate.noise_rate now"
+
+
+NO_EFFECT = [
+    ("model.dims.n_items=3", "it is measured from the data"),
+    ("model=gru4rec ~tuned@model model.sample_alpha=0.5", "n_sample is 0"),
+    ("model=gru4rec model/loss=cross_entropy_full model.n_sample=3", "the loss scores all items"),
+    ("model=gru4rec model/loss=cross_entropy_full model.loss.accidental_hits=keep", "the loss scores all items"),
+    ("model.negatives=local", "there is one device"),
+    ("model.session.loss.elu_alpha=0.3", "activation is not elu"),
+    ("model.patience=2 data.split.val_days=0", "there is no validation split"),
+    ("model.session.patience=2 data=xing", "there is no validation split"),
+    ("evaluation.monitor=ndcg@20 data=tmall", "there is no validation split"),
+    ("model.scheduler_interval=step", "there is no scheduler"),
+    ("model.finetune_context_batchnorm=true model.freeze_encoders=false", "no encoder is frozen"),
+    ("model=pnn model.product_method=gram model.products=false", "products is false"),
+    ("model=gru4rec model.carry_dropout=true model.dropout_hidden=0", "dropout_hidden is 0"),
+    ("model.session.dropout_embedding=0.1", "embedding=onehot has no embedding"),
+    ("model.session.epochs=2 pretrained.session=a.ckpt", "this encoder is pretrained"),
+    ("model.context.optimizer.lr=2 pretrained.context=a.ckpt", "this encoder is pretrained"),
+    ("model=gru4rec performance.cache_mb=3", "no encoder is frozen"),
+    ("model=pop checkpoint.every_n_minutes=3", "the model has no optimizer"),
+    ("model=itemknn performance.compile=true", "the model has no optimizer"),
+    ("data.gap=3h data.session=day", "data.session is not gap"),
+    ("data=completejourney data.gap=3h", "data.session is not gap"),
+    ("data=tabular data.events=a.csv data.columns.session=x", "data.session is not given"),
+    ("data=tabular data.events=a.csv data.columns.user_in_users=x", "there is no table data.users"),
+    ("data=tabular data.events=a.csv data.columns.title=x", "there is no table data.titles"),
+    ("data=tabular data.events=a.csv data.items.popularity_scope=log", "all items are kept"),
+    ("data=tabular data.events=a.csv data.list_separator=x", "there is no multi-valued attribute"),
+    ("data=movielens data.contexts.coverage=0.5", "there is no multi-valued attribute"),
+    ("data.raw_dir=x data.generate.events=3", "data.raw_dir is read"),
+    ("task=generate output=x seed=3", "did you mean schema.seed?"),
+    ("task=evaluate checkpoint=x data.contexts.assignment=unknown", "task=evaluate takes model and data from"),
+    ("task=evaluate checkpoint=x model.n_sample=9", "task=evaluate takes model and data from"),
+    ("task=report runs=a model=gru4rec", "task=report reads the runs' own settings"),
+    ("task=tune model=gru4rec model.dropout_embedding=0.1", "embedding=onehot has no embedding"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "reason"), NO_EFFECT)
+def test_a_setting_without_effect_is_refused(overrides: str, reason: str) -> None:
+    assert re.search(rf" has no effect: .*{re.escape(reason)}", error(*overrides.split()))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "data=xing",  # values of YAMLs are no settings of the user
+        "model=gru4rec model.dropout_embedding=0 model.patience=null",  # turns off what is off
+        "model=gru4rec model.embedding=separate model.dropout_embedding=0.1",
+        "model=gru4rec trainer=ddp model.negatives=local",
+        "pretrained.session=a.ckpt model.session.dropout_hidden=0.1 model.context.epochs=2",
+        "task=evaluate checkpoint=x data=tabular data.events=a.csv evaluation.lists=true",
+        "task=report runs=a seed=2 evaluation.cutoffs=[10]",
+        "task=prepare model=gru4rec model.epochs=3",  # said in a line, since it is added to commands of task=train
+    ],
+)
+def test_a_setting_with_an_effect_is_not_refused(overrides: str) -> None:
+    assert error(*overrides.split()) == ""
+
+
+def test_a_schedule_on_the_loss_advances_after_epochs() -> None:
+    schedule = "{_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true}"
+    for key, overrides in (("model", ["model=gru4rec"]), ("model.session", [])):
+        plateau = [*overrides, f"{key}.scheduler={schedule}"]
+        assert error(*plateau) == ""
+        assert error(*plateau, f"{key}.scheduler_interval=step").startswith(
+            f"{key}.scheduler_interval=step: ReduceLROnPlateau needs an epoch's loss"
+        )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +324,7 @@ def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> No
         ["data.reader._target_=mine.Reader", "+data.encoding=utf-8"],
         ["task._target_=mine.run", "+mine=3"],
         ["+model@baselines.gru=gru4rec"],
-        ["~model.session.dropout_hidden"],
+        ["model=gru4rec", "model/optimizer=adam", "~model.optimizer.eps"],
     ],
 )
 def test_settings_of_foreign_targets_are_free(overrides: list[str]) -> None:

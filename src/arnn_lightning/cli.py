@@ -1,8 +1,11 @@
 """The command line: compose the config, check it, run the task; a user's error is one line and exit code 2."""
 
+import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,41 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_method
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arnn_lightning import __version__
-from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key
-from arnn_lightning.errors import nearest, one_line
+from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key, unused_settings
+from arnn_lightning.errors import UserError, nearest, one_line
+from arnn_lightning.evaluation.metrics import metric_names, parse_metric
 from arnn_lightning.sweeps.space import quote_spaces
+
+log = logging.getLogger(__name__)
+HELP = """\
+arnn: does knowing who a visitor is improve the next recommendation of a session?
+
+Trains ARNN and the models that it is compared with (GRU4REC, PNN, ItemKNN, POP) and reports Recall, MRR and their
+confidence intervals. Everything is a setting: KEY=VALUE for a value, GROUP=NAME for a config of a group.
+
+  arnn                                      train and compare all models on synthetic data
+  arnn model=gru4rec data=movielens_1m data.raw_dir=ml-1m
+  arnn model=gru4rec model.hidden_size=200 model/optimizer=adam seed=2
+  arnn -m model=gru4rec,arnn seed=1,2,3     every combination, one run each
+  arnn task=report runs=multirun            one table and one page of many runs
+  arnn data=tabular --cfg job               every setting and its value; nothing is run
+
+Tasks (task=NAME, train if none is given) and their keys; arnn task=NAME --help describes them:
+
+{tasks}
+
+Groups and their configs (GROUP=NAME):
+
+{groups}
+
+Options: --cfg job (print the settings), -m (multirun), --version, --hydra-help (all options).
+Completion of keys and values: eval "$(arnn -sc install=bash)"; likewise zsh and fish.
+YAML files in ./arnn_conf/GROUP are configs, too; modules in the current folder may be named by _target_.
+"""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://arnn_lightning.conf", config_name="config")
@@ -36,11 +67,35 @@ def main_job(config: DictConfig) -> float | None:
 
 def run_task(config: DictConfig) -> float | None:
     """Checks the settings of one job, imports its task and calls it."""
-    job = HydraConfig.get()
-    check_settings(config, job.overrides.task, job.runtime.choices)
+    for line in check(config, HydraConfig.get()):
+        log.warning(line)
     config.paths.data = str(Path(config.paths.data).expanduser().absolute())
     objective: float | None = get_method(config.task._target_)(config)
     return objective
+
+
+def check(config: DictConfig, job: Any) -> list[str]:
+    """Checks the settings of one job; ``job`` is its ``hydra`` part.
+
+    Returns:
+        what has no effect in this job though others of its multirun use it, or though a training command has it, to
+        which task=prepare was added.
+
+    Raises:
+        UserError: a setting that is wrong, or that has no effect.
+    """
+    check_settings(config, job.overrides.task, job.runtime.choices)
+    for key in config:
+        if OmegaConf.is_missing(config, key):
+            raise UserError(f"{key!s} is required; set it on the command line")
+    evaluation = config.evaluation
+    reported = (config.get("report") or {}).get("metrics") or ()
+    for metric in (*metric_names(evaluation.metrics, evaluation.cutoffs), evaluation.monitor, *reported):
+        parse_metric(metric)
+    unused = unused_settings(config, job.overrides.task)
+    if unused and job.mode is not RunMode.MULTIRUN and job.runtime.choices["task"] != "prepare":
+        raise UserError(unused[0])
+    return unused
 
 
 class CheckSettings(Callback):
@@ -48,7 +103,7 @@ class CheckSettings(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
-            check_settings(config, config.hydra.overrides.task, config.hydra.runtime.choices)
+            check(config, config.hydra)
         except Exception as error:  # Hydra turns a callback's exceptions into warnings
             _exit_on_user_error(error)
             raise
@@ -91,12 +146,47 @@ def _main(arguments: Sequence[str]) -> None:
     Plugins.instance().register(UserConfigSearchPath)
     sys.argv[1:] = quote_spaces(sys.argv[1:])
     try:
-        main_job()
+        if {"-h", "--help"} & set(arguments):
+            sys.stdout.write(help_page(arguments))
+        else:
+            main_job()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         _exit_on_user_error(error)
         raise
+
+
+def help_page(arguments: Sequence[str]) -> str:
+    """The text of ``--help``: of one task where ``arguments`` have it, with the comments of its YAML."""
+    groups: dict[str, dict[str, str]] = {}
+    for root in (resources.files("arnn_lightning.conf"), USER_CONFIG_DIR):
+        for file in sorted(Path(str(root)).rglob("*.yaml")):
+            group = file.parent.relative_to(str(root)).as_posix()
+            if not file.name.startswith("_") and group not in (".", "paper", "published", "search", "tuned"):
+                groups.setdefault(group, {})[file.stem] = file.read_text(encoding="utf-8")
+    tasks = {name: _task_lines(text) for name, text in groups.pop("task").items()}
+    chosen = [argument.removeprefix("task=") for argument in arguments if argument.startswith("task=")]
+    if chosen and chosen[-1] not in tasks:
+        raise UserError(f"no task {chosen[-1]}{nearest(chosen[-1], tasks)}; arnn --help lists all")
+    if chosen:
+        lines = tasks[chosen[-1]]
+        more = f"arnn task={chosen[-1]} --cfg job prints every setting, arnn --help lists all tasks."
+        return "\n".join([f"arnn task={chosen[-1]}", "", *lines, "", more, ""])
+    keys = {name: [line.partition(":")[0] for line in lines if line[:1].isalpha()] for name, lines in tasks.items()}
+    return HELP.replace("{tasks}", "\n".join(f"  {name}: {', '.join(keys[name]) or '-'}" for name in tasks)).replace(
+        "{groups}", "\n".join(f"  {group}: {', '.join(sorted(names))}" for group, names in sorted(groups.items()))
+    )
+
+
+def _task_lines(text: str) -> list[str]:
+    """The lines of a task's YAML but its _target_ and what it sets of Hydra."""
+    lines, skip = [], False
+    for line in text.splitlines():
+        skip = line.startswith(("task:", "hydra:", "defaults:", "# @package")) or (skip and line[:1] in (" ", "-"))
+        if not skip:
+            lines.append(line)
+    return lines
 
 
 def _exit_on_user_error(error: Exception) -> None:
@@ -111,15 +201,26 @@ def composition_error(error: Exception) -> str | None:
     """Hydra's error about the command line or a YAML in one line; None for any other error."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"no {group} {name}{nearest(name, error.options or [])}{install_hint(name)}"
+        options = [option for option in error.options or [] if not option.startswith("_")]
+        hint = install_hint(name) or nearest(name, options) or f"; choose one of {', '.join(options)}"
+        return f"no {group} {name}{hint}"
+    if isinstance(error, OverrideParseException):
+        reason = "must be KEY=VALUE or GROUP=NAME" if "=" not in error.override else "the value cannot be parsed"
+        return f"{error.override}: {reason}; quote special characters, as in 'key=\"a=b, c\"'"
     cause = error.__cause__
     if isinstance(error, CompactHydraException) and isinstance(cause, OmegaConfBaseException):
         if "not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):
-            return str(no_key(str(cause.full_key), cause.parent_node))
+            root: Any = cause.parent_node._get_root()
+            return str(no_key(str(cause.full_key), root))
+        if "Cannot merge DictConfig with" in str(cause):
+            override = str(error).removeprefix("Error merging override ").rstrip(".")
+            return f"{override}: must be a mapping; set its keys, as in {override.partition('=')[0]}.KEY=VALUE"
         return " ".join(f"{error}: {cause.msg or cause}".split())
     if isinstance(error, CompactHydraException):
-        override = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
-        return override + " ".join(str(error).partition("\nSee https")[0].split())
+        message = re.split(r" See https| To append to", " ".join(str(error).split()))[0]
+        if required := re.match(r"Error resolving interpolation '\$\{(\w+)\}'", message):
+            return f"{required[1]} is required; choose one by {required[1]}=NAME"
+        return message.replace("No match in the defaults list.", "The chosen configs have no such group.")
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return "a config group cannot be null or a number; name one of its configs, such as none (logger=none)"
     return None

@@ -4,13 +4,14 @@
 one line. A new key of the project needs a YAML value and a rule; keys of other people's ``_target_``s need neither.
 """
 
+import ast
 import difflib
-import inspect
 import math
 import re
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
+from importlib import import_module, resources
+from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,9 +60,9 @@ def text(allowed: str = "text", pattern: str = r"(?s).*") -> Rule:
     return Rule(allowed, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
 
 
-def list_of(item: Rule, items: str, minimum: int = 1) -> Rule:
+def list_of(item: Rule, items: str, minimum: int = 1, maximum: float = math.inf) -> Rule:
     def accepts(value: Any) -> bool:
-        return isinstance(value, list) and len(value) >= minimum and all(map(item.accepts, value))
+        return isinstance(value, list) and minimum <= len(value) <= maximum and all(map(item.accepts, value))
 
     return Rule(f"a list of {items}", accepts)
 
@@ -105,6 +106,7 @@ TRAINING_RULES = {
     "model.negatives": choice("global", "local"),
     "model.attribute_dropout": PROBABILITY,
     "model.clip_norm": either(POSITIVE, NULL),
+    "model.tuned_on": TEXT,  # in files of task=tune: the sha256 of the raw files
     "model.optimizer.lr": NOT_NEGATIVE,
 }
 # Encoders (model.session, model.context) and baselines follow the rules of model, data.generate those of schema.
@@ -133,6 +135,9 @@ RULES = TRAINING_RULES | {
     "trainer.accelerator": choice("cpu", "gpu", "cuda", "mps", "tpu", "auto"),
     "trainer.devices": either(integer(1), Rule("-1 or auto", lambda value: value in (-1, "auto")), DEVICES),
     "trainer.num_nodes": integer(1),
+    "trainer.strategy": NULL,
+    "trainer.strategy.process_group_backend": either(choice("gloo", "nccl"), NULL),
+    "trainer.strategy.timeout_minutes": POSITIVE,
     "trainer.precision": choice("32-true", "bf16-mixed"),
     "trainer.max_epochs": either(integer(1), NULL),
     "trainer.max_steps": integer(-1),
@@ -175,7 +180,7 @@ RULES = TRAINING_RULES | {
     "model.optimizer.eps": NOT_NEGATIVE,
     "model.optimizer.weight_decay": NOT_NEGATIVE,
     "model.optimizer.momentum": NOT_NEGATIVE,
-    "model.optimizer.betas": list_of(PROBABILITY, "two numbers in [0, 1), as in [0.9,0.999]", minimum=2),
+    "model.optimizer.betas": list_of(PROBABILITY, "two numbers in [0, 1), as in [0.9,0.999]", 2, 2),
     "model.loss.activation": choice("softmax", "tanh", "linear", "elu"),
     "model.loss.elu_alpha": POSITIVE,
     "model.loss.candidates": choice("batch", "all"),
@@ -191,7 +196,7 @@ RULES = TRAINING_RULES | {
     "data.titles": either(PATHS, NULL),
     "data.columns.*": either(TEXT, NULL),
     "data.time_format": either(TEXT, NULL),
-    "data.list_separator": TEXT,
+    "data.list_separator": text("text of at least one character", r"(?s).+"),
     "data.null_values": list_of(TEXT, 'texts, as in ["",NULL]', minimum=0),
     "data.source": either(TEXT, NULL),
     "data.header": HEADER,
@@ -205,9 +210,9 @@ RULES = TRAINING_RULES | {
     "data.timezone": TIMEZONE,
     "data.window_days": either(integer(1), NULL),
     "data.session": choice("gap", "day", "given"),
-    "data.gap": either(text("a duration such as 30m", r"\d+ *[smhd]?"), integer(1), NULL),
     "data.duplicates": choice("keep", "drop"),
     "data.repeats": choice("keep", "drop"),
+    "data.gap": either(text("a duration such as 30m", r" *0*[1-9]\d* *[smhd]? *"), integer(1), NULL),
     "data.items.popularity_coverage": COVERAGE,
     "data.items.popularity_scope": POPULARITY_SCOPE,
     "data.items.min_events": integer(1),
@@ -263,14 +268,60 @@ RULES = TRAINING_RULES | {
     "models": list_of(TEXT, "models, as in [gru4rec,arnn]"),
     "trials": integer(0),
     "workers": integer(1),
+    "pruner": NULL,
     "space": list_of(TEXT, "search spaces, as in ['model.dropout=interval(0,0.5)']", minimum=0),
 }
 # Mappings whose keys are somebody else's: arguments of a _target_, tables, search spaces.
 FREE = (
     *("callbacks", "data.reader", "data.where", "logger", "model.dims", "model.scheduler", "published", "pruner"),
-    *("sampler", "search", "task", "trainer.strategy"),
+    *("sampler", "search", "task"),
+)
+ENCODERS = ("session", "context")
+INSTANTIATED = (
+    "data.reader",
+    "model",
+    "model.loss",
+    "model.optimizer",
+    "model.scheduler",
+    "pruner",
+    "sampler",
+    "trainer",
 )
 SECTIONS = {key.partition(".")[0] for key in (*RULES, *FREE)}
+# Keys of the first edition.
+RENAMED = {
+    "model.lanes": "model.batch_size",
+    "model.n_layers": "model.layers",
+    "model.cache_mb": "performance.cache_mb",
+    "model.freeze": "model.freeze_encoders",
+    "model.retrain_batchnorm": "model.finetune_context_batchnorm",
+    "model.loss.function": "model.loss",
+    "evaluation.lanes": "evaluation.batch_size",
+    "window_steps": "performance.steps_per_execution",
+    "threads": "performance.threads",
+    "compile": "performance.compile",
+    "precision": "trainer.precision",
+    "data.contexts.draw": "data.contexts.assignment",
+    "data.contexts.shown": "data.contexts.n_attributes",
+    "data.held_out_users": "data.held_out_user_share",
+    "data.items.coverage": "data.items.popularity_coverage",
+    "data.items.counted_over": "data.items.popularity_scope",
+    "data.paper": "published",
+    "checkpoint.minutes": "checkpoint.every_n_minutes",
+    "logger.wandb.answer_seconds": "logger.wandb.connect_timeout_s",
+    "logger.wandb.upload_seconds": "logger.wandb.upload_timeout_s",
+    "schema.own_role": "schema.own_role_prob",
+    "schema.region_pull": "schema.region_boost",
+    "schema.level_pull": "schema.level_boost",
+    "schema.page": "schema.n_candidates",
+    "schema.stray": "schema.noise_rate",
+    "schema.half": "schema.head_share",
+    "schema.skew": "schema.class_skew",
+    "schema.favourites": "schema.n_favourite_categories",
+    "schema.loyalty": "schema.favourite_prob",
+    "schema.switch": "schema.intent_switch_prob",
+    "schema.persona_pull": "schema.persona_boost",
+}
 REQUIRED = (
     "seed",
     "paths",
@@ -293,6 +344,115 @@ RESERVED = {
     "gradient_clip_val": "set model.clip_norm",
     "accumulate_grad_batches": "set model.batch_size",
 }
+# Where a task does not read every setting: the sections that it reads, and why the others have no effect.
+READ_BY_TASK = {
+    "prepare": (("data", "paths", "id_tables"), "task=prepare reads data, paths and id_tables only"),
+    "generate": (("schema", "events", "output"), "task=generate reads schema, events and output only"),
+    "report": (
+        ("runs", "report", "evaluation", "seed", "paths", "published"),
+        "task=report reads the runs' own settings",
+    ),
+    "evaluate": (
+        (
+            *(
+                "checkpoint",
+                "lists",
+                "name",
+                "trusted_modules",
+                "evaluation",
+                "performance",
+                "trainer",
+                "seed",
+                "paths",
+            ),
+            *("data", "data.raw_dir", "data.events", "data.users", "data.titles"),
+        ),
+        "task=evaluate takes model and data from the checkpoint",
+    ),
+}
+
+
+class Unused(NamedTuple):
+    """Settings that have no effect while a condition holds.
+
+    Attributes:
+        keys: a regular expression on canonical keys.
+        condition: of the whole config and of the model that has the key.
+        reason: completes "has no effect: ...".
+    """
+
+    keys: str
+    condition: Callable[[DictConfig, DictConfig], bool]
+    reason: str
+
+
+def where(path: str, *values: Any) -> Callable[[DictConfig, DictConfig], bool]:
+    """Whether ``path`` of the config, or of the model where it starts with a dot, exists and has one of ``values``."""
+
+    def condition(config: DictConfig, model: DictConfig) -> bool:
+        node, key = (model, path[1:]) if path.startswith(".") else (config, path)
+        return OmegaConf.select(node, key, default="???") in values
+
+    return condition
+
+
+def _is_pretrained(config: DictConfig, model: DictConfig) -> bool:
+    return any(path is not None and config.model.get(role) is model for role, path in config.pretrained.items())
+
+
+def _has_no_validation(config: DictConfig, model: DictConfig) -> bool:
+    return not config.data.split.val_days and not config.data.split.val_share
+
+
+def _is_counted(config: DictConfig, model: DictConfig) -> bool:
+    return "optimizer" not in config.model and str(config.model._target_).startswith(OWN)
+
+
+UNUSED = (
+    Unused(r"model\.dims\..*", lambda *_: True, "it is measured from the data"),
+    Unused(r"model\.sample_alpha", where(".n_sample", 0), "n_sample is 0"),
+    Unused(
+        r"model\.(n_sample|sample_alpha|negatives|loss\.accidental_hits)",
+        where(".loss.candidates", "all"),
+        "the loss scores all items (loss.candidates=all)",
+    ),
+    Unused(r"model\.negatives", where("trainer.strategy", None, "???"), "there is one device; see trainer=ddp"),
+    Unused(r"model\.loss\.elu_alpha", where(".loss.activation", "softmax", "tanh", "linear"), "activation is not elu"),
+    Unused(
+        r"model\.patience|evaluation\.monitor",
+        _has_no_validation,
+        "there is no validation split (data.split), the last epoch is kept",
+    ),
+    Unused(r"model\.scheduler_interval", where(".scheduler", None), "there is no scheduler"),
+    Unused(r"model\.finetune_context_batchnorm", where(".freeze_encoders", False), "no encoder is frozen"),
+    Unused(r"model\.product_method", where(".products", False), "products is false"),
+    Unused(r"model\.carry_dropout", where(".dropout_hidden", 0), "dropout_hidden is 0"),
+    Unused(r"model\.dropout_embedding", where(".embedding", "onehot"), "embedding=onehot has no embedding"),
+    Unused(
+        r"model\.(batch_size|epochs|patience|clip_norm|scheduler|scheduler_interval|optimizer\..*|loss\..*)",
+        _is_pretrained,
+        "this encoder is pretrained, not trained",
+    ),
+    Unused(r"performance\.cache_mb", where("model.freeze_encoders", False, "???"), "no encoder is frozen"),
+    Unused(
+        r"checkpoint\..*|performance\.compile|trainer\.(precision|max_steps)", _is_counted, "the model has no optimizer"
+    ),
+    Unused(r"data\.gap", where("data.session", "day", "given"), "data.session is not gap"),
+    Unused(r"data\.columns\.session", where("data.session", "day", "gap"), "data.session is not given"),
+    Unused(r"data\.columns\.user_in_users", where("data.users", None), "there is no table data.users"),
+    Unused(r"data\.columns\.(item_in_titles|title)", where("data.titles", None), "there is no table data.titles"),
+    Unused(r"data\.items\.popularity_scope", where("data.items.popularity_coverage", 1.0), "all items are kept"),
+    Unused(
+        r"data\.contexts\.coverage|data\.list_separator",
+        where("data.contexts.multi", []),
+        "there is no multi-valued attribute (data.contexts.multi)",
+    ),
+    Unused(
+        r"schema\..*|data\.context_strength",
+        lambda config, _: config.data.get("raw_dir") is not None,
+        "data.raw_dir is read, nothing is simulated",
+    ),
+)
 OWN = "arnn_lightning."
 EXTRAS = ("completejourney", "export", "joblib", "ray", "serve", "submitit", "tensorboard", "tune")  # of pyproject.toml
 # A checkpoint's config comes from outside and instantiating is calling: only what these modules themselves define.
@@ -301,6 +461,43 @@ TRUSTED = (
     f"{OWN}simulation",
     "torch.optim",
 )
+
+
+def choices_name(package: str, *parts: str, _root_: DictConfig) -> str:
+    """The data set, the model at ``package`` and the choices of its ``parts``, such as synthetic_gru4rec_top1_adagrad.
+
+    The resolver ``choices`` of the defaults list in ``conf/config.yaml``: the name of a model's tuned file. A value
+    that was tuned with one loss and optimizer has no meaning with another.
+
+    Args:
+        package: where the model is in the config, as in ``model.session``.
+        parts: ``loss``, ``optimizer``; models without them are named without them.
+        _root_: the choices so far, by group and package.
+    """
+    if package == "model":
+        groups = ["data", "model", *(f"model/{part}" for part in parts)]
+    else:
+        groups = ["data", f"model@{package}", *(f"model/{part}@{package}.{part}" for part in parts)]
+    return "_".join(str(_root_[group]) for group in groups if group in _root_)
+
+
+OmegaConf.register_new_resolver("choices", choices_name)
+
+
+def applied_files(runtime: Any, group: str = "tuned") -> dict[str, str]:
+    """The files of ``group`` that a run's config contains, by package; ``runtime`` is ``hydra.runtime``.
+
+    Hydra's choices name optional files also where there are none.
+    """
+    files = {}
+    for choice, name in runtime.choices.items():
+        if choice.startswith(f"{group}@"):
+            for source in runtime.config_sources:
+                root = {"file": Path, "pkg": resources.files}.get(source.schema)
+                if root is not None and source.path and root(source.path).joinpath(group, f"{name}.yaml").is_file():
+                    files[choice.partition("@")[2]] = f"{source.path}/{group}/{name}.yaml"
+                    break
+    return files
 
 
 def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterable[str]) -> None:
@@ -322,20 +519,79 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
     for _, key, value, owner in sorted(_settings(config), key=itemgetter(0)):
         name = canonical(key)
         if name.startswith("trainer.") and name not in RULES:
-            _check_trainer_key(key, str(config.trainer.get("_target_")))
+            _check_trainer_key(key, config)
         rule = RULES.get(name) or RULES.get(f"{name.rpartition('.')[0]}.*")
         if rule is None:
-            if _is_own(owner):
+            if _is_own(owner) or name in FREE:
                 raise _not_a_setting(config, key, name, value)
         elif name not in TRAINING_RULES and _is_foreign(owner) and name.startswith(("model.", "schema.")):
             pass  # an argument of somebody else's class, whose meaning is theirs
+        elif name in FREE and not rule.accepts(value):
+            raise _not_a_setting(config, key, name, value)
         elif not rule.accepts(value):
-            whole = isinstance(value, float) and value.is_integer() and rule.accepts(int(value))
-            hint = f" (write {int(value)})" if whole else ""
-            raise UserError(f"{key}={_show(value)}: must be {rule.allowed}{hint}")
+            raise _wrong_value(key, value, rule)
+    for key, model in [("model", config.model), *((f"model.{role}", config.model.get(role)) for role in ENCODERS)]:
+        by_step = model is not None and model.get("scheduler_interval") == "step"
+        if by_step and str(OmegaConf.select(model, "scheduler._target_")).endswith(".ReduceLROnPlateau"):
+            raise UserError(f"{key}.scheduler_interval=step: ReduceLROnPlateau needs an epoch's loss; set it to epoch")
+    for key, node in _instantiated(config):
+        if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+            raise UserError(f"{key}: needs a _target_, a class or function as in mypackage.MyClass")
+    if str(config.task._target_).startswith(f"{OWN}tasks.train.") and isinstance(config.checkpoint, str):
+        raise UserError(
+            f"checkpoint={config.checkpoint}: is a key of task=evaluate; encoders are set by pretrained.session"
+        )
     for role, path in config.pretrained.items():
         if path is not None and role not in config.model:
             raise UserError(f"pretrained.{role}={path}: model {config.model.get('name')} has no {role} encoder")
+
+
+def check_values(section: str, values: Mapping[str, Any]) -> None:
+    """Checks plain values of one section, such as ``data``, which a library caller made without a command line.
+
+    Raises:
+        UserError: a value of the wrong kind or out of range.
+    """
+    for name, value in values.items():
+        key = f"{section}.{name}"
+        if canonical(key) in FREE:
+            continue
+        if isinstance(value, Mapping):
+            check_values(key, value)
+        elif (rule := RULES.get(canonical(key))) is not None and not rule.accepts(value):
+            raise _wrong_value(key, value, rule)
+
+
+def unused_settings(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """A line for each setting of the command line that has no effect in this run.
+
+    Values that switch something off (null, false, 0) are not among them, nor is what a foreign task reads.
+
+    Args:
+        config: the config of a run, checked.
+        overrides: the command line's, without those of Hydra.
+    """
+    task = str(config.task._target_)
+    if not task.startswith(f"{OWN}tasks."):
+        return []
+    task = task.removeprefix(f"{OWN}tasks.").partition(".")[0]
+    lines = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element().lstrip("+~")
+        section = re.split(r"[./@]", key)[0]
+        read, reason = READ_BY_TASK.get(task, ((section,), ""))
+        if key not in read and not (section in read and f"{section}.raw_dir" not in read):
+            if section not in ("task", "experiment"):
+                hint = f"; did you mean schema.{key}?" if task == "generate" and f"schema.{key}" in RULES else ""
+                lines.append(f"{key} has no effect: {reason}{hint}")
+        elif task in ("train", "tune") and not override.is_delete() and override.value() not in (None, False, 0, 0.0):
+            path = re.match(r"(model(\.(session|context))*|baselines\.[^.]+|)", key)
+            model = OmegaConf.select(config, path[0]) if path and path[0] else config
+            for rule in UNUSED:
+                if re.fullmatch(rule.keys, canonical(key)) and rule.condition(config, model):
+                    lines.append(f"{key} has no effect: {rule.reason}")
+                    break
+    return lines
 
 
 def canonical(key: str) -> str:
@@ -348,25 +604,44 @@ def canonical(key: str) -> str:
     return re.sub(r"^model(\.(session|context))+(?=\.|$)", "model", key)
 
 
-def no_key(key: str, siblings: Iterable[Any]) -> UserError:
-    """The error for a key that does not exist, with the most similar one of its ``siblings`` or of all keys.
+def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError:
+    """The error for a key that ``config`` does not have, with what it is called now or the most similar key.
 
-    >>> print(no_key("model.dropuot", ["dropout", "layers"]))
+    >>> config = OmegaConf.create({"model": {"dropout": 0, "session": {"optimizer": {"lr": 1}}}})
+    >>> print(no_key("model.dropuot", config))
     no key model.dropuot; did you mean model.dropout?
-    >>> print(no_key("model.session.lr", ["dropout"]))
+    >>> print(no_key("model.session.lr", config))
     no key model.session.lr; did you mean model.session.optimizer.lr?
+    >>> print(no_key("model.session.lanes", config))
+    no key model.session.lanes; it is model.session.batch_size now
+
+    Args:
+        key: the key.
+        config: the whole config.
+        known: names that its section may have beside those in the config.
     """
+    section, _, rest = canonical(key).partition(".")
+
+    def in_section(rule: str) -> str:
+        return key[: len(key) - len(rest)] + rule.partition(".")[2]
+
+    new = RENAMED.get(canonical(key))
+    if new is not None:
+        return UserError(f"no key {key}; it is {in_section(new) if new.startswith(f'{section}.') else new} now")
     parent, _, name = key.rpartition(".")
-    similar = difflib.get_close_matches(name, [str(sibling) for sibling in siblings if sibling != name], n=1)
-    suggestions = [f"{parent}.{match}".lstrip(".") for match in similar]
+    node = OmegaConf.select(config, parent) if parent else config
+    siblings = {str(sibling) for sibling in (*(node or ()), *known) if sibling != name}
+    suggestions = [f"{parent}.{match}".lstrip(".") for match in difflib.get_close_matches(name, sorted(siblings), n=1)]
     if not suggestions:  # the right name at another depth
-        section, _, rest = canonical(key).partition(".")
-        depths = {
-            rule.rpartition(".")[2]: rule for rule in RULES if rule.startswith(f"{section}.") and rule != canonical(key)
-        }
-        similar = difflib.get_close_matches(name, depths, n=1)
-        suggestions = [key[: len(key) - len(rest)] + depths[match].partition(".")[2] for match in similar]
-    return UserError(f"no key {key}" + "".join(f"; did you mean {suggestion}?" for suggestion in suggestions))
+        depths = {rule.rpartition(".")[2]: in_section(rule) for rule in RULES if rule.startswith(f"{section}.")}
+        similar = [depths[match] for match in difflib.get_close_matches(name, depths, n=1)]
+        suggestions = [similar_key for similar_key in similar if OmegaConf.select(config, similar_key) is not None]
+    hint = "".join(f"; did you mean {suggestion}?" for suggestion in suggestions if suggestion != key)
+    tasks = [] if parent else (resources.files("arnn_lightning.conf") / "task").iterdir()
+    for task in tasks:
+        if task.name.endswith(".yaml") and key in set(OmegaConf.create(task.read_text())):
+            hint = f"; it is of task={task.name.removesuffix('.yaml')}"
+    return UserError(f"no key {key}{hint}")
 
 
 def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
@@ -423,7 +698,19 @@ def instantiate(config: Any, **arguments: Any) -> Any:
 
 def install_hint(extra: str) -> str:
     """How to install an optional part, where ``extra`` names one."""
-    return f"; pip install 'arnn-lightning[{extra}]'" if extra in EXTRAS else ""
+    names = [name for name in EXTRAS if extra.startswith(name)]  # the launchers submitit_local and submitit_slurm
+    return f"; pip install 'arnn-lightning[{names[0]}]'" if names else ""
+
+
+def _instantiated(node: DictConfig, key: str = "") -> Iterator[tuple[str, Any]]:
+    """What must have a ``_target_``: key, value."""
+    for name, value in node.items_ex(resolve=False):
+        path = f"{key}.{name!s}".lstrip(".")
+        is_entry = key in ("baselines", "callbacks", "logger")
+        if is_entry or (canonical(path) in INSTANTIATED and value is not None and not value._is_none()):
+            yield path, value
+        if isinstance(value, DictConfig) and path != "hydra" and not value._is_none() and not value._is_interpolation():
+            yield from _instantiated(value, path)
 
 
 def _settings(node: DictConfig, key: str = "", owner: str = OWN) -> Iterator[tuple[bool, str, Any, str]]:
@@ -440,7 +727,7 @@ def _settings(node: DictConfig, key: str = "", owner: str = OWN) -> Iterator[tup
         if isinstance(value, DictConfig):
             if canonical(path) not in FREE:
                 yield from _settings(value, path, owner)
-        elif canonical(path) not in FREE or value is not None:
+        else:
             plain = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
             yield OmegaConf.is_interpolation(node, str(name)), path, plain, owner
 
@@ -461,48 +748,64 @@ def _is_foreign(target: str) -> bool:
     return not target.startswith((OWN, "torch.", "pytorch_lightning."))
 
 
+def _wrong_value(key: str, value: Any, rule: Rule) -> UserError:
+    whole = isinstance(value, float) and value.is_integer() and rule.accepts(int(value))
+    return UserError(f"{key}={_show(value)}: must be {rule.allowed}" + (f" (write {int(value)})" if whole else ""))
+
+
 def _not_a_setting(config: DictConfig, key: str, name: str, value: Any) -> UserError:
     if any(rule.startswith(f"{name}.") for rule in (*RULES, *FREE)) or name in FREE:
         choose = (
             f"choose a config by {key.replace('.', '/')}={value}" if name in ("model.optimizer", "model.loss") else ""
         )
         return UserError(f"{key}={_show(value)}: must be a mapping; {choose or f'set its keys, as in {key}.KEY=VALUE'}")
-    return no_key(key, _siblings(config, key))
-
-
-def _siblings(config: DictConfig, key: str) -> list[Any]:
-    parent = OmegaConf.select(config, key.rpartition(".")[0] or ".") if "." in key else config
-    return list(parent) if isinstance(parent, DictConfig) else []
+    return no_key(key, config)
 
 
 def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[str]) -> None:
-    """``+key`` where nothing reads it; ``~key`` of a setting that every run reads."""
+    """``+key`` where nothing reads it; ``~key`` where the package reads it."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element().lstrip("+~")
         if key in groups or override.key_or_group in groups:
             continue
-        name = canonical(key)
-        if override.is_delete() and name in RULES and not name.startswith(("model.", "data.", "trainer.")):
-            raise UserError(f"~{key}: is required; set it to another value")
+        name, owner = canonical(key), _owner_of(config, key)
+        if override.is_delete() and _is_own(owner if not key.startswith("trainer.") else OWN):
+            is_section = any(rule.startswith(f"{name}.") for rule in RULES)
+            if name in RULES or (is_section and name not in FREE and not re.fullmatch(r"baselines\.[^.]+", key)):
+                raise UserError(f"~{key}: is required; set it to another value")
         if override.is_add() or override.is_force_add():
             free = any(name.startswith(f"{mapping}.") for mapping in FREE)
-            owner, node = OWN, config
-            for depth, part in enumerate(("", *key.split(".")[:-1])):
-                node = node.get(part) if part and isinstance(node, DictConfig) else node
-                if isinstance(node, DictConfig):
-                    owner = _owner(node, ".".join(key.split(".")[:depth]), owner)
             if not free and _is_own(owner):
-                raise no_key(key, _siblings(config, key))
+                raise no_key(key, config)
 
 
-def _check_trainer_key(key: str, target: str) -> None:
+def _owner_of(config: DictConfig, key: str) -> str:
+    """The ``_target_`` that the mapping of ``key`` belongs to."""
+    owner, node = OWN, config
+    for depth, part in enumerate(("", *key.split(".")[:-1])):
+        node = node.get(part) if part and isinstance(node, DictConfig) else node
+        if isinstance(node, DictConfig):
+            owner = _owner(node, ".".join(key.split(".")[:depth]), owner)
+    return owner
+
+
+def _check_trainer_key(key: str, config: DictConfig) -> None:
     name = key.split(".")[1]
     if name in RESERVED:
         raise UserError(f"{key}: cannot be set; {RESERVED[name]}")
-    if target == "pytorch_lightning.Trainer":
-        known = list(inspect.signature(import_module("pytorch_lightning").Trainer).parameters)
+    if config.trainer.get("_target_") == "pytorch_lightning.Trainer":
+        # Read, not imported: a mistake costs no import of torch.
+        (package,) = getattr(find_spec("pytorch_lightning"), "submodule_search_locations", None) or ("",)
+        tree = ast.parse((Path(package) / "trainer" / "trainer.py").read_text(encoding="utf-8"))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer"]
+        known = [
+            argument.arg
+            for node in classes[0].body
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+            for argument in (*node.args.args[1:], *node.args.kwonlyargs)
+        ]
         if name not in known:
-            raise no_key(f"trainer.{name}", known)
+            raise no_key(f"trainer.{name}", config, known)
 
 
 def _is_trusted(target: str, modules: Sequence[str]) -> bool:

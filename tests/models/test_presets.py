@@ -47,6 +47,54 @@ def test_the_stages_of_arnn_are_choices_too(small_dataset: PreparedDataset) -> N
     assert [stage.name for stage in model.stages.values()] == ["gru4rec_strong", "pnn"]
 
 
+@pytest.mark.parametrize("role", ["session", "context"])
+@pytest.mark.parametrize("arnn", ["arnn", "arnn_strong"])
+@pytest.mark.parametrize("data", ["synthetic", "completejourney", "tmall"])
+def test_encoders_of_arnn_are_tuned_as_they_are_alone(data: str, arnn: str, role: str) -> None:
+    encoder = compose_config(f"data={data}", f"model={arnn}").model[role]
+    loss = "cross_entropy_logq" if encoder.loss.logq else "top1"
+    alone = compose_config(f"data={data}", f"model={encoder.name}", f"model/loss={loss}").model
+    keys = alone.keys() - {"dims", "n_sample", "sample_alpha"}
+    assert {key: encoder[key] for key in keys} == {key: alone[key] for key in keys}
+
+
+@pytest.mark.parametrize("data", ["synthetic", "completejourney"])
+@pytest.mark.parametrize(
+    ("choices", "without"),
+    [
+        (["model/optimizer=adam"], "~tuned@model"),
+        (["model/loss=bpr_max"], "~tuned@model"),
+        (["model=arnn", "model/loss@model.session.loss=bpr_max"], "~tuned@model.session"),
+        (["model=arnn", "model/optimizer@model.context.optimizer=sgd"], "~tuned@model.context"),
+    ],
+)
+def test_values_tuned_with_another_choice_do_not_apply(data: str, choices: list[str], without: str) -> None:
+    """Another loss or optimizer gives the preset's values, as if there were no tuned file."""
+    overrides = [f"data={data}", "model=gru4rec", *choices]
+    assert compose_config(*overrides) == compose_config(*overrides, without)
+    chosen = [override for override in overrides if override.startswith(("data", "model="))]
+    assert compose_config(*chosen) != compose_config(*chosen, without)
+
+
+def test_a_strong_session_encoder_has_its_own_values() -> None:
+    strong = compose_config("model=arnn", "model@model.session=gru4rec_strong").model.session
+    alone = compose_config("model=gru4rec_strong").model
+    for key in ("n_sample", "sample_alpha", "embedding", "loss", "optimizer", "epochs"):
+        assert strong[key] == alone[key], key
+    assert (strong.n_sample, strong.sample_alpha) == (2048, 0.75)
+
+
+def test_sizes_of_the_paper_hold_with_any_optimizer() -> None:
+    model = compose_config("data=tmall", "model/optimizer=adam", "model/loss@model.context.loss=bpr").model
+    assert (model.hidden_size, model.session.hidden_size, model.context.hidden_size) == (1000, 1000, 300)
+    assert model.optimizer.lr == 0.001
+
+
+def test_the_command_line_wins_over_tuned_values() -> None:
+    model = compose_config("model.session.n_sample=7", "model.epochs=9").model
+    assert (model.session.n_sample, model.epochs, model.session.epochs, model.optimizer.lr) == (7, 9, 5, 0.015)
+
+
 def test_a_strong_arnn_has_a_strong_session_stage_and_one_loss() -> None:
     alone, arnn = (compose_config("data=xing", f"model={name}_strong").model for name in ("gru4rec", "arnn"))
     assert {key: value for key, value in arnn.session.items() if key != "dims"} == {

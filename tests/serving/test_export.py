@@ -210,7 +210,7 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     result = EvaluationResult.read("concat", run)
     worse = EvaluationResult("pop", result.ranks.with_columns(pl.col("rank") + 5))
     worse.write(run, "pop")
-    metrics = {"model": "concat", "parts": {}, "baselines": {"pop": {"model": "pop"}}}
+    metrics = {"model": "concat", "encoders": {}, "baselines": {"pop": {"model": "pop"}}}
     checkpoint, predictor = run / "checkpoints" / "best.ckpt", load(run)
     arguments: dict[str, Any] = {
         "metrics": ["recall@20", "mrr@20"],

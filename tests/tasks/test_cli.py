@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import arnn_lightning
+from arnn_lightning import conf
 from arnn_lightning.evaluation.result import RANKS
 from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
 
@@ -32,6 +35,27 @@ def test_help_is_about_the_project() -> None:
     assert "arnn, arnn_strong, concat, gru4rec, gru4rec_strong, itemknn, pnn, pop" in shown
     assert 'eval "$(arnn -sc install=bash)"' in shown
     assert "Hydra" not in shown
+    assert not re.search(r"\b_(base|training|common)\b", shown)
+    assert "  tune: models, trials, workers, space, sampler, pruner" in shown
+
+
+@pytest.mark.parametrize("task", [file.stem for file in (Path(conf.__path__[0]) / "task").glob("*.yaml")])
+def test_help_of_a_task_describes_its_keys(
+    task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert arnn_here([f"task={task}", "--help"], monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"arnn task={task}")
+    keys = OmegaConf.load(Path(conf.__path__[0]) / "task" / f"{task}.yaml").keys() - {"task", "hydra", "defaults"}
+    assert all(f"\n{key}:" in shown for key in keys)
+    assert "_target_: arnn_lightning" not in shown
+
+
+def test_help_of_an_unknown_task_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert arnn_here(["task=trian", "--help"], monkeypatch) == 2
+    assert capsys.readouterr().err == 'error: no task trian (did you mean "train"?); arnn --help lists all\n'
 
 
 def test_version_is_that_of_the_package() -> None:
@@ -124,7 +148,7 @@ def test_strong_models_keep_their_names_in_table_and_paths(workspace: Path) -> N
     printed = arnn(workspace, *small, "model=arnn_strong").stdout
     rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
     assert rows == ["pop", "itemknn", "gru4rec_strong", "pnn", "arnn_strong"]
-    (run,) = (workspace / "outputs" / "synthetic" / "arnn_strong").iterdir()
+    (run,) = (workspace / "outputs" / "train" / "synthetic" / "arnn_strong").iterdir()
     assert metrics_of(run)["encoders"]["session"]["model"] == "gru4rec_strong"
 
 

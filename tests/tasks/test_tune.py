@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from commandline import SMALL, arnn, arnn_here
+from arnn_lightning.preprocessing.dataset import PreparedDataset
+from commandline import SMALL, arnn, arnn_here, metrics_of
 
 optuna = pytest.importorskip("optuna")
 TUNE = ["task=tune", *SMALL]
@@ -33,13 +34,12 @@ def test_the_best_trial_of_a_study_is_used_by_the_next_run(monkeypatch: pytest.M
     assert len(resumed) == 4
     best = max(resumed, key=lambda trial: trial.value).params
     tuned = Path("arnn_conf/tuned/synthetic_itemknn.yaml")
-    assert OmegaConf.load(tuned) == {key.removeprefix("model."): value for key, value in best.items()} | {
-        "shrinkage": 7
-    }
+    values = {key.removeprefix("model."): value for key, value in best.items()}
+    (prepared,) = Path("data/prepared").glob("synthetic-*")
+    assert OmegaConf.load(tuned) == values | {"shrinkage": 7, "tuned_on": PreparedDataset(prepared).raw_sha256}
     written = tuned.read_text()
     header = written.splitlines()
     assert header[0].startswith("# Best trial of studies/synthetic_itemknn.db (4 complete): validation MRR@20 0.")
-    (prepared,) = Path("data/prepared").glob("synthetic-*")
     assert prepared.name in header[1]
 
     shown = OmegaConf.create(arnn(Path(), "model=itemknn", "--cfg", "job", "--package", "model").stdout)
@@ -64,8 +64,31 @@ def test_a_later_model_starts_from_the_tuned_earlier_one(monkeypatch: pytest.Mon
     config = OmegaConf.load("out/synthetic_arnn/0/.hydra/config.yaml")
     assert config.model.session.optimizer.lr == trial.params["model.optimizer.lr"]
     assert config.model.session.batch_size == trial.params["model.batch_size"]
-    # Values of the tuned file in the package are kept.
-    assert OmegaConf.load("arnn_conf/tuned/synthetic_gru4rec.yaml").n_sample == 50
+    # Values of the tuned file in the package are kept, and each file has the values of one model.
+    assert OmegaConf.load("arnn_conf/tuned/synthetic_gru4rec_top1_adagrad.yaml").n_sample == 50
+    assert not {"session", "context"} & OmegaConf.load("arnn_conf/tuned/synthetic_arnn_top1_adagrad.yaml").keys()
+
+
+def test_a_tuned_file_is_of_its_loss_and_optimizer_and_log(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    adam = ["model=gru4rec", "model/optimizer=adam"]
+    space = ["model.optimizer.lr=interval(0.0031,0.0033)", "trials=1"]
+    assert arnn_here([*TUNE, *adam, *space], monkeypatch) == 0
+    tuned = Path("arnn_conf/tuned/synthetic_gru4rec_top1_adam.yaml")
+    rate = OmegaConf.load(tuned).optimizer.lr
+    for overrides, shown in ((adam, rate), (["model=gru4rec"], 0.07)):
+        config = OmegaConf.create(arnn(Path(), *overrides, "--cfg", "job", "--package", "model").stdout)
+        assert config.optimizer.lr == shown
+    assert arnn_here([*SMALL, *adam, "hydra.run.dir=same_log"], monkeypatch) == 0
+    assert metrics_of(Path("same_log"))["tuned"] == {"model": str(tuned.absolute())}
+    capfd.readouterr()
+    assert arnn_here([*SMALL, *adam, "data.generate.seed=7", "hydra.run.dir=other_log"], monkeypatch) == 2
+    assert f"error: {tuned} was tuned on another log; leave it out by ~tuned@model" in capfd.readouterr().err
+    assert not list(Path("other_log").rglob("*.ckpt"))
+    other = [*SMALL, *adam, "data.generate.seed=7", "~tuned@model", "hydra.run.dir=untuned"]
+    assert arnn_here(other, monkeypatch) == 0
+    assert metrics_of(Path("untuned"))["tuned"] == {}
 
 
 def test_trials_are_pruned_after_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -470,7 +470,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_dir(workspace: Path) -> Path:
-    (run,) = (workspace / "outputs" / "synthetic" / "arnn").iterdir()
+    (run,) = (workspace / "outputs" / "train" / "synthetic" / "arnn").iterdir()
     return run
 
 
@@ -490,6 +490,21 @@ def test_two_device_run_leaves_one_folder_and_one_table(workspace: Path, run_dir
     for part in ("", "session", "context"):
         files = {path.name for path in (run_dir / "checkpoints" / part).iterdir()}
         assert files >= {"best.ckpt", "last.ckpt", "done"}
+
+
+def test_each_device_has_the_threads_of_the_settings(workspace: Path) -> None:
+    """Lightning's launcher resets them where OMP_NUM_THREADS is not set."""
+    (workspace / "threads.py").write_text(
+        "import torch\nfrom pathlib import Path\nfrom pytorch_lightning import Callback\n"
+        "class Threads(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        Path(f'threads_{trainer.global_rank}').write_text(str(torch.get_num_threads()))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "ARNN_DATA")}
+    command = [sys.executable, "-m", "arnn_lightning", *SMALL, *TWO, "model=gru4rec", "performance.threads=3"]
+    command += ["+callbacks.threads={_target_: threads.Threads}", "hydra.run.dir=threads_run"]
+    subprocess.run(command, cwd=workspace, env=environment, capture_output=True, check=True, timeout=300)
+    assert [(workspace / f"threads_{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
 
 
 def test_V16_one_device_evaluates_a_two_device_checkpoint(workspace: Path, run_dir: Path) -> None:

@@ -58,6 +58,45 @@ def test_V12_training_does_not_read_the_test_split(small_dataset: PreparedDatase
     assert without == with_test
 
 
+# compile has a test of its own, E30: it takes a C++ compiler and a minute.
+SPEED_KEYS = {
+    "performance.threads": 2,
+    "performance.steps_per_execution": 7,
+    "performance.cache_mb": 0,
+    "evaluation.batch_size": 3,
+}
+
+
+def test_E27_every_key_of_speed_is_tested() -> None:
+    keys = {f"performance.{key}" for key in compose_config().performance}
+    assert keys | {"evaluation.batch_size"} == SPEED_KEYS.keys() | {"performance.compile"}
+
+
+@pytest.mark.parametrize("key", SPEED_KEYS)
+def test_E27_a_run_does_not_depend_on_a_key_of_speed(key: str, small_world: PreparedDataset, tmp_path: Path) -> None:
+    outcomes = []
+    for overrides in ([], [f"{key}={SPEED_KEYS[key]}"]):
+        config = compose_config("model=arnn", "logger={}", *overrides)
+        folder = tmp_path / str(len(overrides))
+        cache_mb = float(config.performance.cache_mb)
+        # Rounding grows over the steps, and Adagrad makes full steps of the rounding of a gradient that is 0.
+        settings = {"metadata": {"prepared": small_world.folder.name}, "cache_mb": cache_mb}
+        model = BY_NAME["arnn"].make(small_world, "model.optimizer.eps=1e-4", **settings).double()
+        zeros = model.initial_state
+        model.initial_state = lambda batch_size, zeros=zeros: tuple(part.double() for part in zeros(batch_size))
+        stage = {"epochs": 2, "patience": None, **DATA, "n_sample": 5}
+        train_stage(model, small_world, config, stage, folder, [])
+        assert torch.get_num_threads() == config.performance.threads
+        ranks = evaluate_model(model, small_world, config).ranks["rank"].to_numpy()
+        outcomes.append((validate_model(model, small_world, config), ranks, model.state_dict()))
+    torch.set_num_threads(1)
+    (values, ranks, weights), (other_values, other_ranks, other_weights) = outcomes
+    assert other_values == pytest.approx(values, rel=1e-6)
+    assert (ranks == other_ranks).all()
+    for name, weight in weights.items():
+        assert torch.allclose(weight.double(), other_weights[name].double(), rtol=0, atol=1e-8), name
+
+
 @pytest.mark.parametrize("name", ["pop", "gru4rec"])
 def test_V9_V10_every_position_is_ranked_among_all_items(name: str, tmp_path: Path) -> None:
     """The target of the second session is an item that it has seen: item 0, the most popular one."""

@@ -22,7 +22,7 @@ import polars as pl
 from filelock import FileLock
 
 from arnn_lightning import __version__
-from arnn_lightning.config import RULES, instantiate
+from arnn_lightning.config import check_values, instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path, staging_directory, write_json
 from arnn_lightning.preprocessing.contexts import EncodedContexts, attribute_names, encode_contexts, select_attributes
@@ -64,6 +64,11 @@ class PreparedDataset:
     @property
     def manifest_sha256(self) -> str:
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
+
+    @property
+    def raw_sha256(self) -> str:
+        """Of the contents of the raw files, whatever their names and the settings that prepared them."""
+        return hashlib.sha256("".join(sorted(self.manifest["raw"].values())).encode()).hexdigest()
 
     @property
     def dims(self) -> dict[str, Any]:
@@ -183,7 +188,7 @@ def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _validate_config(data: Mapping[str, Any]) -> None:
     """Raises UserError for a setting that its rule does not accept, and for settings that exclude each other."""
-    _check_rules("data", data)
+    check_values("data", data)
     split, contexts = data["split"], data["contexts"]
     days, shares = (
         {f"data.split.{name}": split[name] for name in names if split[name] is not None}
@@ -201,16 +206,6 @@ def _validate_config(data: Mapping[str, Any]) -> None:
     for name, count in Counter(attribute_names(contexts)).items():
         if count > 1:
             raise UserError(f"data.contexts: attribute {name!r} is listed more than once")
-
-
-def _check_rules(parent: str, settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        key = f"{parent}.{name}"
-        rule = RULES.get(key) or RULES.get(f"{parent}.*")
-        if isinstance(value, Mapping) and key not in ("data.reader", "data.generate"):
-            _check_rules(key, value)
-        elif rule is not None and not rule.accepts(value):
-            raise UserError(f"{key}={value}: must be {rule.allowed}")
 
 
 def _hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:

@@ -46,7 +46,7 @@ def find_evidence(
     if checkpoint.name != "best.ckpt" or not (run / "metrics.json").is_file():
         return Evidence(None, {}, {}, prepared)  # only the best weights are tested
     metrics = json.loads((run / "metrics.json").read_bytes())
-    names = {key: entry["model"] for kind in ("baselines", "parts") for key, entry in metrics.get(kind, {}).items()}
+    names = {key: entry["model"] for kind in ("baselines", "encoders") for key, entry in metrics.get(kind, {}).items()}
     results = {key: EvaluationResult.read(name, run, key) for key, name in names.items()}
     if not role:
         return Evidence(EvaluationResult.read(metrics["model"], run), results, controls, prepared)

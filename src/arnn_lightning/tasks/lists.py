@@ -43,7 +43,7 @@ def run_lists(config: DictConfig, folder: Path) -> None:
         "seed": config.seed,
         "test": result.metrics(all_metrics(config)),
         "val": {},
-        "parts": {},
+        "encoders": {},
         "baselines": {},
         "manifest": prepared.manifest_sha256,
         "seconds": {},

@@ -16,6 +16,7 @@ from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
 from torch import Tensor, nn
 
+from arnn_lightning.config import applied_files
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known_attributes, by_position, group_means
 from arnn_lightning.evaluation.result import EvaluationResult
@@ -46,6 +47,8 @@ from arnn_lightning.training.stage import (
 
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
+STRONG = ("arnn", "gru4rec")  # presets with a variant <name>_strong
+log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float | None:
@@ -73,9 +76,13 @@ def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback]) -> f
     stopwatch = Stopwatch()
     prepared = rank_zero_first(lambda: prepare_data(config))
     stopwatch.lap("prepare")
+    check_tuned(config, HydraConfig.get().runtime, prepared)
     check_cutoffs(config, prepared)
     fill_dims(config, prepared)
     first = rank_and_world_size()[0] == 0
+    if first:
+        for line in start_lines(config, prepared, HydraConfig.get()):
+            log.info(line)
     with open_loggers(config.logger if first else {}, folder, to_container(config)) as loggers:
         try:
             return _train_and_test(config, folder, prepared, stopwatch, loggers, callbacks)
@@ -144,6 +151,7 @@ def _write_results(
         "encoders": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
         "baselines": {role: {"model": other.name} | other.metrics(names) for role, other in baselines.items()},
         "manifest": prepared.manifest_sha256,
+        "tuned": applied_files(HydraConfig.get().runtime),
         "seconds": stopwatch.seconds,
         "train_events_per_second": train_events_per_second,
     }
@@ -180,6 +188,45 @@ def check_cutoffs(config: DictConfig, prepared: PreparedDataset) -> None:
                 f"evaluation.cutoffs: {k} is not smaller than the catalogue of {n_items} items; "
                 "set evaluation.cutoffs, as in [1,5]"
             )
+
+
+def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list[str]:
+    """What a user should know of a run before it trains; ``job`` is its ``hydra`` part."""
+    model, lines = config.model, []
+    tuned = [f"{package} ({Path(file).stem})" for package, file in applied_files(job.runtime).items()]
+    if tuned:
+        lines.append(f"tuned values: {', '.join(tuned)}; leave them out by ~tuned@model, ~tuned@model.session ...")
+    if "optimizer" not in model:
+        return lines
+    if not prepared.manifest["splits"]["val"]["events"]:
+        lines.append("no validation split (data.split): the last epoch of each stage is kept, not the best")
+    given = {str(text).partition("=")[0].lstrip("+") for text in job.overrides.task}
+    for role in (role for role in ("session", "context") if role in model and config.pretrained[role] is None):
+        shared = sorted(key for key in model if f"model.{key}" in given and key in model[role] and key != "dims")
+        if shared:
+            values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
+            lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of the merging stage alone; {values}")
+    if {"session", "context"} <= model.keys() and not (model.dims.single_sizes or model.dims.n_binary):
+        lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
+    is_own_log = str(config.data.reader._target_).endswith(".TabularReader")
+    if is_own_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
+        lines.append(f"{model.name} has the paper's loss; on a log of your own start with model={model.name}_strong")
+    return lines
+
+
+def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> None:
+    """Raises UserError where a tuned file of the user was written for another log."""
+    files = {
+        package: file
+        for package, file in applied_files(runtime).items()
+        if OmegaConf.select(config, f"{package}.tuned_on", default=prepared.raw_sha256) != prepared.raw_sha256
+    }
+    if files:
+        names = ", ".join(sorted({os.path.relpath(file) for file in files.values()}))
+        raise UserError(
+            f"{names} was tuned on another log; leave it out by {' '.join(f'~tuned@{package}' for package in files)}, "
+            "delete it to tune again, or delete its line tuned_on to use it on every log"
+        )
 
 
 def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Callback
 from rich.console import Console
 
-from arnn_lightning.config import USER_CONFIG_DIR, instantiate
+from arnn_lightning.config import USER_CONFIG_DIR, choices_name, instantiate
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.io import write_text
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import optuna
 
 TASK_KEYS = ("task", "models", "trials", "workers", "space", "sampler", "pruner")
+ENCODERS = ("model.session.", "model.context.")
 SETTINGS = ("seed", "model", "data.contexts", "evaluation.ties", "trainer", "pretrained")  # what a value depends on
 
 
@@ -75,9 +77,12 @@ def tune(config: DictConfig, model: str) -> None:
     if not prepared.manifest["splits"]["val"]["events"]:
         raise UserError(f"data={data} has no validation split to tune on: set data.split.val_days")
     settings = {key: value for part in SETTINGS for key, value in _flatten(OmegaConf.select(base, part), part)}
+    settings = {key: value for key, value in settings.items() if not key.endswith(".tuned_on")}
     settings |= {"the prepared data set": prepared.folder.name} | spaces
     file = Path(config.paths.studies) / f"{data}_{model}.db"
     study = open_study(file, settings, instantiate(config.pruner or {"_target_": "optuna.pruners.NopPruner"}))
+    base.baselines = {}  # not what is tuned
+    train.check_tuned(base, base.hydra.runtime, prepared)
     folder = Path(HydraConfig.get().runtime.output_dir) / file.stem
 
     def objective(trial: "optuna.Trial") -> float | None:
@@ -92,7 +97,7 @@ def tune(config: DictConfig, model: str) -> None:
     space = {key: distribution(key, space) for key, space in spaces.items()}
     sampler = lambda number: instantiate(config.sampler, seed=config.seed + number)  # noqa: E731
     optimize(study, file, config.trials, space, sampler, objective)
-    _write_tuned(study, file, data, model, prepared.folder.name)
+    _write_tuned(study, file, model, prepared)
 
 
 def run_trial(config: DictConfig, callbacks: Sequence[Callback]) -> float | None:
@@ -112,31 +117,35 @@ def run_trial(config: DictConfig, callbacks: Sequence[Callback]) -> float | None
     return value
 
 
-def _write_tuned(study: "optuna.Study", file: Path, data: str, model: str, prepared: str) -> None:
-    """Writes every value in which the best model differs from its defaults, those of an older tuned file included."""
+def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: PreparedDataset) -> None:
+    """Writes every value in which the best model differs from its defaults, those of an older tuned file included.
+
+    Values of ARNN's encoders are not among them: encoders have tuned files of their own.
+    """
     states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
     if not states["complete"]:
         raise UserError(f"{file}: no trial is complete")
     best = [*_fixed(model), *(f"{key}={value}" for key, value in study.best_params.items())]
     config = _compose(best)
-    group_keys = config.hydra.runtime.choices.keys() - {"data", "model", "trainer", "logger"}
-    groups = [text for text in best if _key(text) in group_keys]
-    default = dict(_flatten(_compose([f"data={data}", f"model={model}", *groups, "~tuned@model"]).model))
-    values = OmegaConf.create()
+    choices = config.hydra.runtime.choices
+    apart = [text for text in best if _key(text) in choices or _key(text).startswith(ENCODERS)]
+    apart = [text for text in apart if _key(text) not in ("trainer", "logger")]
+    groups = [text for text in apart if _key(text) in choices]
+    default = dict(_flatten(_compose([*groups, "~tuned@model"]).model))
+    values = OmegaConf.create({"tuned_on": prepared.raw_sha256})
     for key, value in _flatten(config.model):
-        if key not in default or default[key] != value:
+        if not f"model.{key}".startswith(ENCODERS) and (key not in default or default[key] != value):
             OmegaConf.update(values, key, value)
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     header = f"# Best trial of {file} ({counts}): validation MRR@20 {study.best_value:.4f}.\n"
-    header += f"# Data set: {prepared}, a name with a hash of the raw files and of the settings that prepared them.\n"
-    if groups:
-        header += f"# Tuned with {' '.join(groups)}, not part of this file: pass it on the command line.\n"
-    tuned = USER_CONFIG_DIR / "tuned" / f"{file.stem}.yaml"
-    write_text(tuned, header + OmegaConf.to_yaml(values))
-    command = " ".join(["python -m arnn_lightning", f"data={data}", f"model={model}", *groups])
-    Console().print(
-        f"{header}{OmegaConf.to_yaml(values)}wrote {tuned}, used by {command}", markup=False, soft_wrap=True
+    header += (
+        f"# Data set: {prepared.folder.name}. Runs on raw files of other contents than tuned_on refuse this file.\n"
     )
+    text = header + OmegaConf.to_yaml(values)
+    tuned = USER_CONFIG_DIR / "tuned" / f"{choices_name('model', 'loss', 'optimizer', _root_=choices)}.yaml"
+    write_text(tuned, text)
+    command = " ".join(["python -m arnn_lightning", *apart])
+    Console().print(f"{text}wrote {tuned}, used by {command}", markup=False, soft_wrap=True)
 
 
 def _key(override: str) -> str:

@@ -17,7 +17,9 @@ from arnn_lightning.models.base import CHECKPOINT_VERSION, Recommender, RunSetti
 Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 # Keys of a model's config that configure its training, not the model.
-TRAINING_KEYS = ("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives", "attribute_dropout")
+TRAINING_KEYS = (
+    *("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives", "attribute_dropout", "tuned_on"),
+)
 ROLES = ("session", "context")
 
 
