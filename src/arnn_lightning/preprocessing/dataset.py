@@ -104,7 +104,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
     prepared_dir, config = root / "prepared", _preparation_config(data)
     prepared_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as executor:
-        hashes = executor.submit(_hash_files, files, progress)
+        hashes = executor.submit(hash_files, files, progress)
 
         def target_dir() -> Path:
             key = json.dumps([FORMAT_VERSION, hashes.result(), config], sort_keys=True).encode()
@@ -185,7 +185,7 @@ def _validate_config(data: Mapping[str, Any]) -> None:
         raise UserError(f"data.name={data['name']}: must consist of letters, digits, dots and dashes (names a folder)")
 
 
-def _hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
     """sha256 of every file; an archive that contains several of them is read once."""
     hashes: dict[Path, str] = {}
     for path in dict.fromkeys(files.values()):

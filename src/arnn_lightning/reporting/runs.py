@@ -236,6 +236,8 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         return SkippedRun(folder, "incomplete: no metrics.json (the run is in progress or was interrupted)")
     try:
         metrics = json.loads(file.read_text())
+        if "test" not in metrics:
+            return SkippedRun(folder, "not tested: a trial of task=tune")
         missing = [key for key in METRICS_KEYS if key not in metrics]
         if missing:
             raise ValueError(f"metrics.json lacks {', '.join(missing)}")

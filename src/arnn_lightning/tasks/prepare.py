@@ -1,5 +1,6 @@
 """task=prepare: raw files to a prepared data set, and what each step of filtering kept."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ from rich.console import Console
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
 from arnn_lightning.reporting.console import funnel_table, paper_table
+from arnn_lightning.run_folder import task_folder
 from arnn_lightning.simulation.simulator import ensure_simulated
 
 
 def run(config: DictConfig) -> None:
     """Prepares the data set and prints the counts after each step."""
-    prepared = prepare_data(config)
+    with task_folder(config):
+        prepared = prepare_data(copy.deepcopy(config))
     console = Console()
     console.print(funnel_table(prepared.manifest))
     if config.published:

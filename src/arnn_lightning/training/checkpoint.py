@@ -18,6 +18,7 @@ Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 # Keys of a model's config that configure its training, not the model.
 TRAINING_KEYS = ("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives")
+BEST_OF_RUN = Path("checkpoints", "best.ckpt")
 ROLES = ("session", "context")
 
 
@@ -44,12 +45,12 @@ def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Meta
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint of this project; executes nothing that it contains.
+    """Reads a checkpoint of this project, or the best one of a run folder; executes nothing that it contains.
 
     Raises:
         UserError: no such file, not a checkpoint, one that contains code, or one of another program or format version.
     """
-    file = Path(path)
+    file = Path(path) / BEST_OF_RUN if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(f"no checkpoint at {file} (runs save theirs to RUN/checkpoints/best.ckpt)")
     if not zipfile.is_zipfile(file):

@@ -1,0 +1,78 @@
+"""A later log of a trained catalogue, with the codes of training, as test data of a checkpoint."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from arnn_lightning.config import instantiate
+from arnn_lightning.errors import UserError
+from arnn_lightning.io import write_json
+from arnn_lightning.preprocessing.dataset import PreparedDataset, hash_files
+from arnn_lightning.preprocessing.encoding import recode_events
+from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, session_rule
+from arnn_lightning.preprocessing.splitting import SPLIT
+from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, Reader, validate_events
+
+
+def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder: Path) -> str:
+    """Writes a log as the test split of a data set with the items and users of ``trained``.
+
+    Sessions are cut as in training, before events of items that training did not have are dropped. New users have
+    unknown contexts.
+
+    Args:
+        data: the data config of training, with the paths of the later log.
+        trained: the data set of training.
+        folder: where the data set is written.
+
+    Returns:
+        One line on what is new in it.
+
+    Raises:
+        UserError: no session is left.
+    """
+    reader: Reader = instantiate(data["reader"])
+    files = reader.files()
+    source = next(iter(files.values()))
+    raw = validate_events(reader.read(), source).events
+    items, users = pl.read_parquet(trained.folder / "items.parquet"), trained.users()
+    new_ids = raw[USER].cast(pl.String).unique().sort().to_frame("id")
+    new_ids = new_ids.join(users.select(pl.col("id").cast(pl.String)), on="id", how="anti", maintain_order="left")
+    ids = {ITEM: items["id"].cast(pl.String), USER: pl.concat([users["id"].cast(pl.String), new_ids["id"]])}
+    log = raw.select(_code(USER, ids[USER]), _code(ITEM, ids[ITEM]), TIME, *{SESSION} & {*raw.columns})
+    events = assign_session_ids(log, int(log[TIME].min()), session_rule(log, data["session"], data["gap"]))  # type: ignore[arg-type]
+    events = events.drop_nulls(ITEM).filter(pl.len().over(SESSION_ID) >= data["min_session_length"])
+    if events.is_empty():
+        raise UserError(f"{source}: no session of {data['min_session_length']} events of items that training had")
+    test = recode_events(events.with_columns(pl.lit(2).alias(SPLIT)), {key: [True] * len(ids[key]) for key in ids})  # type: ignore[misc]
+    folder.mkdir(parents=True, exist_ok=True)
+    test.drop(SPLIT).write_parquet(folder / "test.parquet")
+    new_users = pl.DataFrame({"user": pl.int_range(len(users), len(ids[USER]), dtype=pl.UInt32, eager=True)})
+    unknown = [pl.lit(0, users.schema[name]).alias(name) for name in users.columns if name.startswith("context.")]
+    new_users = new_users.with_columns(*unknown, pl.lit([], pl.List(pl.UInt32)).alias("active"), n_known=pl.lit(0))
+    everyone = pl.concat(
+        [users.with_columns(pl.col("id").cast(pl.String)), new_users.cast({}).with_columns(new_ids["id"])],
+        how="diagonal_relaxed",
+    )
+    everyone.select(users.columns).write_parquet(folder / "users.parquet")
+    for name in ("items.parquet", "contexts.parquet"):
+        shutil.copyfile(trained.folder / name, folder / name)
+    counts = {"events": test.height, "sessions": test[SESSION].n_unique(), "users": test[USER].n_unique()}
+    splits = {"train": {"events": 0}, "val": {"events": 0}, "test": counts | {"items": test[ITEM].n_unique()}}
+    write_json(
+        folder / "manifest.json", trained.manifest | {"raw": hash_files(files, lambda _: None), "splits": splits}
+    )
+    n_dropped = log[ITEM].null_count()
+    return (
+        f"{source}: {n_dropped:,} of {log.height:,} events are of items that training did not have, and are dropped; "
+        f"{len(new_ids):,} of {log[USER].n_unique():,} users are new, and have unknown contexts"
+    )
+
+
+def _code(column: str, ids: pl.Series) -> pl.Expr:
+    """The index of every id in ``ids``; null where it is none of them."""
+    codes = pl.int_range(len(ids), dtype=pl.UInt32, eager=True)
+    return pl.col(column).cast(pl.String).replace_strict(ids, codes, default=None, return_dtype=pl.UInt32)
