@@ -208,8 +208,8 @@ def own_multirun(config: DictConfig) -> None:
             raise UserError(f"{folder} contains a multirun: pass resume=true to resume it, or use another folder")
         stored = _by_key(_load(record).hydra.overrides.task)
         for key, override in _by_key(config.hydra.overrides.task).items():
-            before = stored[key].get_value_element_as_str() if key in stored else "its default"
-            after = override.get_value_element_as_str()
+            before = _text(stored[key]) if key in stored else "its default"
+            after = _text(override)
             if not MAY_GROW.fullmatch(key):
                 _require_equal(key, before, after, folder)
             elif key in stored:
@@ -249,6 +249,11 @@ def _by_key(overrides: Sequence[str]) -> dict[str, Override]:
     except OverrideParseException:
         return {}
     return {override.get_key_element().lstrip("+~"): override for override in parsed}
+
+
+def _text(override: Override) -> str:
+    """The value as it was written: a sweep has no other text."""
+    return str(override.input_line).partition("=")[2]
 
 
 def _may_differ(key: str) -> bool:

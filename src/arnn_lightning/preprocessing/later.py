@@ -9,7 +9,7 @@ import polars as pl
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
-from arnn_lightning.io import write_json
+from arnn_lightning.io import staging_directory, write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, hash_files
 from arnn_lightning.preprocessing.encoding import recode_events
 from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, session_rule
@@ -48,23 +48,22 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     if events.is_empty():
         raise UserError(f"{source}: no session of {data['min_session_length']} events of items that training had")
     test = recode_events(events.with_columns(pl.lit(2).alias(SPLIT)), {key: [True] * len(ids[key]) for key in ids})  # type: ignore[misc]
-    folder.mkdir(parents=True, exist_ok=True)
-    test.drop(SPLIT).write_parquet(folder / "test.parquet")
-    new_users = pl.DataFrame({"user": pl.int_range(len(users), len(ids[USER]), dtype=pl.UInt32, eager=True)})
-    unknown = [pl.lit(0, users.schema[name]).alias(name) for name in users.columns if name.startswith("context.")]
-    new_users = new_users.with_columns(*unknown, pl.lit([], pl.List(pl.UInt32)).alias("active"), n_known=pl.lit(0))
-    everyone = pl.concat(
-        [users.with_columns(pl.col("id").cast(pl.String)), new_users.cast({}).with_columns(new_ids["id"])],
-        how="diagonal_relaxed",
-    )
-    everyone.select(users.columns).write_parquet(folder / "users.parquet")
-    for name in ("items.parquet", "contexts.parquet"):
-        shutil.copyfile(trained.folder / name, folder / name)
+    new_users = pl.DataFrame({"user": range(len(users), len(ids[USER])), "id": new_ids["id"]})
+    unknown = [pl.lit(0).alias(name) for name in users.columns if name.startswith("context.")]
+    new_users = new_users.with_columns(*unknown, active=pl.lit([], pl.List(pl.UInt32)), n_known=pl.lit(0))
+    types = {name: users.schema[name] for name in users.columns if name != "id"} | {"id": pl.String}
+    everyone = pl.concat([table.select(users.columns).cast(types) for table in (users, new_users)])  # type: ignore[arg-type]
     counts = {"events": test.height, "sessions": test[SESSION].n_unique(), "users": test[USER].n_unique()}
     splits = {"train": {"events": 0}, "val": {"events": 0}, "test": counts | {"items": test[ITEM].n_unique()}}
-    write_json(
-        folder / "manifest.json", trained.manifest | {"raw": hash_files(files, lambda _: None), "splits": splits}
-    )
+    with staging_directory(folder) as temporary:
+        test.drop(SPLIT).write_parquet(temporary / "test.parquet")
+        everyone.write_parquet(temporary / "users.parquet")
+        for name in ("items.parquet", "contexts.parquet"):
+            shutil.copyfile(trained.folder / name, temporary / name)
+        raw_files = hash_files(files, lambda _: None)
+        write_json(temporary / "manifest.json", trained.manifest | {"raw": raw_files, "splits": splits})
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
     n_dropped = log[ITEM].null_count()
     return (
         f"{source}: {n_dropped:,} of {log.height:,} events are of items that training did not have, and are dropped; "

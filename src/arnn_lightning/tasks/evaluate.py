@@ -101,7 +101,7 @@ def _given_settings() -> dict[str, Any]:
 def _test_data(config: DictConfig, name: str, folder: Path, moved: bool) -> PreparedDataset:
     """The data set that the checkpoint was trained on, or with ``moved`` paths a later log of its catalogue."""
     trained = PreparedDataset(Path(config.paths.data) / "prepared" / name)
-    is_prepared = (trained.folder / "manifest.json").is_file()
+    is_prepared = trained.damage() is None
     if is_prepared and not moved:
         return trained
     if is_prepared:

@@ -78,8 +78,8 @@ def save_model(model: Recommender, path: Path) -> None:
     """Writes the checkpoint of a model that no Trainer trained."""
     checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
-    with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # by name, torch hides the system's error
+        torch.save(checkpoint, file)
 
 
 def require_same_dataset(checkpoint: Mapping[str, Any], prepared: str | None, path: str | Path) -> None:
