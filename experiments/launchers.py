@@ -49,7 +49,7 @@ COMMANDS |= {name: ["task=tune", *arguments] for name, arguments in STUDIES.item
 
 def outcomes(folder: Path) -> list[float | None]:
     """The validation MRR@20 of every job or trial below a folder; None for a failed job."""
-    jobs = [json.loads(path.read_text())["value"] for path in sorted(folder.glob("*/outcome.json"))]
+    jobs = [json.loads(path.read_text())["value"] for path in sorted(folder.glob(".outcomes/*.json"))]
     trials = [
         json.loads(path.read_text())["val"]["mrr@20"] for path in sorted(folder.rglob("synthetic_*/*/metrics.json"))
     ]

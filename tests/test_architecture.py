@@ -15,7 +15,7 @@ import arnn_lightning
 PACKAGE = Path(arnn_lightning.__file__).parent
 # From the bottom up; packages of one layer do not import each other, save where a later one is named after "->".
 LAYERS = (
-    ("batch", "config", "errors", "io"),
+    ("batch", "config", "errors", "io", "run_folder"),
     ("nn", "losses", "optim", "evaluation", "readers", "preprocessing", "simulation"),
     ("encoders", "models", "loading"),
     ("training", "serving", "reporting", "loggers"),
@@ -34,8 +34,9 @@ WITHIN_A_LAYER = {  # importer -> what it may import of its layer
     "__init__": {"tasks"},
     "io": {"errors"},
     "config": {"errors", "io"},
+    "run_folder": {"errors", "io"},
 }
-NO_TORCH = ("readers", "preprocessing", "simulation", "errors", "io")
+NO_TORCH = ("readers", "preprocessing", "simulation", "errors", "io", "run_folder")
 LAYER_OF = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 
 

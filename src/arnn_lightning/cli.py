@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from arnn_lightning import __version__
 from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key, unused_settings
 from arnn_lightning.errors import UserError, nearest, one_line
 from arnn_lightning.evaluation.metrics import metric_names, parse_metric
+from arnn_lightning.run_folder import add_stored_overrides, multirun_folder, own_multirun
 from arnn_lightning.sweeps.space import quote_spaces
 
 log = logging.getLogger(__name__)
@@ -104,6 +106,8 @@ class CheckSettings(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
             check(config, config.hydra)
+            if config.hydra.mode is RunMode.MULTIRUN:
+                own_multirun(config)
         except Exception as error:  # Hydra turns a callback's exceptions into warnings
             _exit_on_user_error(error)
             raise
@@ -144,14 +148,20 @@ def _main(arguments: Sequence[str]) -> None:
         sys.path.append(str(Path.cwd()))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them, over several lines
     Plugins.instance().register(UserConfigSearchPath)
-    sys.argv[1:] = quote_spaces(sys.argv[1:])
     try:
         if {"-h", "--help"} & set(arguments):
             sys.stdout.write(help_page(arguments))
-        else:
-            main_job()
+            return
+        sys.argv[1:] = add_stored_overrides(quote_spaces(sys.argv[1:]))
+        main_job()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenExecutor:  # of a parallel launcher, which ends all its processes then
+        sys.stderr.write(
+            "error: a process of this multirun was killed, possibly out of memory; resume with the same command plus "
+            f"resume=true hydra.sweep.dir={multirun_folder()}\n"
+        )
+        sys.exit(1)
     except Exception as error:
         _exit_on_user_error(error)
         raise

@@ -354,21 +354,12 @@ READ_BY_TASK = {
     ),
     "evaluate": (
         (
-            *(
-                "checkpoint",
-                "lists",
-                "name",
-                "trusted_modules",
-                "evaluation",
-                "performance",
-                "trainer",
-                "seed",
-                "paths",
-            ),
-            *("data", "data.raw_dir", "data.events", "data.users", "data.titles"),
+            *("checkpoint", "trusted_modules", "evaluation", "performance", "trainer", "paths"),
+            *("data", "data.contexts.assignment", "data.raw_dir", "data.events", "data.users", "data.titles"),
         ),
         "task=evaluate takes model and data from the checkpoint",
     ),
+    "lists": (("lists", "name", "data", "evaluation", "paths", "seed"), "task=evaluate lists= has no model"),
 }
 
 
@@ -575,6 +566,8 @@ def unused_settings(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     if not task.startswith(f"{OWN}tasks."):
         return []
     task = task.removeprefix(f"{OWN}tasks.").partition(".")[0]
+    if task == "evaluate" and config.lists is not None:
+        task = "lists"
     lines = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element().lstrip("+~")

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.loggers import open_loggers
+from arnn_lightning.loggers.csv import LongCSVLogger
 from commandline import SMALL, arnn, error_line, metrics_of
 
 
@@ -120,3 +121,12 @@ def test_a_missing_extra_is_named_in_one_line(tmp_path: Path) -> None:
     else:
         arnn(tmp_path, *SMALL, "logger=tensorboard", "model=pop", "hydra.run.dir=run")
         assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_a_line_that_a_killed_run_cut_is_removed(tmp_path: Path) -> None:
+    LongCSVLogger(str(tmp_path)).log_metrics({"epoch": 0, "val/mrr@20": 0.25}, 3)
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    (tmp_path / "metrics.csv").write_bytes(whole + b"1,6,val/m")
+    LongCSVLogger(str(tmp_path)).log_metrics({"epoch": 1, "val/mrr@20": 0.5}, 6)
+    lines = (tmp_path / "metrics.csv").read_bytes().removeprefix(whole).decode().split()
+    assert lines == ["1,6,val/mrr@20,0.5"]

@@ -1287,6 +1287,23 @@ def test_files_of_a_killed_process_are_removed(raw: Path, tmp_path: Path) -> Non
     assert not left.exists()
 
 
+@pytest.mark.parametrize("name", ["train.parquet", "contexts.parquet", "manifest.json"])
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "missing"])
+def test_a_damaged_data_set_is_prepared_again(
+    name: str, cut: bool, raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = prepare(config(raw), tmp_path)
+    before, file = files_of(prepared, "*.parquet"), prepared.folder / name
+    if cut:
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        file.unlink()
+    assert prepare(config(raw), tmp_path).folder == prepared.folder
+    assert files_of(prepared, "*.parquet") == before
+    assert name in caplog.text
+    assert "it is prepared again" in caplog.text
+
+
 def test_V15_the_manifest_contains_the_origin_of_the_data(raw: Path) -> None:
     data = config(raw, split={"test_days": 1, "val_days": 2})
     prepared = prepare(data, raw)

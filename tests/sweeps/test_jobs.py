@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from arnn_lightning.sweeps.jobs import KILLED
 from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
 from helpers import compose_config
 
@@ -14,7 +15,7 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=8", "hydra.sweep.dir=s
 
 
 def outcomes(folder: Path) -> list[dict[str, Any]]:
-    outcomes = [json.loads(path.read_text()) for path in folder.glob("*/outcome.json")]
+    outcomes = [json.loads(path.read_text()) for path in (folder / ".outcomes").iterdir()]
     return sorted(outcomes, key=lambda outcome: outcome["job"])
 
 
@@ -66,15 +67,23 @@ def test_an_unexpected_error_of_a_job_shows_its_traceback(
     assert ["nowhere" in outcome["error"] for outcome in outcomes(tmp_path / "sweep")] == [True, True]
 
 
-def test_the_summary_leaves_out_jobs_of_an_earlier_multirun(
+def test_the_summary_leaves_out_jobs_of_other_multiruns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for seeds in ("1,2,3", "1,2"):
-        assert (
-            arnn_here(["-m", "task._target_=builtins.len", f"seed={seeds}", "hydra.sweep.dir=sweep"], monkeypatch) == 0
-        )
-    assert "sweep: 2 jobs, 0 failed" in capfd.readouterr().out
+    for seeds, folder in (("1,2,3", "sweeps/first"), ("1,2", "sweeps")):
+        jobs = ["-m", "task._target_=builtins.len", f"seed={seeds}", f"hydra.sweep.dir={folder}"]
+        assert arnn_here(jobs, monkeypatch) == 0
+    assert "sweeps: 2 jobs, 0 failed" in capfd.readouterr().out
+    assert len(outcomes(tmp_path / "sweeps/first")) == 3
+
+
+def test_a_killed_process_of_a_multirun_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "job.py").write_text("import os, signal\ndef run(config): os.kill(os.getpid(), signal.SIGKILL)\n")
+    done = arnn(tmp_path, "-m", *JOBLIB, "task._target_=job.run", "seed=1,2", code=1)
+    assert error_line(done).endswith("resume with the same command plus resume=true hydra.sweep.dir=sweep")
+    assert {outcome["error"] for outcome in outcomes(tmp_path / "sweep")} == {KILLED}
 
 
 def test_eight_parallel_jobs_share_one_prepared_data_set(tmp_path: Path) -> None:

@@ -268,9 +268,8 @@ def test_resume_skips_finished_stages(workspace: Path) -> None:
     for name in ("metrics.json", "test_ranks.parquet", "checkpoints/done"):
         (run / name).unlink()
     parts = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").glob("*/best.ckpt")}
-    printed = arnn(workspace, *SMALL, "hydra.run.dir=interrupted", "resume=true", "trainer.max_epochs=2").stdout
-    assert "merging layer: epoch 2 of 2" in printed
-    assert "epoch 1 of 2" not in printed
+    printed = arnn(workspace, "hydra.run.dir=interrupted", "resume=true").stdout
+    assert "epoch 1 of" not in printed
     assert len(parts) == 2
     assert parts == {path: path.stat().st_mtime_ns for path in parts}
     assert metrics_of(run)["encoders"] == metrics_of(workspace / "first")["encoders"]
@@ -281,7 +280,7 @@ def test_ctrl_c_saves_and_prints_how_to_resume(workspace: Path) -> None:
     # A shell's background jobs ignore SIGINT; this process must receive it.
     receive = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     run = subprocess.Popen(
-        [*command, "trainer.max_epochs=500", "model.epochs=500"],
+        [*command, "trainer.max_epochs=6", "model.epochs=6"],
         cwd=workspace,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -297,7 +296,7 @@ def test_ctrl_c_saves_and_prints_how_to_resume(workspace: Path) -> None:
     assert run.returncode == 130
     assert "resume=true hydra.run.dir=stopped" in errors
     assert "Traceback" not in errors
-    arnn(workspace, *command[3:], "resume=true")
+    arnn(workspace, "hydra.run.dir=stopped", "resume=true")
     assert metrics_of(workspace / "stopped")["model"] == "gru4rec"
 
 

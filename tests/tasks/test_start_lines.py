@@ -54,7 +54,7 @@ def test_arnn_without_contexts_advises_its_session_model(small_world: PreparedDa
 def test_the_papers_loss_on_a_users_log_advises_a_strong_model(model: str, small_world: PreparedDataset) -> None:
     data = ["data=tabular", "data.events=a.csv"]
     assert lines(small_world, *data, f"model={model}") == [
-        f"{model} has the paper's loss; on a log of your own start with model={model}_strong"
+        f"{model} has the paper's loss; on other logs start with model={model}_strong"
     ]
     assert lines(small_world, *data, f"model={model}_strong") == []
     assert lines(small_world, "data=movielens", f"model={model}") == []

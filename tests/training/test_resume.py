@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from arnn_lightning.errors import UserError
 from arnn_lightning.models import SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.training.callbacks import RelocatableCheckpoint
 from arnn_lightning.training.stage import DONE_MARKER, LAST, train_stage
 from helpers import compose_config, make_data, random_sessions, write_dataset
 from models import BY_NAME, ModelCase, case_name
@@ -93,6 +94,31 @@ def assert_resumes_as_if_not_interrupted(
     rates = [checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] for checkpoint in last]
     assert rates[0] == rates[1]
     assert last[0]["lr_schedulers"] == last[1]["lr_schedulers"]
+
+
+def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDataset, tmp_path: Path) -> None:
+    model = ("model.optimizer.lr=0",)
+    run(prepared, tmp_path / "run", epochs=9, model=model)
+    last = tmp_path / "run" / LAST
+    before = torch.load(last, weights_only=True)["epoch"]
+    assert before < 8
+    for marker, epochs in (("", 9), ("9", 12)):  # killed before the marker was written; more epochs than before
+        (tmp_path / "run" / DONE_MARKER).unlink()
+        if marker:
+            (tmp_path / "run" / DONE_MARKER).write_text(marker)
+        run(prepared, tmp_path / "run", "resume=true", epochs=epochs, model=model)
+        assert torch.load(last, weights_only=True)["epoch"] == before
+
+
+def test_the_best_score_of_a_moved_run_is_kept(tmp_path: Path) -> None:
+    before, after = (
+        RelocatableCheckpoint(tmp_path / name, "best", monitor="val/mrr@20", mode="max") for name in ("before", "after")
+    )
+    before.best_model_score, before.best_model_path = torch.tensor(0.5), str(tmp_path / "before" / "best.ckpt")
+    before.best_k_models = {before.best_model_path: before.best_model_score}
+    after.load_state_dict(before.state_dict())
+    path = str(tmp_path / "after" / "best.ckpt")
+    assert (after.best_model_score, after.best_model_path, after.best_k_models) == (0.5, path, {path: 0.5})
 
 
 def test_the_data_have_as_many_chunks_as_the_calls_below_assume(prepared: PreparedDataset) -> None:

@@ -19,6 +19,9 @@ class LongCSVLogger(Logger):
     def __init__(self, save_dir: str) -> None:
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
+        if self.path.is_file():  # a killed run may have left half a line, to which the next would be added
+            with self.path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ user, item, time: integer codes, sorted by session start, then by position), ``i
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -35,14 +36,9 @@ from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData, Re
 FORMAT_VERSION = 5  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
-PATH_KEYS = (
-    "raw_dir",
-    "events",
-    "users",
-    "titles",
-    "source",
-)  # settings of readers: where files are, not what they mean
+PATH_KEYS = ("raw_dir", "events", "users", "titles", "source")  # where files are, not what they mean
 RUN_KEYS = ("assignment", "n_attributes")  # settings of contexts that a run applies to the prepared data set
+TABLES = ("train.parquet", "val.parquet", "test.parquet", "items.parquet", "users.parquet", "contexts.parquet")
 Value = TypeVar("Value")
 SETTINGS = (
     *("timezone", "window_days", "session", "gap", "duplicates", "repeats", "items"),
@@ -60,6 +56,21 @@ class PreparedDataset:
     def manifest(self) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_bytes())
         return manifest
+
+    def damage(self) -> str | None:
+        """What is missing or cut; None where the data set is whole."""
+        if not (self.folder / "manifest.json").is_file():
+            return "no manifest.json"
+        try:
+            if "dims" not in self.manifest:
+                return "manifest.json is damaged"
+            for name in TABLES:
+                pl.read_parquet_schema(self.folder / name)  # at a file's end
+        except ValueError:
+            return "manifest.json is damaged"
+        except (OSError, pl.exceptions.PolarsError):
+            return f"{name} is missing or damaged"
+        return None
 
     @property
     def manifest_sha256(self) -> str:
@@ -143,7 +154,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
     prepared_dir, config = root / "prepared", _preparation_config(data)
     prepared_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as executor:
-        hashes = executor.submit(_hash_files, files, progress)
+        hashes = executor.submit(hash_files, files, progress)
 
         def target_dir() -> Path:
             key = json.dumps([FORMAT_VERSION, hashes.result(), config], sort_keys=True).encode()
@@ -152,7 +163,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
         def is_prepared() -> bool:
             # Where nothing of this name has been prepared, reading need not wait for the hashes.
             same_name = prepared_dir.glob(f"{data['name']}-*/manifest.json")
-            return any(same_name) and (target_dir() / "manifest.json").is_file()
+            return any(same_name) and PreparedDataset(target_dir()).damage() is None
 
         is_ready, hash_seconds = _timed(is_prepared)
         if is_ready:
@@ -166,7 +177,10 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
                 raw, waited = _timed(hashes.result)
                 contents["seconds"]["hash"] = round(hash_seconds + waited, 3)
                 write_json(folder / "manifest.json", {"raw": raw, "config": config, **contents})
-                shutil.rmtree(target_dir(), ignore_errors=True)  # a directory left without a manifest
+                if target_dir().is_dir():
+                    damage = PreparedDataset(target_dir()).damage()
+                    logging.getLogger(__name__).warning(f"{target_dir()}: {damage}; it is prepared again")
+                shutil.rmtree(target_dir(), ignore_errors=True)
                 folder.replace(target_dir())
     return PreparedDataset(target_dir())
 
@@ -208,7 +222,7 @@ def _validate_config(data: Mapping[str, Any]) -> None:
             raise UserError(f"data.contexts: attribute {name!r} is listed more than once")
 
 
-def _hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
     """sha256 of every file; an archive that contains several of them is read once."""
     hashes: dict[Path, str] = {}
     for path in dict.fromkeys(files.values()):

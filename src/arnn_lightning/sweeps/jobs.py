@@ -1,6 +1,7 @@
 """The jobs of a multirun: a failing job does not stop the others, and a table of all jobs is printed at the end."""
 
 import json
+import shutil
 import sys
 import traceback
 from collections import Counter
@@ -18,23 +19,28 @@ from rich.text import Text
 from arnn_lightning.errors import one_line
 from arnn_lightning.io import write_json
 
-OUTCOME = "outcome.json"
+OUTCOMES = ".outcomes"  # a folder in that of the multirun: a refused job changes nothing in the folder of a run
+KILLED = "its process was killed, possibly out of memory"
 
 
 class JobSummary(Callback):
     """Hydra calls ``on_job_end`` in the process of the job, the other methods in the process that launches the jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        for path in Path(config.hydra.sweep.dir).rglob(OUTCOME):  # of an earlier multirun in this folder
-            path.unlink()
+        """Removes the outcomes of an earlier multirun in this folder."""
+        shutil.rmtree(Path(config.hydra.sweep.dir) / OUTCOMES, ignore_errors=True)
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Writes what is true unless ``on_job_end`` is called."""
+        if config.hydra.mode is RunMode.MULTIRUN:
+            _write(config, {"value": None, "error": KILLED, "is_user_error": False})
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Writes the outcome into the folder of the job."""
+        """Writes the outcome."""
         if config.hydra.mode is not RunMode.MULTIRUN:
             return
-        outcome: dict[str, Any] = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
         try:
-            outcome |= {"value": job_return.return_value, "error": None, "is_user_error": False}
+            outcome = {"value": job_return.return_value, "error": None, "is_user_error": False}
         except Exception as error:
             message = one_line(error)
             if message is None:
@@ -42,10 +48,10 @@ class JobSummary(Callback):
             else:
                 sys.stderr.write(f"error: {message}\n")
             shown = message or " ".join(f"{type(error).__name__}: {error}".split())
-            outcome |= {"value": None, "error": shown, "is_user_error": message is not None}
+            outcome = {"value": None, "error": shown, "is_user_error": message is not None}
             # Hydra's sweeper raises at a failed job: no further batch would start, nor on_multirun_end be called.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        write_json(Path(config.hydra.runtime.output_dir) / OUTCOME, outcome)
+        _write(config, outcome)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Prints the table.
@@ -54,7 +60,7 @@ class JobSummary(Callback):
             SystemExit: a job failed; code 2 if users can fix all that failed, else 1.
         """
         folder = Path(config.hydra.sweep.dir)
-        outcomes = [json.loads(path.read_text()) for path in folder.rglob(OUTCOME)]
+        outcomes = [json.loads(path.read_text()) for path in (folder / OUTCOMES).iterdir()]
         failed = [outcome for outcome in outcomes if outcome["error"] is not None]
         times = Counter(override for outcome in outcomes for override in outcome["overrides"])
         table = Table("job", "overrides", "validation MRR@20", "status")
@@ -68,3 +74,8 @@ class JobSummary(Callback):
         console.print(table)
         if failed:
             sys.exit(2 if all(outcome["is_user_error"] for outcome in failed) else 1)
+
+
+def _write(config: DictConfig, outcome: dict[str, Any]) -> None:
+    job = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
+    write_json(Path(config.hydra.sweep.dir) / OUTCOMES / f"{job['job']}.json", job | outcome)

@@ -1,56 +1,61 @@
 """task=evaluate: the test metrics of a checkpoint, which stores its model's and its data's config."""
 
+import copy
+import logging
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from arnn_lightning.config import check_targets
+from arnn_lightning.config import check_targets, instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.nn.collectives import rank_and_world_size
-from arnn_lightning.preprocessing.dataset import PATH_KEYS
+from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset, hash_files
+from arnn_lightning.preprocessing.later import prepare_later_log
 from arnn_lightning.reporting.console import results_table
+from arnn_lightning.run_folder import METRICS_FILE, require_same_task, write_record
 from arnn_lightning.tasks.lists import run_lists
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.tasks.train import METRICS_FILE, check_cutoffs, metadata_maker, published_results
+from arnn_lightning.tasks.train import check_cutoffs, metadata_maker, published_results
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
-from arnn_lightning.training.distributed import distributed_run, rank_zero_first
+from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
 from arnn_lightning.training.stage import all_metrics, evaluate_model, headline_metrics, run_settings, to_container
 
-# The raw files may lie elsewhere by now; everything else comes from the checkpoint.
-PATH_OVERRIDES = tuple(f"data.{key}" for key in PATH_KEYS)
+log = logging.getLogger(__name__)
+PATHS = tuple(f"data.{key}" for key in PATH_KEYS)
 
 
 def run(config: DictConfig) -> None:
     """Evaluates ``checkpoint`` or ``lists``; writes metrics.json and test_ranks.parquet into the task's own folder."""
-    output_dir = Path(HydraConfig.get().runtime.output_dir)
     if config.lists is not None:
-        return run_lists(config, output_dir)
-    with distributed_run(config, output_dir) as folder:
+        return run_lists(config)
+    with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
+        if rank_and_world_size()[0] == 0:
+            require_same_task(config, folder)
+        broadcast_from_rank_zero(None)
         _evaluate(config, folder)
 
 
 def _evaluate(config: DictConfig, folder: Path) -> None:
+    record = copy.deepcopy(config)
     checkpoint = read_checkpoint(config.checkpoint)
     metadata = checkpoint["metadata"]
     check_targets(metadata["model"], config.trusted_modules)
-    given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] in PATH_OVERRIDES]
-    moved = OmegaConf.from_dotlist(given).get("data", {})
+    given = _given_settings()
     with open_dict(config):
         config.model = OmegaConf.create(metadata["model"])
         config.data = OmegaConf.create(metadata["data"])
         config.published = metadata["published"]
-        for key, place in moved.items():
-            config.data[key] = place
+        config.seed = metadata["seed"]  # of contexts that are assigned at random
+        for key, value in given.items():
+            OmegaConf.update(config, key, value)
         config.data = to_container(config.data)  # interpolations pass the paths on to the reader
     check_targets(to_container(config.data), config.trusted_modules)
-    prepared = rank_zero_first(lambda: prepare_data(config))
-    if prepared.folder.name != metadata["prepared"]:
-        raise UserError(
-            f"{config.checkpoint} was trained on {metadata['prepared']}, the raw files here give {prepared.folder.name}"
-        )
+    prepared = _test_data(config, metadata["prepared"], folder, moved=any(key in PATHS for key in given))
     check_cutoffs(config, prepared)
     model = build_model(metadata["model"], run_settings(config), metadata_maker(config, prepared))
     load_weights(model, checkpoint, config.checkpoint)
@@ -58,16 +63,50 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     if rank_and_world_size()[0] != 0:
         return
     result.write(folder)
-    record = {
+    metrics = {
         "data": config.data.name,
         "model": config.model.name,
         "seed": metadata["seed"],
+        "assignment": config.data.contexts.assignment,
         "test": result.metrics(all_metrics(config)),
         "manifest": prepared.manifest_sha256,
     }
-    write_json(folder / METRICS_FILE, record)
+    write_record(record, folder)
+    write_json(folder / METRICS_FILE, metrics)
     title = f"{config.checkpoint} on {config.data.name}"
     bootstrap = to_container(config.evaluation.bootstrap)
     Console().print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
     )
+
+
+def _given_settings() -> dict[str, Any]:
+    """The settings of ``data`` that the command line sets."""
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    given = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
+    return {key: value for key, value in given.items() if key.startswith("data.")}
+
+
+def _test_data(config: DictConfig, name: str, folder: Path, moved: bool) -> PreparedDataset:
+    """The data set that the checkpoint was trained on, or with ``moved`` paths a later log of its catalogue."""
+    trained = PreparedDataset(Path(config.paths.data) / "prepared" / name)
+    is_prepared = trained.damage() is None
+    if is_prepared and not moved:
+        return trained
+    if is_prepared:
+        files = instantiate(to_container(config.data.reader)).files()
+        if hash_files(files, lambda _: None) == trained.manifest["raw"]:
+            return trained
+
+        later = folder / "prepared"
+        if rank_and_world_size()[0] == 0:
+            log.info(prepare_later_log(to_container(config.data), trained, later))
+        broadcast_from_rank_zero(None)
+        return PreparedDataset(later)
+    prepared = rank_zero_first(lambda: prepare_data(config))
+    if prepared.folder.name != name:
+        raise UserError(
+            f"{config.checkpoint} was trained on {name}, the raw files here give {prepared.folder.name}; to test it on "
+            "a later log, set paths.data to the folder with its prepared data set"
+        )
+    return prepared

@@ -1,5 +1,6 @@
 """task=evaluate lists=FILE: the test metrics of recommendations that another program made."""
 
+import copy
 import hashlib
 from pathlib import Path
 
@@ -11,15 +12,21 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.lists import evaluate_lists, read_lists
 from arnn_lightning.io import write_json
 from arnn_lightning.reporting.console import results_table
+from arnn_lightning.run_folder import METRICS_FILE
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.tasks.train import METRICS_FILE, check_cutoffs, published_results
+from arnn_lightning.tasks.train import check_cutoffs, published_results
 from arnn_lightning.training.stage import all_metrics, headline_metrics, to_container
 
 
-def run_lists(config: DictConfig, folder: Path) -> None:
-    """Writes metrics.json and test_ranks.parquet of the lists into ``folder``, as a run does, and prints the table."""
+def run_lists(config: DictConfig) -> None:
+    """Writes metrics.json and test_ranks.parquet of the lists into the task's folder, as a run does; prints the table."""
     if not OmegaConf.is_missing(config, "checkpoint"):
         raise UserError("task=evaluate: checkpoint and lists cannot both be set")
+    with task_folder(copy.deepcopy(config)) as folder:
+        _evaluate_lists(config, folder)
+
+
+def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     file = Path(config.lists)
     lists = read_lists(file)
     prepared = prepare_data(config)

@@ -1,5 +1,6 @@
 """task=prepare: raw files to a prepared data set, what each step kept, and what looks wrong in the data."""
 
+import copy
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from arnn_lightning.io import write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
 from arnn_lightning.preprocessing.profile import attribute_remarks, log_remarks, profile_attributes
 from arnn_lightning.reporting.console import attributes_table, data_notes, log_table, paper_table, steps_table
+from arnn_lightning.run_folder import task_folder
 from arnn_lightning.simulation.simulator import ensure_simulated
 
 
 def run(config: DictConfig) -> None:
     """Prepares the data set, prints and writes what it looks like."""
-    prepared = prepare_data(config)
+    with task_folder(config):
+        prepared = prepare_data(copy.deepcopy(config))
     manifest = prepared.manifest
     settings, log = manifest["config"], manifest["log"]
     n_train_events = manifest["splits"]["train"]["events"]

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -13,6 +12,7 @@ from arnn_lightning.reporting.comparison import Settings, counted
 from arnn_lightning.reporting.console import rich_table
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import build_report
+from arnn_lightning.run_folder import task_folder
 
 MAX_METRICS = 4  # side by side in one chart
 
@@ -34,8 +34,8 @@ def run(config: DictConfig) -> None:
         first = next(run for run in loaded if isinstance(run, SkippedRun))
         raise UserError(f"runs: no finished training run; {first.folder}: {first.reason}")
     report = build_report(runs, skipped, settings)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    report.write(folder)
+    with task_folder(config) as folder:
+        report.write(folder)
     console = Console()
     for skipped_run in skipped:
         console.print(f"skipped: {skipped_run.folder}: {skipped_run.reason}", soft_wrap=True, markup=False)

@@ -1,5 +1,6 @@
 """task=train: prepare, train (a model's encoders first), test, and end with one table."""
 
+import copy
 import json
 import logging
 import os
@@ -24,8 +25,15 @@ from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import ARNN, Recommender, SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
-from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset
 from arnn_lightning.reporting.console import data_notes, paired_difference_line, results_table
+from arnn_lightning.run_folder import (
+    METRICS_FILE,
+    has_record,
+    require_new_or_resumed,
+    resumed_config,
+    write_record,
+)
 from arnn_lightning.serving.vocabulary import Vocabulary, store_vocabulary
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model, read_checkpoint
@@ -37,7 +45,9 @@ from arnn_lightning.training.stage import (
     evaluate_model,
     fit_counts,
     headline_metrics,
+    is_extended,
     load_checkpoint_into,
+    restart_stage,
     run_settings,
     to_container,
     train_stage,
@@ -46,33 +56,46 @@ from arnn_lightning.training.stage import (
 )
 
 log = logging.getLogger(__name__)
-METRICS_FILE = "metrics.json"
 STRONG = ("arnn", "gru4rec")  # presets with a variant <name>_strong
-log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float | None:
     """task=train; the value is what sweeps maximise."""
-    return train(config, [])
+    try:
+        return train(config, [])
+    except KeyboardInterrupt:
+        if rank_and_world_size()[0] == 0:
+            sys.stderr.write(_how_to_resume())
+        raise
 
 
-def train(config: DictConfig, callbacks: Sequence[Callback]) -> float | None:
+def train(config: DictConfig, callbacks: Sequence[Callback], test: bool = True) -> float | None:
     """Runs one experiment; returns the validation value of the monitored metric (None without validation).
 
-    ``callbacks`` are added to the main model's training.
+    Args:
+        config: of the run; with ``resume``, the settings in the run folder apply in its place.
+        callbacks: added to the main model's training.
+        test: whether the models are tested, too.
+
+    Raises:
+        UserError: the folder is another run's, or a setting differs from that of the run that is resumed.
     """
     with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
-        if broadcast_from_rank_zero((folder / METRICS_FILE).is_file()):
-            if not config.resume:
-                raise UserError(
-                    f"{folder} already contains a finished run; pass resume=true to show its results, or use another "
-                    "hydra.run.dir"
-                )
+        if rank_and_world_size()[0] == 0:
+            require_new_or_resumed(config, folder)
+        is_resumed, is_finished = broadcast_from_rank_zero((has_record(folder), (folder / METRICS_FILE).is_file()))
+        is_longer = False
+        if is_resumed:
+            config, is_longer = resumed_config(config, folder)
+        if is_finished and not is_longer:
             return _print_saved_results(config, folder)
-        return _train(config, folder, callbacks)
+        record = None if is_resumed and not is_longer else copy.deepcopy(config)  # _train completes the config
+        return _train(config, folder, callbacks, test, record)
 
 
-def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback]) -> float | None:
+def _train(
+    config: DictConfig, folder: Path, callbacks: Sequence[Callback], test: bool, record: DictConfig | None
+) -> float | None:
     stopwatch = Stopwatch()
     prepared = rank_zero_first(lambda: prepare_data(config))
     stopwatch.lap("prepare")
@@ -84,12 +107,7 @@ def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback]) -> f
         for line in start_lines(config, prepared, HydraConfig.get()):
             log.info(line)
     with open_loggers(config.logger if first else {}, folder, to_container(config)) as loggers:
-        try:
-            return _train_and_test(config, folder, prepared, stopwatch, loggers, callbacks)
-        except KeyboardInterrupt:
-            if first:
-                sys.stderr.write(_how_to_resume(folder))
-            raise
+        return _train_and_test(config, folder, prepared, stopwatch, loggers, callbacks, test, record)
 
 
 def _train_and_test(
@@ -99,6 +117,8 @@ def _train_and_test(
     stopwatch: "Stopwatch",
     loggers: Sequence[SafeLogger],
     callbacks: Sequence[Callback],
+    test: bool,
+    record: DictConfig | None,
 ) -> float | None:
     seed_everything(config.seed, verbose=False)
     settings = run_settings(config)
@@ -107,16 +127,27 @@ def _train_and_test(
     if model.uses_contexts and rank_and_world_size()[0] == 0:
         warn_of_untrained_unknowns(prepared, config)
     initial = read_initial_weights(model, config, settings.vocabulary)
-    encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch, initial)
+    first = rank_and_world_size()[0] == 0
+    if first and record is not None and not (folder / METRICS_FILE).is_file():
+        write_record(record, folder)
+        record = None
+    encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch, initial, test)
     callbacks = [*callbacks, *([initial[""]] if initial else [])]
     train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
     stopwatch.lap("train")
+    validation = validate_model(model, prepared, config)
+    if not test:
+        if first:
+            record_of_trial = {"data": config.data.name, "model": config.model.name, "seed": config.seed}
+            write_json(folder / METRICS_FILE, record_of_trial | {"val": validation})
+        return validation.get(config.evaluation.monitor)
     result = evaluate_model(model, prepared, config, loggers)
     baselines = _evaluate_baselines(config, prepared)
-    validation = validate_model(model, prepared, config)
     stopwatch.lap("test")
-    if rank_and_world_size()[0] == 0:
+    if first:
         speed = getattr(model, "train_events_per_second", None)
+        if record is not None:  # of a finished run that was trained further: replaced together with its results
+            write_record(record, folder)
         _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, initial)
         results = [*baselines.values(), *encoders.values(), result]
         _print_results(config, folder, results)
@@ -208,9 +239,11 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
             lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of the merging stage alone; {values}")
     if {"session", "context"} <= model.keys() and not (model.dims.single_sizes or model.dims.n_binary):
         lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
-    is_own_log = str(config.data.reader._target_).endswith(".TabularReader")
-    if is_own_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
-        lines.append(f"{model.name} has the paper's loss; on a log of your own start with model={model.name}_strong")
+    is_other_log = str(config.data.reader._target_).endswith(".TabularReader")
+    if is_other_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
+        lines.append(
+            f"{model.name} has the paper's loss; on other logs than the paper's start with model={model.name}_strong"
+        )
     return lines
 
 
@@ -240,6 +273,11 @@ def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:
 def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Any:
     """Makes the checkpoint metadata of a model: enough to evaluate it in another process and folder."""
     data = OmegaConf.to_container(config.data, resolve=False)
+    assert isinstance(data, dict)
+    for key in PATH_KEYS:  # absolute: a checkpoint is used from any folder
+        paths = config.data[key] if data.get(key) is not None else None
+        if paths is not None:
+            data[key] = _absolute(paths)
     published = to_container(config.published)
     version = prepared.manifest["version"]
     return lambda model: {
@@ -252,6 +290,10 @@ def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Any:
     }
 
 
+def _absolute(paths: Any) -> Any:
+    return str(Path(paths).absolute()) if isinstance(paths, str) else [str(Path(path).absolute()) for path in paths]
+
+
 def _train_encoders(
     model: Recommender,
     config: DictConfig,
@@ -260,6 +302,7 @@ def _train_encoders(
     loggers: Sequence[SafeLogger],
     stopwatch: Stopwatch,
     initial: Mapping[str, InitialWeights],
+    test: bool,
 ) -> dict[str, EvaluationResult]:
     """Trains and tests the models of ARNN's encoders, or loads them from ``pretrained``."""
     results: dict[str, EvaluationResult] = {}
@@ -270,10 +313,13 @@ def _train_encoders(
         else:
             stage = to_container(config.model[role])
             callbacks = [initial[role]] if initial else []
+            if is_extended(config, stage, folder / "checkpoints" / role):
+                restart_stage(folder / "checkpoints")  # of what is trained on top of this encoder
             train_stage(stage_model, prepared, config, stage, folder / "checkpoints" / role, loggers, callbacks)
         stopwatch.lap(f"train_{role}")
-        results[role] = evaluate_model(stage_model, prepared, config, loggers)
-        stopwatch.lap(f"test_{role}")
+        if test:
+            results[role] = evaluate_model(stage_model, prepared, config, loggers)
+            stopwatch.lap(f"test_{role}")
     return results
 
 
@@ -346,9 +392,10 @@ def _log_groups(
         logger.log_files(results[-1].name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
 
 
-def _how_to_resume(folder: Path) -> str:
+def _how_to_resume() -> str:
     hydra = HydraConfig.get()
-    key = f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={os.path.relpath(folder)}"
+    folder = os.path.relpath(hydra.runtime.output_dir)
+    key = f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={folder}"
     return f"Interrupted. Resume with the same command plus resume=true hydra.{key}\n"
 
 

@@ -23,6 +23,7 @@ from arnn_lightning.config import USER_CONFIG_DIR, choices_name, instantiate
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.io import write_text
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.run_folder import task_folder
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
 
@@ -40,7 +41,11 @@ def run(config: DictConfig) -> None:
         raise UserError("Optuna is not installed: pip install 'arnn-lightning[tune]'")
     for model in config.models:
         _compose(_fixed(model))  # a mistake in the last is shown before the first is tuned
-    folder = HydraConfig.get().runtime.output_dir
+    with task_folder(config) as folder:
+        _run(config, folder)
+
+
+def _run(config: DictConfig, folder: Path) -> None:
     command = [sys.executable, "-m", "arnn_lightning", *sys.argv[1:], "workers=1"]
     workers = [
         subprocess.Popen([*command, f"hydra.run.dir='{folder}/worker_{worker}'"], stdout=subprocess.DEVNULL)
@@ -49,6 +54,9 @@ def run(config: DictConfig) -> None:
     try:
         for model in config.models:
             tune(config, model)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. The same command resumes the studies.\n")
+        raise
     finally:
         for process in workers:
             process.wait()
@@ -64,6 +72,8 @@ def tune(config: DictConfig, model: str) -> None:
 
     fixed = _fixed(model)
     base = _compose(fixed)
+    if base.trainer.get("strategy") is not None:
+        raise UserError("task=tune is not supported with trainer=ddp: a trial is one process; set workers=N")
     base.paths.data = config.paths.data  # absolute
     data = base.hydra.runtime.choices["data"]
     spaces = {key: space for key, space in base.get("search", {}).items() if key not in map(_key, fixed)}
@@ -89,8 +99,7 @@ def tune(config: DictConfig, model: str) -> None:
         job = _compose([*fixed, *(f"{key}={value}" for key, value in trial.params.items())])
         with open_dict(job):
             job.paths.data = config.paths.data
-            job.baselines = {}  # not what is tuned
-            job.hydra.mode = RunMode.MULTIRUN  # a trial is a job: loggers group them, and trainer=ddp is refused
+            job.hydra.mode = RunMode.MULTIRUN  # a trial is a job: loggers group them
             job.hydra.sweep.dir, job.hydra.sweep.subdir = str(folder), str(trial.number)
         return run_trial(job, [PruningCallback(trial, f"val/{config.evaluation.monitor}")])
 
@@ -105,7 +114,7 @@ def run_trial(config: DictConfig, callbacks: Sequence[Callback]) -> float | None
 
     def train_or_error(config: DictConfig) -> float | Exception | None:
         try:
-            return train.train(config, callbacks)
+            return train.train(config, callbacks, test=False)
         except Exception as error:  # raised below: Hydra would print it, a pruned trial's too
             return error
 

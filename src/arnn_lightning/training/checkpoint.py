@@ -20,6 +20,7 @@ Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
 TRAINING_KEYS = (
     *("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives", "attribute_dropout", "tuned_on"),
 )
+BEST_OF_RUN = Path("checkpoints", "best.ckpt")
 ROLES = ("session", "context")
 
 
@@ -46,12 +47,12 @@ def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Meta
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint of this project; executes nothing that it contains.
+    """Reads a checkpoint of this project, or the best one of a run folder; executes nothing that it contains.
 
     Raises:
         UserError: no such file, not a checkpoint, one that contains code, or one of another program or format version.
     """
-    file = Path(path)
+    file = Path(path) / BEST_OF_RUN if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(f"no checkpoint at {file} (runs save theirs to RUN/checkpoints/best.ckpt)")
     if not zipfile.is_zipfile(file):
@@ -79,8 +80,8 @@ def save_model(model: Recommender, path: Path) -> None:
     """Writes the checkpoint of a model that no Trainer trained."""
     checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
-    with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # by name, torch hides the system's error
+        torch.save(checkpoint, file)
 
 
 def require_same_dataset(checkpoint: Mapping[str, Any], prepared: str | None, path: str | Path) -> None:

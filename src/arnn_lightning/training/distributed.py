@@ -6,9 +6,8 @@ to start each. A failure of one process ends all of them: training/failures.py.
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.nn.collectives import rank_and_world_size
+from arnn_lightning.run_folder import locked
 from arnn_lightning.training.failures import PeerFailureMonitor
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def make_trainer(config: DictConfig, **settings: Any) -> Trainer:
 
 @contextmanager
 def distributed_run(config: DictConfig, folder: Path) -> Iterator[Path]:
-    """Starts the other processes of a run on many devices, or joins them; does nothing on one device.
+    """Owns the run folder; on many devices also starts the other processes of the run, or joins them.
 
     Within it a failure of one process ends all.
 
@@ -108,7 +108,7 @@ def distributed_run(config: DictConfig, folder: Path) -> Iterator[Path]:
         The folder of the run: that of rank zero.
 
     Raises:
-        UserError: devices and processes do not match, or another process was killed.
+        UserError: devices and processes do not match, another process was killed, or another run owns the folder.
     """
     trainer = make_trainer(config, logger=False, enable_progress_bar=False, enable_checkpointing=False)
     strategy = trainer.strategy
@@ -116,7 +116,8 @@ def distributed_run(config: DictConfig, folder: Path) -> Iterator[Path]:
         if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() > 1:
             raise UserError("torchrun started several processes: trainer=ddp makes them one run")
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning reads RANK, and its loggers are silent
-        yield folder
+        with locked(folder):
+            yield folder
         return
     environment = strategy.cluster_environment
     assert environment is not None
@@ -127,12 +128,12 @@ def distributed_run(config: DictConfig, folder: Path) -> Iterator[Path]:
         _wait_for_rank_zero(environment)
     strategy.launcher.launch(strategy.setup_environment, trainer=trainer)
     with PeerFailureMonitor():
-        log_files = [Path(handler.baseFilename) for handler in _file_handlers()]
-        run_dir, rank_zero_log_files = broadcast_from_rank_zero((folder, log_files))
+        run_dir = broadcast_from_rank_zero(folder)
         if strategy.global_rank:
-            _silence_worker(folder, run_dir, rank_zero_log_files)
+            _silence_worker(folder, run_dir)
         try:
-            yield run_dir
+            with nullcontext() if strategy.global_rank else locked(folder):
+                yield run_dir
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
@@ -173,18 +174,13 @@ def _wait_for_rank_zero(environment: ClusterEnvironment) -> None:
         raise UserError(f"rank 0 is not reachable at {host}:{port}") from error
 
 
-def _file_handlers() -> list[logging.FileHandler]:
-    return [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
-
-
-def _silence_worker(folder: Path, run_dir: Path, rank_zero_log_files: list[Path]) -> None:
-    """Only rank zero logs: removes the log file of this process, and the folder that Hydra made for it."""
+def _silence_worker(folder: Path, run_dir: Path) -> None:
+    """Only rank zero logs; removes the folder that Hydra made for this process, if it is not the run's."""
     logging.getLogger("arnn_lightning").setLevel(logging.WARNING)
-    for handler in _file_handlers():
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-        log_file = Path(handler.baseFilename)
-        if log_file not in rank_zero_log_files and not log_file.stat().st_size:
-            log_file.unlink()
-    if folder.resolve() != run_dir.resolve() and {path.name for path in folder.iterdir()} <= {".hydra"}:
-        shutil.rmtree(folder)
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+    if folder.resolve() != run_dir.resolve():
+        with suppress(OSError):  # not empty
+            folder.rmdir()

@@ -20,12 +20,18 @@ from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metric_names, parse_metric
 from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.io import write_text
 from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.training.callbacks import AtomicCheckpointIO, EpochProgress, IntervalCheckpoint
+from arnn_lightning.training.callbacks import (
+    AtomicCheckpointIO,
+    EpochProgress,
+    IntervalCheckpoint,
+    RelocatableCheckpoint,
+)
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset, save_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, make_trainer
 
@@ -133,12 +139,14 @@ def train_stage(
         prepared: its data.
         config: the run's config.
         stage: the model's own config: ``batch_size``, ``epochs``, ``patience`` ...
-        folder: of ``best.ckpt``, ``last.ckpt`` and the marker ``done``; a stage with its marker is not repeated.
+        folder: of ``best.ckpt``, ``last.ckpt`` and the marker ``done``, which contains the number of epochs; a stage
+            with its marker is not repeated, unless it is to have more epochs.
         loggers: of the run.
         callbacks: added to the stage's own.
     """
     rank = rank_and_world_size()[0]
-    if not broadcast_from_rank_zero(config.resume and (folder / DONE_MARKER).is_file()):
+    is_done = config.resume and (folder / DONE_MARKER).is_file() and not is_extended(config, stage, folder)
+    if not broadcast_from_rank_zero(is_done):
         folder.mkdir(parents=True, exist_ok=True)
         seed_everything(_rank_seed(config.seed, rank), verbose=False)
         if isinstance(model, SessionRecommender):
@@ -149,7 +157,7 @@ def train_stage(
                 save_model(model, folder / BEST)
                 shutil.copyfile(folder / BEST, folder / LAST)
         if rank == 0:
-            (folder / DONE_MARKER).touch()
+            write_text(folder / DONE_MARKER, f"{n_epochs(config, stage)}\n")
         broadcast_from_rank_zero(None)  # the other processes wait for the files
     load_checkpoint_into(model, folder / BEST, prepared)
 
@@ -162,13 +170,34 @@ def fit_counts(model: Recommender, prepared: PreparedDataset, config: DictConfig
     model.fit(data.sessions("train"))
 
 
+def n_epochs(config: DictConfig, stage: Mapping[str, Any]) -> int:
+    """The largest number of epochs of a stage; 0 for a model without weights."""
+    limits = (stage.get("epochs", 0), config.trainer.max_epochs)
+    return min(int(limit) for limit in limits if limit is not None)
+
+
+def is_extended(config: DictConfig, stage: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a stage that is complete is to be trained for more epochs than it was."""
+    marker = folder / DONE_MARKER
+    done = marker.read_text().strip() if config.resume and marker.is_file() else ""
+    return done.isdigit() and int(done) < n_epochs(config, stage)
+
+
+def restart_stage(folder: Path) -> None:
+    """Makes ``train_stage`` start anew."""
+    if rank_and_world_size()[0] == 0:
+        for name in (DONE_MARKER, LAST):
+            (folder / name).unlink(missing_ok=True)
+
+
 def load_checkpoint_into(
     model: Recommender, path: Path | str, prepared: PreparedDataset, source: str | None = None
-) -> None:
-    """Loads the weights of a checkpoint that was trained on the same data set; ``source`` names it in errors."""
+) -> dict[str, Any]:
+    """Loads and returns a checkpoint that was trained on the same data set; ``source`` names it in errors."""
     checkpoint = read_checkpoint(path)
     require_same_dataset(checkpoint, prepared.folder.name, source or path)
     load_weights(model, checkpoint, path)
+    return checkpoint
 
 
 def evaluate_model(
@@ -233,13 +262,12 @@ def _fit(
 ) -> None:
     data = make_datamodule(prepared, config, stage)
     monitor = f"{model.settings.log_prefix}val/{model.settings.monitor}" if data.has_validation else None
-    max_epochs = config.trainer.max_epochs
-    epochs = int(stage["epochs"]) if max_epochs is None else min(int(stage["epochs"]), max_epochs)
+    epochs = n_epochs(config, stage)
     last = folder / LAST
     interval = IntervalCheckpoint(last, float(config.checkpoint.every_n_minutes))
     callbacks: list[Callback] = [
-        ModelCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
-        ModelCheckpoint(folder, "last", enable_version_counter=False),
+        RelocatableCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
+        RelocatableCheckpoint(folder, "last", enable_version_counter=False),
         EpochProgress(epochs, show_bar=sys.stdout.isatty() and rank_and_world_size()[0] == 0),
         interval,
         *(instantiate(callback) for callback in config.callbacks.values()),
@@ -250,7 +278,11 @@ def _fit(
     trainer = _trainer(config, folder, loggers, callbacks, max_epochs=epochs, plugins=[AtomicCheckpointIO()])
     resuming = broadcast_from_rank_zero(config.resume and last.is_file())
     if resuming:  # Lightning reads it too, with errors of its own
-        load_checkpoint_into(model, last, prepared)
+        checkpoint = load_checkpoint_into(model, last, prepared)
+        if checkpoint["epoch"] >= epochs:
+            raise UserError(f"{last} was trained for {checkpoint['epoch'] + 1} epochs, the stage is to have {epochs}")
+        if any(state.get("stopped_epoch") for state in checkpoint["callbacks"].values()):
+            return  # ended by EarlyStopping; it would train one more epoch
     try:
         with interval.handle_sigint():
             trainer.fit(model, datamodule=data, ckpt_path=str(last) if resuming else None, weights_only=True)

@@ -1,0 +1,286 @@
+"""Run folders: one process owns one at a time, its settings are recorded once, and a resumed run has the recorded ones.
+
+Hydra's own record (``hydra.output_subdir``) is turned off, since Hydra writes it before a task can refuse a folder.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.io import write_text
+
+RECORD = ".hydra"  # Hydra's name for it, and its files: config.yaml, hydra.yaml, overrides.yaml
+LOCK = ".lock"
+MULTIRUN = "multirun.yaml"  # Hydra's record of a multirun
+METRICS_FILE = "metrics.json"  # written last: its run is finished
+# What cannot change a result (E27): speed, output, and where files are. Not steps_per_execution: a checkpoint's
+# position in the epoch is counted in chunks.
+MAY_DIFFER = (
+    *("resume", "logger", "paths", "published", "search", "trusted_modules", "checkpoint"),
+    *(f"performance.{key}" for key in ("threads", "compile", "cache_mb")),
+    *("evaluation.batch_size", "evaluation.bootstrap", "trainer.log_every_n_steps", "trainer.enable_model_summary"),
+    *(f"data.{key}" for key in ("raw_dir", "events", "users", "titles")),
+    *(f"data.reader.{key}" for key in ("raw_dir", "events", "users", "titles")),
+)
+MAY_GROW = re.compile(r"model(\.\w+)*\.epochs|trainer\.max_epochs")
+_multirun_lock: FileLock | None = None  # of this process, until it ends
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Owns ``folder`` inside the context; a folder that nothing was written into is removed at its end.
+
+    Raises:
+        UserError: another process owns it.
+    """
+    lock = _acquire(folder, "hydra.run.dir")
+    try:
+        yield
+    finally:
+        if {path.name for path in folder.iterdir()} <= {LOCK}:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
+                folder.rmdir()
+        lock.release()
+
+
+def _acquire(folder: Path, key: str) -> FileLock:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder} is in use by another process; use another {key}") from error
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from error
+    return lock
+
+
+@contextmanager
+def task_folder(config: DictConfig) -> Iterator[Path]:
+    """The run folder of a task, owned inside the context; its settings are recorded where the task succeeds.
+
+    Raises:
+        UserError: another process owns the folder, or it contains a run of another task.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with locked(folder):
+        require_same_task(config, folder)
+        yield folder
+        write_record(config, folder)
+
+
+def require_same_task(config: DictConfig, folder: Path) -> None:
+    """Raises UserError where ``folder`` contains a run of another task."""
+    if has_record(folder) and (task := stored_config(folder).task._target_) != config.task._target_:
+        raise UserError(f"{folder} contains a run of task={task.split('.')[-2]}; use another hydra.run.dir")
+
+
+def has_record(folder: Path) -> bool:
+    """Whether ``folder`` is a run's."""
+    return (folder / RECORD / "config.yaml").is_file()
+
+
+def write_record(config: DictConfig, folder: Path) -> None:
+    """Writes the settings of a run: its command line, Hydra's settings and, last, its config."""
+    hydra = HydraConfig.get()
+    overrides = [
+        text
+        for key, override in _by_key(hydra.overrides.task).items()
+        if key != "resume"
+        for text in [override.input_line]
+    ]
+    write_text(folder / RECORD / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+    write_text(folder / RECORD / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
+    write_text(folder / RECORD / "config.yaml", OmegaConf.to_yaml(config))
+
+
+def stored_config(folder: Path, name: str = "config") -> Any:
+    """A file of the record.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return _load(folder / RECORD / f"{name}.yaml")
+
+
+def _load(file: Path) -> Any:
+    try:
+        return OmegaConf.load(file)
+    except (OSError, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: missing or damaged; start a new run in another folder") from error
+
+
+def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
+    """The command line of ``resume=true`` with the overrides that the run was started with, save those given again.
+
+    Raises:
+        UserError: no folder is given, or it contains no run.
+    """
+    given = _by_key([text for text in arguments if not text.startswith("-") and ("=" in text or text[0] == "~")])
+    resume = given.get("resume")
+    if resume is None or resume.value() is not True:
+        return list(arguments)
+    if "task" in given and given["task"].value() != "train":
+        raise UserError(f"resume=true resumes a training run; task={given['task'].value()} has nothing to resume")
+    is_multirun = bool({"-m", "--multirun"} & {*arguments}) or "hydra.sweep.dir" in given
+    key = "hydra.sweep.dir" if is_multirun else "hydra.run.dir"
+    if key not in given:
+        raise UserError(f"resume=true needs the folder to resume: add {key}=FOLDER")
+    folder = Path(str(given[key].value()))
+    if is_multirun:
+        if not (folder / MULTIRUN).is_file():
+            raise UserError(f"resume=true: {folder} contains no multirun")
+        stored = list(_load(folder / MULTIRUN).hydra.overrides.task)
+    else:
+        if not has_record(folder):
+            raise UserError(f"resume=true: {folder} contains no run")
+        stored = list(stored_config(folder, "overrides"))
+        choices = stored_config(folder, "hydra").hydra.runtime.choices
+        for key in given.keys() & choices.keys():  # another data set or model may not even compose with the rest
+            _require_equal(key, choices[key], given[key].value(), folder)
+    place = arguments.index(str(resume.input_line))  # beside it: options and overrides must not alternate
+    kept = [override.input_line for key, override in _by_key(stored).items() if key not in given]
+    return [*arguments[:place], *map(str, kept), *arguments[place:]]
+
+
+def resumed_config(config: DictConfig, folder: Path) -> tuple[DictConfig, bool]:
+    """The stored settings, with what a resumed run may change as in ``config``.
+
+    Returns:
+        the config, and whether it has more epochs than the stored one.
+
+    Raises:
+        UserError: a setting of the command line differs from the stored one.
+    """
+    stored, now = stored_config(folder), OmegaConf.masked_copy(config, list(config))
+    choices = {
+        "stored": dict(stored_config(folder, "hydra").hydra.runtime.choices),
+        "now": dict(HydraConfig.get().runtime.choices),
+    }
+    OmegaConf.set_struct(now, False)
+    for key in MAY_DIFFER:
+        node = OmegaConf.select(now, key, throw_on_missing=False)
+        if node is not None:
+            OmegaConf.update(stored, key, node, merge=False, force_add=True)
+    given = {*HydraConfig.get().overrides.task} - {*stored_config(folder, "overrides")}
+    grown = False
+    for key in _by_key(sorted(given)):
+        if any(key in names for names in choices.values()):
+            before, after = (names.get(key) for names in choices.values())
+        else:
+            before, after = _value(stored, key), _value(now, key)
+        if not MAY_GROW.fullmatch(key):
+            _require_equal(key, before, after, folder)
+        elif before != after:
+            _require_growth(key, before, after, folder)
+            OmegaConf.update(stored, key, after, force_add=True)
+            grown = True
+    merged = OmegaConf.merge(now, stored)  # a setting that is newer than the record keeps its default
+    assert isinstance(merged, DictConfig)
+    OmegaConf.set_struct(merged, True)
+    return merged, grown
+
+
+def own_multirun(config: DictConfig) -> None:
+    """Owns the folder of a multirun until the process ends, before Hydra writes into it.
+
+    Raises:
+        UserError: another process owns it; it contains a multirun and ``resume`` is false, or settings differ.
+    """
+    folder = Path(config.hydra.sweep.dir)
+    record = folder / MULTIRUN
+    if record.is_file():
+        if not config.resume:
+            raise UserError(f"{folder} contains a multirun: pass resume=true to resume it, or use another folder")
+        stored = _by_key(_load(record).hydra.overrides.task)
+        for key, override in _by_key(config.hydra.overrides.task).items():
+            before = _text(stored[key]) if key in stored else "its default"
+            after = _text(override)
+            if not MAY_GROW.fullmatch(key):
+                _require_equal(key, before, after, folder)
+            elif key in stored:
+                _require_growth(key, stored[key].value(), override.value(), folder)
+    global _multirun_lock
+    folder.mkdir(parents=True, exist_ok=True)
+    _multirun_lock = _acquire(folder, "hydra.sweep.dir")
+
+
+def multirun_folder() -> Path:
+    """The folder of this process's multirun."""
+    assert _multirun_lock is not None
+    return Path(_multirun_lock.lock_file).parent
+
+
+def require_new_or_resumed(config: DictConfig, folder: Path) -> None:
+    """Raises UserError where a new run would write into the folder of another, or there is no run to resume."""
+    if config.resume:
+        if not has_record(folder) and HydraConfig.get().mode is not RunMode.MULTIRUN:  # a job may not have started
+            raise UserError(f"resume=true: {folder} contains no run")
+        return
+    if (folder / METRICS_FILE).is_file():
+        raise UserError(
+            f"{folder} already contains a finished run; pass resume=true to show its results, or use another "
+            "hydra.run.dir"
+        )
+    if has_record(folder):
+        raise UserError(
+            f"{folder} contains an interrupted run; pass resume=true to resume it, or use another hydra.run.dir"
+        )
+
+
+def _by_key(overrides: Sequence[str]) -> dict[str, Override]:
+    """Overrides by key, the last of each; empty where one cannot be parsed, which is Hydra's to report."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException:
+        return {}
+    return {override.get_key_element().lstrip("+~"): override for override in parsed}
+
+
+def _text(override: Override) -> str:
+    """The value as it was written: a sweep has no other text."""
+    return str(override.input_line).partition("=")[2]
+
+
+def _may_differ(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)
+
+
+def _require_equal(key: str, before: Any, after: Any, folder: Path) -> None:
+    if before != after and not _may_differ(key):
+        raise UserError(
+            f"{key}={_show(after)}: {folder} was started with {_show(before)}; resume it without this setting, or use "
+            "another folder"
+        )
+
+
+def _require_growth(key: str, before: Any, after: Any, folder: Path) -> None:
+    if all(epochs is None or isinstance(epochs, int) for epochs in (before, after)):
+        limits = [math.inf if epochs is None else epochs for epochs in (before, after)]
+        if limits[1] < limits[0]:
+            raise UserError(
+                f"{key}={_show(after)}: {folder} has {_show(before)}; a resumed run may train longer, not shorter"
+            )
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(config, key, throw_on_missing=False)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,132 @@
+"""A run folder has one owner and a record that holds; a resumed run has the settings that it was started with."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from commandline import SMALL, arnn, arnn_here, metrics_of
+
+GRU = [*SMALL, "model=gru4rec", "baselines={}"]
+Run = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished runs of one epoch, one of them copied as interrupted, and a finished multirun."""
+    folder = tmp_path_factory.mktemp("workspace")
+    arnn(folder, *GRU, "hydra.run.dir=run")
+    shutil.copytree(folder / "run", folder / "interrupted")
+    for name in ("metrics.json", "checkpoints/done"):
+        (folder / "interrupted" / name).unlink()
+    arnn(folder, "-m", *SMALL, "model=pop", "seed=1,2", "hydra.sweep.dir=grid")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.delenv("ARNN_DATA", raising=False)
+
+
+def contents(folder: Path) -> dict[Path, str]:
+    return {path: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*GRU, "hydra.run.dir=run"], "contains a finished run; pass resume=true to show"),
+        ([*GRU, "hydra.run.dir=interrupted"], "contains an interrupted run; pass resume=true to resume it"),
+        (["resume=true"], "resume=true needs the folder to resume: add hydra.run.dir=FOLDER"),
+        (["resume=true", "hydra.run.dir=rum"], "resume=true: rum contains no run"),
+        (["resume=true", "hydra.run.dir=run", "seed=9"], "seed=9: "),
+        (["resume=true", "hydra.run.dir=run", "model=pnn"], "model=pnn: run was started with gru4rec"),
+        (["resume=true", "hydra.run.dir=run", "data=movielens"], "data=movielens: run was started with synthetic"),
+        (["resume=true", "hydra.run.dir=interrupted", "model.optimizer.lr=0.5"], "was started with 0.07; resume it"),
+        (["resume=true", "hydra.run.dir=run", "data.contexts.assignment=permuted"], "was started with own; resume"),
+        (["resume=true", "hydra.run.dir=run", "performance.steps_per_execution=7"], "was started with 10; resume"),
+        (["resume=true", "hydra.run.dir=run", "trainer=ddp"], "trainer=ddp: run was started with default"),
+        ([*GRU, "hydra.run.dir=run", "resume=true", "model.epochs=1"], "a resumed run may train longer, not shorter"),
+        (["task=report", "runs=run", "hydra.run.dir=run"], "contains a run of task=train; use another"),
+        (["task=prepare", "resume=true", "hydra.run.dir=run"], "task=prepare has nothing to resume"),
+        (["task=evaluate", "checkpoint=run", "hydra.run.dir=run"], "contains a run of task=train; use another"),
+        (["-m", *SMALL, "model=itemknn", "hydra.sweep.dir=grid"], "grid contains a multirun: pass resume=true"),
+        (["-m", "resume=true", "hydra.sweep.dir=grid", "seed=1,3"], "seed=1,3: grid was started with 1,2"),
+        (["-m", "resume=true", "hydra.sweep.dir=run"], "resume=true: run contains no multirun"),
+        (["-m", "resume=true"], "add hydra.sweep.dir=FOLDER"),
+    ],
+)
+def test_a_refused_command_changes_no_byte_of_a_folder(
+    arguments: list[str],
+    message: str,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = contents(workspace)
+    assert arnn_here(arguments, monkeypatch) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert contents(workspace) == before
+
+
+def test_a_job_in_the_folder_of_another_run_changes_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(Path("run"))
+    job = ["-m", *SMALL, "model=pop", "hydra.sweep.dir=other", "hydra.sweep.subdir=../run"]
+    assert arnn_here(job, monkeypatch) == 2
+    assert contents(Path("run")) == before
+
+
+@pytest.mark.parametrize(
+    "command", [["hydra.run.dir=run", "resume=true"], ["-m", "hydra.sweep.dir=grid", "resume=true"]]
+)
+def test_a_folder_in_use_is_refused_at_once(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = command[-2].partition("=")[2]
+    with FileLock(f"{folder}/.lock"):
+        assert arnn_here(command, monkeypatch) == 2
+    assert "is in use by another process; use another hydra." in capfd.readouterr().err
+
+
+def test_resume_with_a_folder_alone_shows_the_finished_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(Path("run"))
+    free = ["performance.threads=2", "logger=none", "evaluation.batch_size=7"]  # cannot change a result
+    assert arnn_here(["resume=true", "hydra.run.dir=run", *free], monkeypatch) == 0
+    assert "gru4rec" in capfd.readouterr().out
+    assert contents(Path("run")) == before
+    assert arnn_here(["-m", "resume=true", "hydra.sweep.dir=grid"], monkeypatch) == 0
+    assert "grid: 2 jobs, 0 failed" in capfd.readouterr().out
+
+
+def test_settings_that_changed_since_are_those_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree("interrupted", "older")
+    tuned = Path("arnn_conf/tuned/synthetic_gru4rec.yaml")
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text("hidden_size: 9\n")
+    assert arnn_here(["resume=true", "hydra.run.dir=older"], monkeypatch) == 0
+    shutil.rmtree("arnn_conf")
+    assert metrics_of(Path("older"))["test"] == metrics_of(Path("run"))["test"]
+
+
+@pytest.mark.parametrize("model", ["gru4rec", "arnn"])
+def test_a_finished_run_is_trained_for_more_epochs(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ARNN's encoders too; what was trained on top of them is trained anew."""
+    settings = [*GRU, f"model={model}"]
+    assert arnn_here([*settings, f"hydra.run.dir=short_{model}"], monkeypatch) == 0
+    shutil.move(f"short_{model}", f"longer_{model}")  # the best score survives a move
+    longer, whole = Path(f"longer_{model}"), Path(f"whole_{model}")
+    assert arnn_here(["resume=true", f"hydra.run.dir={longer}", "trainer.max_epochs=2"], monkeypatch) == 0
+    assert arnn_here([*settings, "trainer.max_epochs=2", f"hydra.run.dir={whole}"], monkeypatch) == 0
+    assert metrics_of(longer)["test"] == metrics_of(whole)["test"]
+    assert metrics_of(longer)["parts"] == metrics_of(whole)["parts"]
+    ranks = [pl.read_parquet(folder / "test_ranks.parquet") for folder in (longer, whole)]
+    assert ranks[0].equals(ranks[1])
+    assert OmegaConf.load(longer / ".hydra" / "config.yaml").trainer.max_epochs == 2
