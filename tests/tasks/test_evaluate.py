@@ -83,7 +83,7 @@ def test_a_later_log_has_the_codes_of_training(
     assert n_unknown > 0
     shown = capfd.readouterr().out
     assert f"{n_unknown} of 720 events are of items that training did not have, and are dropped" in shown
-    assert "10 of 50 users are new, and have unknown contexts" in shown
+    assert "10 of 50 users are new" in shown
     test = pl.read_parquet("later/prepared/test.parquet")
     users = pl.read_parquet("later/prepared/users.parquet")
     events = test.join(users.select("user", user_name="id"), on="user").join(

@@ -12,14 +12,14 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.lists import evaluate_lists, read_lists
 from arnn_lightning.io import write_json
 from arnn_lightning.reporting.console import results_table
-from arnn_lightning.run_folder import METRICS_FILE
+from arnn_lightning.run_folder import METRICS_FILE, task_folder
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import check_cutoffs, published_results
 from arnn_lightning.training.stage import all_metrics, headline_metrics, to_container
 
 
 def run_lists(config: DictConfig) -> None:
-    """Writes metrics.json and test_ranks.parquet of the lists into the task's folder, as a run does; prints the table."""
+    """Writes metrics.json and test_ranks.parquet of the lists, as a run does, and prints the table."""
     if not OmegaConf.is_missing(config, "checkpoint"):
         raise UserError("task=evaluate: checkpoint and lists cannot both be set")
     with task_folder(copy.deepcopy(config)) as folder:
