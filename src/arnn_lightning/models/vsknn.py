@@ -43,7 +43,7 @@ class VSKNN(SessionNeighbours):
         self.idf_weight = idf_weighting
 
     def event_weight(self, step: np.ndarray, length: np.ndarray) -> np.ndarray:
-        share = (length - step + 1) / length
+        share: np.ndarray = (length - step + 1) / length
         if self.weighting in ("div", "quadratic"):
             return share if self.weighting == "div" else share**2
         return DECAYS[self.weighting](step - 1)  # the last event has distance 0 here, and 1 in scores
