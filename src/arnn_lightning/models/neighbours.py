@@ -137,8 +137,9 @@ class SessionNeighbours(WindowRecommender):
     @property
     def index(self) -> "SessionIndex":
         if self._index is None:
-            parts = (self.item, self.position, self.offset, self.time, self.category)
-            item, position, offset, time, category = (part.cpu().numpy() for part in parts)
+            item, position, offset, time, category = (
+                part.cpu().numpy() for part in (self.item, self.position, self.offset, self.time, self.category)
+            )
             self._index = SessionIndex.make(item, position, offset, time, category, self.n_items, self.sample_size)
         return self._index
 
@@ -224,8 +225,8 @@ class SessionNeighbours(WindowRecommender):
         for category_S in self.index.category.T:
             shared_P += has_MC[row_P, category_S[session_P]]
         known_S = (self.index.category < self.n_categories).sum(1)
-        agreement_P: np.ndarray = shared_P / np.sqrt(np.maximum(known_S, 1))[session_P]
-        return agreement_P
+        cosine_P: np.ndarray = shared_P / np.sqrt(np.maximum(known_S, 1))[session_P]
+        return cosine_P
 
 
 @dataclass(frozen=True)
