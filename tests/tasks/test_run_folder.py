@@ -126,7 +126,7 @@ def test_a_finished_run_is_trained_for_more_epochs(model: str, monkeypatch: pyte
     assert arnn_here(["resume=true", f"hydra.run.dir={longer}", "trainer.max_epochs=2"], monkeypatch) == 0
     assert arnn_here([*settings, "trainer.max_epochs=2", f"hydra.run.dir={whole}"], monkeypatch) == 0
     assert metrics_of(longer)["test"] == metrics_of(whole)["test"]
-    assert metrics_of(longer)["parts"] == metrics_of(whole)["parts"]
+    assert metrics_of(longer)["encoders"] == metrics_of(whole)["encoders"]
     ranks = [pl.read_parquet(folder / "test_ranks.parquet") for folder in (longer, whole)]
     assert ranks[0].equals(ranks[1])
     assert OmegaConf.load(longer / ".hydra" / "config.yaml").trainer.max_epochs == 2
