@@ -344,6 +344,11 @@ RESERVED = {
     "enable_progress_bar": "the bar is shown on terminals only",
     "gradient_clip_val": "set model.clip_norm",
     "accumulate_grad_batches": "set model.batch_size",
+    "limit_val_batches": "metrics are of every prediction; validate less often by +trainer.check_val_every_n_epoch=2",
+    "limit_test_batches": "metrics are of every prediction",
+    "fast_dev_run": "set trainer.max_epochs=1 and +trainer.limit_train_batches=1",
+    "overfit_batches": "set +trainer.limit_train_batches=1",
+    "barebones": "a run logs its metrics",
 }
 # Where a task does not read every setting: the sections that it reads, and why the others have no effect.
 READ_BY_TASK = {

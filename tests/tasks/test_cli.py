@@ -333,6 +333,10 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
         ([*SMALL, "model.loss.activation=relu"], "model.loss.activation=relu: must be one of softmax"),
         ([*SMALL, "data.context_strength=3"], "data.context_strength=3: must be a number in [0, 1]"),
         ([*SMALL, "pretrained.context=first/metrics.json"], "damaged or not a checkpoint"),
+        (
+            [*SMALL, "pretrained.context=first/checkpoints/session/best.ckpt", "hydra.run.dir=early"],
+            "best.ckpt is a checkpoint of gru4rec, the context encoder is of pnn",
+        ),
         ([*SMALL, "model=gru4rec", "model.optimizer.lr=-1"], "model.optimizer.lr=-1: must be a number of at least 0"),
         ([*SMALL, "model=gru4rec", "model.loss.logq=1"], "logq=1: only cross_entropy with candidates=batch"),
         ([*SMALL, "model=gru4rec", "model.n_sample=-1"], "model.n_sample=-1: must be an integer of at least 0"),

@@ -607,3 +607,10 @@ def test_cluster_variables_do_not_change_a_one_device_run(workspace: Path, varia
     assert stderr == ""
     assert process.returncode == 0
     assert "test/recall@20" in (workspace / run_dir / "metrics.csv").read_text()
+
+
+def test_trainer_arguments_in_the_environment_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning would use them, and no record of the run would have them."""
+    monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "1")
+    with pytest.raises(UserError, match=r"^PL_TRAINER_LIMIT_TRAIN_BATCHES: .* trainer\.limit_train_batches instead$"):
+        make_trainer(compose_config("model=gru4rec"), logger=False)

@@ -153,6 +153,7 @@ def _train_and_test(
     model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
     if model.uses_contexts and rank_and_world_size()[0] == 0:
         warn_of_untrained_unknowns(prepared, config)
+    load_pretrained(model, prepared, config)
     initial = read_initial_weights(model, config, settings.vocabulary)
     first = rank_and_world_size()[0] == 0
     if not (folder / METRICS_FILE).is_file():
@@ -320,6 +321,24 @@ def _absolute(paths: Any) -> Any:
     return str(Path(paths).absolute()) if isinstance(paths, str) else [str(Path(path).absolute()) for path in paths]
 
 
+def load_pretrained(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> None:
+    """Loads the encoders of ``pretrained``, all of them before the first hour of training.
+
+    Raises:
+        UserError: no checkpoint, or one of another model, other sizes or another data set.
+    """
+    for role, stage in (model.stages if isinstance(model, ARNN) else {}).items():
+        path = config.pretrained[role]
+        if path is not None:
+            trained, expected = read_checkpoint(path)["metadata"]["model"], config.model[role]
+            if trained["_target_"] != expected._target_:
+                raise UserError(
+                    f"pretrained.{role}: {path} is a checkpoint of {trained['name']}, the {role} encoder is of "
+                    f"{expected.name}"
+                )
+            load_checkpoint_into(stage, path, prepared, f"pretrained.{role}: {path}")
+
+
 def _train_encoders(
     model: Recommender,
     config: DictConfig,
@@ -331,13 +350,10 @@ def _train_encoders(
     test: bool,
     record: Record,
 ) -> dict[str, EvaluationResult]:
-    """Trains and tests the models of ARNN's encoders, or loads them from ``pretrained``."""
+    """Trains the models of ARNN's encoders, unless they are pretrained, and tests them."""
     results: dict[str, EvaluationResult] = {}
     for role, stage_model in (model.stages if isinstance(model, ARNN) else {}).items():
-        pretrained = config.pretrained[role]
-        if pretrained is not None:
-            load_checkpoint_into(stage_model, pretrained, prepared, f"pretrained.{role}: {pretrained}")
-        else:
+        if config.pretrained[role] is None:
             stage = to_container(config.model[role])
             callbacks = [record, *([initial[role]] if initial else [])]
             if is_extended(config, stage, folder / "checkpoints" / role):

@@ -78,8 +78,12 @@ def make_trainer(config: DictConfig, **settings: Any) -> Trainer:
     """The Trainer of ``config.trainer``; ``settings`` take precedence.
 
     Raises:
-        UserError: devices or SLURM variables that Lightning rejects, or several devices without ``trainer=ddp``.
+        UserError: devices or SLURM variables that Lightning rejects, several devices without ``trainer=ddp``, or
+            arguments of the Trainer in environment variables.
     """
+    for name in os.environ:
+        if name.startswith("PL_TRAINER_"):  # Lightning takes arguments from there that no record of a run would have
+            raise UserError(f"{name}: unset this environment variable, and set trainer.{name[11:].lower()} instead")
     if config.trainer.get("strategy") is None:
         # Otherwise Lightning reads the variables of SLURM, which an interactive shell has too.
         settings["plugins"] = [*settings.get("plugins", []), LightningEnvironment()]

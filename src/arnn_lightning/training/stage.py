@@ -196,7 +196,7 @@ def load_checkpoint_into(
     """Loads and returns a checkpoint that was trained on the same data set; ``source`` names it in errors."""
     checkpoint = read_checkpoint(path)
     require_same_dataset(checkpoint, prepared.folder.name, source or path)
-    load_weights(model, checkpoint, path)
+    load_weights(model, checkpoint, source or path)
     return checkpoint
 
 
