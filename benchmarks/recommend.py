@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from arnn_lightning.preprocessing.contexts import VOCABULARY
 from arnn_lightning.serving.predictor import Predictor
 from arnn_lightning.serving.vocabulary import Vocabulary
 from workloads import SINGLE, machine, make_model, make_parser, parse
@@ -25,6 +26,7 @@ def make_predictor(n_items: int) -> Predictor:
     model = make_model("arnn", n_binary=FIELDS, n_items=n_items)
     vocabulary = Vocabulary.__new__(Vocabulary)
     vocabulary.items = pl.DataFrame({"id": range(n_items), "events": np.ones(n_items)})
+    vocabulary.contexts = pl.DataFrame(schema=VOCABULARY)
     vocabulary.single = [f"field{number}" for number in range(SINGLE)]
     vocabulary.attributes = vocabulary.single
     vocabulary.users = pl.DataFrame(
