@@ -28,7 +28,6 @@ from arnn_lightning.config import install_hint
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json, write_text
 from arnn_lightning.models.trained import SessionRecommender
-from arnn_lightning.nn.product import ProductLayer
 from arnn_lightning.nn.tracing import tracing
 from arnn_lightning.serving.predictor import Predictor
 from arnn_lightning.serving.vocabulary import Vocabulary
@@ -49,9 +48,6 @@ class ExportedStep(nn.Module):
         self.scorer = model.scorer
         self.k = k
         self.n_states = len(model.initial_state(1))
-        for module in self.modules():
-            if isinstance(module, ProductLayer):
-                module.fold()
         self.eval()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -88,7 +84,7 @@ def export_model(predictor: Predictor, checkpoint: Path, output: Path, k: int, c
     """Writes the folder ``output``, as a whole; an earlier export there is replaced.
 
     Args:
-        predictor: the model and its vocabulary. Its product layers are folded: it cannot be trained afterwards.
+        predictor: the model and its vocabulary.
         checkpoint: the file that it is from.
         output: the folder.
         k: length of the lists that the step returns.

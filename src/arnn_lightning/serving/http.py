@@ -14,9 +14,20 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arnn_lightning import __version__
@@ -34,10 +45,17 @@ def _require_unicode(text: str) -> str:
     return text
 
 
+def _whole(number: Any) -> Any:
+    """5.0 is an integer in JSON Schema, and in what many clients send."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 Text = Annotated[StrictStr, AfterValidator(_require_unicode)]
-Id = StrictInt | Text
+Integer = Annotated[StrictInt, BeforeValidator(_whole)]
+Id = Integer | Text
 Value = StrictBool | StrictInt | StrictFloat | Text | None
 MAX_BATCH, MAX_K = 256, 1_000
+CLIENT_GONE = 499  # nginx's status of a request that the client gave up
 
 
 class Strict(BaseModel):
@@ -54,7 +72,7 @@ class Visitor(Strict):
 class Lists(Strict):
     """What is recommended."""
 
-    k: StrictInt = Field(20, ge=1, le=MAX_K)
+    k: Integer = Field(20, ge=1, le=MAX_K)
     exclude_seen: StrictBool = False
     items: list[Id] | None = None
     exclude_items: list[Id] | None = None
@@ -106,6 +124,33 @@ class SessionResponse(BaseModel):
     id: str
     unknown: UnknownParts
     model: str
+
+
+class Problem(BaseModel):
+    """Why a request was refused, in one sentence."""
+
+    detail: str
+
+
+class Health(BaseModel):
+    status: str
+    model: str
+    name: str
+    items: int
+
+
+REFUSALS = {
+    400: "The body is not JSON in UTF-8.",
+    401: "No valid bearer token.",
+    404: "No such session.",
+    413: "The body is too large.",
+    422: "The body is not as described, or nothing is left to recommend.",
+}
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Responses in the description of the API."""
+    return {status: {"model": Problem, "description": REFUSALS[status]} for status in statuses}
 
 
 class SessionStore:
@@ -218,9 +263,11 @@ class BodyLimit:
         is_small = more
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return
             body += message.get("body", b"")
             is_small = len(body) <= self.size
-            more = is_small and message.get("more_body", False) and message["type"] == "http.request"
+            more = is_small and message.get("more_body", False)
         if not is_small:
             await _error(413, f"the body must have at most {self.size} bytes")(scope, receive, send)
             return
@@ -230,6 +277,38 @@ class BodyLimit:
             return messages.pop() if messages else await receive()
 
         await self.app(scope, replay, send)
+
+
+class Measure:
+    """Counts and times requests by route and status; a defect is logged and gives status 500.
+
+    Plain ASGI: as a function under ``app.middleware`` it takes a third of a request's time.
+    """
+
+    def __init__(self, app: ASGIApp, requests: Counter, seconds: Histogram) -> None:
+        self.app, self.requests, self.seconds = app, requests, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), CLIENT_GONE
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_counted)
+        except Exception:
+            log.exception("a request failed")
+            await _error(500, "internal error; the log of the server has the reason")(scope, receive, send_counted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.requests.labels(route, str(status)).inc()
+            self.seconds.labels(route).observe(time.perf_counter() - started)
 
 
 def _error(status: int, sentence: str) -> JSONResponse:
@@ -251,7 +330,7 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     unknown_items = Counter("arnn_unknown_items_total", "Items that are not in the catalogue.", registry=registry)
     Gauge("arnn_sessions", "Live sessions.", registry=registry).set_function(lambda: len(store))
 
-    def authorize(request: Request) -> None:
+    async def authorize(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as sent
         if token is not None and not secrets.compare_digest(given, f"Bearer {token}".encode()):
             raise HTTPException(401, "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
@@ -260,22 +339,11 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         title="arnn-lightning", version=__version__, summary="Next items of a session, by what is known of it"
     )
     app.add_middleware(BodyLimit, size=max_body_bytes)
-    protected = [Depends(authorize)]
-
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        started, status = time.perf_counter(), 500
-        try:
-            response: Response = await call_next(request)
-            status = response.status_code
-            return response
-        except Exception:
-            log.exception("a request failed")
-            return _error(500, "internal error; the log of the server has the reason")
-        finally:
-            route = getattr(request.scope.get("route"), "path", "other")
-            requests.labels(route, str(status)).inc()
-            seconds.labels(route).observe(time.perf_counter() - started)
+    app.add_middleware(Measure, requests=requests, seconds=seconds)
+    # The scheme is in the description alone: it would refuse some of the headers with status 403.
+    protected = [Depends(authorize), *([Depends(HTTPBearer(auto_error=False))] if token is not None else [])]
+    is_refused = [401] if token is not None else []
+    described: dict[str, Any] = {"dependencies": protected, "responses": _refusals(400, *is_refused, 413, 422)}
 
     @app.exception_handler(UserError)
     def user_error(_: Request, error: UserError) -> JSONResponse:
@@ -307,17 +375,17 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         unknown_items.inc(sum(len(session.unknown.items) for session in sessions))
         return [response(predictor, session, items) for session, items in listed(predictor, sessions, lists)]
 
-    @app.post("/v1/recommend", dependencies=protected)
+    @app.post("/v1/recommend", **described)
     def recommend(body: RecommendRequest) -> RecommendResponse:
         """The best next items of one session."""
         return recommend_to([body], body)[0]
 
-    @app.post("/v1/recommend/batch", dependencies=protected)
+    @app.post("/v1/recommend/batch", **described)
     def recommend_batch(body: BatchRequest) -> BatchResponse:
         """The best next items of up to 256 sessions."""
         return BatchResponse(lists=recommend_to(body.sessions, body))
 
-    @app.post("/v1/sessions", status_code=201, dependencies=protected)
+    @app.post("/v1/sessions", status_code=201, **described)
     def open_session(body: Visitor) -> SessionResponse:
         """Opens a live session, which is kept for some minutes after its last click."""
         predictor = models.current
@@ -325,7 +393,11 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         key = store.add(predictor, session)
         return SessionResponse(id=key, unknown=_unknown(session), model=predictor.model_id)
 
-    @app.post("/v1/sessions/{key}/clicks", dependencies=protected)
+    @app.post(
+        "/v1/sessions/{key}/clicks",
+        dependencies=protected,
+        responses=_refusals(400, *is_refused, 404, 413, 422),
+    )
     def click(key: str, body: ClickRequest) -> RecommendResponse:
         """Adds an event to a live session, and returns the best next items."""
         found = store.get(key)
@@ -339,20 +411,25 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
             ((_, items),) = listed(predictor, [session], body)
             return response(predictor, session, items)
 
-    @app.delete("/v1/sessions/{key}", status_code=204, dependencies=protected)
+    @app.delete(
+        "/v1/sessions/{key}",
+        status_code=204,
+        dependencies=protected,
+        responses=_refusals(*is_refused, 404, 413, 422),
+    )
     def close_session(key: str) -> None:
         """Ends a live session."""
         if not store.remove(key):
             raise HTTPException(404, "no such session")
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> Health:
         """Whether the service answers, and with which model."""
         predictor = models.current
-        return {"status": "ok", "model": predictor.model_id, "name": predictor.name, "items": predictor.n_items}
+        return Health(status="ok", model=predictor.model_id, name=predictor.name, items=predictor.n_items)
 
-    @app.get("/metrics", dependencies=protected)
-    def metrics() -> Response:
+    @app.get("/metrics", dependencies=protected, response_class=PlainTextResponse, responses=_refusals(*is_refused))
+    async def metrics() -> Response:
         """Counts and times of requests, in the text format of Prometheus."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
