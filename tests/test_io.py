@@ -3,6 +3,7 @@
 import errno
 import json
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from arnn_lightning.errors import UserError, one_line
 from arnn_lightning.io import atomic_path, staging_directory, write_json, write_text
+from arnn_lightning.training.callbacks import AtomicCheckpointIO
 
 LIMIT = 100_000
 
@@ -55,6 +57,13 @@ def test_a_full_disk_names_the_folder_that_was_staged(kind: str, tmp_path: Path,
         WRITERS[kind](temporary / "part")
     assert str(raised.value) == f"{tmp_path / 'folder'}: cannot be written: File too large"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_written_on_its_disk_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk of temporary files ends no training, nor does an error name a file there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_an_error_about_another_file_names_that_file(tmp_path: Path) -> None:

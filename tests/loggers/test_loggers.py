@@ -130,3 +130,9 @@ def test_a_line_that_a_killed_run_cut_is_removed(tmp_path: Path) -> None:
     LongCSVLogger(str(tmp_path)).log_metrics({"epoch": 1, "val/mrr@20": 0.5}, 6)
     lines = (tmp_path / "metrics.csv").read_bytes().removeprefix(whole).decode().split()
     assert lines == ["1,6,val/mrr@20,0.5"]
+
+
+def test_a_header_that_a_full_disk_cut_is_written_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_bytes(b"epoch,chu")
+    LongCSVLogger(str(tmp_path)).log_metrics({"epoch": 1, "val/mrr@20": 0.5}, 6)
+    assert (tmp_path / "metrics.csv").read_text().split() == ["epoch,chunk,metric,value", "1,6,val/mrr@20,0.5"]

@@ -550,3 +550,15 @@ def test_configurations_show_only_differing_values(workspace: Path) -> None:
     assert re.search(r"<td>data.<wbr>contexts.<wbr>assignment</td>", section)  # a row per key
     assert "<code>own</code> <i>now/0, now/1, now/2</i>" in section
     assert "<code>per_session</code>" in section
+
+
+def test_seconds_of_resumed_runs_are_left_out(workspace: Path, tmp_path: Path) -> None:
+    """They are of the last part of the run."""
+    for folder in seed_runs(workspace)[:2]:
+        shutil.copytree(folder, tmp_path / folder.name)
+    part = json.loads((tmp_path / "0" / "metrics.json").read_text()) | {"resumed": True, "seconds": {"train": 0.0}}
+    for count in (1, 0):  # runs that are not resumed
+        (tmp_path / f"{count}" / "metrics.json").write_text(json.dumps(part | {"seed": count + 1}))
+        page = report_of(find_run_dirs([str(tmp_path)]), workspace).html
+        assert ("<td>20.0</td>" in page.replace(' class="number"', "")) == bool(count)
+        assert "Resumed runs are left out" in page

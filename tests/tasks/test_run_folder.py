@@ -3,16 +3,26 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
+from arnn_lightning.training.callbacks import EpochProgress
 from commandline import SMALL, arnn, arnn_here, metrics_of
 
 GRU = [*SMALL, "model=gru4rec", "baselines={}"]
 Run = tuple[int, str, str]
+
+
+class Killed(BaseException):
+    """What a test raises within a run."""
+
+
+def kill(*_: Any) -> None:
+    raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +136,32 @@ def test_a_finished_run_is_trained_for_more_epochs(model: str, monkeypatch: pyte
     assert arnn_here(["resume=true", f"hydra.run.dir={longer}", "trainer.max_epochs=2"], monkeypatch) == 0
     assert arnn_here([*settings, "trainer.max_epochs=2", f"hydra.run.dir={whole}"], monkeypatch) == 0
     assert metrics_of(longer)["test"] == metrics_of(whole)["test"]
-    assert metrics_of(longer)["parts"] == metrics_of(whole)["parts"]
+    assert metrics_of(longer)["encoders"] == metrics_of(whole)["encoders"]
     ranks = [pl.read_parquet(folder / "test_ranks.parquet") for folder in (longer, whole)]
     assert ranks[0].equals(ranks[1])
     assert OmegaConf.load(longer / ".hydra" / "config.yaml").trainer.max_epochs == 2
+
+
+def test_a_longer_run_that_is_killed_has_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of fewer epochs are not its checkpoints' any more; resume=true alone trains to the end."""
+    shutil.copytree("run", "killed")
+    longer = ["resume=true", "hydra.run.dir=killed", "trainer.max_epochs=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochProgress, "on_train_epoch_end", kill)
+        with pytest.raises(Killed):
+            arnn_here(longer, monkeypatch)
+    assert not Path("killed/metrics.json").exists()
+    assert arnn_here(["resume=true", "hydra.run.dir=killed"], monkeypatch) == 0
+    assert metrics_of(Path("killed"))["resumed"]
+    assert arnn_here([*GRU, "hydra.run.dir=three", "trainer.max_epochs=3"], monkeypatch) == 0
+    assert metrics_of(Path("killed"))["test"] == metrics_of(Path("three"))["test"]
+
+
+def test_a_longer_run_that_is_refused_keeps_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree("run", "damaged")
+    Path("damaged/checkpoints/last.ckpt").write_text("")
+    before = contents(Path("damaged"))
+    assert arnn_here(["resume=true", "hydra.run.dir=damaged", "trainer.max_epochs=3"], monkeypatch) == 2
+    after = contents(Path("damaged"))
+    changed = {path.name for path in before if after.get(path) != before[path]}
+    assert changed <= {"cli.log", "metrics.csv"}

@@ -34,10 +34,9 @@ class LongCSVLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = dict(metrics)
         epoch = int(values.pop("epoch", 0))
-        is_new = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
-            if is_new:
+            if not file.tell():
                 writer.writerow(COLUMNS)
             writer.writerows((epoch, step, metric, value) for metric, value in values.items())
 

@@ -228,7 +228,10 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
         figures.append(Figure(Markup(svg), caption))
     stages = list(dict.fromkeys(stage for runs in timed.values() for run in runs for stage in run.metrics["seconds"]))
     lines = []
-    for (name, label), runs in timed.items():
+    for (name, label), all_runs in timed.items():
+        runs = [run for run in all_runs if not run.metrics.get("resumed")]
+        if not runs:
+            continue
         line = [f"{name}: {label}", str(len(runs))]
         for stage in stages:
             seconds = [run.metrics["seconds"][stage] for run in runs if stage in run.metrics["seconds"]]
@@ -236,7 +239,7 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
         lines.append([*line, f"{np.mean([sum(run.metrics['seconds'].values()) for run in runs]):.1f}"])
     caption = (
         "Seconds, mean over the runs, on the machine of each run and beside its other processes. Encoders that were "
-        "taken from another run take no time."
+        "taken from another run take no time. Resumed runs are left out: theirs are of the last part alone."
     )
     return {"figures": figures, "table": Table(["model", "runs", *stages, "all"], lines, caption)}
 

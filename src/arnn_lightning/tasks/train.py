@@ -89,13 +89,40 @@ def train(config: DictConfig, callbacks: Sequence[Callback], test: bool = True) 
             config, is_longer = resumed_config(config, folder)
         if is_finished and not is_longer:
             return _print_saved_results(config, folder)
-        record = None if is_resumed and not is_longer else copy.deepcopy(config)  # _train completes the config
+        record = Record(config, folder, is_resumed, is_pending=is_longer or not is_resumed)
         return _train(config, folder, callbacks, test, record)
 
 
-def _train(
-    config: DictConfig, folder: Path, callbacks: Sequence[Callback], test: bool, record: DictConfig | None
-) -> float | None:
+class Record(Callback):
+    """Writes the settings of a run once, before it changes any weight.
+
+    A finished run that is trained further keeps its results until then: they would not be those of its checkpoints.
+
+    Args:
+        config: of the run; copied, since a run completes it.
+        folder: of the run.
+        is_resumed: whether another process started the run.
+        is_pending: whether the folder does not have these settings yet.
+    """
+
+    def __init__(self, config: DictConfig, folder: Path, is_resumed: bool, is_pending: bool) -> None:
+        self.folder = folder
+        self.is_resumed = is_resumed
+        is_pending = is_pending and rank_and_world_size()[0] == 0
+        self._pending = copy.deepcopy(config) if is_pending else None
+
+    def write(self) -> None:
+        """Writes the settings, unless they are written, and removes results that another number of epochs gave."""
+        if self._pending is not None:
+            (self.folder / METRICS_FILE).unlink(missing_ok=True)
+            write_record(self._pending, self.folder)
+            self._pending = None
+
+    def on_fit_start(self, *_: Any) -> None:
+        self.write()
+
+
+def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback], test: bool, record: Record) -> float | None:
     stopwatch = Stopwatch()
     prepared = rank_zero_first(lambda: prepare_data(config))
     stopwatch.lap("prepare")
@@ -118,7 +145,7 @@ def _train_and_test(
     loggers: Sequence[SafeLogger],
     callbacks: Sequence[Callback],
     test: bool,
-    record: DictConfig | None,
+    record: Record,
 ) -> float | None:
     seed_everything(config.seed, verbose=False)
     settings = run_settings(config)
@@ -128,13 +155,13 @@ def _train_and_test(
         warn_of_untrained_unknowns(prepared, config)
     initial = read_initial_weights(model, config, settings.vocabulary)
     first = rank_and_world_size()[0] == 0
-    if first and record is not None and not (folder / METRICS_FILE).is_file():
-        write_record(record, folder)
-        record = None
-    encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch, initial, test)
-    callbacks = [*callbacks, *([initial[""]] if initial else [])]
+    if not (folder / METRICS_FILE).is_file():
+        record.write()
+    encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch, initial, test, record)
+    callbacks = [*callbacks, record, *([initial[""]] if initial else [])]
     train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
     stopwatch.lap("train")
+    record.write()
     validation = validate_model(model, prepared, config)
     if not test:
         if first:
@@ -146,9 +173,10 @@ def _train_and_test(
     stopwatch.lap("test")
     if first:
         speed = getattr(model, "train_events_per_second", None)
-        if record is not None:  # of a finished run that was trained further: replaced together with its results
-            write_record(record, folder)
-        _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, initial)
+        notes: dict[str, Any] = {"resumed": True} if record.is_resumed else {}
+        if initial:
+            notes["init_from"] = {role or "model": weights.record for role, weights in initial.items()}
+        _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, notes)
         results = [*baselines.values(), *encoders.values(), result]
         _print_results(config, folder, results)
         _log_groups(
@@ -167,7 +195,7 @@ def _write_results(
     prepared: PreparedDataset,
     stopwatch: "Stopwatch",
     train_events_per_second: float | None,
-    initial: Mapping[str, InitialWeights],
+    notes: Mapping[str, Any],
 ) -> None:
     for role, other in [*encoders.items(), *baselines.items()]:
         other.write(folder, role)
@@ -186,9 +214,7 @@ def _write_results(
         "seconds": stopwatch.seconds,
         "train_events_per_second": train_events_per_second,
     }
-    if initial:
-        record["init_from"] = {role or "model": weights.record for role, weights in initial.items()}
-    write_json(folder / METRICS_FILE, record)
+    write_json(folder / METRICS_FILE, {**record, **notes})
 
 
 class Stopwatch:
@@ -303,6 +329,7 @@ def _train_encoders(
     stopwatch: Stopwatch,
     initial: Mapping[str, InitialWeights],
     test: bool,
+    record: Record,
 ) -> dict[str, EvaluationResult]:
     """Trains and tests the models of ARNN's encoders, or loads them from ``pretrained``."""
     results: dict[str, EvaluationResult] = {}
@@ -312,7 +339,7 @@ def _train_encoders(
             load_checkpoint_into(stage_model, pretrained, prepared, f"pretrained.{role}: {pretrained}")
         else:
             stage = to_container(config.model[role])
-            callbacks = [initial[role]] if initial else []
+            callbacks = [record, *([initial[role]] if initial else [])]
             if is_extended(config, stage, folder / "checkpoints" / role):
                 restart_stage(folder / "checkpoints")  # of what is trained on top of this encoder
             train_stage(stage_model, prepared, config, stage, folder / "checkpoints" / role, loggers, callbacks)

@@ -14,18 +14,17 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeElapsedColumn
 
-from arnn_lightning.io import atomic_path
 from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.training.checkpoint import write_checkpoint
 
 log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically: Lightning moves a temporary file that may lie on another disk."""
+    """Writes checkpoints atomically: Lightning moves a temporary file, which may lie on another disk, to the path."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with atomic_path(Path(path)) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
+        write_checkpoint(checkpoint, Path(path))
 
 
 class RelocatableCheckpoint(ModelCheckpoint):

@@ -80,6 +80,15 @@ def save_model(model: Recommender, path: Path) -> None:
     """Writes the checkpoint of a model that no Trainer trained."""
     checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
+    write_checkpoint(checkpoint, path)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Writes a checkpoint atomically.
+
+    Raises:
+        UserError: no space, no permission and the like; names ``path``.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as file:  # by name, torch hides the system's error
         torch.save(checkpoint, file)
 
