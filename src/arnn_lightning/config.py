@@ -195,6 +195,7 @@ RULES = TRAINING_RULES | {
     "data.users": either(PATHS, NULL),
     "data.titles": either(PATHS, NULL),
     "data.columns.*": either(TEXT, NULL),
+    "data.where": NULL,  # or a mapping
     "data.time_format": either(TEXT, NULL),
     "data.list_separator": text("text of at least one character", r"(?s).+"),
     "data.null_values": list_of(TEXT, 'texts, as in ["",NULL]', minimum=0),
