@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_module
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks.train import start_lines
-from helpers import write_world
+from helpers import write_dataset
 
 
 def lines(prepared: PreparedDataset, *overrides: str, dims: dict[str, Any] | None = None) -> list[str]:
@@ -17,44 +17,44 @@ def lines(prepared: PreparedDataset, *overrides: str, dims: dict[str, Any] | Non
     return start_lines(config, prepared, config.hydra)
 
 
-def test_tuned_files_of_a_run_are_named(small_world: PreparedDataset) -> None:
-    (line,) = lines(small_world, "model=gru4rec")
+def test_tuned_files_of_a_run_are_named(small_dataset: PreparedDataset) -> None:
+    (line,) = lines(small_dataset, "model=gru4rec")
     assert line.startswith("tuned values: model (synthetic_gru4rec_top1_adagrad);")
-    assert lines(small_world, "model=gru4rec", "model/optimizer=adam") == []
-    assert lines(small_world, "model=pop") == []
+    assert lines(small_dataset, "model=gru4rec", "model/optimizer=adam") == []
+    assert lines(small_dataset, "model=pop") == []
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path) -> None:
-    world = write_world(tmp_path, {"train": ([[0, 1]], [0]), "test": ([[0, 1]], [0])}, n_items=2)
+    world = write_dataset(tmp_path, {"train": ([[0, 1]], [0]), "test": ([[0, 1]], [0])}, n_items=2)
     assert lines(world, "data=xing", "model=gru4rec") == [
         "no validation split (data.split): the last epoch of each stage is kept, not the best"
     ]
     assert lines(world, "data=xing", "model=itemknn") == []
 
 
-def test_keys_of_the_merging_stage_alone_are_named(small_world: PreparedDataset) -> None:
+def test_keys_of_the_merging_stage_alone_are_named(small_dataset: PreparedDataset) -> None:
     arnn = ["data=movielens", "model.epochs=2", "model.optimizer.lr=1", "model.freeze_encoders=false"]
-    assert lines(small_world, *arnn) == [
+    assert lines(small_dataset, *arnn) == [
         "model.epochs: of the merging stage alone; model.session.epochs=10",
         "model.epochs: of the merging stage alone; model.context.epochs=10",
     ]
-    assert len(lines(small_world, *arnn, "pretrained.session=a.ckpt")) == 1
-    assert lines(small_world, "data=movielens", "model=gru4rec", "model.epochs=2") == []
+    assert len(lines(small_dataset, *arnn, "pretrained.session=a.ckpt")) == 1
+    assert lines(small_dataset, "data=movielens", "model=gru4rec", "model.epochs=2") == []
 
 
-def test_arnn_without_contexts_advises_its_session_model(small_world: PreparedDataset) -> None:
-    dims = small_world.dims | {"single_sizes": [], "n_binary": 0}
-    assert lines(small_world, "data=movielens", dims=dims) == [
+def test_arnn_without_contexts_advises_its_session_model(small_dataset: PreparedDataset) -> None:
+    dims = small_dataset.dims | {"single_sizes": [], "n_binary": 0}
+    assert lines(small_dataset, "data=movielens", dims=dims) == [
         "arnn: no contexts (data.contexts); model=gru4rec is the same without them"
     ]
-    assert lines(small_world, "data=movielens") == []
+    assert lines(small_dataset, "data=movielens") == []
 
 
 @pytest.mark.parametrize("model", ["arnn", "gru4rec"])
-def test_the_papers_loss_on_a_users_log_advises_a_strong_model(model: str, small_world: PreparedDataset) -> None:
+def test_the_papers_loss_on_a_users_log_advises_a_strong_model(model: str, small_dataset: PreparedDataset) -> None:
     data = ["data=tabular", "data.events=a.csv"]
-    assert lines(small_world, *data, f"model={model}") == [
+    assert lines(small_dataset, *data, f"model={model}") == [
         f"{model} has the paper's loss; on other logs start with model={model}_strong"
     ]
-    assert lines(small_world, *data, f"model={model}_strong") == []
-    assert lines(small_world, "data=movielens", f"model={model}") == []
+    assert lines(small_dataset, *data, f"model={model}_strong") == []
+    assert lines(small_dataset, "data=movielens", f"model={model}") == []

@@ -73,22 +73,22 @@ def test_E27_every_key_of_speed_is_tested() -> None:
 
 
 @pytest.mark.parametrize("key", SPEED_KEYS)
-def test_E27_a_run_does_not_depend_on_a_key_of_speed(key: str, small_world: PreparedDataset, tmp_path: Path) -> None:
+def test_E27_a_run_does_not_depend_on_a_key_of_speed(key: str, small_dataset: PreparedDataset, tmp_path: Path) -> None:
     outcomes = []
     for overrides in ([], [f"{key}={SPEED_KEYS[key]}"]):
         config = compose_config("model=arnn", "logger={}", *overrides)
         folder = tmp_path / str(len(overrides))
         cache_mb = float(config.performance.cache_mb)
         # Rounding grows over the steps, and Adagrad makes full steps of the rounding of a gradient that is 0.
-        settings = {"metadata": {"prepared": small_world.folder.name}, "cache_mb": cache_mb}
-        model = BY_NAME["arnn"].make(small_world, "model.optimizer.eps=1e-4", **settings).double()
+        settings = {"metadata": {"prepared": small_dataset.folder.name}, "cache_mb": cache_mb}
+        model = BY_NAME["arnn"].make(small_dataset, "model.optimizer.eps=1e-4", **settings).double()
         zeros = model.initial_state
         model.initial_state = lambda batch_size, zeros=zeros: tuple(part.double() for part in zeros(batch_size))
         stage = {"epochs": 2, "patience": None, **DATA, "n_sample": 5}
-        train_stage(model, small_world, config, stage, folder, [])
+        train_stage(model, small_dataset, config, stage, folder, [])
         assert torch.get_num_threads() == config.performance.threads
-        ranks = evaluate_model(model, small_world, config).ranks["rank"].to_numpy()
-        outcomes.append((validate_model(model, small_world, config), ranks, model.state_dict()))
+        ranks = evaluate_model(model, small_dataset, config).ranks["rank"].to_numpy()
+        outcomes.append((validate_model(model, small_dataset, config), ranks, model.state_dict()))
     torch.set_num_threads(1)
     (values, ranks, weights), (other_values, other_ranks, other_weights) = outcomes
     assert other_values == pytest.approx(values, rel=1e-6)
