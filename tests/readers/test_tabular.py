@@ -780,7 +780,7 @@ def test_numeric_attributes_are_numbers(tmp_path: Path, log: Any) -> None:
     plain = {"user": ["u1", "u2"], "since": [date(1970, 1, 3), None], "member": [True, None]}
     pl.DataFrame(plain).write_parquet(tmp_path / "users.parquet")
     raw = read(path, f"data.users={tmp_path / 'users.parquet'}", "data.contexts.numeric={since: 5, member: 2}")
-    assert raw.users().collect().rows() == [("u1", 2.0, 1.0), ("u2", None, None)]
+    assert raw.users().collect().rows() == [("u1", 1970 + 2 / 365, 1.0), ("u2", None, None)]
 
 
 def test_local_times_are_those_of_the_time_zone(log: Any) -> None:

@@ -201,24 +201,19 @@ class ProductLayer(nn.Module):
         return out_BH
 
     def _binary_pairs_closed(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
+        absent_MD, delta_MD = self.values[:, 0], self._delta()
         slot, first, second, mask_n1 = _active_pairs(active_BA)
-        linear_MH, constant_H, weight_nH = self._pair_sums(self.pair_index[first, second])
+        linear_MH, constant_H, weight_nH = self._pair_sums(absent_MD, delta_MD, self.pair_index[first, second])
         out_BH = torch.addmm(constant_H, present_BM, linear_MH)
-        return out_BH.index_add(0, slot, weight_nH * self._pair_products(first, second, mask_n1))
+        return out_BH.index_add(0, slot, weight_nH * _pair_products(delta_MD, first, second, mask_n1))
 
     def _add_present_pairs(self, out_BH: Tensor, active_BA: Tensor) -> Tensor:
         """``out_BH`` with the pairs of two-valued fields that are both present."""
         slot, first, second, mask_n1 = _active_pairs(active_BA)
         weight_nH = self.binary_pairs.index_select(0, self.pair_index[first, second])
-        return out_BH.index_add(0, slot, weight_nH * self._pair_products(first, second, mask_n1))
+        return out_BH.index_add(0, slot, weight_nH * _pair_products(self._delta(), first, second, mask_n1))
 
-    def _pair_products(self, first: Tensor, second: Tensor, mask_n1: Tensor | None) -> Tensor:
-        delta_MD = self._delta()
-        product_n1 = (delta_MD.index_select(0, first) * delta_MD.index_select(0, second)).sum(1, keepdim=True)
-        return product_n1 if mask_n1 is None else product_n1 * mask_n1
-
-    def _pair_sums(self, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        absent_MD, delta_MD = self.values[:, 0], self._delta()
+    def _pair_sums(self, absent_MD: Tensor, delta_MD: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sums: tuple[Tensor, Tensor, Tensor] = _PairSums.apply(  # type: ignore[no-untyped-call]
             self.binary_pairs, delta_MD @ absent_MD.T, absent_MD @ absent_MD.T, pairs
         )
@@ -229,9 +224,14 @@ class ProductLayer(nn.Module):
         """Computes the closed form's sums over weights once: for a layer that serves or is exported, not trained."""
         constant_H, linear_MH = self._binary_fields()
         if self.products and len(self.values) > 1:
-            pairs_MH, pairs_H, _ = self._pair_sums(self.pair_index.new_zeros(0))
+            pairs_MH, pairs_H, _ = self._pair_sums(self.values[:, 0], self._delta(), self.pair_index.new_zeros(0))
             constant_H, linear_MH = constant_H + pairs_H, linear_MH + pairs_MH
         self._folded = Sums(self._item_weight(), self._single_weight(), constant_H, linear_MH, self._delta())
+
+
+def _pair_products(delta_MD: Tensor, first: Tensor, second: Tensor, mask_n1: Tensor | None) -> Tensor:
+    product_n1 = (delta_MD.index_select(0, first) * delta_MD.index_select(0, second)).sum(1, keepdim=True)
+    return product_n1 if mask_n1 is None else product_n1 * mask_n1
 
 
 class _PairSums(torch.autograd.Function):
