@@ -1,7 +1,7 @@
 """The benchmarks that need no peer run at tiny sizes, and the reference trains the same model as ours."""
 
-import sys
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 

@@ -24,11 +24,11 @@ from arnn_lightning.serving.export import ExportedStep, export_model
 from arnn_lightning.serving.predictor import Predictor, load
 from commandline import arnn
 from helpers import python_block
-from models import BY_NAME, ModelCase
+from models import BY_NAME, MODELS, TRAINED, ModelCase
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-EXPORTED = ("gru4rec", "gru4rec_separate", "gru4rec_tied", "pnn", "concat", "arnn", "arnn_concat", "arnn_joint")
+EXPORTED = tuple(case.name for case in TRAINED)
 Checkpoints = Callable[[ModelCase], Path]
 
 
@@ -145,7 +145,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(checkpoints: Checkpo
 
 
 def test_what_cannot_be_exported_is_one_line(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    for name in ("pop", "itemknn"):
+    for name in (case.name for case in MODELS if not case.is_trained):
         with pytest.raises(UserError, match=f"{name} has no encoder to export"):
             export(checkpoints(BY_NAME[name]), tmp_path / "out")
     with pytest.raises(UserError, match=r"^k=100000: the catalogue has \d+ items"):
