@@ -270,16 +270,20 @@ def _titles(vocabulary: Vocabulary) -> dict[str, Any]:
 def _categories(predictor: Predictor) -> dict[str, Any]:
     """What ``single`` and ``active`` must be for a profile.
 
-    single: by attribute, in the order of the columns, the row of every category and of "unknown"; active: by attribute
-    the code of every category and of all "other" ones; "unknown" has no code.
+    single: by attribute, in the order of the columns, the row of every category and of "unknown"; of a numeric one the
+    edges of its intervals, whose rows follow that of "unknown". active: by attribute the code of every category and of
+    all "other" ones; "unknown" has no code.
     """
     contexts, sizes = predictor.vocabulary.contexts, predictor.metadata["model"]["dims"]["single_sizes"]
     rows = {name: contexts.filter(pl.col("attribute") == name) for name in predictor.vocabulary.attributes}
-    single, first = {}, 0
+    single: dict[str, dict[str, Any]] = {}
+    first = 0
     for name, size in zip(predictor.vocabulary.single, sizes, strict=True):
         codes = {category: first + code for category, code in rows[name].select("category", "code").iter_rows()}
         # A model that was trained with unknown contexts only has not learnt the others.
         single[name] = {"unknown": first, "categories": codes if predictor.uses_contexts else {}}
+        if (rows[name]["kind"] == "numeric").any() and predictor.uses_contexts:
+            single[name]["edges"] = rows[name].sort("code")["low"][1:].to_list()  # the first is minus infinity
         first += size
     active = {}
     for name in predictor.attributes:

@@ -3,14 +3,17 @@
 ``make_app`` makes an ASGI application, which ``task=serve`` runs. Every error is one sentence under ``detail``.
 """
 
+import asyncio
 import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -164,7 +167,7 @@ class SessionStore:
         self.seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._sessions: OrderedDict[str, tuple[float, Predictor, LiveSession, threading.Lock]] = OrderedDict()
+        self._sessions: OrderedDict[str, tuple[float, Predictor, LiveSession]] = OrderedDict()
 
     def __len__(self) -> int:
         with self._lock:
@@ -177,19 +180,18 @@ class SessionStore:
             self._expire()
             while len(self._sessions) >= self.size:
                 self._sessions.popitem(last=False)
-            self._sessions[key] = (self._clock(), predictor, session, threading.Lock())
+            self._sessions[key] = (self._clock(), predictor, session)
         return key
 
-    def get(self, key: str) -> tuple[Predictor, LiveSession, threading.Lock] | None:
-        """The session's model, the session, and the lock under which it is clicked."""
+    def get(self, key: str) -> tuple[Predictor, LiveSession] | None:
+        """The session's model, and the session."""
         with self._lock:
             self._expire()
             if key not in self._sessions:
                 return None
-            _, *found = self._sessions.pop(key)
-            self._sessions[key] = (self._clock(), *found)  # type: ignore[assignment]
-            predictor, session, lock = self._sessions[key][1:]
-            return predictor, session, lock
+            _, predictor, session = self._sessions.pop(key)
+            self._sessions[key] = (self._clock(), predictor, session)
+            return predictor, session
 
     def remove(self, key: str) -> bool:
         with self._lock:
@@ -199,6 +201,71 @@ class SessionStore:
         oldest = self._clock() - self.seconds
         while self._sessions and next(iter(self._sessions.values()))[0] < oldest:
             self._sessions.popitem(last=False)
+
+
+class Job(NamedTuple):
+    """Sessions of one request, the items that are clicked in each, and what is recommended after them."""
+
+    predictor: Predictor
+    sessions: Sequence[LiveSession]
+    items: Sequence[Sequence[Any]]
+    lists: Lists
+
+
+class Batches:
+    """Clicks and lists in one thread, the requests that wait together in one batch: the catalogue is read once for all.
+
+    Args:
+        size: sessions of a batch, if more than one request is in it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._waiting: deque[tuple[Job, Future[list[list[Recommendation]]]]] = deque()
+        self._thread = ThreadPoolExecutor(1, "recommend")
+
+    async def answer(self, job: Job) -> list[list[Recommendation]]:
+        """The lists of a request's sessions, after their clicks."""
+        future: Future[list[list[Recommendation]]] = Future()
+        self._waiting.append((job, future))
+        self._thread.submit(self._run)
+        return await asyncio.wrap_future(future)
+
+    def _run(self) -> None:
+        batch, taken = [], set[int]()
+        while self._waiting:
+            sessions = {id(session) for session in self._waiting[0][0].sessions}
+            # A session that is clicked twice waits for the next batch.
+            if taken and (taken & sessions or len(taken) + len(sessions) > self.size):
+                break
+            taken |= sessions
+            batch.append(self._waiting.popleft())
+        groups: dict[Any, list[tuple[Job, Future[list[list[Recommendation]]]]]] = {}
+        for number, (job, future) in enumerate(batch):
+            if not future.set_running_or_notify_cancel():
+                continue
+            lists = job.lists
+            is_alone = lists.items is not None or lists.exclude_items is not None
+            key = (id(job.predictor), lists.k, lists.exclude_seen, number if is_alone else None)
+            groups.setdefault(key, []).append((job, future))
+        for group in groups.values():
+            try:
+                self._answer(group)
+            except Exception as error:
+                for _, future in group:
+                    future.set_exception(error)
+
+    @staticmethod
+    def _answer(group: Sequence[tuple[Job, Future[list[list[Recommendation]]]]]) -> None:
+        live, lists = group[0][0].predictor.live, group[0][0].lists
+        sessions = [session for job, _ in group for session in job.sessions]
+        items = [clicked for job, _ in group for clicked in job.items]
+        for step in range(max(map(len, items), default=0)):
+            active = [number for number, clicked in enumerate(items) if len(clicked) > step]
+            live.click([sessions[number] for number in active], [items[number][step] for number in active])
+        found = iter(live.top(sessions, lists.k, lists.exclude_seen, lists.items, lists.exclude_items))
+        for job, future in group:
+            future.set_result([*islice(found, len(job.sessions))])
 
 
 class ReloadingPredictor:
@@ -355,61 +422,55 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         place = ".".join(map(str, first["loc"][1:3])) or "body"  # further parts are names of pydantic's
         return _error(422, f"{place}: {first['msg']}")
 
-    def listed(
-        predictor: Predictor, sessions: Sequence[LiveSession], lists: Lists
-    ) -> Iterable[tuple[LiveSession, list[Recommendation]]]:
-        found = predictor.live.top(sessions, lists.k, lists.exclude_seen, lists.items, lists.exclude_items)
-        return zip(sessions, found, strict=True)
+    batches = Batches(MAX_BATCH)
 
-    def response(predictor: Predictor, session: LiveSession, items: list[Recommendation]) -> RecommendResponse:
-        listed = [Item(id=item.item_id, score=item.score, title=item.title) for item in items]
-        return RecommendResponse(items=listed, unknown=_unknown(session), model=predictor.model_id)
+    def respond(predictor: Predictor, session: LiveSession, items: Sequence[Recommendation]) -> dict[str, Any]:
+        listed = [{"id": item.item_id, "score": item.score, "title": item.title} for item in items]
+        return {"items": listed, "unknown": _unknown(session), "model": predictor.model_id}
 
-    def recommend_to(prefixes: Sequence[Prefix], lists: Lists) -> list[RecommendResponse]:
+    async def recommend_to(prefixes: Sequence[Prefix], lists: Lists) -> list[dict[str, Any]]:
         predictor = models.current
         sessions = [predictor.session(prefix.profile, prefix.user) for prefix in prefixes]
-        for step in range(max((len(prefix.session) for prefix in prefixes), default=0)):
-            active = [number for number, prefix in enumerate(prefixes) if len(prefix.session) > step]
-            items = [prefixes[number].session[step] for number in active]
-            predictor.live.click([sessions[number] for number in active], items)
+        job = Job(predictor, sessions, [prefix.session for prefix in prefixes], lists)
+        found = await batches.answer(job)
         unknown_items.inc(sum(len(session.unknown.items) for session in sessions))
-        return [response(predictor, session, items) for session, items in listed(predictor, sessions, lists)]
+        return [respond(predictor, session, items) for session, items in zip(sessions, found, strict=True)]
 
-    @app.post("/v1/recommend", **described)
-    def recommend(body: RecommendRequest) -> RecommendResponse:
+    # Answers are written as they are, and described by their models: validating and copying them takes longer.
+    @app.post("/v1/recommend", response_model=RecommendResponse, **described)
+    async def recommend(body: RecommendRequest) -> Response:
         """The best next items of one session."""
-        return recommend_to([body], body)[0]
+        return JSONResponse((await recommend_to([body], body))[0])
 
-    @app.post("/v1/recommend/batch", **described)
-    def recommend_batch(body: BatchRequest) -> BatchResponse:
+    @app.post("/v1/recommend/batch", response_model=BatchResponse, **described)
+    async def recommend_batch(body: BatchRequest) -> Response:
         """The best next items of up to 256 sessions."""
-        return BatchResponse(lists=recommend_to(body.sessions, body))
+        return JSONResponse({"lists": await recommend_to(body.sessions, body)})
 
-    @app.post("/v1/sessions", status_code=201, **described)
-    def open_session(body: Visitor) -> SessionResponse:
+    @app.post("/v1/sessions", status_code=201, response_model=SessionResponse, **described)
+    async def open_session(body: Visitor) -> Response:
         """Opens a live session, which is kept for some minutes after its last click."""
         predictor = models.current
         session = predictor.session(body.profile, body.user)
         key = store.add(predictor, session)
-        return SessionResponse(id=key, unknown=_unknown(session), model=predictor.model_id)
+        return JSONResponse({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
 
     @app.post(
         "/v1/sessions/{key}/clicks",
+        response_model=RecommendResponse,
         dependencies=protected,
         responses=_refusals(400, *is_refused, 404, 413, 422),
     )
-    def click(key: str, body: ClickRequest) -> RecommendResponse:
+    async def click(key: str, body: ClickRequest) -> Response:
         """Adds an event to a live session, and returns the best next items."""
         found = store.get(key)
         if found is None:
             raise HTTPException(404, "no such session; it may have expired: open a new one")
-        predictor, session, lock = found
-        with lock:
-            known = session.clicks
-            session.click(body.item)
-            unknown_items.inc(int(session.clicks == known))
-            ((_, items),) = listed(predictor, [session], body)
-            return response(predictor, session, items)
+        predictor, session = found
+        known = session.clicks
+        (items,) = await batches.answer(Job(predictor, [session], [[body.item]], body))
+        unknown_items.inc(int(session.clicks == known))
+        return JSONResponse(respond(predictor, session, items))
 
     @app.delete(
         "/v1/sessions/{key}",
@@ -417,7 +478,7 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         dependencies=protected,
         responses=_refusals(*is_refused, 404, 413, 422),
     )
-    def close_session(key: str) -> None:
+    async def close_session(key: str) -> None:
         """Ends a live session."""
         if not store.remove(key):
             raise HTTPException(404, "no such session")
@@ -436,6 +497,6 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     return app
 
 
-def _unknown(session: LiveSession) -> UnknownParts:
+def _unknown(session: LiveSession) -> dict[str, Any]:
     unknown = session.unknown
-    return UnknownParts(items=unknown.items, attributes=unknown.attributes, values=unknown.values)
+    return {"items": unknown.items, "attributes": unknown.attributes, "values": unknown.values}

@@ -281,13 +281,10 @@ def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 def _cat_queries(parts: Sequence[Tensor]) -> Tensor:
     """Queries of VSTAN end in a set of categories, of which the last may be repeated; all others have one width."""
     widths = [part.shape[1] for part in parts]
+    if len({*widths}) == 1:
+        return _cat(parts)
     place = torch.arange(max(widths))
-    return _cat(
-        [
-            part if width == len(place) else part[:, place.clamp(max=width - 1)]
-            for part, width in zip(parts, widths, strict=True)
-        ]
-    )
+    return torch.cat([part[:, place.clamp(max=width - 1)] for part, width in zip(parts, widths, strict=True)])
 
 
 def _pad(parts: Sequence[Tensor]) -> Tensor:

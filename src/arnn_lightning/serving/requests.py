@@ -156,7 +156,7 @@ class RequestReader:
         self.vocabulary = vocabulary
         self.uses_contexts = uses_contexts
         self.list_separator = list_separator
-        self.null_values = [*null_values]
+        self.null_values = ["", *null_values]  # as in reading the data
         self.multi = [name for name in vocabulary.attributes if name not in vocabulary.single]
         is_numeric = pl.col("kind") == "numeric"
         self.numeric = set(vocabulary.contexts.filter(is_numeric)["attribute"])
@@ -276,7 +276,7 @@ class RequestReader:
                 texts = value if isinstance(value, list) else str(value).split(self.list_separator)
                 known = {str(text).strip() for text in texts} - {*self.null_values}
                 active |= {codes.get(text, max(codes.values())) for text in known} if codes else set()
-            elif (text := str(value)) not in self.null_values:
+            elif (text := str(value).strip()) not in self.null_values:
                 single[name] = codes.get(text, codes.get(OTHER, 0))
                 if codes and not single[name]:
                     unknown.values.append((name, text))
@@ -292,6 +292,7 @@ class RequestReader:
     def _number(self, column: pl.Series) -> pl.Series:
         """A numeric attribute; dates as years."""
         if column.dtype == pl.String:
+            column = column.str.strip_chars()
             column = column.set(column.is_in(self.null_values), None)
         years = decimal_years(column)
         try:
@@ -311,7 +312,7 @@ class RequestReader:
         if name not in self.multi:
             if column.dtype.is_nested():
                 raise UserError(f"users: column {name}: attribute {name!r} has one value, not a list")
-            text = column.cast(pl.String)
+            text = column.cast(pl.String).str.strip_chars()
             if column.dtype.is_float():  # 3.0 where the log had 3
                 categories = self.vocabulary.contexts.filter(pl.col("attribute") == name)["category"]
                 text = text.zip_with(text.is_in(categories.implode()), text.str.strip_suffix(".0"))
