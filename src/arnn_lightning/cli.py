@@ -88,7 +88,7 @@ def check(config: DictConfig, job: Any) -> list[str]:
     """
     check_settings(config, job.overrides.task, job.runtime.choices)
     for key in config:
-        if OmegaConf.is_missing(config, key):
+        if OmegaConf.is_missing(config, key) and not (key == "checkpoint" and config.get("lists")):
             raise UserError(f"{key!s} is required; set it on the command line")
     evaluation = config.evaluation
     reported = (config.get("report") or {}).get("metrics") or ()
