@@ -76,7 +76,12 @@ class Predictor:
         # A model that was trained with unknown contexts only has not learnt the others.
         self.uses_contexts = model.uses_contexts and data["contexts"]["assignment"] != "unknown"
         self.reader = RequestReader(
-            vocabulary, self.uses_contexts, data.get("list_separator", ","), data.get("null_values", [""])
+            vocabulary,
+            self.uses_contexts,
+            data.get("list_separator", ","),
+            data.get("null_values", [""]),
+            data.get("date_format"),
+            data.get("decimal", "."),
         )
         self._single_sizes: list[int] = list(metadata["model"]["dims"]["single_sizes"])
         self._popularity_I = torch.from_numpy(vocabulary.items["events"].to_numpy().astype(np.float32))
