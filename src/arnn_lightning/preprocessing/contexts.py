@@ -20,8 +20,8 @@ from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.readers.schema import USER
 
 OTHER = "(other)"
-EVENTS = "(events)"  # a column beside attributes, which may have any other name
 PREFIX = "context."  # so that an attribute may have the name of any other column
+EVENTS = "\0events"  # not a name that an attribute can have
 VOCABULARY = {
     "attribute": pl.String,
     "kind": pl.String,

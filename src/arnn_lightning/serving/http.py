@@ -417,8 +417,10 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         return _error(422, str(error))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if "json" not in request.headers.get("content-type", ""):  # curl's default is that of forms
+            return _error(422, "body: the header Content-Type must be application/json")
         place = ".".join(map(str, first["loc"][1:3])) or "body"  # further parts are names of pydantic's
         return _error(422, f"{place}: {first['msg']}")
 

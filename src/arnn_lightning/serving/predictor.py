@@ -81,7 +81,12 @@ class Predictor:
         # A model that was trained with unknown contexts only has not learnt the others.
         self.uses_contexts = model.uses_contexts and data["contexts"]["assignment"] != "unknown"
         self.reader = RequestReader(
-            vocabulary, self.uses_contexts, data.get("list_separator", ","), data.get("null_values", [""])
+            vocabulary,
+            self.uses_contexts,
+            data.get("list_separator", ","),
+            data.get("null_values", [""]),
+            data.get("date_format"),
+            data.get("decimal", "."),
         )
         self._single_sizes: list[int] = list(metadata["model"]["dims"]["single_sizes"])
         self._first_category = [0, *accumulate(self._single_sizes)][:-1]

@@ -11,7 +11,7 @@ import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.preprocessing.contexts import OTHER, PREFIX, encode_profiles
-from arnn_lightning.readers.schema import USER, decimal_years
+from arnn_lightning.readers.schema import USER, decimal_years, with_decimal_point
 from arnn_lightning.serving.vocabulary import Vocabulary
 
 SESSION_ID, ITEM_ID, TIME, USER_ID = "session_id", "item_id", "time", "user_id"
@@ -148,15 +148,25 @@ class RequestReader:
         uses_contexts: whether the model reads contexts; where not, profiles are ignored.
         list_separator: between the values of a multi-valued attribute in one text.
         null_values: texts that mean a missing value.
+        date_format: strftime format of dates in text; None: ISO 8601.
+        decimal: the decimal separator of numbers in text.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, uses_contexts: bool, list_separator: str, null_values: Iterable[str]
+        self,
+        vocabulary: Vocabulary,
+        uses_contexts: bool,
+        list_separator: str,
+        null_values: Iterable[str],
+        date_format: str | None,
+        decimal: str,
     ) -> None:
         self.vocabulary = vocabulary
         self.uses_contexts = uses_contexts
         self.list_separator = list_separator
         self.null_values = ["", *null_values]  # as in reading the data
+        self.date_format = date_format
+        self.decimal = decimal
         self.multi = [name for name in vocabulary.attributes if name not in vocabulary.single]
         is_numeric = pl.col("kind") == "numeric"
         self.numeric = set(vocabulary.contexts.filter(is_numeric)["attribute"])
@@ -294,7 +304,9 @@ class RequestReader:
         if column.dtype == pl.String:
             column = column.str.strip_chars()
             column = column.set(column.is_in(self.null_values), None)
-        years = decimal_years(column)
+        years = decimal_years(column, self.date_format)
+        if years.dtype == pl.String:
+            years = with_decimal_point(years.str.strip_chars(), self.decimal)
         try:
             return years.cast(pl.Float64)
         except pl.exceptions.PolarsError as error:
