@@ -362,7 +362,10 @@ READ_BY_TASK = {
         ),
         "task=evaluate takes model and data from the checkpoint",
     ),
-    "lists": (("lists", "name", "data", "evaluation", "paths", "seed"), "task=evaluate lists= has no model"),
+    "lists": (
+        ("lists", "name", "data", "evaluation", "performance", "trainer", "paths", "seed", "logger"),
+        "task=evaluate lists= has no model",
+    ),
 }
 
 

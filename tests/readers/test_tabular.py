@@ -449,10 +449,10 @@ def test_a_change_is_located_in_its_file(log: Any) -> None:
 
 # --- from bytes to events, against a parser in plain Python ---
 
-IDS = st.text(st.sampled_from('abc0 ;,|"\t'), min_size=1, max_size=5).filter(lambda text: text.strip() == text)
+IDS = st.builds("a{}b".format, st.text(st.sampled_from('abc0 ;,|"\t'), max_size=4))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60, derandomize=True)
 @given(
     rows=st.lists(st.tuples(IDS, IDS, st.integers(NOON, NOON + 5), st.integers(0, 999), st.integers(0, 3)), min_size=1),
     separator=st.sampled_from([",", ";", "\t", "|"]),
