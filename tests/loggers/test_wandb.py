@@ -29,7 +29,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert "wandb" not in done.stdout.lower()
         arnn(
             folder,
-            *SMALL,
+            *(override for override in SMALL if not override.startswith("data.generate")),
             "model=arnn",
             "hydra.run.dir=one",
             "logger.wandb.artifacts=true",

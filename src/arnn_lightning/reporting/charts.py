@@ -73,7 +73,7 @@ def assign_styles(labels: Iterable[str]) -> dict[str, Style]:
     """One colour and marker per model for all charts of a page, by its label.
 
     >>> assign_styles(["arnn", "mine", "arnn", "yours"])["yours"]
-    ('#56B4E9', 'P')
+    ('#7F5FBF', '<')
     """
     labels = dict.fromkeys(labels)
     others = [label for label in labels if label not in MODELS]
