@@ -13,11 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from arnn_lightning.preprocessing.contexts import VOCABULARY
 from arnn_lightning.serving.predictor import Predictor
 from arnn_lightning.serving.vocabulary import Vocabulary
 from workloads import SINGLE, machine, make_model, make_parser, parse
 
 FIELDS, BATCH = 355, 64
+PROFILE = {f"field{number}": str(number) for number in range(1, SINGLE)} | {"tags": ["1", "20", "300"]}
 
 
 def make_predictor(n_items: int) -> Predictor:
@@ -26,7 +28,10 @@ def make_predictor(n_items: int) -> Predictor:
     vocabulary = Vocabulary.__new__(Vocabulary)
     vocabulary.items = pl.DataFrame({"id": range(n_items), "events": np.ones(n_items)})
     vocabulary.single = [f"field{number}" for number in range(SINGLE)]
-    vocabulary.attributes = vocabulary.single
+    fields = [(name, "single", code, str(code), 1, None) for name in vocabulary.single for code in range(1, 20)]
+    fields += [("tags", "multi", code, str(code), 1, None) for code in range(FIELDS)]
+    vocabulary.contexts = pl.DataFrame(fields, schema=VOCABULARY, orient="row")
+    vocabulary.attributes = [*vocabulary.single, "tags"]
     vocabulary.users = pl.DataFrame(
         {
             "id": range(1_000),

@@ -1,5 +1,6 @@
 """Small prepared data sets and models shared by the tests."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def write_dataset(
     manifest = {"name": "small", "dims": dims, "splits": counts, "version": "test", "fields": 0}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return PreparedDataset(folder)
+
+
+def python_block(text: str) -> str:
+    """The only Python block of a document."""
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return str(block)
 
 
 def compose_config(*overrides: str) -> DictConfig:

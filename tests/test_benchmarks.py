@@ -1,5 +1,6 @@
 """The benchmarks that need no peer run at tiny sizes, and the reference trains the same model as ours."""
 
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -87,3 +88,12 @@ def test_recommend_benchmark_times_clicks_and_lists(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert sum("ms (fastest" in line for line in lines) == 4
     assert any("sessions/s" in line for line in lines)
+
+
+def test_serve_benchmark_counts_answers_without_errors(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("uvicorn")
+    assert import_module("serve").main(["--quick"]) == 0
+    line = capfd.readouterr().out.splitlines()[-1]
+    assert "p90" in line
+    assert "statuses {201: " in line
+    assert not re.search(r"[45]\d\d: ", line)

@@ -88,7 +88,8 @@ def check(config: DictConfig, job: Any) -> list[str]:
     """
     check_settings(config, job.overrides.task, job.runtime.choices)
     for key in config:
-        if OmegaConf.is_missing(config, key) and not (key == "checkpoint" and config.get("lists") is not None):
+        is_replaced = key == "checkpoint" and config.get("lists") is not None  # of task=evaluate
+        if OmegaConf.is_missing(config, key) and not is_replaced:
             raise UserError(f"{key!s} is required; set it on the command line")
     evaluation = config.evaluation
     reported = (config.get("report") or {}).get("metrics") or ()

@@ -197,6 +197,8 @@ RULES = TRAINING_RULES | {
     "data.columns.*": either(TEXT, NULL),
     "data.where": NULL,  # or a mapping
     "data.time_format": either(TEXT, NULL),
+    "data.date_format": either(TEXT, NULL),
+    "data.decimal": choice(".", ","),
     "data.list_separator": text("text of at least one character", r"(?s).+"),
     "data.null_values": list_of(TEXT, 'texts, as in ["",NULL]', minimum=0),
     "data.source": either(TEXT, NULL),
@@ -365,7 +367,10 @@ READ_BY_TASK = {
         ),
         "task=evaluate takes model and data from the checkpoint",
     ),
-    "lists": (("lists", "name", "data", "evaluation", "paths", "seed"), "task=evaluate lists= has no model"),
+    "lists": (
+        ("lists", "name", "data", "evaluation", "performance", "trainer", "paths", "seed", "logger"),
+        "task=evaluate lists= has no model",
+    ),
 }
 
 

@@ -64,13 +64,13 @@ def test_ties_of_many_neighbours_go_to_the_smaller_code() -> None:
 def test_a_long_session_does_not_widen_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(itemknn, "_PAIRS_PER_BLOCK", 2_000)
     counted = []
-    update = itemknn.ItemKNN._update_topk
+    update = itemknn.ItemKNN._keep_most_similar
 
     def count(self, cooccurrence, *arguments) -> None:
         counted.append(cooccurrence.nnz)
         update(self, cooccurrence, *arguments)
 
-    monkeypatch.setattr(itemknn.ItemKNN, "_update_topk", count)
+    monkeypatch.setattr(itemknn.ItemKNN, "_keep_most_similar", count)
     model = make_model("itemknn", {"n_items": 500}, "model.neighbours=3")
     model.fit(make_sessions([list(range(500)), *random_sessions(1, 50, 500)]))
     assert max(counted) <= 2_000

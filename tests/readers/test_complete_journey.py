@@ -124,21 +124,15 @@ def test_prepared_sessions_keep_the_shuffled_order(tmp_path: Path) -> None:
         "shuffle_seed": 4,
         "keep_unknown_households": True,
     }
-    prepared = prepare(
-        {
-            "name": "completejourney",
-            "reader": reader,
-            "window_days": None,
-            "session": "given",
-            "gap": None,
-            "items": {"popularity_coverage": 1.0, "popularity_scope": "window", "min_events": 1},
-            "min_session_length": 2,
-            "split": {"test_days": 2, "val_days": 1},
-            "held_out_user_share": 0.0,
-            "contexts": {"single": list(ATTRIBUTES), "multi": [], "coverage": 0.75, "assignment": "own"},
-        },
-        tmp_path,
+    config = compose_config(
+        "data=completejourney",
+        f"data.raw_dir={raw}",
+        "data.items.min_events=1",
+        *("data.split.test_days=2", "data.split.val_days=1"),
     )
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    plain["reader"] = reader
+    prepared = prepare(plain, tmp_path)
     ids = pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list()
     items: Bought = {}
     for split in ("train", "val", "test"):

@@ -162,3 +162,22 @@ def test_the_named_setting_resolves_the_doubt() -> None:
 def test_the_unit_of_unix_times_is_detected(seconds: list[int], unit: str) -> None:
     times = [second * UNITS[unit] for second in seconds]
     assert parse(times) == parse([str(time) for time in times]) == [(second, 0) for second in seconds]
+
+
+@pytest.mark.parametrize(
+    ("texts", "time_format"),
+    [
+        (["03.11.2015 17:05:06.5", "03.11.2015 17:05:06.45"], "%d.%m.%Y %H:%M:%S.%f"),
+        (["20151103170506500", "20151103170506450"], "%Y%m%d%H%M%S%f"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_fractions_of_python_formats_are_decimal(texts: list[str], time_format: str) -> None:
+    _, nanosecond = TimeParser(time_format, "auto", "UTC", None).parse(pl.Series(texts), str)
+    assert nanosecond is not None
+    assert nanosecond.to_list() == [500_000_000, 450_000_000]
+
+
+def test_am_and_pm_are_not_names_of_zones() -> None:
+    with pytest.raises(UserError, match=r"not an ISO 8601 time .* or a unix time; fix it or set data\.time_format"):
+        TimeParser(None, "auto", "UTC", None).parse(pl.Series(["3/4/2024 5:00 PM"]), str)

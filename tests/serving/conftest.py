@@ -14,7 +14,7 @@ from arnn_lightning.serving.vocabulary import store_vocabulary
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model, save_model
 from arnn_lightning.training.stage import evaluate_model
-from helpers import compose_config, model_config
+from helpers import compose_config, model_config, ready
 from models import ModelCase
 
 
@@ -42,7 +42,7 @@ def checkpoints(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFact
             model = build_model(config_of_model, RunSettings(metadata=metadata, vocabulary=vocabulary))
             for weight in model.parameters():  # larger scores, biases other than 0
                 weight.data += 0.3 * torch.randn_like(weight)
-            model.fit(prepared.sessions("train"))
+            ready(model, prepared).fit(prepared.sessions("train"))
             evaluate_model(model, prepared, config).write(folder)
             save_model(model, folder / "checkpoints" / "best.ckpt")
         return folder

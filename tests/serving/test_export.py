@@ -2,7 +2,6 @@
 
 import ast
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,11 +23,12 @@ from arnn_lightning.serving.card import find_evidence, model_card
 from arnn_lightning.serving.export import ExportedStep, export_model
 from arnn_lightning.serving.predictor import Predictor, load
 from commandline import arnn
-from models import BY_NAME, ModelCase
+from helpers import python_block
+from models import BY_NAME, MODELS, TRAINED, ModelCase
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-EXPORTED = ("gru4rec", "gru4rec_separate", "gru4rec_tied", "pnn", "concat", "arnn", "arnn_concat", "arnn_joint")
+EXPORTED = tuple(case.name for case in TRAINED)
 Checkpoints = Callable[[ModelCase], Path]
 
 
@@ -145,7 +145,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(checkpoints: Checkpo
 
 
 def test_what_cannot_be_exported_is_one_line(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    for name in ("pop", "itemknn"):
+    for name in (case.name for case in MODELS if not case.is_trained):
         with pytest.raises(UserError, match=f"{name} has no encoder to export"):
             export(checkpoints(BY_NAME[name]), tmp_path / "out")
     with pytest.raises(UserError, match=r"^k=100000: the catalogue has \d+ items"):
@@ -169,12 +169,6 @@ def test_a_wrong_export_is_not_written(
     assert not names_in(tmp_path)
 
 
-def example(text: str) -> str:
-    """The Python block of a document."""
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    return str(block)
-
-
 @pytest.mark.parametrize("name", ["gru4rec", "arnn"])
 def test_the_documents_example_needs_numpy_and_onnxruntime_only(
     name: str, checkpoints: Checkpoints, prepared: PreparedDataset, tmp_path: Path
@@ -186,10 +180,10 @@ def test_the_documents_example_needs_numpy_and_onnxruntime_only(
     assert "step.onnx differs from the model by" in done.stdout
     card = (tmp_path / "out" / "README.md").read_text()
     document = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-    assert example(card) == example(document)
+    assert python_block(card) == python_block(document)
     profile = {"country": "de", "career_level": "3", "jobroles": ["1", "no such role"]}
-    code = example(card).replace("profile = {}", f"profile = {profile}")
-    assert code != example(card)
+    code = python_block(card).replace("profile = {}", f"profile = {profile}")
+    assert code != python_block(card)
     blocked = "import sys; sys.modules.update(torch=None, arnn_lightning=None, polars=None)\n"
     script = subprocess.run(
         [sys.executable, "-c", blocked + code], cwd=tmp_path / "out", capture_output=True, text=True, check=True

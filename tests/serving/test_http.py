@@ -269,3 +269,12 @@ def test_serve_answers_and_stops_on_a_signal(checkpoints: Checkpoints, tmp_path:
         assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+def test_a_body_of_another_content_type_is_named(client: TestClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    answer = client.post("/v1/recommend", content=b'{"session": [1]}', headers=form)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422,
+        "body: the header Content-Type must be application/json",
+    )

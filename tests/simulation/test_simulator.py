@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.simulation.simulator import Simulator, ensure_simulated
-from arnn_lightning.tasks.generate import run
+from commandline import arnn_here
 from helpers import compose_config
 
 FILES = {
@@ -83,10 +83,11 @@ def test_an_interrupted_write_leaves_only_the_old_files(tmp_path: Path, error: t
 
 @pytest.mark.parametrize("schema", FILES)
 def test_the_task_writes_the_requested_number_of_rows(
-    tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, schema: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path.parent)
     (tmp_path / "mine.csv").write_text("old")
-    run(compose_config("task=generate", f"schema={schema}", "events=1234", f"output={tmp_path}"))
+    assert arnn_here(["task=generate", f"schema={schema}", "events=1234", f"output={tmp_path}"], monkeypatch) == 0
     assert names(tmp_path) == sorted([*FILES[schema], "mine.csv"])
     log = next(name for name in FILES[schema] if name in ("interactions.csv", "user_log_format1.csv"))
     assert len((tmp_path / log).read_text().splitlines()) == 1 + 1234

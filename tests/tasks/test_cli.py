@@ -136,10 +136,10 @@ def test_modules_of_the_current_folder_are_found(workspace: Path) -> None:
     assert metrics_of(workspace / "mine_3")["test"] == metrics_of(workspace / "mine_1")["test"]
 
 
-def test_the_default_run_prints_five_models_and_a_difference(workspace: Path) -> None:
+def test_the_default_run_prints_all_models_and_a_difference(workspace: Path) -> None:
     printed = (workspace / "first.out").read_text()
     rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
-    assert rows == ["pop", "itemknn", "gru4rec", "pnn", "arnn"]
+    assert rows == ["pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn"]
     assert "arnn - gru4rec, paired: Recall@20" in printed
 
 
@@ -147,7 +147,7 @@ def test_strong_models_keep_their_names_in_table_and_paths(workspace: Path) -> N
     small = [*SMALL, "model.session.n_sample=100"]
     printed = arnn(workspace, *small, "model=arnn_strong").stdout
     rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
-    assert rows == ["pop", "itemknn", "gru4rec_strong", "pnn", "arnn_strong"]
+    assert rows == ["pop", "itemknn", "sr", "vsknn", "gru4rec_strong", "pnn", "arnn_strong"]
     (run,) = (workspace / "outputs" / "train" / "synthetic" / "arnn_strong").iterdir()
     assert metrics_of(run)["encoders"]["session"]["model"] == "gru4rec_strong"
 

@@ -78,13 +78,14 @@ def top_items(score_NI: Tensor, k: int) -> tuple[Tensor, Tensor]:
     >>> top_items(torch.tensor([[0.1, 0.9, 0.5, 0.9, 0.5]]), 3)
     (tensor([[0.9000, 0.9000, 0.5000]]), tensor([[1, 3, 2]]))
     """
-    k = min(k, score_NI.shape[1])
-    best_NK, item_NK = _topk(score_NI, k)
+    n_items = score_NI.shape[1]
+    k = min(k, n_items)
+    best_NK, item_NK = _topk(score_NI, min(k + 1, n_items))
     if not (best_NK[:, 0] < math.inf).all():  # NaN sorts before all numbers
         raise UserError("a score is NaN or infinite: the model has diverged; lower model.optimizer.lr and train again")
-    last_N1 = best_NK[:, -1:]
+    last_N1, item_NK = best_NK[:, k - 1 : k], item_NK[:, :k]
     # Where items that tie with the last were cut off, those that come first in the catalogue are kept.
-    (cut_n,) = torch.where((score_NI >= last_N1).sum(1) > k)
+    (cut_n,) = torch.where(best_NK[:, -1] == last_N1[:, 0]) if k < n_items else (torch.empty(0),)
     if len(cut_n):
         score_nI, last_n1 = score_NI[cut_n], last_N1[cut_n]
         higher_nI, tied_nI = score_nI > last_n1, score_nI == last_n1

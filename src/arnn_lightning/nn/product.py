@@ -17,7 +17,7 @@ Pairs with any other field use the same split always, since it costs nothing the
 """
 
 import itertools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,24 @@ Method = Literal["auto", "gram", "closed"]
 # B x M from which the closed form wins over the Gram matrix (benchmarks/product.py).
 CLOSED_FORM_MIN_SIZE = 5_000
 GRAM_BLOCK = 128  # rows
+
+
+class Sums(NamedTuple):
+    """Sums over weights alone.
+
+    Attributes:
+        item: (D, H) what the item's embedding is multiplied with, whoever the user is.
+        single: (S, D, H) what the embeddings of the single-valued fields are multiplied with.
+        constant: (H,) the bias, and all terms of absent two-valued fields with each other.
+        linear: (M, H) what a present two-valued field adds, beside its pairs with other present ones.
+        delta: (M, D) present minus absent.
+    """
+
+    item: Tensor
+    single: Tensor
+    constant: Tensor
+    linear: Tensor
+    delta: Tensor
 
 
 class ProductLayer(nn.Module):
@@ -86,7 +104,7 @@ class ProductLayer(nn.Module):
         self.binary_pairs_index: Tensor
         self.single_pairs_index: Tensor
         self.pair_index: Tensor
-        self._folded: tuple[Tensor, Tensor] | None = None
+        self._folded: Sums | None = None
 
     def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
         """Two-valued fields present (B, A), padded with -1; embeddings of the single-valued fields and the item."""
@@ -98,11 +116,7 @@ class ProductLayer(nn.Module):
         out_BH = self._binary(active_BA)
         if not S:
             return out_BH
-        weight_SDH = self.single_fields
-        if self.products and M:
-            # sum_i w_is a_i is the same for all slots: it acts on field s like one more weight of z.
-            absent_DSH = (self.values[:, 0].T @ self.cross_pairs.flatten(1)).unflatten(1, (S, -1))
-            weight_SDH = weight_SDH + absent_DSH.transpose(0, 1)
+        weight_SDH = self._single_weight() if self._folded is None else self._folded.single
         out_BH = torch.addmm(out_BH, single_BSD.flatten(1), weight_SDH.flatten(0, 1))
         if self.products and S > 1:
             gram_BP = (single_BSD @ single_BSD.transpose(1, 2)).flatten(1).index_select(1, self.single_pairs_index)
@@ -121,7 +135,7 @@ class ProductLayer(nn.Module):
             return item_BD @ self.item_field
         M = len(self.values)
         binary_MH, single_SH = self.item_pairs[:M], self.item_pairs[M:]
-        out_BH = item_BD @ torch.addmm(self.item_field, self.values[:, 0].T, binary_MH)
+        out_BH = item_BD @ (self._item_weight() if self._folded is None else self._folded.item)
         product_BS = (single_BSD @ item_BD[:, :, None])[:, :, 0]
         out_BH = torch.addmm(out_BH, product_BS, single_SH)
         if M:
@@ -134,7 +148,25 @@ class ProductLayer(nn.Module):
         return out_BH
 
     def _delta(self) -> Tensor:
-        return self.values[:, 1] - self.values[:, 0]
+        return self.values[:, 1] - self.values[:, 0] if self._folded is None else self._folded.delta
+
+    def _item_weight(self) -> Tensor:
+        if not self.products:
+            return self.item_field
+        return torch.addmm(self.item_field, self.values[:, 0].T, self.item_pairs[: len(self.values)])
+
+    def _single_weight(self) -> Tensor:
+        if not self.products or not len(self.values):
+            return self.single_fields
+        # sum_i w_is a_i is the same for all slots: it acts on field s like one more weight of z.
+        absent_DSH = (self.values[:, 0].T @ self.cross_pairs.flatten(1)).unflatten(1, (len(self.single_fields), -1))
+        weight_SDH: Tensor = self.single_fields + absent_DSH.transpose(0, 1)
+        return weight_SDH
+
+    def _binary_fields(self) -> tuple[Tensor, Tensor]:
+        """constant (H) and linear (M, H) of the two-valued fields alone."""
+        constant_H = self.bias + torch.einsum("md,mdh->h", self.values[:, 0], self.binary_fields)
+        return constant_H, (self._delta()[:, None] @ self.binary_fields)[:, 0]
 
     def _binary(self, active_BA: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of the two-valued fields, alone and with each other."""
@@ -143,9 +175,11 @@ class ProductLayer(nn.Module):
             return self.bias.expand(batch_size, -1)
         present_BM = self.values.new_zeros(batch_size, M + 1)
         present_BM = present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
-        absent_MD, delta_MD = self.values[:, 0], self._delta()
-        constant_H = self.bias + torch.einsum("md,mdh->h", absent_MD, self.binary_fields)
-        out_BH = torch.addmm(constant_H, present_BM, (delta_MD[:, None] @ self.binary_fields)[:, 0])
+        if self._folded is not None:
+            out_BH = torch.addmm(self._folded.constant, present_BM, self._folded.linear)
+            return self._add_present_pairs(out_BH, active_BA) if self.products and M > 1 else out_BH
+        constant_H, linear_MH = self._binary_fields()
+        out_BH = torch.addmm(constant_H, present_BM, linear_MH)
         if not self.products or M < 2:
             return out_BH
         closed = batch_size * M >= CLOSED_FORM_MIN_SIZE if self.method == "auto" else self.method == "closed"
@@ -167,20 +201,19 @@ class ProductLayer(nn.Module):
         return out_BH
 
     def _binary_pairs_closed(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
-        delta_MD = self._delta()
-        slot, first, second, mask_n1 = _active_pairs(active_BA)
-        pairs = self.pair_index[first, second]
-        if self._folded is not None:
-            (linear_MH, constant_H), weight_nH = self._folded, self.binary_pairs.index_select(0, pairs)
-        else:
-            linear_MH, constant_H, weight_nH = self._pair_sums(pairs)
-        product_n1 = (delta_MD.index_select(0, first) * delta_MD.index_select(0, second)).sum(1, keepdim=True)
-        if mask_n1 is not None:
-            product_n1 = product_n1 * mask_n1
-        return torch.addmm(constant_H, present_BM, linear_MH).index_add(0, slot, weight_nH * product_n1)
-
-    def _pair_sums(self, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         absent_MD, delta_MD = self.values[:, 0], self._delta()
+        slot, first, second, mask_n1 = _active_pairs(active_BA)
+        linear_MH, constant_H, weight_nH = self._pair_sums(absent_MD, delta_MD, self.pair_index[first, second])
+        out_BH = torch.addmm(constant_H, present_BM, linear_MH)
+        return out_BH.index_add(0, slot, weight_nH * _pair_products(delta_MD, first, second, mask_n1))
+
+    def _add_present_pairs(self, out_BH: Tensor, active_BA: Tensor) -> Tensor:
+        """``out_BH`` with the pairs of two-valued fields that are both present."""
+        slot, first, second, mask_n1 = _active_pairs(active_BA)
+        weight_nH = self.binary_pairs.index_select(0, self.pair_index[first, second])
+        return out_BH.index_add(0, slot, weight_nH * _pair_products(self._delta(), first, second, mask_n1))
+
+    def _pair_sums(self, absent_MD: Tensor, delta_MD: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sums: tuple[Tensor, Tensor, Tensor] = _PairSums.apply(  # type: ignore[no-untyped-call]
             self.binary_pairs, delta_MD @ absent_MD.T, absent_MD @ absent_MD.T, pairs
         )
@@ -188,10 +221,17 @@ class ProductLayer(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Computes the closed form's sums over weights once: the layer can be exported then, and not trained."""
-        self.method = "closed"
+        """Computes the closed form's sums over weights once: for a layer that serves or is exported, not trained."""
+        constant_H, linear_MH = self._binary_fields()
         if self.products and len(self.values) > 1:
-            self._folded = self._pair_sums(self.pair_index.new_zeros(0))[:2]
+            pairs_MH, pairs_H, _ = self._pair_sums(self.values[:, 0], self._delta(), self.pair_index.new_zeros(0))
+            constant_H, linear_MH = constant_H + pairs_H, linear_MH + pairs_MH
+        self._folded = Sums(self._item_weight(), self._single_weight(), constant_H, linear_MH, self._delta())
+
+
+def _pair_products(delta_MD: Tensor, first: Tensor, second: Tensor, mask_n1: Tensor | None) -> Tensor:
+    product_n1 = (delta_MD.index_select(0, first) * delta_MD.index_select(0, second)).sum(1, keepdim=True)
+    return product_n1 if mask_n1 is None else product_n1 * mask_n1
 
 
 class _PairSums(torch.autograd.Function):

@@ -21,6 +21,7 @@ from arnn_lightning.readers.schema import USER
 
 OTHER = "(other)"
 PREFIX = "context."  # so that an attribute may have the name of any other column
+EVENTS = "\0events"  # not a name that an attribute can have
 VOCABULARY = {
     "attribute": pl.String,
     "kind": pl.String,
@@ -115,7 +116,7 @@ def fit_vocabulary(users: pl.DataFrame, train_events: pl.Series, contexts: Mappi
         interval, which belongs to it; the first interval of an attribute begins at minus infinity.
     """
     parts = [pl.DataFrame(schema=VOCABULARY)]
-    trained = users.with_columns(events=train_events).filter(pl.col("events") > 0)
+    trained = users.with_columns(train_events.alias(EVENTS)).filter(pl.col(EVENTS) > 0)
     for name in contexts["single"]:
         parts.append(_vocabulary_rows(_fit_single(trained, name, int(contexts["min_events"])), name, "single"))
     for name, bins in numeric_bins(contexts).items():
@@ -180,7 +181,7 @@ def _validate_attributes(users: pl.DataFrame, contexts: Mapping[str, Any]) -> No
 
 def _fit_single(trained: pl.DataFrame, name: str, min_events: int) -> pl.DataFrame:
     """The categories of a single-valued attribute (category, events, code), "other" last if there are rarer ones."""
-    seen = trained.select("events", category=name).drop_nulls()
+    seen = trained.select(events=EVENTS, category=name).drop_nulls()
     if name != USER:  # ids are unique and sorted
         seen = seen.group_by("category").sum().sort("category")
     seen = seen.with_columns(pl.col("category").cast(pl.String))
@@ -190,7 +191,7 @@ def _fit_single(trained: pl.DataFrame, name: str, min_events: int) -> pl.DataFra
 
 def _fit_multi(trained: pl.DataFrame, name: str, coverage: float, first_code: int) -> pl.DataFrame:
     """The categories of a multi-valued attribute (category, events, code), "other" last; none without any value."""
-    values = trained.select("events", category=name).explode("category").drop_nulls()
+    values = trained.select(events=EVENTS, category=name).explode("category").drop_nulls()
     counts = values.group_by("category").sum().sort("category")
     if counts.is_empty():
         return counts.with_columns(code=pl.lit(0))
@@ -211,7 +212,7 @@ def _fit_numeric(trained: pl.DataFrame, name: str, bins: int | Sequence[float]) 
 
     ``bins``: their edges, or how many of equally many users each; fewer where many users share a value.
     """
-    known = trained.select("events", value=_numbers(pl.col(name))).drop_nulls()
+    known = trained.select(events=EVENTS, value=_numbers(pl.col(name))).drop_nulls()
     if isinstance(bins, int):
         if known.is_empty():
             return pl.DataFrame(schema={column: VOCABULARY[column] for column in ("category", "events", "code", "low")})

@@ -98,7 +98,8 @@ class FilterLog:
                 settings = ", ".join(f"data.split.{key}={value}" for key, value in given.items())
                 first, last = day_range(events, data["timezone"])
                 raise UserError(
-                    f"{self.source}: the {name} split is empty with {settings}, events from {first} to {last}; {self}"
+                    f"{self.source}: the {name} split is empty with {settings}, events from {first} to {last}; "
+                    f"change these settings; {self}"
                 )
 
     def __str__(self) -> str:

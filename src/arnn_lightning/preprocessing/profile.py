@@ -172,7 +172,7 @@ def attribute_remarks(attributes: Sequence[Mapping[str, Any]]) -> dict[str, str]
         if attribute["unknown"] > known:
             remarks[name] = "unknown for most users"
         elif attribute["kind"] == "single" and name != USER and categories >= 20 and categories > known / 2:
-            remarks[name] = "nearly a category per user: an id?"
+            remarks[name] = "nearly a category per user: an id? numbers and dates: data.contexts.numeric"
         elif categories == 1 and not attribute["unknown"]:
             remarks[name] = "the same for all users"
     return remarks

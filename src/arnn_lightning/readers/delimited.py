@@ -108,6 +108,8 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
             if kind == "zst":  # the standard library has it from Python 3.14 on
                 pl.scan_lines(path, glob=False).sink_csv(plain, include_header=False, quote_style="never")
             elif kind == "zip":
+                if "[Content_Types].xml" in _members(path):
+                    raise UserError(f"{path}: a spreadsheet; export it as CSV")
                 members = [member for member in _members(path) if name is None or Path(member).name == name]
                 if len(members) != 1:
                     raise UserError(f"{path}: expected an archive of one file, not of {len(members)}; unpack it")
@@ -193,6 +195,8 @@ def read_delimited(
                     f"{path}: the header has {len(header)} columns, but row 1 has {len(names)} fields, separated by "
                     f"{separator!r}: {names}; name all columns in their order"
                 )
+            if set(names) <= set(header):
+                raise UserError(f"{path}: row 1 is a header: {', '.join(names)}; remove data.header")
             names = list(header)
         index = {column: _column_index(path, column, (aliases or {}).get(column, ()), names) for column in columns}
         with _recoded(file, path, encoding, separator) as (file, separator):
@@ -421,4 +425,7 @@ def _column_index(path: Path, column: str, aliases: Sequence[str], header: Seque
                 raise UserError(f"{path}: {len(matches)} columns are named {name!r} ({listed}); rename all but one")
             if matches:
                 return matches[0]
-    raise UserError(f"{path}: no column {column!r}{nearest(column, unprefixed)}; its columns: {', '.join(unprefixed)}")
+    hint = nearest(column, unprefixed)
+    if not hint and any(name.isdigit() for name in unprefixed):
+        hint = " (is the first line a header? if not, set data.header)"
+    raise UserError(f"{path}: no column {column!r}{hint}; its columns: {', '.join(unprefixed)}")

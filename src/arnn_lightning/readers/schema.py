@@ -115,15 +115,27 @@ def validate_events(raw: RawData, source: Path) -> RawData:
     return raw
 
 
-def decimal_years(column: pl.Series) -> pl.Series:
-    """Dates, or a text column of ISO dates, as numbers such as 1985.5; any other column is returned as it is.
+def decimal_years(column: pl.Series, date_format: str | None) -> pl.Series:
+    """Dates, or a text column of them, as numbers such as 1985.5; any other column is returned as it is.
 
-    >>> decimal_years(pl.Series(["1985-07-02", None, "2000-01-01 12:00"])).round(1).to_list()
+    >>> decimal_years(pl.Series(["1985-07-02", None, "2000-01-01 12:00"]), None).round(1).to_list()
     [1985.5, None, 2000.0]
+
+    Args:
+        column: numbers, texts or dates.
+        date_format: strftime format of dates in text; None: ISO 8601.
+
+    Raises:
+        UserError: an invalid ``date_format``.
     """
     dates = column
     if column.dtype == pl.String:
-        dates = column.str.strip_chars().str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
+        text = column.str.strip_chars() if date_format else column.str.strip_chars().str.slice(0, 10)
+        try:
+            dates = text.str.to_datetime(date_format or "%Y-%m-%d", strict=False).dt.date()
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"data.date_format={date_format}: {str(error).splitlines()[0]}") from error
+        dates = dates.set(dates.dt.year() < 1000, None)  # %Y accepts two digits too
         if dates.null_count() == len(dates) or dates.null_count() > column.null_count():
             return column
     if not dates.dtype.is_temporal():
@@ -131,6 +143,21 @@ def decimal_years(column: pl.Series) -> pl.Series:
     first = dates.dt.truncate("1y").dt.date()
     days = (first.dt.offset_by("1y") - first).dt.total_days()
     return dates.dt.year() + (dates.dt.ordinal_day() - 1) / days
+
+
+def with_decimal_point(text: pl.Series, decimal: str) -> pl.Series:
+    """Texts of numbers, where ``decimal`` is a comma with a decimal point and without dots between thousands.
+
+    >>> with_decimal_point(pl.Series(["1.234.567,8", "3,5", "12.000", "1.5"]), ",").to_list()
+    ['1234567.8', '3.5', '12000', '1.5']
+    """
+    if decimal == ".":
+        return text
+    is_grouped = text.str.contains(r"^[+-]?\d{1,3}(\.\d{3})+(,\d*)?$").fill_null(False)
+    plain = text.to_frame("text").select(
+        pl.when(is_grouped).then(pl.col("text").str.replace_all(".", "", literal=True)).otherwise("text")
+    )
+    return plain.to_series().str.replace(",", ".", literal=True)
 
 
 def _require_unique(table: pl.DataFrame, column: str, name: str) -> None:

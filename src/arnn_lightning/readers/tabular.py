@@ -25,7 +25,7 @@ from arnn_lightning.readers.delimited import (
     read_delimited,
     require_not_null,
 )
-from arnn_lightning.readers.schema import ITEM, SESSION, TIME, TITLE, USER, RawData, decimal_years
+from arnn_lightning.readers.schema import ITEM, SESSION, TIME, TITLE, USER, RawData, decimal_years, with_decimal_point
 from arnn_lightning.readers.times import NANOSECOND, TimeParser
 
 ORDER = "order"
@@ -107,6 +107,8 @@ class TabularReader:
         where: column -> value or values: only these rows are read.
         incomplete: error or drop: what happens to a row without user, item, session, time or order.
         time_format, time_unit, timezone, years: see TimeParser.
+        date_format: strftime format of dates among the numeric attributes; None: ISO 8601.
+        decimal: the decimal separator of numbers in text, a point or a comma.
         single: single-valued attributes.
         multi: multi-valued attributes.
         numeric: numeric attributes, as the keys of a mapping.
@@ -131,6 +133,8 @@ class TabularReader:
     time_unit: str
     timezone: str
     years: Sequence[int] | None
+    date_format: str | None
+    decimal: str
     single: Sequence[str]
     multi: Sequence[str]
     numeric: Mapping[str, object] | None
@@ -235,7 +239,7 @@ class TabularReader:
             *(pl.col(column).alias(name) for name, column in ids.items()),
             seconds.alias(TIME),
             *([] if nanosecond is None else [nanosecond.alias(NANOSECOND)]),
-            *(_parse_number(frame[order], file).alias(ORDER) for order in orders),
+            *(self._parse_number(frame[order], file).alias(ORDER) for order in orders),
             *(self._parse_attribute(frame, name, file).alias(column) for name, column in attributes.items()),
         )
         kept, dropped, unmatched = self._keep_rows(frame, [*ids.values(), time, *orders], file)
@@ -317,11 +321,39 @@ class TabularReader:
         if is_list:
             raise UserError(f"data.contexts: attribute {name!r} is a list and must be listed under data.contexts.multi")
         if name in (self.numeric or {}):
-            return _parse_number(decimal_years(column), file).cast(pl.Float64)
+            return self._parse_number(decimal_years(column, self.date_format), file).cast(pl.Float64)
         if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
             column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
         text = column.cast(pl.String).str.strip_chars()
         return text.set(text.is_in(["", *self.null_values]), None)
+
+    def _parse_number(self, column: pl.Series, file: _File) -> pl.Series:
+        """A column of numbers as Int64 or Float64, null where missing; dates in days since 1970."""
+        if column.dtype == pl.String:
+            text = column.str.strip_chars()
+            text = text.set(text == "", None)
+            number = text.cast(pl.Int64, strict=False)
+            if number.null_count() > text.null_count():
+                number = with_decimal_point(text, self.decimal).cast(pl.Float64, strict=False)
+        elif isinstance(column.dtype, pl.Datetime):
+            text, number = column, column.dt.epoch("us") / 86_400_000_000
+        elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date):
+            text = column
+            number = (
+                column.cast(pl.Int32 if column.dtype == pl.Date else pl.Float64)
+                if not column.dtype.is_integer()
+                else column
+            )
+        else:
+            raise UserError(f"{file}: column {column.name!r} contains {column.dtype}; must be numbers")
+        is_invalid = text.is_not_null() & (number.is_null() | number.cast(pl.Float64).is_infinite())
+        if is_invalid.any():
+            row = is_invalid.arg_true()[0]
+            value = str(column[row])
+            keys = {r"[+-]?[\d.]*,\d*": "data.decimal=','", r"\d{1,4}([./-])\d{1,2}\1\d{1,4}.*": "data.date_format"}
+            advice = next((f", or set {key}" for form, key in keys.items() if re.fullmatch(form, value.strip())), "")
+            raise UserError(f"{file.location(column.name, row)}: {value!r} is not a number; fix or remove it{advice}")
+        return number.fill_nan(None) if number.dtype.is_float() else number
 
     def _read_file(self, file: _File, columns: Sequence[str], ids: Sequence[str]) -> pl.DataFrame:
         """The named columns of one file; ``ids`` are integers or strings."""
@@ -501,32 +533,6 @@ def _require_digits(ids: pl.Series, file: _File) -> None:
         raise UserError(
             f"{file.location(ids.name, row)}: {ids[row]!r} lacks digits of the id; export the column as text"
         )
-
-
-def _parse_number(column: pl.Series, file: _File) -> pl.Series:
-    """A column of numbers as Int64 or Float64, null where missing; dates in days since 1970."""
-    if column.dtype == pl.String:
-        text = column.str.strip_chars()
-        text = text.set(text == "", None)
-        number = text.cast(pl.Int64, strict=False)
-        if number.null_count() > text.null_count():
-            number = text.cast(pl.Float64, strict=False)
-    elif isinstance(column.dtype, pl.Datetime):
-        text, number = column, column.dt.epoch("us") / 86_400_000_000
-    elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date):
-        text = column
-        number = (
-            column.cast(pl.Int32 if column.dtype == pl.Date else pl.Float64)
-            if not column.dtype.is_integer()
-            else column
-        )
-    else:
-        raise UserError(f"{file}: column {column.name!r} contains {column.dtype}; must be numbers")
-    is_invalid = text.is_not_null() & (number.is_null() | number.cast(pl.Float64).is_infinite())
-    if is_invalid.any():
-        row = is_invalid.arg_true()[0]
-        raise UserError(f"{file.location(column.name, row)}: {column[row]!r} is not a number; fix or remove the row")
-    return number.fill_nan(None) if number.dtype.is_float() else number
 
 
 def _split_lists(text: pl.Series, separator: str) -> pl.Series:

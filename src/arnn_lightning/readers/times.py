@@ -132,10 +132,11 @@ class TimeParser:
 
     def _from_format(self, text: pl.Series, fail: Callable[..., NoReturn]) -> tuple[pl.Series, pl.Series | None]:
         assert self.time_format is not None
+        # Python's %f are the digits after the point; polars' are a number of nanoseconds.
+        time_format = self.time_format.replace(".%f", "%.f").replace("%f", "%3f")
         try:
-            time = text.str.to_datetime(self.time_format, strict=False, time_unit="us")
-            has_fraction = "f" in self.time_format
-            finest = text.str.to_datetime(self.time_format, strict=False, time_unit="ns") if has_fraction else time
+            time = text.str.to_datetime(time_format, strict=False, time_unit="us")
+            finest = text.str.to_datetime(time_format, strict=False, time_unit="ns") if "f" in time_format else time
         except pl.exceptions.PolarsError as error:
             raise UserError(f"data.time_format={self.time_format}: {str(error).splitlines()[0]}") from error
         is_invalid = text.is_not_null() & (time.dt.year() < 1000).fill_null(True)  # %Y accepts two digits too
@@ -163,7 +164,9 @@ class TimeParser:
         is_invalid = seconds.is_null() & text.is_not_null()
         if is_invalid.any():
             problem, advice = "not an ISO 8601 time (2015-11-03 17:05) or a unix time", "fix it or set data.time_format"
-            zone_name = (text.str.contains(r"\d\s*[A-Za-z]+[A-Za-z/_\[\]]*$") & is_invalid).fill_null(False)
+            zone_name = (
+                text.str.contains(r"\d\s*[A-Za-z]+[A-Za-z/_\[\]]*$") & ~text.str.contains(r"(?i)[ap]m$") & is_invalid
+            ).fill_null(False)
             if zone_name.any():
                 advice = "set data.timezone, and data.time_format with the name in it, as '%Y-%m-%d %H:%M:%S CET'"
                 fail(zone_name, f"{problem}: names of zones are ambiguous", advice)

@@ -18,11 +18,13 @@ Style = tuple[str, str]  # colour and marker
 MODELS: Mapping[str, Style] = {
     "pop": ("#767676", "x"),
     "itemknn": ("#E69F00", "v"),
+    "sr": ("#56B4E9", "P"),
+    "vsknn": ("#CC79A7", "D"),
     "gru4rec": ("#0072B2", "o"),
     "pnn": ("#009E73", "^"),
     "arnn": ("#D55E00", "s"),
 }
-OTHERS: Sequence[Style] = (("#CC79A7", "D"), ("#56B4E9", "P"), ("#8B6B00", "X"), ("#7F5FBF", "<"), ("#A6761D", ">"))
+OTHERS: Sequence[Style] = (("#8B6B00", "X"), ("#7F5FBF", "<"), ("#A6761D", ">"))
 # Of metrics, in charts about one model: no model's colours.
 METRICS: Sequence[Style] = (("#1b1b1b", "o"), ("#8c8c8c", "s"), ("#7a3b69", "^"), ("#3b6b7a", "D"))
 SIZE = (4.6, 3.2)  # inches of 72 pt: a phone shows it at about this size, so that 10 pt is legible
@@ -71,7 +73,7 @@ def assign_styles(labels: Iterable[str]) -> dict[str, Style]:
     """One colour and marker per model for all charts of a page, by its label.
 
     >>> assign_styles(["arnn", "mine", "arnn", "yours"])["yours"]
-    ('#56B4E9', 'P')
+    ('#7F5FBF', '<')
     """
     labels = dict.fromkeys(labels)
     others = [label for label in labels if label not in MODELS]

@@ -15,7 +15,8 @@ from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.preprocessing.contexts import attribute_names
 from arnn_lightning.reporting.runs import DataSet, Run, flatten
 
-ORDER = ("pop", "itemknn", "gru4rec", "pnn", "arnn")  # rows of the paper's Table 2; other models follow
+# Rows of the paper's Table 2, with the baselines that it lacks; other models follow.
+ORDER = ("pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn")
 MAX_LABEL_KEYS = 3
 SESSION_ENCODER = "session encoder"
 N_ATTRIBUTES = "data.contexts.n_attributes"

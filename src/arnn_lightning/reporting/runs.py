@@ -267,7 +267,7 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         for figures in (config.get("published") or {}).get("table2", {}).values():
             _check_types("config.yaml: published", figures, dict.fromkeys(figures, float))
         metrics = json.loads(file.read_text())
-        if "test" not in metrics:
+        if "val" in metrics and "manifest" not in metrics:
             return SkippedRun(folder, "not tested: a trial of task=tune")
         _check_types("metrics.json", metrics, METRICS_TYPES)
         _check_types("metrics.json: seconds", metrics["seconds"], dict.fromkeys(metrics["seconds"], float))

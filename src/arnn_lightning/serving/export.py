@@ -28,7 +28,6 @@ from arnn_lightning.config import install_hint
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json, write_text
 from arnn_lightning.models.trained import SessionRecommender
-from arnn_lightning.nn.product import ProductLayer
 from arnn_lightning.nn.tracing import tracing
 from arnn_lightning.serving.predictor import Predictor
 from arnn_lightning.serving.vocabulary import Vocabulary
@@ -49,9 +48,6 @@ class ExportedStep(nn.Module):
         self.scorer = model.scorer
         self.k = k
         self.n_states = len(model.initial_state(1))
-        for module in self.modules():
-            if isinstance(module, ProductLayer):
-                module.fold()
         self.eval()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -88,7 +84,7 @@ def export_model(predictor: Predictor, checkpoint: Path, output: Path, k: int, c
     """Writes the folder ``output``, as a whole; an earlier export there is replaced.
 
     Args:
-        predictor: the model and its vocabulary. Its product layers are folded: it cannot be trained afterwards.
+        predictor: the model and its vocabulary.
         checkpoint: the file that it is from.
         output: the folder.
         k: length of the lists that the step returns.
@@ -274,16 +270,20 @@ def _titles(vocabulary: Vocabulary) -> dict[str, Any]:
 def _categories(predictor: Predictor) -> dict[str, Any]:
     """What ``single`` and ``active`` must be for a profile.
 
-    single: by attribute, in the order of the columns, the row of every category and of "unknown"; active: by attribute
-    the code of every category and of all "other" ones; "unknown" has no code.
+    single: by attribute, in the order of the columns, the row of every category and of "unknown"; of a numeric one the
+    edges of its intervals, whose rows follow that of "unknown". active: by attribute the code of every category and of
+    all "other" ones; "unknown" has no code.
     """
     contexts, sizes = predictor.vocabulary.contexts, predictor.metadata["model"]["dims"]["single_sizes"]
     rows = {name: contexts.filter(pl.col("attribute") == name) for name in predictor.vocabulary.attributes}
-    single, first = {}, 0
+    single: dict[str, dict[str, Any]] = {}
+    first = 0
     for name, size in zip(predictor.vocabulary.single, sizes, strict=True):
         codes = {category: first + code for category, code in rows[name].select("category", "code").iter_rows()}
         # A model that was trained with unknown contexts only has not learnt the others.
         single[name] = {"unknown": first, "categories": codes if predictor.uses_contexts else {}}
+        if (rows[name]["kind"] == "numeric").any() and predictor.uses_contexts:
+            single[name]["edges"] = rows[name].sort("code")["low"][1:].to_list()  # the first is minus infinity
         first += size
     active = {}
     for name in predictor.attributes:

@@ -3,20 +3,34 @@
 ``make_app`` makes an ASGI application, which ``task=serve`` runs. Every error is one sentence under ``detail``.
 """
 
+import asyncio
 import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arnn_lightning import __version__
@@ -34,10 +48,17 @@ def _require_unicode(text: str) -> str:
     return text
 
 
+def _whole(number: Any) -> Any:
+    """5.0 is an integer in JSON Schema, and in what many clients send."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 Text = Annotated[StrictStr, AfterValidator(_require_unicode)]
-Id = StrictInt | Text
+Integer = Annotated[StrictInt, BeforeValidator(_whole)]
+Id = Integer | Text
 Value = StrictBool | StrictInt | StrictFloat | Text | None
 MAX_BATCH, MAX_K = 256, 1_000
+CLIENT_GONE = 499  # nginx's status of a request that the client gave up
 
 
 class Strict(BaseModel):
@@ -54,7 +75,7 @@ class Visitor(Strict):
 class Lists(Strict):
     """What is recommended."""
 
-    k: StrictInt = Field(20, ge=1, le=MAX_K)
+    k: Integer = Field(20, ge=1, le=MAX_K)
     exclude_seen: StrictBool = False
     items: list[Id] | None = None
     exclude_items: list[Id] | None = None
@@ -108,6 +129,33 @@ class SessionResponse(BaseModel):
     model: str
 
 
+class Problem(BaseModel):
+    """Why a request was refused, in one sentence."""
+
+    detail: str
+
+
+class Health(BaseModel):
+    status: str
+    model: str
+    name: str
+    items: int
+
+
+REFUSALS = {
+    400: "The body is not JSON in UTF-8.",
+    401: "No valid bearer token.",
+    404: "No such session.",
+    413: "The body is too large.",
+    422: "The body is not as described, or nothing is left to recommend.",
+}
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Responses in the description of the API."""
+    return {status: {"model": Problem, "description": REFUSALS[status]} for status in statuses}
+
+
 class SessionStore:
     """Live sessions by id, the least recently used first; a session ends ``seconds`` after its last request.
 
@@ -119,7 +167,7 @@ class SessionStore:
         self.seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._sessions: OrderedDict[str, tuple[float, Predictor, LiveSession, threading.Lock]] = OrderedDict()
+        self._sessions: OrderedDict[str, tuple[float, Predictor, LiveSession]] = OrderedDict()
 
     def __len__(self) -> int:
         with self._lock:
@@ -132,19 +180,18 @@ class SessionStore:
             self._expire()
             while len(self._sessions) >= self.size:
                 self._sessions.popitem(last=False)
-            self._sessions[key] = (self._clock(), predictor, session, threading.Lock())
+            self._sessions[key] = (self._clock(), predictor, session)
         return key
 
-    def get(self, key: str) -> tuple[Predictor, LiveSession, threading.Lock] | None:
-        """The session's model, the session, and the lock under which it is clicked."""
+    def get(self, key: str) -> tuple[Predictor, LiveSession] | None:
+        """The session's model, and the session."""
         with self._lock:
             self._expire()
             if key not in self._sessions:
                 return None
-            _, *found = self._sessions.pop(key)
-            self._sessions[key] = (self._clock(), *found)  # type: ignore[assignment]
-            predictor, session, lock = self._sessions[key][1:]
-            return predictor, session, lock
+            _, predictor, session = self._sessions.pop(key)
+            self._sessions[key] = (self._clock(), predictor, session)
+            return predictor, session
 
     def remove(self, key: str) -> bool:
         with self._lock:
@@ -154,6 +201,71 @@ class SessionStore:
         oldest = self._clock() - self.seconds
         while self._sessions and next(iter(self._sessions.values()))[0] < oldest:
             self._sessions.popitem(last=False)
+
+
+class Job(NamedTuple):
+    """Sessions of one request, the items that are clicked in each, and what is recommended after them."""
+
+    predictor: Predictor
+    sessions: Sequence[LiveSession]
+    items: Sequence[Sequence[Any]]
+    lists: Lists
+
+
+class Batches:
+    """Clicks and lists in one thread, the requests that wait together in one batch: the catalogue is read once for all.
+
+    Args:
+        size: sessions of a batch, if more than one request is in it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._waiting: deque[tuple[Job, Future[list[list[Recommendation]]]]] = deque()
+        self._thread = ThreadPoolExecutor(1, "recommend")
+
+    async def answer(self, job: Job) -> list[list[Recommendation]]:
+        """The lists of a request's sessions, after their clicks."""
+        future: Future[list[list[Recommendation]]] = Future()
+        self._waiting.append((job, future))
+        self._thread.submit(self._run)
+        return await asyncio.wrap_future(future)
+
+    def _run(self) -> None:
+        batch, taken = [], set[int]()
+        while self._waiting:
+            sessions = {id(session) for session in self._waiting[0][0].sessions}
+            # A session that is clicked twice waits for the next batch.
+            if taken and (taken & sessions or len(taken) + len(sessions) > self.size):
+                break
+            taken |= sessions
+            batch.append(self._waiting.popleft())
+        groups: dict[Any, list[tuple[Job, Future[list[list[Recommendation]]]]]] = {}
+        for number, (job, future) in enumerate(batch):
+            if not future.set_running_or_notify_cancel():
+                continue
+            lists = job.lists
+            is_alone = lists.items is not None or lists.exclude_items is not None
+            key = (id(job.predictor), lists.k, lists.exclude_seen, number if is_alone else None)
+            groups.setdefault(key, []).append((job, future))
+        for group in groups.values():
+            try:
+                self._answer(group)
+            except Exception as error:
+                for _, future in group:
+                    future.set_exception(error)
+
+    @staticmethod
+    def _answer(group: Sequence[tuple[Job, Future[list[list[Recommendation]]]]]) -> None:
+        live, lists = group[0][0].predictor.live, group[0][0].lists
+        sessions = [session for job, _ in group for session in job.sessions]
+        items = [clicked for job, _ in group for clicked in job.items]
+        for step in range(max(map(len, items), default=0)):
+            active = [number for number, clicked in enumerate(items) if len(clicked) > step]
+            live.click([sessions[number] for number in active], [items[number][step] for number in active])
+        found = iter(live.top(sessions, lists.k, lists.exclude_seen, lists.items, lists.exclude_items))
+        for job, future in group:
+            future.set_result([*islice(found, len(job.sessions))])
 
 
 class ReloadingPredictor:
@@ -218,9 +330,11 @@ class BodyLimit:
         is_small = more
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return
             body += message.get("body", b"")
             is_small = len(body) <= self.size
-            more = is_small and message.get("more_body", False) and message["type"] == "http.request"
+            more = is_small and message.get("more_body", False)
         if not is_small:
             await _error(413, f"the body must have at most {self.size} bytes")(scope, receive, send)
             return
@@ -230,6 +344,38 @@ class BodyLimit:
             return messages.pop() if messages else await receive()
 
         await self.app(scope, replay, send)
+
+
+class Measure:
+    """Counts and times requests by route and status; a defect is logged and gives status 500.
+
+    Plain ASGI: as a function under ``app.middleware`` it takes a third of a request's time.
+    """
+
+    def __init__(self, app: ASGIApp, requests: Counter, seconds: Histogram) -> None:
+        self.app, self.requests, self.seconds = app, requests, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), CLIENT_GONE
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_counted)
+        except Exception:
+            log.exception("a request failed")
+            await _error(500, "internal error; the log of the server has the reason")(scope, receive, send_counted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.requests.labels(route, str(status)).inc()
+            self.seconds.labels(route).observe(time.perf_counter() - started)
 
 
 def _error(status: int, sentence: str) -> JSONResponse:
@@ -251,7 +397,7 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     unknown_items = Counter("arnn_unknown_items_total", "Items that are not in the catalogue.", registry=registry)
     Gauge("arnn_sessions", "Live sessions.", registry=registry).set_function(lambda: len(store))
 
-    def authorize(request: Request) -> None:
+    async def authorize(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as sent
         if token is not None and not secrets.compare_digest(given, f"Bearer {token}".encode()):
             raise HTTPException(401, "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
@@ -260,105 +406,99 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         title="arnn-lightning", version=__version__, summary="Next items of a session, by what is known of it"
     )
     app.add_middleware(BodyLimit, size=max_body_bytes)
-    protected = [Depends(authorize)]
-
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        started, status = time.perf_counter(), 500
-        try:
-            response: Response = await call_next(request)
-            status = response.status_code
-            return response
-        except Exception:
-            log.exception("a request failed")
-            return _error(500, "internal error; the log of the server has the reason")
-        finally:
-            route = getattr(request.scope.get("route"), "path", "other")
-            requests.labels(route, str(status)).inc()
-            seconds.labels(route).observe(time.perf_counter() - started)
+    app.add_middleware(Measure, requests=requests, seconds=seconds)
+    # The scheme is in the description alone: it would refuse some of the headers with status 403.
+    protected = [Depends(authorize), *([Depends(HTTPBearer(auto_error=False))] if token is not None else [])]
+    is_refused = [401] if token is not None else []
+    described: dict[str, Any] = {"dependencies": protected, "responses": _refusals(400, *is_refused, 413, 422)}
 
     @app.exception_handler(UserError)
     def user_error(_: Request, error: UserError) -> JSONResponse:
         return _error(422, str(error))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if "json" not in request.headers.get("content-type", ""):  # curl's default is that of forms
+            return _error(422, "body: the header Content-Type must be application/json")
         place = ".".join(map(str, first["loc"][1:3])) or "body"  # further parts are names of pydantic's
         return _error(422, f"{place}: {first['msg']}")
 
-    def listed(
-        predictor: Predictor, sessions: Sequence[LiveSession], lists: Lists
-    ) -> Iterable[tuple[LiveSession, list[Recommendation]]]:
-        found = predictor.live.top(sessions, lists.k, lists.exclude_seen, lists.items, lists.exclude_items)
-        return zip(sessions, found, strict=True)
+    batches = Batches(MAX_BATCH)
 
-    def response(predictor: Predictor, session: LiveSession, items: list[Recommendation]) -> RecommendResponse:
-        listed = [Item(id=item.item_id, score=item.score, title=item.title) for item in items]
-        return RecommendResponse(items=listed, unknown=_unknown(session), model=predictor.model_id)
+    def respond(predictor: Predictor, session: LiveSession, items: Sequence[Recommendation]) -> dict[str, Any]:
+        listed = [{"id": item.item_id, "score": item.score, "title": item.title} for item in items]
+        return {"items": listed, "unknown": _unknown(session), "model": predictor.model_id}
 
-    def recommend_to(prefixes: Sequence[Prefix], lists: Lists) -> list[RecommendResponse]:
+    async def recommend_to(prefixes: Sequence[Prefix], lists: Lists) -> list[dict[str, Any]]:
         predictor = models.current
         sessions = [predictor.session(prefix.profile, prefix.user) for prefix in prefixes]
-        for step in range(max((len(prefix.session) for prefix in prefixes), default=0)):
-            active = [number for number, prefix in enumerate(prefixes) if len(prefix.session) > step]
-            items = [prefixes[number].session[step] for number in active]
-            predictor.live.click([sessions[number] for number in active], items)
+        job = Job(predictor, sessions, [prefix.session for prefix in prefixes], lists)
+        found = await batches.answer(job)
         unknown_items.inc(sum(len(session.unknown.items) for session in sessions))
-        return [response(predictor, session, items) for session, items in listed(predictor, sessions, lists)]
+        return [respond(predictor, session, items) for session, items in zip(sessions, found, strict=True)]
 
-    @app.post("/v1/recommend", dependencies=protected)
-    def recommend(body: RecommendRequest) -> RecommendResponse:
+    # Answers are written as they are, and described by their models: validating and copying them takes longer.
+    @app.post("/v1/recommend", response_model=RecommendResponse, **described)
+    async def recommend(body: RecommendRequest) -> Response:
         """The best next items of one session."""
-        return recommend_to([body], body)[0]
+        return JSONResponse((await recommend_to([body], body))[0])
 
-    @app.post("/v1/recommend/batch", dependencies=protected)
-    def recommend_batch(body: BatchRequest) -> BatchResponse:
+    @app.post("/v1/recommend/batch", response_model=BatchResponse, **described)
+    async def recommend_batch(body: BatchRequest) -> Response:
         """The best next items of up to 256 sessions."""
-        return BatchResponse(lists=recommend_to(body.sessions, body))
+        return JSONResponse({"lists": await recommend_to(body.sessions, body)})
 
-    @app.post("/v1/sessions", status_code=201, dependencies=protected)
-    def open_session(body: Visitor) -> SessionResponse:
+    @app.post("/v1/sessions", status_code=201, response_model=SessionResponse, **described)
+    async def open_session(body: Visitor) -> Response:
         """Opens a live session, which is kept for some minutes after its last click."""
         predictor = models.current
         session = predictor.session(body.profile, body.user)
         key = store.add(predictor, session)
-        return SessionResponse(id=key, unknown=_unknown(session), model=predictor.model_id)
+        return JSONResponse({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
 
-    @app.post("/v1/sessions/{key}/clicks", dependencies=protected)
-    def click(key: str, body: ClickRequest) -> RecommendResponse:
+    @app.post(
+        "/v1/sessions/{key}/clicks",
+        response_model=RecommendResponse,
+        dependencies=protected,
+        responses=_refusals(400, *is_refused, 404, 413, 422),
+    )
+    async def click(key: str, body: ClickRequest) -> Response:
         """Adds an event to a live session, and returns the best next items."""
         found = store.get(key)
         if found is None:
             raise HTTPException(404, "no such session; it may have expired: open a new one")
-        predictor, session, lock = found
-        with lock:
-            known = session.clicks
-            session.click(body.item)
-            unknown_items.inc(int(session.clicks == known))
-            ((_, items),) = listed(predictor, [session], body)
-            return response(predictor, session, items)
+        predictor, session = found
+        known = session.clicks
+        (items,) = await batches.answer(Job(predictor, [session], [[body.item]], body))
+        unknown_items.inc(int(session.clicks == known))
+        return JSONResponse(respond(predictor, session, items))
 
-    @app.delete("/v1/sessions/{key}", status_code=204, dependencies=protected)
-    def close_session(key: str) -> None:
+    @app.delete(
+        "/v1/sessions/{key}",
+        status_code=204,
+        dependencies=protected,
+        responses=_refusals(*is_refused, 404, 413, 422),
+    )
+    async def close_session(key: str) -> None:
         """Ends a live session."""
         if not store.remove(key):
             raise HTTPException(404, "no such session")
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> Health:
         """Whether the service answers, and with which model."""
         predictor = models.current
-        return {"status": "ok", "model": predictor.model_id, "name": predictor.name, "items": predictor.n_items}
+        return Health(status="ok", model=predictor.model_id, name=predictor.name, items=predictor.n_items)
 
-    @app.get("/metrics", dependencies=protected)
-    def metrics() -> Response:
+    @app.get("/metrics", dependencies=protected, response_class=PlainTextResponse, responses=_refusals(*is_refused))
+    async def metrics() -> Response:
         """Counts and times of requests, in the text format of Prometheus."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-def _unknown(session: LiveSession) -> UnknownParts:
+def _unknown(session: LiveSession) -> dict[str, Any]:
     unknown = session.unknown
-    return UnknownParts(items=unknown.items, attributes=unknown.attributes, values=unknown.values)
+    return {"items": unknown.items, "attributes": unknown.attributes, "values": unknown.values}

@@ -1,5 +1,6 @@
 """Live sessions: one click after the other, alone or many sessions in one batch. N sessions, H width of a query."""
 
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,17 +14,19 @@ from torch import Tensor
 
 from arnn_lightning.batch import Contexts, StepInput
 from arnn_lightning.errors import UserError
+from arnn_lightning.preprocessing.contexts import PREFIX
 from arnn_lightning.readers.schema import USER
-from arnn_lightning.serving.requests import Unknown, check_length, find_codes, to_ids
+from arnn_lightning.serving.requests import Unknown, check_length
 
 if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor
 
 MAX_SEEN = 1_000  # items of a session that are known as seen, the latest
 MAX_UNKNOWN = 100  # unknown items that are listed, the latest
-MAGIC, VERSION = b"ARNN", 1
+MAGIC, VERSION = b"ARNN", 2
+INTEGER = re.compile(r"[+-]?[0-9]+")
 _HEADER = struct.Struct("<4sB8sI")  # magic, version, model, checksum
-_SIZES = struct.Struct("<III")  # clicks, active fields, seen items
+_SIZES = struct.Struct("<IIII")  # clicks, active fields, seen items, width of the query
 
 
 class Recommendation(NamedTuple):
@@ -76,8 +79,30 @@ class LiveSession:
         body = b"".join(part.numpy().astype("<i4").tobytes() for part in parts)
         tensors = self.hidden if self.query is None else (self.query, *self.hidden)
         body += b"".join(part.contiguous().numpy().tobytes() for part in tensors)
-        body = _SIZES.pack(self.clicks, self.contexts.active.shape[1], len(self.seen)) + body
+        width = 0 if self.query is None else self.query.shape[1]
+        body = _SIZES.pack(self.clicks, self.contexts.active.shape[1], len(self.seen), width) + body
         return _HEADER.pack(MAGIC, VERSION, self._sessions.model_id, zlib.crc32(body)) + body
+
+
+class IdCodes:
+    """The code (place) of every id of a column."""
+
+    def __init__(self, ids: pl.Series) -> None:
+        self._code = dict(zip(ids.to_list(), range(len(ids)), strict=True))
+        self._type = str if ids.dtype == pl.String else int
+
+    def find(self, value: Any, name: str) -> int | None:
+        """The code of an id of either type, None for unknown ones; raises UserError for what is no id."""
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise UserError(f"{name}={value!r}: an id must be an integer or a string")
+        if self._type is str:
+            return self._code.get(str(value))
+        try:
+            return self._code.get(int(value)) if isinstance(value, int) or INTEGER.fullmatch(value) else None
+        except ValueError:  # thousands of digits
+            return None
 
 
 class LiveSessions:
@@ -91,13 +116,14 @@ class LiveSessions:
         self.predictor = predictor
         self.model_id = bytes.fromhex(predictor.model_id)
         ids = predictor.vocabulary.items["id"]
-        self._code = dict(zip(ids.to_list(), range(len(ids)), strict=True))
+        self._items = IdCodes(ids)
         table = predictor.vocabulary.items
         self._ids = ids.to_list()
         self._titles = table["title"].to_list() if "title" in table.columns else [None] * len(ids)
-        self._id_type = str if ids.dtype == pl.String else int
+        self._users = IdCodes(predictor.vocabulary.users["id"])
         probe = self.open()
         self.click([probe], [self._ids[0]])
+        assert probe.query is not None
         self._query_like = probe.query
 
     def open(
@@ -110,16 +136,21 @@ class LiveSessions:
         """
         if state is not None:
             return self._restore(state)
+        if not isinstance(profile, Mapping | None):
+            raise UserError(f"profile: must map attributes to values, not {type(profile).__name__}")
         predictor, unknown = self.predictor, Unknown()
-        profiles, row = predictor.vocabulary.users, -1
-        if predictor.uses_contexts and profile is not None:
+        single: list[int] = [0] * len(predictor.vocabulary.single)
+        active: list[int] = []
+        if predictor.uses_contexts and profile:
             if user is not None and USER in predictor.vocabulary.single:
                 profile = {USER: user, **profile}
-            profiles, row = predictor.reader.encode(_one_row(profile), None, unknown), 0
+            single, active = predictor.reader.encode_one(profile, unknown)
         elif predictor.uses_contexts and user is not None:
-            code = find_codes(to_ids([user], "user"), profiles["id"], "user")[0]
-            row = -1 if code is None else code
-        return LiveSession(self, predictor.contexts(profiles, np.array([row])), unknown)
+            code = self._users.find(user, "user")
+            if code is not None:
+                row = predictor.vocabulary.users.row(code, named=True)
+                single, active = [row[f"{PREFIX}{name}"] for name in predictor.vocabulary.single], row["active"]
+        return LiveSession(self, predictor.contexts_of(single, active), unknown)
 
     @torch.inference_mode()
     def click(self, sessions: Sequence[LiveSession], items: Sequence[Any]) -> None:
@@ -130,7 +161,7 @@ class LiveSessions:
         """
         if len(sessions) != len(items) or len({id(session) for session in sessions}) < len(sessions):
             raise UserError("click: needs one item for every session, and every session once; click again for the next")
-        codes = [self._find(item) for item in items]
+        codes = [self._items.find(item, "item") for item in items]
         for session, item, code in zip(sessions, items, codes, strict=True):
             if code is None:
                 session.unknown.items = [*session.unknown.items, item][-MAX_UNKNOWN:]
@@ -148,8 +179,9 @@ class LiveSessions:
         state = tuple(_cat(list(parts), -2) for parts in zip(*(s.hidden for s in batch), strict=True))
         query_NH, state = self.predictor.model.encode(step, state)
         for n, (session, code) in enumerate(clicked):
-            session.query = query_NH[n : n + 1]
-            session.hidden = tuple(part[..., n : n + 1, :] for part in state)
+            # Clones: a view would keep the whole batch in memory.
+            session.query = query_NH[n : n + 1].clone()
+            session.hidden = tuple(part[..., n : n + 1, :].clone() for part in state)
             session.clicks += 1
             session.seen.pop(code, None)
             session.seen[code] = None
@@ -174,10 +206,10 @@ class LiveSessions:
         some = next((session.query for session in sessions if session.query is not None), None)
         query_NH = None
         if some is not None:
-            query_NH = _cat([some if session.query is None else session.query for session in sessions])
+            query_NH = _cat_queries([some if session.query is None else session.query for session in sessions])
         score_NK, item_NK = self.predictor.top(
             query_NH,
-            torch.tensor([session.query is not None for session in sessions]),
+            np.array([session.query is not None for session in sessions]),
             k,
             self.predictor.allowed_items(items, exclude_items),
             [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None,
@@ -190,16 +222,6 @@ class LiveSessions:
             ]
             for scores, items in zip(score_NK.tolist(), item_NK.tolist(), strict=True)
         ]
-
-    def _find(self, item: Any) -> int | None:
-        if isinstance(item, np.generic):
-            item = item.item()
-        if isinstance(item, bool) or not isinstance(item, int | str):
-            raise UserError(f"click({item!r}): the id of an item must be an integer or a string")
-        try:
-            return self._code.get(self._id_type(item))
-        except ValueError:
-            return None
 
     def _restore(self, state: bytes) -> LiveSession:
         damaged = UserError("state: damaged or cut off; start a new session")
@@ -216,9 +238,14 @@ class LiveSessions:
             raise UserError(
                 f"state: of another model ({model_id.hex()}, not {self.predictor.model_id}); start a new session"
             )
-        clicks, n_active, n_seen = _SIZES.unpack_from(body)
-        session = self.open()
-        like = [*session.hidden] if not clicks or self._query_like is None else [self._query_like, *session.hidden]
+        clicks, n_active, n_seen, width = _SIZES.unpack_from(body)
+        session, dims = self.open(), self.predictor.metadata["model"]["dims"]
+        like = [*session.hidden]
+        if clicks:
+            query = self._query_like
+            if not query.shape[1] <= width <= query.shape[1] + dims["n_binary"]:
+                raise damaged
+            like.insert(0, query.new_empty(1, width))
         n_codes = session.contexts.single.shape[1] + n_active + n_seen
         if n_seen > MAX_SEEN or len(body) != _SIZES.size + 4 * n_codes + sum(part.nbytes for part in like):
             raise damaged
@@ -230,9 +257,10 @@ class LiveSessions:
             parts.append(values.view(part.shape))
             start += part.nbytes
         model = self.predictor.model
-        dims = self.predictor.metadata["model"]["dims"]
         limits = [(single, 0, sum(dims["single_sizes"])), (active, -1, dims["n_binary"]), (seen, 0, model.n_items)]
-        limits += [(part, 0, model.n_items) for part in parts if not part.is_floating_point()]  # a query of an item
+        # Counted models have items and categories in them, or one more than these.
+        highest = 1 + max(model.n_items, sum(dims["single_sizes"]) + dims["n_binary"])
+        limits += [(part, 0, highest) for part in parts if not part.is_floating_point()]
         if any(len(part) and not (low <= part.min() and part.max() < high) for part, low, high in limits):
             raise damaged
         if not all(part.isfinite().all() for part in parts):
@@ -250,20 +278,16 @@ def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
+def _cat_queries(parts: Sequence[Tensor]) -> Tensor:
+    """Queries of VSTAN end in a set of categories, of which the last may be repeated; all others have one width."""
+    widths = [part.shape[1] for part in parts]
+    if len({*widths}) == 1:
+        return _cat(parts)
+    place = torch.arange(max(widths))
+    return torch.cat([part[:, place.clamp(max=width - 1)] for part, width in zip(parts, widths, strict=True)])
+
+
 def _pad(parts: Sequence[Tensor]) -> Tensor:
     """Rows of active fields (1, A) of different widths as one tensor, padded with -1."""
     width = max(part.shape[1] for part in parts)
     return _cat([F.pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
-
-
-def _one_row(profile: Mapping[str, Any]) -> pl.DataFrame:
-    if not isinstance(profile, Mapping):
-        raise UserError(f"profile: must map attributes to values, not {type(profile).__name__}")
-    columns = {}
-    for name, value in profile.items():
-        value = list(value) if isinstance(value, list | tuple | set | frozenset) else value
-        try:
-            columns[str(name)] = pl.Series([value], dtype=None if value != [] else pl.List(pl.String))
-        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"profile: {name}={value!r}: must be a text, a number, or a list of them") from error
-    return pl.DataFrame(columns)

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from arnn_lightning.evaluation.ranking import top_items
 from arnn_lightning.loading.contexts import context_codes
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.nn.product import ProductLayer
 from arnn_lightning.serving.live import LiveSession, LiveSessions
 from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, check_length, find_codes, like, to_ids
 from arnn_lightning.serving.vocabulary import Vocabulary
@@ -63,22 +65,31 @@ class Predictor:
     training data, whatever the model and the profile; their scores are numbers of training events.
 
     Args:
-        model: the model with its weights.
+        model: the model with its weights, which is not trained any more.
         vocabulary: ids, categories and users.
         metadata: of the checkpoint.
     """
 
     def __init__(self, model: Recommender, vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> None:
         self.model = model.eval().requires_grad_(False)
+        for module in model.modules():
+            if isinstance(module, ProductLayer):
+                module.fold()
         self.vocabulary = vocabulary
         self.metadata = metadata
         data = metadata["data"]
         # A model that was trained with unknown contexts only has not learnt the others.
         self.uses_contexts = model.uses_contexts and data["contexts"]["assignment"] != "unknown"
         self.reader = RequestReader(
-            vocabulary, self.uses_contexts, data.get("list_separator", ","), data.get("null_values", [""])
+            vocabulary,
+            self.uses_contexts,
+            data.get("list_separator", ","),
+            data.get("null_values", [""]),
+            data.get("date_format"),
+            data.get("decimal", "."),
         )
         self._single_sizes: list[int] = list(metadata["model"]["dims"]["single_sizes"])
+        self._first_category = [0, *accumulate(self._single_sizes)][:-1]
         self._popularity_I = torch.from_numpy(vocabulary.items["events"].to_numpy().astype(np.float32))
 
     def __repr__(self) -> str:
@@ -172,10 +183,10 @@ class Predictor:
             numbers = np.arange(first, min(first + BLOCK_SESSIONS, len(request.session_id)))
             query_NH, has_click_N = self._encode_block(request, numbers)
             for rows in np.array_split(numbers, -(-len(numbers) * self.n_items // BLOCK_SCORES)):
-                rows_N = torch.from_numpy(rows - first)
+                rows_N = rows - first
                 seen = [request.item[request.offset[row] : request.offset[row + 1]] for row in rows]
                 score_NK, item_NK = self.top(
-                    query_NH[rows_N] if query_NH is not None else None,
+                    query_NH[torch.from_numpy(rows_N)] if query_NH is not None else None,
                     has_click_N[rows_N],
                     k,
                     allowed_I,
@@ -184,12 +195,12 @@ class Predictor:
                 yield self._table(request.session_id[rows], score_NK, item_NK)
 
     @torch.inference_mode()
-    def _encode_block(self, request: Request, numbers: np.ndarray) -> tuple[Tensor | None, Tensor]:
+    def _encode_block(self, request: Request, numbers: np.ndarray) -> tuple[Tensor | None, np.ndarray]:
         """Queries (N, H) after the last event of the sessions ``numbers``, and (N,) whether there was one."""
         start, lengths = request.offset[numbers], request.offset[numbers + 1] - request.offset[numbers]
         order = np.argsort(-lengths, kind="stable")  # the sessions that have a further event are the first ones
         order = order[: np.count_nonzero(lengths)]
-        has_click_N = torch.from_numpy(lengths > 0)
+        has_click_N = lengths > 0
         if not len(order):
             return None, has_click_N
         contexts = self.contexts(request.profiles, request.contexts[numbers[order]])
@@ -221,6 +232,13 @@ class Predictor:
         place = torch.from_numpy(np.where(is_known, is_known.cumsum() - 1, is_known.sum()))
         return Contexts(codes.single[place], codes.active[place])
 
+    def contexts_of(self, single: Sequence[int], active: Sequence[int]) -> Contexts:
+        """The contexts (1, ...) of codes of the single-valued fields, each from 0, and of active two-valued fields."""
+        if not self.model.uses_contexts:
+            return no_contexts(1)
+        codes = [first + code for first, code in zip(self._first_category, single, strict=True)]
+        return Contexts(torch.tensor([codes], dtype=torch.int64), torch.tensor([[*active] or [-1]]))
+
     def user_terms(self, contexts: Contexts) -> Tensor | None:
         """What the encoder computes from contexts alone, once for all events of a session."""
         return self.model.encoder.user_terms(contexts) if isinstance(self.model, SessionRecommender) else None
@@ -229,7 +247,7 @@ class Predictor:
     def top(
         self,
         query_NH: Tensor | None,
-        has_click_N: Tensor,
+        has_click_N: np.ndarray,
         k: int,
         allowed_I: Tensor | None,
         seen: Sequence[np.ndarray] | None,
@@ -248,8 +266,9 @@ class Predictor:
         elif has_click_N.all():
             score_NI = self.model.score(query_NH)
         else:
-            score_NI = self._popularity_I.repeat(len(has_click_N), 1)
-            score_NI[has_click_N] = self.model.score(query_NH[has_click_N])
+            score_nI = self.model.score(query_NH[torch.from_numpy(has_click_N)])
+            score_NI = self._popularity_I.to(score_nI.dtype).repeat(len(has_click_N), 1)
+            score_NI[torch.from_numpy(has_click_N)] = score_nI
         if allowed_I is not None:
             score_NI[:, ~allowed_I] = -torch.inf
         if seen is not None:
@@ -263,7 +282,7 @@ class Predictor:
         columns = {
             key.name: key.gather(np.repeat(np.arange(len(key)), is_listed_NK.sum(1))),
             ITEM_ID: items["id"],
-            "score": score_NK.numpy()[is_listed_NK],
+            "score": score_NK.numpy()[is_listed_NK].astype(np.float32),  # counted models have float64
             "rank": (is_listed_NK.cumsum(1))[is_listed_NK],
         }
         return pl.DataFrame(columns | ({"title": items["title"]} if "title" in items.columns else {}))

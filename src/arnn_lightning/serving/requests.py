@@ -1,5 +1,6 @@
 """What recommendations are requested for: frames of any library -> codes of items and contexts. All sessions S."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
-from arnn_lightning.preprocessing.contexts import encode_profiles
-from arnn_lightning.readers.schema import USER, decimal_years
+from arnn_lightning.preprocessing.contexts import OTHER, PREFIX, encode_profiles
+from arnn_lightning.readers.schema import USER, decimal_years, with_decimal_point
 from arnn_lightning.serving.vocabulary import Vocabulary
 
 SESSION_ID, ITEM_ID, TIME, USER_ID = "session_id", "item_id", "time", "user_id"
@@ -147,18 +148,33 @@ class RequestReader:
         uses_contexts: whether the model reads contexts; where not, profiles are ignored.
         list_separator: between the values of a multi-valued attribute in one text.
         null_values: texts that mean a missing value.
+        date_format: strftime format of dates in text; None: ISO 8601.
+        decimal: the decimal separator of numbers in text.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, uses_contexts: bool, list_separator: str, null_values: Iterable[str]
+        self,
+        vocabulary: Vocabulary,
+        uses_contexts: bool,
+        list_separator: str,
+        null_values: Iterable[str],
+        date_format: str | None,
+        decimal: str,
     ) -> None:
         self.vocabulary = vocabulary
         self.uses_contexts = uses_contexts
         self.list_separator = list_separator
-        self.null_values = [*null_values]
+        self.null_values = ["", *null_values]  # as in reading the data
+        self.date_format = date_format
+        self.decimal = decimal
         self.multi = [name for name in vocabulary.attributes if name not in vocabulary.single]
         is_numeric = pl.col("kind") == "numeric"
         self.numeric = set(vocabulary.contexts.filter(is_numeric)["attribute"])
+        self._codes: dict[str, dict[str, int]] = {name: {} for name in vocabulary.attributes}
+        self._lows: dict[str, list[float]] = {name: [] for name in vocabulary.attributes}
+        for name, code, category, low in vocabulary.contexts.select("attribute", "code", "category", "low").iter_rows():
+            self._codes[name][category] = code
+            self._lows[name].append(low)
 
     def read(self, sessions: Any, users: Any) -> Request:
         """Codes of sessions and their users.
@@ -248,11 +264,49 @@ class RequestReader:
         unknown.values += list(unseen.select("attribute", "value").iter_rows())
         return codes
 
+    def encode_one(self, profile: Mapping[str, Any], unknown: Unknown) -> tuple[list[int], list[int]]:
+        """Codes of one profile, as ``encode`` returns them: of every single-valued field, and the active ones.
+
+        A frame takes milliseconds however few rows it has. It is made only where a value is no text, no integer, no
+        list of these and no number of a numeric attribute.
+        """
+        profile = {str(name): value for name, value in profile.items()}
+        used = self.vocabulary.attributes
+        values = {name: profile[name] for name in used if profile.get(name) is not None}
+        if not all(self._is_plain(name, value) for name, value in values.items()):
+            row = self.encode(one_row(profile), None, unknown).row(0, named=True)
+            return [row[f"{PREFIX}{name}"] for name in self.vocabulary.single], row["active"]
+        unknown.attributes += [name for name in profile if name not in used and name not in (SESSION_ID, USER_ID)]
+        single, active = dict.fromkeys(self.vocabulary.single, 0), set[int]()
+        for name, value in values.items():
+            codes = self._codes[name]
+            if name in self.numeric:
+                single[name] = bisect_right(self._lows[name], value)
+            elif name in self.multi:
+                texts = value if isinstance(value, list) else str(value).split(self.list_separator)
+                known = {str(text).strip() for text in texts} - {*self.null_values}
+                active |= {codes.get(text, max(codes.values())) for text in known} if codes else set()
+            elif (text := str(value).strip()) not in self.null_values:
+                single[name] = codes.get(text, codes.get(OTHER, 0))
+                if codes and not single[name]:
+                    unknown.values.append((name, text))
+        return [*single.values()], sorted(active)
+
+    def _is_plain(self, name: str, value: Any) -> bool:
+        if name in self.numeric:
+            return type(value) in (int, float) and abs(value) < 2**53  # exact as float64
+        if name in self.multi and type(value) is list:
+            return {*map(type, value)} in ({int}, {str}, set())
+        return type(value) in (int, str)
+
     def _number(self, column: pl.Series) -> pl.Series:
         """A numeric attribute; dates as years."""
         if column.dtype == pl.String:
+            column = column.str.strip_chars()
             column = column.set(column.is_in(self.null_values), None)
-        years = decimal_years(column)
+        years = decimal_years(column, self.date_format)
+        if years.dtype == pl.String:
+            years = with_decimal_point(years.str.strip_chars(), self.decimal)
         try:
             return years.cast(pl.Float64)
         except pl.exceptions.PolarsError as error:
@@ -270,7 +324,7 @@ class RequestReader:
         if name not in self.multi:
             if column.dtype.is_nested():
                 raise UserError(f"users: column {name}: attribute {name!r} has one value, not a list")
-            text = column.cast(pl.String)
+            text = column.cast(pl.String).str.strip_chars()
             if column.dtype.is_float():  # 3.0 where the log had 3
                 categories = self.vocabulary.contexts.filter(pl.col("attribute") == name)["category"]
                 text = text.zip_with(text.is_in(categories.implode()), text.str.strip_suffix(".0"))
@@ -280,6 +334,18 @@ class RequestReader:
         element = pl.element().cast(pl.String).str.strip_chars()
         kept = element.filter(~element.is_in(self.null_values))
         return column.cast(pl.List(pl.String)).list.eval(kept).list.unique(maintain_order=True)
+
+
+def one_row(profile: Mapping[str, Any]) -> pl.DataFrame:
+    """A profile as a frame; raises UserError for a value that is no text, number, date or list of these."""
+    columns = {}
+    for name, value in profile.items():
+        value = list(value) if isinstance(value, list | tuple | set | frozenset) else value
+        try:
+            columns[str(name)] = pl.Series([value], dtype=None if value != [] else pl.List(pl.String))
+        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"profile: {name}={value!r}: must be a text, a number, or a list of them") from error
+    return pl.DataFrame(columns)
 
 
 def _places(codes: pl.Series) -> np.ndarray:

@@ -266,11 +266,9 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
             lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of the merging stage alone; {values}")
     if {"session", "context"} <= model.keys() and not (model.dims.single_sizes or model.dims.n_binary):
         lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
-    is_other_log = str(config.data.reader._target_).endswith(".TabularReader")
+    is_other_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
     if is_other_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
-        lines.append(
-            f"{model.name} has the paper's loss; on other logs than the paper's start with model={model.name}_strong"
-        )
+        lines.append(f"{model.name} has the paper's loss; on other logs start with model={model.name}_strong")
     return lines
 
 

@@ -28,6 +28,6 @@ def test_popular_items_as_lists_rank_like_pop(tmp_path: Path) -> None:
     assert row.split("|")[2].split()[0].strip("*") == pop_row.split("|")[2].split()[0].strip("*")
 
     both = arnn(tmp_path, "task=evaluate", "lists=popular.csv", "checkpoint=x.ckpt", code=2)
-    assert "checkpoint and lists cannot both be set" in error_line(both)
+    assert "checkpoint has no effect: task=evaluate lists= has no model" in error_line(both)
     neither = arnn(tmp_path, "task=evaluate", code=2)
     assert "checkpoint is required" in error_line(neither)

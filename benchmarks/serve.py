@@ -1,0 +1,140 @@
+"""Requests at a fixed rate to task=serve's application on this machine: latencies, errors, processor time and memory.
+
+    python benchmarks/serve.py [--rate 500] [--seconds 10] [--connections 32] [--quick]
+
+Open loop: requests are due at times that do not depend on the answers, and a latency counts from when one was due. Of
+ten requests one opens a live session with a profile, one gives a whole session, and the others click in a live session
+and get 20 items. The service is a process of its own with ARNN at the paper's sizes for XING (see recommend.py); client
+and service share the machine.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recommend import PROFILE, make_predictor
+from workloads import machine, make_parser, parse
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def serve(n_items: int, port: int) -> None:
+    """The service, until it is terminated."""
+    import torch
+    import uvicorn
+
+    from arnn_lightning.serving.http import SessionStore, make_app
+
+    class Models:
+        current = make_predictor(n_items)
+
+    torch.set_num_threads(1)
+    app = make_app(Models(), SessionStore(10_000, 1_800), None, 1_000_000)  # type: ignore[arg-type]
+    uvicorn.run(app, port=port, log_level="warning", access_log=False)
+
+
+async def request(connection: Any, path: str, body: Any) -> tuple[int, Any]:
+    """Status and answer of one POST on an open connection."""
+    reader, writer = connection
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    )
+    writer.write(f"{head}\r\n\r\n".encode() + content)
+    answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+    length = next(int(line.split(":")[1]) for line in answer.lower().split("\r\n") if line.startswith("content-length"))
+    return int(answer.split()[1]), await reader.readexactly(length)
+
+
+async def load(port: int, rate: float, seconds: float, n_connections: int, n_items: int) -> tuple[Any, Counter[int]]:
+    """Latencies in seconds in the order of the requests, and how often each status came."""
+    rng = np.random.default_rng(1)
+    due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+    connections: asyncio.Queue[Any] = asyncio.Queue()
+    for _ in range(n_connections):
+        connections.put_nowait(await asyncio.open_connection("127.0.0.1", port))
+    keys: list[str] = []
+    latencies, statuses = np.zeros(len(due)), Counter[int]()
+    items = rng.integers(0, n_items, (len(due), 3)).tolist()
+
+    async def send(number: int, start: float) -> None:
+        connection = await connections.get()
+        if number % 10 == 0 or not keys:
+            status, content = await request(connection, "/v1/sessions", {"profile": PROFILE})
+            keys.append(json.loads(content)["id"])
+        elif number % 10 == 1:
+            status, _ = await request(connection, "/v1/recommend", {"session": items[number], "profile": PROFILE})
+        else:
+            key = keys[number % len(keys[-200:]) - len(keys[-200:])]
+            status, _ = await request(connection, f"/v1/sessions/{key}/clicks", {"item": items[number][0]})
+        statuses[status] += 1
+        latencies[number] = time.perf_counter() - start - due[number]
+        connections.put_nowait(connection)
+
+    start, tasks = time.perf_counter(), []
+    for number in range(len(due)):
+        await asyncio.sleep(max(0.0, start + due[number] - time.perf_counter()))
+        tasks.append(asyncio.create_task(send(number, start)))
+    await asyncio.gather(*tasks)
+    return latencies, statuses
+
+
+def resources(pid: int) -> tuple[float, float]:
+    """Processor seconds and resident MB of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return (int(fields[11]) + int(fields[12])) / TICKS, pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, rounds=3)
+    parser.add_argument("--items", type=int, default=13_000)
+    parser.add_argument("--rate", type=float, default=500.0, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each round")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--port", type=int, default=18_765)
+    parser.add_argument("--serve", action="store_true", help="run the service")
+    options = parse(parser, arguments, items=300, rate=100.0, seconds=0.5, connections=4)
+    if options.serve:
+        serve(options.items, options.port)
+        return 0
+    print(machine())
+    command = [sys.executable, __file__, "--serve", f"--items={options.items}", f"--port={options.port}"]
+    with subprocess.Popen(command) as process:
+        try:
+            while True:
+                try:
+                    asyncio.run(load(options.port, 50, 1.0, 2, options.items))  # warms up
+                    break
+                except OSError:
+                    if process.poll() is not None:
+                        return 1
+                    time.sleep(0.2)
+            for _ in range(options.rounds):
+                before = resources(process.pid)
+                latencies, statuses = asyncio.run(
+                    load(options.port, options.rate, options.seconds, options.connections, options.items)
+                )
+                spent, memory = resources(process.pid)
+                quantiles = ", ".join(f"p{q} {1e3 * np.percentile(latencies, q):.1f}" for q in (50, 90, 99))
+                each = 1e3 * (spent - before[0]) / len(latencies)
+                print(
+                    f"{options.items:,} items, {options.rate:.0f}/s: {quantiles} ms; statuses {dict(statuses)}; "
+                    f"{each:.2f} ms of processor a request; {before[1]:.0f} -> {memory:.0f} MB"
+                )
+        finally:
+            process.terminate()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

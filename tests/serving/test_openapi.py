@@ -1,0 +1,70 @@
+"""The service does what its own OpenAPI description states, for requests that schemathesis generates from it."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+
+from arnn_lightning.serving.http import ReloadingPredictor, SessionStore, make_app
+from arnn_lightning.serving.predictor import load
+from models import BY_NAME, ModelCase
+
+schemathesis = pytest.importorskip("schemathesis")
+AUTHORIZED = {"Authorization": "Bearer secret"}
+POSITIVE, NEGATIVE = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
+N_EXAMPLES = 12  # of every operation, valid and invalid each
+
+
+@pytest.fixture(scope="module")
+def app(checkpoints: Callable[[ModelCase], Path]) -> Any:
+    models = ReloadingPredictor(checkpoints(BY_NAME["arnn"]) / "checkpoints" / "best.ckpt", load, 1.0)
+    return make_app(models, SessionStore(100, 60), "secret", max_body_bytes=20_000)
+
+
+def send_generated(operation: Any, mode: Any, app: Any) -> Counter[int]:
+    """Statuses of generated requests, valid ones or not; those of a live session are of one that exists."""
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    client, statuses = TestClient(app), Counter[int]()
+
+    @settings(
+        max_examples=N_EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def send(case: Any) -> None:
+        if "key" in case.path_parameters:
+            case.path_parameters["key"] = client.post("/v1/sessions", json={}, headers=AUTHORIZED).json()["id"]
+        # Ids that leave nothing to recommend are valid by their types, and refused.
+        answer = case.call_and_validate(headers=AUTHORIZED, excluded_checks=[positive_data_acceptance])
+        statuses[answer.status_code] += 1
+
+    send()
+    return statuses
+
+
+def test_generated_requests_are_answered_as_described(app: Any) -> None:
+    description = schemathesis.openapi.from_asgi("/openapi.json", app)
+    operations = {result.ok().label: result.ok() for result in description.get_all_operations()}
+    assert len(operations) == 7
+    for label, operation in operations.items():
+        statuses = send_generated(operation, POSITIVE, app)
+        assert min(statuses) in (200, 201, 204), label
+        if operation.body:
+            statuses = send_generated(operation, NEGATIVE, app)
+            assert 422 in statuses, label
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/sessions", {"profile": {}}),
+        ("/v1/recommend", {"session": [5.0, 1e300], "profile": {}, "k": 3.0}),
+        ("/v1/recommend/batch", {"sessions": [{"session": [], "profile": {}}]}),
+    ],
+)
+def test_valid_requests_that_were_refused_are_answered(app: Any, path: str, body: Any) -> None:
+    assert TestClient(app).post(path, json=body, headers=AUTHORIZED).status_code in (200, 201)
