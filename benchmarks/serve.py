@@ -34,7 +34,7 @@ def serve(n_items: int, port: int) -> None:
 
     from arnn_lightning.serving.http import SessionStore, make_app
 
-    class Models:
+    class Models:  # what the application reads of a ReloadingPredictor
         current = make_predictor(n_items)
 
     torch.set_num_threads(1)

@@ -61,7 +61,7 @@ YAML files in ./arnn_conf/GROUP are configs, too; modules in the current folder 
 def main_job(config: DictConfig) -> float | None:
     try:
         return run_task(config)
-    except Exception as error:
+    except Exception as error:  # a defect is raised again
         if HydraConfig.get().mode is not RunMode.MULTIRUN:  # sweeps/jobs.py reports failed jobs
             _exit_on_user_error(error)
         raise
@@ -163,7 +163,7 @@ def _main(arguments: Sequence[str]) -> None:
             f"resume=true hydra.sweep.dir={multirun_folder()}\n"
         )
         sys.exit(1)
-    except Exception as error:
+    except Exception as error:  # a defect is raised again
         _exit_on_user_error(error)
         raise
 

@@ -44,7 +44,7 @@ def staging_directory(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-    except Exception as error:
+    except Exception as error:  # polars and torch have errors of their own for what the system refuses
         _raise_write_error(error, temporary, path)
         raise
     finally:

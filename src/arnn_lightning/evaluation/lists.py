@@ -60,8 +60,36 @@ def evaluate_lists(
         UserError: a value that is not a number, a score that is NaN or infinite, an unknown item, a session and
             position that are not a prediction of the test split, or an item that is twice in a list.
     """
-    ids = pl.DataFrame({ITEM: item_ids.cast(pl.String), "item": np.arange(len(item_ids))})
     targets = next_item_targets(test)
+    rows = _match(lists, targets, item_ids, source)
+    target_score = pl.col("value").filter(pl.col("item") == pl.col("target")).first()
+    counts = targets.join(
+        rows.group_by("session", position="place").agg(
+            pl.lit(True).alias("has_list"),
+            target_score.alias("score"),
+            higher=(pl.col("value") > target_score).sum(),
+            equal=(pl.col("value") == target_score).sum(),
+        ),
+        on=["session", "position"],
+        how="left",
+    ).with_columns(
+        higher=pl.when(pl.col("score").is_null()).then(len(item_ids) - 1).otherwise("higher"),
+        equal=pl.when(pl.col("score").is_null()).then(1).otherwise("equal"),
+    )
+    columns = ("session", "position", "higher", "equal")
+    tensors = {column: torch.from_numpy(counts[column].to_numpy().astype(np.int64)) for column in columns}
+    item_counts = _count_items(rows, len(item_ids)) if count_items else None
+    result = EvaluationResult.from_counts(name, tensors, test, ties, item_counts)
+    return result, int(counts["has_list"].null_count())
+
+
+def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, source: str) -> pl.DataFrame:
+    """The rows of lists with session, place (the position), value (the score), item and target as numbers and codes.
+
+    Raises:
+        UserError: as ``evaluate_lists``.
+    """
+    ids = pl.DataFrame({ITEM: item_ids.cast(pl.String), "item": np.arange(len(item_ids))})
     rows = (
         lists.with_columns(
             pl.col(SESSION, POSITION).cast(pl.Int64, strict=False).name.suffix("_code"),
@@ -97,25 +125,7 @@ def evaluate_lists(
         wrong = rows.select(is_wrong).to_series().arg_true()
         if len(wrong):
             raise UserError(f"{source}, row {wrong[0] + 1}: {column} {_show(lists[column][wrong[0]])} {message}")
-    target_score = pl.col("value").filter(pl.col("item") == pl.col("target")).first()
-    counts = targets.join(
-        rows.group_by("session", position="place").agg(
-            pl.lit(True).alias("has_list"),
-            target_score.alias("score"),
-            higher=(pl.col("value") > target_score).sum(),
-            equal=(pl.col("value") == target_score).sum(),
-        ),
-        on=["session", "position"],
-        how="left",
-    ).with_columns(
-        higher=pl.when(pl.col("score").is_null()).then(len(item_ids) - 1).otherwise("higher"),
-        equal=pl.when(pl.col("score").is_null()).then(1).otherwise("equal"),
-    )
-    columns = ("session", "position", "higher", "equal")
-    tensors = {column: torch.from_numpy(counts[column].to_numpy().astype(np.int64)) for column in columns}
-    item_counts = _count_items(rows, len(item_ids)) if count_items else None
-    result = EvaluationResult.from_counts(name, tensors, test, ties, item_counts)
-    return result, int(counts["has_list"].null_count())
+    return rows
 
 
 def _count_items(rows: pl.DataFrame, n_items: int) -> torch.Tensor:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from arnn_lightning.models.base import RunSettings
 from arnn_lightning.models.neighbours import SessionNeighbours
 
 
@@ -15,25 +14,16 @@ class STAN(SessionNeighbours):
     neighbour, not the one that is last in the current session.
 
     Args:
-        name, dims, neighbours, sample_size, last_n_events, settings: as in ``SessionNeighbours``.
         lambda_spw: of an event of the current session, in events before the last.
         lambda_snh: of a neighbour, in days of its age.
         lambda_inh: of a neighbour's item, in events from the shared item.
+        search: as in ``SessionNeighbours``.
     """
 
     def __init__(
-        self,
-        name: str,
-        dims: dict[str, Any],
-        neighbours: int,
-        sample_size: int,
-        last_n_events: int,
-        lambda_spw: float | None,
-        lambda_snh: float | None,
-        lambda_inh: float | None,
-        settings: RunSettings,
+        self, *, lambda_spw: float | None, lambda_snh: float | None, lambda_inh: float | None, **search: Any
     ) -> None:
-        super().__init__(name, dims, neighbours, sample_size, last_n_events, settings)
+        super().__init__(**search)
         self.lambda_spw = lambda_spw
         self.decay_days = lambda_snh
         self.lambda_inh = lambda_inh

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from arnn_lightning.models.base import RunSettings
 from arnn_lightning.models.decay import DECAYS
 from arnn_lightning.models.neighbours import SessionNeighbours
 
@@ -16,27 +15,17 @@ class VSKNN(SessionNeighbours):
     the article has none.
 
     Args:
-        name, dims, neighbours, sample_size, last_n_events, settings: as in ``SessionNeighbours``.
         similarity: ``dot`` (the article's; session-rec's ``vec``) or ``cosine``.
         weighting: of the window's events: ``div`` is place / length, 1 for the last; the other names as in ``DECAYS``.
         weighting_score: of neighbours by their most recent shared item, see ``DECAYS``.
         idf_weighting: weight of an item's inverse document frequency; 0: none.
+        search: as in ``SessionNeighbours``.
     """
 
     def __init__(
-        self,
-        name: str,
-        dims: dict[str, Any],
-        neighbours: int,
-        sample_size: int,
-        last_n_events: int,
-        similarity: str,
-        weighting: str,
-        weighting_score: str,
-        idf_weighting: float,
-        settings: RunSettings,
+        self, *, similarity: str, weighting: str, weighting_score: str, idf_weighting: float, **search: Any
     ) -> None:
-        super().__init__(name, dims, neighbours, sample_size, last_n_events, settings)
+        super().__init__(**search)
         self.is_cosine = similarity == "cosine"
         self.weighting = weighting
         self.weighting_score = weighting_score

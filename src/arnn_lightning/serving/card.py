@@ -82,21 +82,6 @@ def model_card(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    values = result.metrics(metrics) if result is not None else {}
-    head: dict[str, Any] = {} if license_name is None else {"license": license_name}
-    head |= {
-        "library_name": "arnn-lightning",
-        "tags": ["recommender-system", "session-based-recommendation", "onnx", name],
-        "datasets": [data["name"]],
-    }
-    if result is not None:
-        measured = [{"type": key, "name": metric_label(key), "value": values[key]} for key in metrics]
-        entry = {
-            "task": {"type": "recommendation", "name": "next-item recommendation"},
-            "dataset": {"type": data["name"], "name": data["name"], "split": "test"},
-            "metrics": measured,
-        }
-        head |= {"metrics": list(metrics), "model-index": [{"name": name, "results": [entry]}]}
 
     def interval(measured: EvaluationResult, metric: str) -> str:
         low, high = measured.interval(metric, bootstrap, seed)
@@ -109,7 +94,7 @@ def model_card(
 
     groups = _groups(result, evidence.prepared, metrics[0], bootstrap, seed) if result is not None else {}
     return environment.get_template("card.md.j2").render(
-        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(),
+        head=_head(name, data["name"], result, metrics, license_name),
         name=name,
         data=data,
         metadata=metadata,
@@ -130,6 +115,27 @@ def model_card(
         unit=bootstrap["unit"],
         version=__version__,
     )
+
+
+def _head(
+    name: str, data: str, result: EvaluationResult | None, metrics: Sequence[str], license_name: str | None
+) -> str:
+    """The YAML that the hub reads."""
+    head: dict[str, Any] = {} if license_name is None else {"license": license_name}
+    head |= {
+        "library_name": "arnn-lightning",
+        "tags": ["recommender-system", "session-based-recommendation", "onnx", name],
+        "datasets": [data],
+    }
+    if result is not None:
+        values = result.metrics(metrics)
+        entry = {
+            "task": {"type": "recommendation", "name": "next-item recommendation"},
+            "dataset": {"type": data, "name": data, "split": "test"},
+            "metrics": [{"type": key, "name": metric_label(key), "value": values[key]} for key in metrics],
+        }
+        head |= {"metrics": list(metrics), "model-index": [{"name": name, "results": [entry]}]}
+    return str(yaml.safe_dump(head, sort_keys=False, allow_unicode=True)).strip()
 
 
 def _same_predictions(result: EvaluationResult | None, other: EvaluationResult) -> bool:

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -382,6 +382,41 @@ def _error(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"detail": " ".join(sentence.split())}, status)
 
 
+class Answers:
+    """What the routes answer with: lists of the current model, or of the one that a live session began with.
+
+    Args:
+        models: the model that new requests get.
+        unknown_items: counts the items that are not in the catalogue.
+    """
+
+    def __init__(self, models: ReloadingPredictor, unknown_items: Counter) -> None:
+        self.models = models
+        self.unknown_items = unknown_items
+        self._batches = Batches(MAX_BATCH)
+
+    async def to_prefixes(self, prefixes: Sequence[Prefix], lists: Lists) -> list[dict[str, Any]]:
+        """A list for each of a request's sessions."""
+        predictor = self.models.current
+        sessions = [predictor.session(prefix.profile, prefix.user) for prefix in prefixes]
+        job = Job(predictor, sessions, [prefix.session for prefix in prefixes], lists)
+        found = await self._batches.answer(job)
+        self.unknown_items.inc(sum(len(session.unknown.items) for session in sessions))
+        return [self._body(predictor, session, items) for session, items in zip(sessions, found, strict=True)]
+
+    async def to_click(self, predictor: Predictor, session: LiveSession, click: ClickRequest) -> dict[str, Any]:
+        """The list of a live session after a click."""
+        known = session.clicks
+        (items,) = await self._batches.answer(Job(predictor, [session], [[click.item]], click))
+        self.unknown_items.inc(int(session.clicks == known))
+        return self._body(predictor, session, items)
+
+    @staticmethod
+    def _body(predictor: Predictor, session: LiveSession, items: Sequence[Recommendation]) -> dict[str, Any]:
+        listed = [{"id": item.item_id, "score": item.score, "title": item.title} for item in items]
+        return {"items": listed, "unknown": _unknown(session), "model": predictor.model_id}
+
+
 def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None, max_body_bytes: int) -> FastAPI:
     """The application.
 
@@ -396,22 +431,52 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     seconds = Histogram("arnn_request_seconds", "Seconds of a request by route.", ("route",), registry=registry)
     unknown_items = Counter("arnn_unknown_items_total", "Items that are not in the catalogue.", registry=registry)
     Gauge("arnn_sessions", "Live sessions.", registry=registry).set_function(lambda: len(store))
+    app = FastAPI(
+        title="arnn-lightning", version=__version__, summary="Next items of a session, by what is known of it"
+    )
+    app.add_middleware(BodyLimit, size=max_body_bytes)
+    app.add_middleware(Measure, requests=requests, seconds=seconds)
+    _handle_errors(app)
+    # The scheme is in the description alone: it would refuse some of the headers with status 403.
+    protected = [
+        Depends(_authorization(token)),
+        *([Depends(HTTPBearer(auto_error=False))] if token is not None else []),
+    ]
+    unauthorized = [401] if token is not None else []
+
+    def described(*statuses: int) -> dict[str, Any]:
+        return {"dependencies": protected, "responses": _refusals(*unauthorized, *statuses)}
+
+    answers = Answers(models, unknown_items)
+    _add_list_routes(app, answers, described)
+    _add_session_routes(app, answers, store, described)
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Whether the service answers, and with which model."""
+        predictor = models.current
+        return Health(status="ok", model=predictor.model_id, name=predictor.name, items=predictor.n_items)
+
+    @app.get("/metrics", response_class=PlainTextResponse, **described())
+    async def metrics() -> Response:
+        """Counts and times of requests, in the text format of Prometheus."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _authorization(token: str | None) -> Callable[[Request], Awaitable[None]]:
+    """A dependency that refuses requests without the token; in constant time."""
 
     async def authorize(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as sent
         if token is not None and not secrets.compare_digest(given, f"Bearer {token}".encode()):
             raise HTTPException(401, "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
 
-    app = FastAPI(
-        title="arnn-lightning", version=__version__, summary="Next items of a session, by what is known of it"
-    )
-    app.add_middleware(BodyLimit, size=max_body_bytes)
-    app.add_middleware(Measure, requests=requests, seconds=seconds)
-    # The scheme is in the description alone: it would refuse some of the headers with status 403.
-    protected = [Depends(authorize), *([Depends(HTTPBearer(auto_error=False))] if token is not None else [])]
-    is_refused = [401] if token is not None else []
-    described: dict[str, Any] = {"dependencies": protected, "responses": _refusals(400, *is_refused, 413, 422)}
+    return authorize
 
+
+def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(UserError)
     def user_error(_: Request, error: UserError) -> JSONResponse:
         return _error(422, str(error))
@@ -424,79 +489,50 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         place = ".".join(map(str, first["loc"][1:3])) or "body"  # further parts are names of pydantic's
         return _error(422, f"{place}: {first['msg']}")
 
-    batches = Batches(MAX_BATCH)
 
-    def respond(predictor: Predictor, session: LiveSession, items: Sequence[Recommendation]) -> dict[str, Any]:
-        listed = [{"id": item.item_id, "score": item.score, "title": item.title} for item in items]
-        return {"items": listed, "unknown": _unknown(session), "model": predictor.model_id}
+def _add_list_routes(app: FastAPI, answers: Answers, described: Callable[..., dict[str, Any]]) -> None:
+    """Lists for sessions that a request has whole. ``described``: dependencies and refusals of a route.
 
-    async def recommend_to(prefixes: Sequence[Prefix], lists: Lists) -> list[dict[str, Any]]:
-        predictor = models.current
-        sessions = [predictor.session(prefix.profile, prefix.user) for prefix in prefixes]
-        job = Job(predictor, sessions, [prefix.session for prefix in prefixes], lists)
-        found = await batches.answer(job)
-        unknown_items.inc(sum(len(session.unknown.items) for session in sessions))
-        return [respond(predictor, session, items) for session, items in zip(sessions, found, strict=True)]
+    Answers are written as they are, and described by their models: validating and copying them takes longer.
+    """
 
-    # Answers are written as they are, and described by their models: validating and copying them takes longer.
-    @app.post("/v1/recommend", response_model=RecommendResponse, **described)
+    @app.post("/v1/recommend", response_model=RecommendResponse, **described(400, 413, 422))
     async def recommend(body: RecommendRequest) -> Response:
         """The best next items of one session."""
-        return JSONResponse((await recommend_to([body], body))[0])
+        return JSONResponse((await answers.to_prefixes([body], body))[0])
 
-    @app.post("/v1/recommend/batch", response_model=BatchResponse, **described)
+    @app.post("/v1/recommend/batch", response_model=BatchResponse, **described(400, 413, 422))
     async def recommend_batch(body: BatchRequest) -> Response:
         """The best next items of up to 256 sessions."""
-        return JSONResponse({"lists": await recommend_to(body.sessions, body)})
+        return JSONResponse({"lists": await answers.to_prefixes(body.sessions, body)})
 
-    @app.post("/v1/sessions", status_code=201, response_model=SessionResponse, **described)
+
+def _add_session_routes(
+    app: FastAPI, answers: Answers, store: SessionStore, described: Callable[..., dict[str, Any]]
+) -> None:
+    """Live sessions: opened, clicked and closed by their id."""
+
+    @app.post("/v1/sessions", status_code=201, response_model=SessionResponse, **described(400, 413, 422))
     async def open_session(body: Visitor) -> Response:
         """Opens a live session, which is kept for some minutes after its last click."""
-        predictor = models.current
+        predictor = answers.models.current
         session = predictor.session(body.profile, body.user)
         key = store.add(predictor, session)
         return JSONResponse({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
 
-    @app.post(
-        "/v1/sessions/{key}/clicks",
-        response_model=RecommendResponse,
-        dependencies=protected,
-        responses=_refusals(400, *is_refused, 404, 413, 422),
-    )
+    @app.post("/v1/sessions/{key}/clicks", response_model=RecommendResponse, **described(400, 404, 413, 422))
     async def click(key: str, body: ClickRequest) -> Response:
         """Adds an event to a live session, and returns the best next items."""
         found = store.get(key)
         if found is None:
             raise HTTPException(404, "no such session; it may have expired: open a new one")
-        predictor, session = found
-        known = session.clicks
-        (items,) = await batches.answer(Job(predictor, [session], [[body.item]], body))
-        unknown_items.inc(int(session.clicks == known))
-        return JSONResponse(respond(predictor, session, items))
+        return JSONResponse(await answers.to_click(*found, body))
 
-    @app.delete(
-        "/v1/sessions/{key}",
-        status_code=204,
-        dependencies=protected,
-        responses=_refusals(*is_refused, 404, 413, 422),
-    )
+    @app.delete("/v1/sessions/{key}", status_code=204, **described(404, 413, 422))
     async def close_session(key: str) -> None:
         """Ends a live session."""
         if not store.remove(key):
             raise HTTPException(404, "no such session")
-
-    @app.get("/health")
-    async def health() -> Health:
-        """Whether the service answers, and with which model."""
-        predictor = models.current
-        return Health(status="ok", model=predictor.model_id, name=predictor.name, items=predictor.n_items)
-
-    @app.get("/metrics", dependencies=protected, response_class=PlainTextResponse, responses=_refusals(*is_refused))
-    async def metrics() -> Response:
-        """Counts and times of requests, in the text format of Prometheus."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
 
 
 def _unknown(session: LiveSession) -> dict[str, Any]:
