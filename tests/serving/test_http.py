@@ -22,7 +22,7 @@ from arnn_lightning.serving.predictor import load
 from arnn_lightning.tasks import serve
 from commandline import arnn_here
 from helpers import compose_config
-from models import BY_NAME, ModelCase
+from models import BY_NAME, MODELS, ModelCase, case_name
 
 Checkpoints = Callable[[ModelCase], Path]
 
@@ -46,9 +46,12 @@ def items(models: ReloadingPredictor) -> list[Any]:
     return ids
 
 
+@pytest.mark.parametrize("case", MODELS, ids=case_name)
 def test_V18_the_service_lists_what_recommend_lists(
-    client: TestClient, models: ReloadingPredictor, test_sessions: pl.DataFrame
+    case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame
 ) -> None:
+    models = ReloadingPredictor(checkpoints(case) / "checkpoints" / "best.ckpt", load, 60)
+    client = TestClient(make_app(models, SessionStore(100, 60), token=None, max_body_bytes=20_000))
     predictor = models.current
     numbers = test_sessions["session"].unique(maintain_order=True).head(12)
     events = test_sessions.filter(pl.col("session").is_in(numbers.implode())).rename({"session": "session_id"})
