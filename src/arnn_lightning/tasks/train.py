@@ -36,7 +36,7 @@ from arnn_lightning.run_folder import (
 )
 from arnn_lightning.serving.vocabulary import Vocabulary, store_vocabulary
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.training.checkpoint import build_model, read_checkpoint
+from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint, require_same_dataset
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
 from arnn_lightning.training.initial import Ids, InitialWeights
 from arnn_lightning.training.stage import (
@@ -46,7 +46,6 @@ from arnn_lightning.training.stage import (
     fit_counts,
     headline_metrics,
     is_extended,
-    load_checkpoint_into,
     restart_stage,
     run_settings,
     to_container,
@@ -328,13 +327,14 @@ def load_pretrained(model: Recommender, prepared: PreparedDataset, config: DictC
     for role, stage in (model.stages if isinstance(model, ARNN) else {}).items():
         path = config.pretrained[role]
         if path is not None:
-            trained, expected = read_checkpoint(path)["metadata"]["model"], config.model[role]
+            checkpoint, source = read_checkpoint(path), f"pretrained.{role}: {path}"
+            trained, expected = checkpoint["metadata"]["model"], config.model[role]
             if trained["_target_"] != expected._target_:
                 raise UserError(
-                    f"pretrained.{role}: {path} is a checkpoint of {trained['name']}, the {role} encoder is of "
-                    f"{expected.name}"
+                    f"{source} is a checkpoint of {trained['name']}, the {role} encoder is of {expected.name}"
                 )
-            load_checkpoint_into(stage, path, prepared, f"pretrained.{role}: {path}")
+            require_same_dataset(checkpoint, prepared.folder.name, source)
+            load_weights(stage, checkpoint, source)
 
 
 def _train_encoders(

@@ -190,13 +190,11 @@ def restart_stage(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def load_checkpoint_into(
-    model: Recommender, path: Path | str, prepared: PreparedDataset, source: str | None = None
-) -> dict[str, Any]:
-    """Loads and returns a checkpoint that was trained on the same data set; ``source`` names it in errors."""
+def load_checkpoint_into(model: Recommender, path: Path, prepared: PreparedDataset) -> dict[str, Any]:
+    """Loads and returns a checkpoint that was trained on the same data set."""
     checkpoint = read_checkpoint(path)
-    require_same_dataset(checkpoint, prepared.folder.name, source or path)
-    load_weights(model, checkpoint, source or path)
+    require_same_dataset(checkpoint, prepared.folder.name, path)
+    load_weights(model, checkpoint, path)
     return checkpoint
 
 
