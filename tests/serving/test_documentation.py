@@ -56,7 +56,8 @@ def test_the_documents_snippets_run(
     command += ["k=3", "exclude_seen=true", "hydra.run.dir=here"]
     assert arnn_here([*command, "output=lists.csv"], monkeypatch) == 0
     assert re.search(
-        r"3 sessions, of which 1 without a known item; 0 unknown items, 0 unknown", capsys.readouterr().out
+        r"sessions: 3 \(1 without a known item\); events of unknown items: 0; unknown attributes and values: 0;",
+        capsys.readouterr().out,
     )
     expected = names["lists"].with_columns(pl.col("session_id").cast(pl.Int64))
     assert pl.read_csv("lists.csv").select("session_id", "item_id", "rank", "title").equals(expected.drop("score"))

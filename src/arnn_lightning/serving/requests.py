@@ -109,13 +109,13 @@ class Unknown:
         """One line about what is ignored; None where everything is known. ``used``: the model's attributes."""
         parts = []
         if self.items:
-            parts.append(f"{len(self.items)} events of items that are not in the catalogue, such as {self.items[0]!r}")
+            parts.append(f"items that are not in the catalogue ({len(self.items):,} events), such as {self.items[0]!r}")
         if self.attributes:
             hint = nearest(self.attributes[0], used)
             parts.append(f"attributes that the model does not use: {', '.join(self.attributes)}{hint}")
         if self.values:
             name, value = self.values[0]
-            parts.append(f"{len(self.values)} attribute values not seen in training, such as {name}={value!r}")
+            parts.append(f"attribute values not seen in training ({len(self.values):,}), such as {name}={value!r}")
         return "; ".join(parts) or None
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from arnn_lightning.io import write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
 from arnn_lightning.preprocessing.profile import attribute_remarks, log_remarks, profile_attributes
-from arnn_lightning.reporting.console import attributes_table, data_notes, log_table, paper_table, steps_table
+from arnn_lightning.reporting.console import attributes_table, log_table, paper_table, steps_table
 from arnn_lightning.run_folder import task_folder
 from arnn_lightning.simulation.simulator import ensure_simulated
 
@@ -33,8 +33,8 @@ def run(config: DictConfig) -> None:
     console.print(steps_table(manifest))
     if config.published:
         console.print(paper_table(manifest, config.published))
-    for note in data_notes(config.data):
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+    if config.data.note:
+        console.print(f"{config.data.name}: {config.data.note}", soft_wrap=True, markup=False, highlight=False)
     summary = {
         "prepared": str(prepared.folder),
         "steps": manifest["funnel"],

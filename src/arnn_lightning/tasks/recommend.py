@@ -55,8 +55,8 @@ def run(config: DictConfig) -> None:
             stream.sink_parquet(temporary)
     unknown = request.unknown
     Console(soft_wrap=True).print(
-        f"{n_sessions:,} sessions, of which {unknown.no_click:,} without a known item; {len(unknown.items):,} unknown "
-        f"items, {len(unknown.attributes) + len(unknown.values):,} unknown attributes; "
+        f"sessions: {n_sessions:,} ({unknown.no_click:,} without a known item); events of unknown items: "
+        f"{len(unknown.items):,}; unknown attributes and values: {len(unknown.attributes) + len(unknown.values):,}; "
         f"{time.perf_counter() - started:.1f} s; {output}"
     )
 
