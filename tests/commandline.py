@@ -23,7 +23,6 @@ SMALL += ["logger=csv"]
 
 def arnn(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    environment.pop("ARNN_DATA", None)
     done = subprocess.run(
         [sys.executable, "-m", "arnn_lightning", *arguments],
         cwd=folder,

@@ -12,6 +12,8 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import random_sessions, write_dataset
 
 os.environ.setdefault("WANDB_MODE", "offline")
+for variable in [name for name in os.environ if name.startswith(("ARNN_", "PL_TRAINER_"))]:
+    del os.environ[variable]  # settings of who runs the tests
 settings.register_profile("any machine", deadline=None)  # examples may take longer on a busy machine
 settings.load_profile("any machine")
 torch.set_num_threads(1)  # the tensors are small: a second thread only waits

@@ -14,7 +14,6 @@ def benchmarks_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     monkeypatch.chdir(tmp_path)  # they prepare data below the current folder
-    monkeypatch.delenv("ARNN_DATA", raising=False)
 
 
 def test_gpu_benchmark_runs_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:

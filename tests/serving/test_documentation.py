@@ -34,7 +34,6 @@ def test_the_documents_snippets_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
     write_shop(tmp_path)
     names: dict[str, Any] = {}
     first = BLOCKS[0].replace('contexts={"single": ["country"]},\n', 'contexts={"single": ["country"]},\n    ' + SMALL)

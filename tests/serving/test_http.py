@@ -237,7 +237,6 @@ def test_a_newer_checkpoint_is_served_without_a_lost_request(
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
 def test_other_machines_need_a_token_or_public(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ARNN_TOKEN", raising=False)
     config = compose_config("task=serve", "checkpoint=none.ckpt", f"host='{host}'")
     with pytest.raises(UserError, match="ARNN_TOKEN, or public=true"):
         serve.run(config)

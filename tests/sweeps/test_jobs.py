@@ -23,7 +23,6 @@ def test_a_failed_job_does_not_stop_the_others_of_its_multirun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     sweep = ["-m", *SMALL, "hydra.sweep.dir=sweep", "model=pop,itemknn", "evaluation.ties=luck,median"]
     assert arnn_here(sweep, monkeypatch) == 2
@@ -104,7 +103,6 @@ def test_experiment_table2_is_the_grid_of_the_paper(tmp_path: Path, monkeypatch:
     conf = Path(__file__).parents[2] / "conf" / "experiment" / "table2.yaml"
     assert OmegaConf.load(conf).hydra.sweeper.params.model == "itemknn,gru4rec,pnn,arnn"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
     grid = ["experiment=table2", *SMALL, "data=synthetic", "model=itemknn,pop", "seed=1,2", "hydra.sweep.dir=table2"]
     assert arnn_here(grid, monkeypatch) == 0
     metrics = [metrics_of(tmp_path / "table2" / str(job)) for job in range(4)]

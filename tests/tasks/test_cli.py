@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -76,7 +77,11 @@ def test_help_into_a_closed_pipe_has_no_traceback() -> None:
 def test_help_and_wrong_settings_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code = "import sys\nfrom arnn_lightning.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "sys.exit(bool({'torch', 'pytorch_lightning', 'polars', 'wandb'} & sys.modules.keys()))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of the processor, not of the clock
+    assert seconds < 3
 
 
 def test_completion_knows_groups_and_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -93,7 +98,6 @@ def test_a_wrong_setting_leaves_a_run_folder_untouched(workspace: Path) -> None:
 
 def test_each_task_has_its_run_folder(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
     assert arnn_here(["task=prepare", *SMALL], monkeypatch) == 0
     (folder,) = (workspace / "outputs" / "prepare").iterdir()
     summary = json.loads((folder / "prepare.json").read_text())
@@ -365,7 +369,6 @@ def test_user_errors_are_one_line_and_exit_code_2(
         (workspace / name / "interactions.csv").write_text(text)
         (workspace / name / "users.csv").write_text(users)
     monkeypatch.chdir(workspace)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
     assert arnn_here(arguments, monkeypatch) == 2
     errors = capfd.readouterr().err
     assert "Traceback" not in errors

@@ -38,7 +38,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
 
 
 def evaluate(monkeypatch: pytest.MonkeyPatch, folder: str, *arguments: str) -> int:

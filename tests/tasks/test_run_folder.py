@@ -40,7 +40,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
 
 
 def contents(folder: Path) -> dict[Path, str]:

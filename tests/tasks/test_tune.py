@@ -15,7 +15,6 @@ TUNE = ["task=tune", *SMALL]
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
 
 
 def trials(name: str) -> list[optuna.trial.FrozenTrial]:

@@ -440,7 +440,6 @@ def run(config):
 def start(folder: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
     """Starts ``python -m command`` in a process group of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables
-    environment.pop("ARNN_DATA", None)
     command = (sys.executable, "-m", *command)
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -501,7 +500,7 @@ def test_each_device_has_the_threads_of_the_settings(workspace: Path) -> None:
         "    def on_train_batch_end(self, trainer, *_):\n"
         "        Path(f'threads_{trainer.global_rank}').write_text(str(torch.get_num_threads()))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "ARNN_DATA")}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-m", "arnn_lightning", *SMALL, *TWO, "model=gru4rec", "performance.threads=3"]
     command += ["+callbacks.threads={_target_: threads.Threads}", "hydra.run.dir=threads_run"]
     subprocess.run(command, cwd=workspace, env=environment, capture_output=True, check=True, timeout=300)
@@ -588,7 +587,6 @@ def test_impossible_devices_are_user_errors(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(workspace)
-    monkeypatch.delenv("ARNN_DATA", raising=False)
     monkeypatch.setattr(rank_zero_only, "rank", 0)
     monkeypatch.setattr(distributed, "_START_TIMEOUT", timedelta(seconds=1))
     for name, value in variables.items():
