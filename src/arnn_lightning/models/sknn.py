@@ -1,4 +1,4 @@
-"""SKNN (Jannach & Ludewig, RecSys 2017; Ludewig & Jannach 2018, UMUAI 28, arXiv 1803.09587, section 3.3)."""
+"""SKNN (Jannach & Ludewig, RecSys 2017; Ludewig & Jannach 2018, UMUAI 28, arXiv 1803.09587)."""
 
 from arnn_lightning.models.neighbours import SessionNeighbours
 

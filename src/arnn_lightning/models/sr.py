@@ -1,4 +1,4 @@
-"""Sequential rules (SR): Kamehkhosh et al. 2017; Ludewig & Jannach 2018, UMUAI 28 (arXiv 1803.09587), section 3.1.
+"""Sequential rules (SR): Kamehkhosh et al. 2017; Ludewig & Jannach 2018, UMUAI 28 (arXiv 1803.09587).
 
 I items.
 """

@@ -1,4 +1,4 @@
-"""V-SKNN (Ludewig & Jannach 2018, UMUAI 28, arXiv 1803.09587, section 3.3): SKNN with weights of recent events."""
+"""V-SKNN (Ludewig & Jannach 2018, UMUAI 28, arXiv 1803.09587): SKNN with weights of recent events."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""VSTAN (Ludewig et al. 2020, UMUAI 31, arXiv 1910.12781): STAN with weights of neighbours and rare items."""
+"""VSTAN (Ludewig et al. 2021, UMUAI 31, arXiv 1910.12781): STAN with weights of neighbours and rare items."""
 
 from typing import Any
 
