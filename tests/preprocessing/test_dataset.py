@@ -30,7 +30,7 @@ from arnn_lightning.loading.schedule import session_parallel_schedule
 from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
 from arnn_lightning.preprocessing.profile import attribute_remarks, log_remarks, profile_attributes
 from arnn_lightning.preprocessing.sessions import SESSION_ID
-from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits
+from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits, hold_out_users
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 from helpers import compose_config
 
@@ -804,6 +804,15 @@ def test_held_out_user_share_do_not_depend_on_gaps_between_ids(tmp_path: Path) -
         prepared = prepared_from(folder, spread, held_out_user_share=0.3, items=items_of(1.0))
         written.append(files_of(prepared, "t*.parquet"))
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(("share", "n_held_out"), [(0.3, 2), (0.5, 2), (0.1, 1), (0.05, 0)])
+def test_the_number_of_held_out_users_is_rounded(share: float, n_held_out: int) -> None:
+    users = np.arange(5)  # each has a training session and a test session
+    events = pl.DataFrame({USER: np.tile(users, 2), SPLIT: np.repeat([0, 2], 5).astype(np.uint8)})
+    kept = hold_out_users(events, share, np.ones(5, bool))
+    assert kept.filter(pl.col(SPLIT) == 2).height == n_held_out
+    assert kept.height == 5
 
 
 @pytest.mark.parametrize("share", [1, -0.1, "some", True])
