@@ -1,4 +1,4 @@
-"""Run folders: one process owns one at a time, its settings are recorded once, and a resumed run has the recorded ones.
+"""Run folders: a lock gives each to one process; settings are recorded once, and a resumed run takes the recorded ones.
 
 Hydra's own record (``hydra.output_subdir``) is turned off, since Hydra writes it before a task can refuse a folder.
 """
@@ -26,7 +26,7 @@ from arnn_lightning.io import write_text
 RECORD = ".hydra"  # Hydra's name for it, and its files: config.yaml, hydra.yaml, overrides.yaml
 LOCK = ".lock"
 MULTIRUN = "multirun.yaml"  # Hydra's record of a multirun
-METRICS_FILE = "metrics.json"  # written last: its run is finished
+METRICS_FILE = "metrics.json"  # written last: where it exists, the run is finished
 # What cannot change a result (E27): speed, output, and where files are. Not steps_per_execution: a checkpoint's
 # position in the epoch is counted in chunks.
 MAY_DIFFER = (
@@ -97,12 +97,7 @@ def has_record(folder: Path) -> bool:
 def write_record(config: DictConfig, folder: Path) -> None:
     """Writes the settings of a run: its command line, Hydra's settings and, last, its config."""
     hydra = HydraConfig.get()
-    overrides = [
-        text
-        for key, override in _by_key(hydra.overrides.task).items()
-        if key != "resume"
-        for text in [override.input_line]
-    ]
+    overrides = [override.input_line for key, override in _by_key(hydra.overrides.task).items() if key != "resume"]
     write_text(folder / RECORD / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
     write_text(folder / RECORD / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
     write_text(folder / RECORD / "config.yaml", OmegaConf.to_yaml(config))
@@ -130,7 +125,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: no folder is given, or it contains no run.
     """
-    given = _by_key([text for text in arguments if not text.startswith("-") and ("=" in text or text[0] == "~")])
+    given = _by_key([text for text in arguments if not text.startswith("-") and ("=" in text or text[:1] == "~")])
     resume = given.get("resume")
     if resume is None or resume.value() is not True:
         return list(arguments)
@@ -152,7 +147,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
         choices = stored_config(folder, "hydra").hydra.runtime.choices
         for key in given.keys() & choices.keys():  # another data set or model may not even compose with the rest
             _require_equal(key, choices[key], given[key].value(), folder)
-    place = arguments.index(str(resume.input_line))  # beside it: options and overrides must not alternate
+    place = arguments.index(str(resume.input_line))  # beside it: Hydra takes overrides in one block
     kept = [override.input_line for key, override in _by_key(stored).items() if key not in given]
     return [*arguments[:place], *map(str, kept), *arguments[place:]]
 

@@ -372,6 +372,8 @@ def test_a_state_that_is_damaged_or_foreign_is_refused(
             arnn.session(state=bytes(flipped))
     with pytest.raises(UserError, match=f"state: of another model .{arnn.model_id}"):
         gru4rec.session(state=state)
+    with pytest.raises(UserError, match="state: of format 3, not 2; start a new session"):
+        arnn.session(state=state[:4] + bytes([3]) + state[5:])
     with pytest.raises(UserError, match="must be the bytes"):
         arnn.session(state="text")  # type: ignore[arg-type]
     assert arnn.session(state=state).top() == session.top()

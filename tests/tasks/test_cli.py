@@ -349,6 +349,8 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
         (["+trainer.limit_train_batchs=1"], "did you mean trainer.limit_train_batches?"),
         (["logger=null"], "a config group cannot be null"),
         (["model=["], "model=[: "),
+        ([""], "must be KEY=VALUE or GROUP=NAME"),
+        (["", "resume=true"], "resume=true needs the folder to resume"),
         ([*SMALL, "model=gru4rec", "model._target_=nowhere.Model"], "nowhere.Model: No module named 'nowhere'"),
         (["-m", "seed=x", "model=pop,itemknn"], "seed=x: must be an integer"),
     ],

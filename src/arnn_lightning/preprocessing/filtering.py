@@ -68,11 +68,12 @@ class FilterLog:
     def record(self, step: str, events: pl.DataFrame, n_users: int | None = None) -> pl.DataFrame:
         """Counts ``events`` and returns them; raises UserError where none are left.
 
-        ``n_users``: the number of their users, for events that are not yet sorted by user and session.
+        ``n_users``: the number of their users, for events that are not sorted by user and session: sessions are then
+        not counted.
         """
         last = self.steps[-1]
         if n_users is None and events.height == last["events"] and last["sessions"] is not None:
-            # Steps only drop events: equal numbers are equal events. Sessions may have been cut.
+            # Nothing was dropped since the last step, so users and items are the same; sessions may have been cut.
             counts = last | {"step": step, "sessions": len(session_starts(events[SESSION_ID].to_numpy()))}
         else:
             self.item_counts = count_codes(events[ITEM], self.n_items)
@@ -146,7 +147,7 @@ def filter_events(
     if data["held_out_user_share"]:
         events = hold_out_users(events, data["held_out_user_share"], in_log)
         filter_log.record("of held-out users after training", events)
-    item_counts = {"log": log_item_counts, "window": filter_log.item_counts}
+    item_counts = {"log": log_item_counts, "window": filter_log.item_counts}  # window: without the rows dropped above
     events = filter_log.record("of popular items", _keep_popular_items(events, data["items"], item_counts))
     max_length = data["max_session_length"]
     if max_length is not None:
@@ -193,13 +194,14 @@ def _keep_popular_items(
 ) -> pl.DataFrame:
     """Keeps the most popular items (4.2.3), counted over the whole log, the window, or its training days.
 
-    ``item_counts``: how often each item occurs, (n_items,), in the ``log`` and in the ``window``.
+    ``item_counts``: how often each item occurs, (n_items,), in the ``log`` and in what is left of the ``window``.
     """
     scope, n_items = items["popularity_scope"], len(item_counts["log"])
     counts = count_codes(events.filter(pl.col(SPLIT) == 0)[ITEM], n_items) if scope == "train" else item_counts[scope]
     table = pl.DataFrame({ITEM: np.arange(n_items), "events": counts}).filter(pl.col("events") > 0)
     kept = most_popular(table, float(items["popularity_coverage"])).filter(pl.col("events") >= int(items["min_events"]))
-    is_kept = count_codes(kept[ITEM], n_items) > 0
+    is_kept = np.zeros(n_items, bool)
+    is_kept[kept[ITEM].to_numpy()] = True
     return events.filter(pl.Series(is_kept).gather(events[ITEM]))
 
 

@@ -21,8 +21,8 @@ from arnn_lightning.serving.requests import Unknown, check_length
 if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor
 
-MAX_SEEN = 1_000  # items of a session that are known as seen, the latest
-MAX_UNKNOWN = 100  # unknown items that are listed, the latest
+MAX_SEEN = 1_000  # items that a session keeps for exclude_seen; older ones are dropped
+MAX_UNKNOWN = 100  # unknown items that a session lists; older ones are dropped
 MAGIC, VERSION = b"ARNN", 2
 INTEGER = re.compile(r"[+-]?[0-9]+")
 _HEADER = struct.Struct("<4sB8sI")  # magic, version, model, checksum
@@ -49,10 +49,10 @@ class LiveSession:
     def __init__(self, sessions: "LiveSessions", contexts: Contexts, unknown: Unknown) -> None:
         self._sessions = sessions
         self.contexts = contexts
-        self.terms = sessions.predictor.user_terms(contexts)
+        self.terms = sessions.predictor.user_terms(contexts)  # what depends on the contexts alone
         self.hidden = sessions.predictor.model.initial_state(1)
         self.query: Tensor | None = None
-        self.seen: dict[int, None] = {}
+        self.seen: dict[int, None] = {}  # item codes, the latest last: a dict as an ordered set
         self.clicks = 0
         self.unknown = unknown
 
@@ -121,15 +121,18 @@ class LiveSessions:
         self._ids = ids.to_list()
         self._titles = table["title"].to_list() if "title" in table.columns else [None] * len(ids)
         self._users = IdCodes(predictor.vocabulary.users["id"])
+        # A click gives the width and dtype of a query, which those of stored sessions must have.
         probe = self.open()
         self.click([probe], [self._ids[0]])
         assert probe.query is not None
-        self._query_like = probe.query
+        self._query_template = probe.query
 
     def open(
         self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
     ) -> LiveSession:
         """A session of a user with a profile, of a user of the training data, or of nobody known; or one continued.
+
+        Where both are given, ``profile`` replaces what the training data contain about ``user``.
 
         Raises:
             UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
@@ -157,7 +160,7 @@ class LiveSessions:
         """One event in each of several sessions, in one batch.
 
         Raises:
-            UserError: as many items as sessions are needed, and each session once; or an item of a wrong type.
+            UserError: not one item per session, a session twice, or an item of a wrong type.
         """
         if len(sessions) != len(items) or len({id(session) for session in sessions}) < len(sessions):
             raise UserError("click: needs one item for every session, and every session once; click again for the next")
@@ -176,7 +179,7 @@ class LiveSessions:
             valid=None,
             user_terms=_cat(terms) if terms else None,
         )
-        state = tuple(_cat(list(parts), -2) for parts in zip(*(s.hidden for s in batch), strict=True))
+        state = tuple(_cat(parts, -2) for parts in zip(*(s.hidden for s in batch), strict=True))
         query_NH, state = self.predictor.model.encode(step, state)
         for n, (session, code) in enumerate(clicked):
             # Clones: a view would keep the whole batch in memory.
@@ -203,10 +206,11 @@ class LiveSessions:
         check_length(k)
         if not sessions:
             return []
-        some = next((session.query for session in sessions if session.query is not None), None)
+        # Sessions without a click get the most popular items: any query may stand in for theirs.
+        placeholder = next((session.query for session in sessions if session.query is not None), None)
         query_NH = None
-        if some is not None:
-            query_NH = _cat_queries([some if session.query is None else session.query for session in sessions])
+        if placeholder is not None:
+            query_NH = _cat_queries([placeholder if session.query is None else session.query for session in sessions])
         score_NK, item_NK = self.predictor.top(
             query_NH,
             np.array([session.query is not None for session in sessions]),
@@ -217,13 +221,14 @@ class LiveSessions:
         return [
             [
                 Recommendation(self._ids[item], score, rank, self._titles[item])
-                for rank, (score, item) in enumerate(zip(scores, items, strict=True), 1)
+                for rank, (score, item) in enumerate(zip(scores, codes, strict=True), 1)
                 if score > -torch.inf
             ]
-            for scores, items in zip(score_NK.tolist(), item_NK.tolist(), strict=True)
+            for scores, codes in zip(score_NK.tolist(), item_NK.tolist(), strict=True)
         ]
 
     def _restore(self, state: bytes) -> LiveSession:
+        """Reads what ``state`` wrote: header, sizes, codes (single, active, seen), query if clicked, hidden states."""
         damaged = UserError("state: damaged or cut off; start a new session")
         if not isinstance(state, bytes | bytearray | memoryview):
             raise UserError(f"state: must be the bytes that state() returned, not {type(state).__name__}")
@@ -234,31 +239,33 @@ class LiveSessions:
         body = state[_HEADER.size :]
         if magic != MAGIC or zlib.crc32(body) != checksum:
             raise damaged
-        if version != VERSION or model_id != self.model_id:
+        if version != VERSION:
+            raise UserError(f"state: of format {version}, not {VERSION}; start a new session")
+        if model_id != self.model_id:
             raise UserError(
                 f"state: of another model ({model_id.hex()}, not {self.predictor.model_id}); start a new session"
             )
         clicks, n_active, n_seen, width = _SIZES.unpack_from(body)
         session, dims = self.open(), self.predictor.metadata["model"]["dims"]
-        like = [*session.hidden]
+        templates = [*session.hidden]
         if clicks:
-            query = self._query_like
-            if not query.shape[1] <= width <= query.shape[1] + dims["n_binary"]:
+            query = self._query_template
+            if not query.shape[1] <= width <= query.shape[1] + dims["n_binary"]:  # VSTAN's has the active fields
                 raise damaged
-            like.insert(0, query.new_empty(1, width))
+            templates.insert(0, query.new_empty(1, width))
         n_codes = session.contexts.single.shape[1] + n_active + n_seen
-        if n_seen > MAX_SEEN or len(body) != _SIZES.size + 4 * n_codes + sum(part.nbytes for part in like):
+        if n_seen > MAX_SEEN or len(body) != _SIZES.size + 4 * n_codes + sum(part.nbytes for part in templates):
             raise damaged
         codes = torch.from_numpy(np.frombuffer(body, "<i4", n_codes, _SIZES.size).astype(np.int64))
         single, active, seen = codes.split([n_codes - n_active - n_seen, n_active, n_seen])
         parts, start = [], _SIZES.size + 4 * n_codes
-        for part in like:
+        for part in templates:
             values = torch.frombuffer(bytearray(body[start : start + part.nbytes]), dtype=part.dtype)
             parts.append(values.view(part.shape))
             start += part.nbytes
         model = self.predictor.model
         limits = [(single, 0, sum(dims["single_sizes"])), (active, -1, dims["n_binary"]), (seen, 0, model.n_items)]
-        # Counted models have items and categories in them, or one more than these.
+        # The integers of neighbourhood models are item codes plus one, or categories.
         highest = 1 + max(model.n_items, sum(dims["single_sizes"]) + dims["n_binary"])
         limits += [(part, 0, highest) for part in parts if not part.is_floating_point()]
         if any(len(part) and not (low <= part.min() and part.max() < high) for part, low, high in limits):
