@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from arnn_lightning import conf
+from arnn_lightning.errors import UserError
 from arnn_lightning.models import ARNN, RunSettings, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.checkpoint import build_model
@@ -45,6 +46,13 @@ def test_E20_every_preset_takes_every_loss_in_every_stage(name: str, loss: str, 
 def test_the_stages_of_arnn_are_choices_too(small_dataset: PreparedDataset) -> None:
     model = make_model("arnn", small_dataset.dims, "model@model.session=gru4rec_strong")
     assert [stage.name for stage in model.stages.values()] == ["gru4rec_strong", "pnn"]
+
+
+@pytest.mark.parametrize("choice", ["session=pop", "context=itemknn", "session=arnn"])
+def test_a_role_takes_a_model_trained_in_one_stage(choice: str, small_dataset: PreparedDataset) -> None:
+    role, name = choice.split("=")
+    with pytest.raises(UserError, match=rf"^model\.{role}: {name} is not trained in one stage; choose .* by [^\n]*$"):
+        make_model("arnn", small_dataset.dims, f"model@model.{choice}")
 
 
 @pytest.mark.parametrize("role", ["session", "context"])
