@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from arnn_lightning import conf
 from arnn_lightning.errors import UserError
-from arnn_lightning.models import ARNN, RunSettings, SessionRecommender
+from arnn_lightning.models import RunSettings, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.stage import make_datamodule
@@ -31,13 +31,11 @@ PRESETS = sorted({case.preset for case in TRAINED})
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_E20_every_preset_takes_every_loss_in_every_stage(name: str, loss: str, small_dataset: PreparedDataset) -> None:
-    roles = ("session", "context") if name.startswith("arnn") else ()
+    roles = make_model(name, small_dataset.dims).stages
     overrides = [f"model/loss@model.{role}.loss={loss}" for role in roles]
     model = make_model(name, small_dataset.dims, f"model/loss={loss}", *overrides)
     assert model.name == name
-    stages = [*model.stages.values()] if isinstance(model, ARNN) else []
-    assert len(stages) == len(roles)
-    for stage in (model, *stages):
+    for stage in (model, *model.stages.values()):
         assert type(stage.loss).__name__ == LOSS_CLASSES[loss.removesuffix("_full").removesuffix("_logq")]
         assert stage.loss.scores_full_catalogue == loss.endswith("_full")
         assert bool(stage.loss.logq) == loss.endswith("_logq")
@@ -121,7 +119,7 @@ def test_every_preset_trains_with_its_negatives_and_log_q(
     config.model.dims = small_dataset.dims
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
     model: Any = build_model(plain, RunSettings())
-    for role, stage in (model.stages if isinstance(model, ARNN) else {}).items():
+    for role, stage in model.stages.items():
         fit_one_epoch(stage, small_dataset, config, plain[role], tmp_path)
     fit_one_epoch(model, small_dataset, config, plain, tmp_path)
 
