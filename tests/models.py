@@ -33,6 +33,7 @@ _ARNN = (
     "model.context.hidden_size=5",
     "model.context.embedding_size=4",
 )
+_FUSION = ("model.session.hidden_size=8", "model.fusion.embedding_size=4")
 
 MODELS = (
     ModelCase("pop", "pop", is_trained=False),
@@ -75,6 +76,9 @@ MODELS = (
         reads_contexts=True,
     ),
     ModelCase("arnn_strong", "arnn_strong", _ARNN, has_memory=True, reads_contexts=True),
+    ModelCase("latent_cross", "latent_cross", _FUSION, has_memory=True, reads_contexts=True),
+    ModelCase("init_state", "init_state", _FUSION, has_memory=True, reads_contexts=True),
+    ModelCase("input_concat", "input_concat", _FUSION, has_memory=True, reads_contexts=True),
 )
 TRAINED = tuple(case for case in MODELS if case.is_trained)
 BY_NAME = {case.name: case for case in MODELS}

@@ -38,6 +38,7 @@ class StepInput(NamedTuple):
         valid: (B,) False for empty slots, whose values are arbitrary and read nowhere; None: all slots are valid.
         user_terms: (B, ...) the encoder's ``user_terms`` of each slot, where they were computed beforehand.
         features: (B, W) the outputs of ARNN's frozen encoders, where they were computed beforehand.
+        input_term: (B, sum of the encoder's ``input_sizes``) added to what it computes of the item, before any state.
     """
 
     item: Tensor
@@ -45,6 +46,7 @@ class StepInput(NamedTuple):
     valid: Tensor | None
     user_terms: Tensor | None = None
     features: Tensor | None = None
+    input_term: Tensor | None = None
 
 
 class Candidates(NamedTuple):

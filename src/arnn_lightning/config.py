@@ -157,6 +157,7 @@ RULES = TRAINING_RULES | {
     "model.carry_dropout": BOOLEAN,
     "model.products": BOOLEAN,
     "model.product_method": choice("auto", "gram", "closed"),
+    "model.fusion.embedding_size": integer(1),
     "model.freeze_encoders": BOOLEAN,
     "model.finetune_context_batchnorm": BOOLEAN,
     "model.scheduler": NULL,
@@ -283,6 +284,7 @@ ENCODERS = ("session", "context")
 INSTANTIATED = (
     "data.reader",
     "model",
+    "model.fusion",
     "model.loss",
     "model.optimizer",
     "model.scheduler",

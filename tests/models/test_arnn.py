@@ -100,6 +100,16 @@ def test_any_encoder_can_take_the_session_role(small_dataset: PreparedDataset, t
 # --- what is computed once per user ---
 
 
+@torch.no_grad()
+def test_user_terms_of_one_encoder_do_not_reach_the_other(small_dataset: PreparedDataset) -> None:
+    sizes = ["model.session.hidden_size=5", "model.session.embedding_size=4"]  # as the context encoder's
+    model = make_arnn(small_dataset, "model@model.session=pnn", *sizes).eval()
+    step = model.step_input(torch.arange(6), torch.arange(6), None)
+    assert step.user_terms is not None
+    expected = model.encode(step._replace(user_terms=None), ())[0]
+    assert torch.allclose(model.encode(step, ())[0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("case", FROZEN, ids=case_name)
 @torch.no_grad()
 def test_user_terms_equal_those_of_the_live_encoder(

@@ -9,7 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 from arnn_lightning import conf
-from arnn_lightning.models import ARNN, RunSettings, SessionRecommender
+from arnn_lightning.errors import UserError
+from arnn_lightning.models import RunSettings, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.stage import make_datamodule
@@ -30,13 +31,11 @@ PRESETS = sorted({case.preset for case in TRAINED})
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_E20_every_preset_takes_every_loss_in_every_stage(name: str, loss: str, small_dataset: PreparedDataset) -> None:
-    roles = ("session", "context") if name.startswith("arnn") else ()
+    roles = make_model(name, small_dataset.dims).stages
     overrides = [f"model/loss@model.{role}.loss={loss}" for role in roles]
     model = make_model(name, small_dataset.dims, f"model/loss={loss}", *overrides)
     assert model.name == name
-    stages = [*model.stages.values()] if isinstance(model, ARNN) else []
-    assert len(stages) == len(roles)
-    for stage in (model, *stages):
+    for stage in (model, *model.stages.values()):
         assert type(stage.loss).__name__ == LOSS_CLASSES[loss.removesuffix("_full").removesuffix("_logq")]
         assert stage.loss.scores_full_catalogue == loss.endswith("_full")
         assert bool(stage.loss.logq) == loss.endswith("_logq")
@@ -45,6 +44,13 @@ def test_E20_every_preset_takes_every_loss_in_every_stage(name: str, loss: str, 
 def test_the_stages_of_arnn_are_choices_too(small_dataset: PreparedDataset) -> None:
     model = make_model("arnn", small_dataset.dims, "model@model.session=gru4rec_strong")
     assert [stage.name for stage in model.stages.values()] == ["gru4rec_strong", "pnn"]
+
+
+@pytest.mark.parametrize("choice", ["session=pop", "context=itemknn", "session=arnn"])
+def test_a_role_takes_a_model_trained_in_one_stage(choice: str, small_dataset: PreparedDataset) -> None:
+    role, name = choice.split("=")
+    with pytest.raises(UserError, match=rf"^model\.{role}: {name} is not trained in one stage; choose .* by [^\n]*$"):
+        make_model("arnn", small_dataset.dims, f"model@model.{choice}")
 
 
 @pytest.mark.parametrize("role", ["session", "context"])
@@ -113,7 +119,7 @@ def test_every_preset_trains_with_its_negatives_and_log_q(
     config.model.dims = small_dataset.dims
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
     model: Any = build_model(plain, RunSettings())
-    for role, stage in (model.stages if isinstance(model, ARNN) else {}).items():
+    for role, stage in model.stages.items():
         fit_one_epoch(stage, small_dataset, config, plain[role], tmp_path)
     fit_one_epoch(model, small_dataset, config, plain, tmp_path)
 

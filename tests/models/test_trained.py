@@ -74,7 +74,7 @@ def test_E13_every_value_of_a_config_reaches_the_optimizer(small_dataset: Prepar
         assert {key: list(group[key]) if key == "betas" else group[key] for key in values} == values
 
 
-@pytest.mark.parametrize("name", ["pnn", "concat"])
+@pytest.mark.parametrize("name", ["pnn", "concat", "latent_cross", "init_state", "input_concat"])
 def test_E28_unseen_categories_stand_at_their_fields_mean(name: str, tmp_path: Path) -> None:
     """Codes 0 of both fields and 3 of the second have no training event; users have 6, 4 and 2 of them."""
     sessions = [[0, 1, 2], [2, 1, 0], [1, 2], [0, 2], [2, 0]]
@@ -83,9 +83,10 @@ def test_E28_unseen_categories_stand_at_their_fields_mean(name: str, tmp_path: P
         tmp_path, {"train": (sessions, [0, 0, 1, 1, 2]), "val": ([[0, 1]], [3])}, 3, single, [[0], [1], [], []]
     )
     model = BY_NAME[name].make(prepared, "model.optimizer.lr=0.1")
-    before = model.encoder.single_embedding.weight.detach().clone()
+    table = getattr(model.encoder, "contexts", model.encoder).single_embedding
+    before = table.weight.detach().clone()
     trainer(tmp_path / "run", max_epochs=2).fit(model, make_data(prepared, batch_size=2))
-    weight = model.encoder.single_embedding.weight.detach()  # three levels, then four countries
+    weight = table.weight.detach()  # three levels, then four countries
     level, country = weight[:3], weight[3:]
     assert torch.allclose(level[0], (6 * level[1] + 6 * level[2]) / 12, atol=1e-6)
     expected = (10 * country[1] + 2 * country[2]) / 12

@@ -60,6 +60,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "arnn": ("arnn", FROZEN),
     "arnn_batchnorm": ("arnn", [*FROZEN, "model.finetune_context_batchnorm=true"]),
     "arnn_joint": ("arnn", [*FROZEN, "model.freeze_encoders=false", "model.optimizer.lr=0.001"]),
+    "init_state": ("init_state", FROZEN),
     "local_negatives": ("gru4rec_strong", [*STRONG, "model.negatives=local", "model.loss.accidental_hits=keep"]),
 }
 SOURCES: frozenset[RowSource] = frozenset({"item", "candidate", "item_and_candidate", "single"})
@@ -87,7 +88,8 @@ def make_config(model: str, devices: int, *overrides: str) -> DictConfig:
     many = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}"] if devices > 1 else []
     sizes = ["evaluation.batch_size=4", "performance.steps_per_execution=10", "checkpoint.every_n_minutes=0"]
     if model not in ("pop", "itemknn"):
-        sizes += [f"model.batch_size={2 * SLOTS // devices}", "model.hidden_size=8"]
+        part = "model.session" if model == "init_state" else "model"
+        sizes += [f"model.batch_size={2 * SLOTS // devices}", f"{part}.hidden_size=8"]
     return compose_config(f"model={model}", "data=xing", "logger={}", *many, *sizes, *overrides)
 
 

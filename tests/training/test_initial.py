@@ -84,7 +84,9 @@ class Captured(Callback):
         self.optimizer = {name: copy.deepcopy(dict(states[weight])) for name, weight in trained.items()}
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "gru4rec_tied", "pnn", "concat"])
+@pytest.mark.parametrize(
+    "name", ["gru4rec", "gru4rec_tied", "pnn", "concat", "latent_cross", "init_state", "input_concat"]
+)
 @torch.no_grad()
 def test_known_rows_follow_their_ids(name: str, tmp_path: Path) -> None:
     """Items 2 to 11 of 12 are items 0 to 9 of 14 now; categories and two-valued fields are recoded too."""
@@ -133,8 +135,9 @@ def test_known_rows_follow_their_ids(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(model.scorer.items.weight[10:], mean.expand(4, -1))
     if model.uses_contexts:  # the field that is new has no effect yet; a new category is "unknown"
         for single_codes, fields in (([[3, 5]], [[0, 1]]), ([[3, 5]], [[0, -1]])):
-            neutral = model.encode(step(model, item[:1], single_codes, fields), ())[0]
-            unknown = model.encode(step(model, item[:1], [[0, 5]], [[0, -1]]), ())[0]
+            start_state = model.initial_state(1)
+            neutral = model.encode(step(model, item[:1], single_codes, fields), start_state)[0]
+            unknown = model.encode(step(model, item[:1], [[0, 5]], [[0, -1]]), start_state)[0]
             torch.testing.assert_close(neutral, unknown, rtol=1e-4, atol=1e-4)
 
 
@@ -188,22 +191,45 @@ def test_new_rows_have_no_optimizer_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "message"),
+    ("then", "name", "overrides", "message"),
     [
-        ("gru4rec", ("model.hidden_size=9",), r"does not fit this model: model\.hidden_size was 8 there and is 9 here"),
-        ("gru4rec", ("model.layers=2",), r"does not fit this model: model\.layers was 1 there and is 2 here"),
         (
+            "gru4rec",
+            "gru4rec",
+            ("model.hidden_size=9",),
+            r"does not fit this model: model\.hidden_size was 8 there and is 9 here",
+        ),
+        (
+            "gru4rec",
+            "gru4rec",
+            ("model.layers=2",),
+            r"does not fit this model: model\.layers was 1 there and is 2 here",
+        ),
+        (
+            "gru4rec",
             "gru4rec",
             ("model.embedding=tied",),
             r"does not fit this model: model\.embedding was onehot there and is tied",
         ),
-        ("pnn", (), "then.ckpt is a gru4rec, this run trains a pnn"),
+        ("gru4rec", "pnn", (), "then.ckpt is a gru4rec, this run trains a pnn"),
+        (
+            "latent_cross",
+            "latent_cross",
+            ("model.session.hidden_size=9",),
+            r"does not fit this model: model\.session\.hidden_size was 8 there and is 9 here",
+        ),
+        (
+            "latent_cross",
+            "init_state",
+            (),
+            r"does not fit this model: model\.fusion\._target_ was .*LatentCrossEncoder",
+        ),
     ],
 )
 def test_another_models_checkpoint_is_one_line(
-    name: str, overrides: tuple[str, ...], message: str, small_dataset: PreparedDataset
+    then: str, name: str, overrides: tuple[str, ...], message: str, small_dataset: PreparedDataset
 ) -> None:
-    case, dims = BY_NAME["gru4rec"], small_dataset.dims
+    case, dims = BY_NAME[then], small_dataset.dims
     earlier = case.make(small_dataset)
     checkpoint = {
         "state_dict": earlier.state_dict(),

@@ -315,6 +315,7 @@ def fitted(
         ("arnn", 0, 0.0),
         ("arnn", 7, 0.5),
         ("arnn_footnote2", 7, 0.0),
+        ("init_state", 7, 0.5),
     ],
 )
 def test_E27_what_changes_speed_changes_no_result(

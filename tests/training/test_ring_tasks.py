@@ -14,12 +14,13 @@ import pytest
 from pytorch_lightning import seed_everything
 
 from arnn_lightning.evaluation.result import EvaluationResult
-from arnn_lightning.models import ARNN, Recommender, SessionRecommender
+from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, make_model, ready, trainer, write_dataset
 from models import BY_NAME, MODELS, ModelCase, case_name
 
 RING = 12
+FUSIONS = ("latent_cross", "init_state", "input_concat")
 RING_CASES = [case for case in MODELS if not case.repeats]
 HUB, GROUPS = 0, 6
 
@@ -42,6 +43,8 @@ def overrides(case: ModelCase) -> list[str]:
     if not case.is_trained:
         return []
     values = ["model/loss=cross_entropy_full", "model.optimizer.lr=0.1"]
+    if case.preset in FUSIONS:
+        return [*values, "model.session.hidden_size=32", "model.session.dropout_hidden=0", "model.n_sample=0"]
     if case.preset != "concat":
         values += ["model.hidden_size=32"]
     if case.preset.startswith("gru4rec"):
@@ -55,26 +58,28 @@ def overrides(case: ModelCase) -> list[str]:
     return [*values, *(["model.embedding_size=10"] if case.preset in ("pnn", "concat") else [])]
 
 
-def make_trained(case: ModelCase, prepared: PreparedDataset, folder: Path) -> Recommender:
+def make_trained(case: ModelCase, prepared: PreparedDataset, folder: Path, **data: Any) -> Recommender:
     seed_everything(0, verbose=False)
     model: Recommender = make_model(case.preset, prepared.dims, *case.overrides, *overrides(case))
-    for stage in model.stages.values() if isinstance(model, ARNN) else ():
-        fit(stage, prepared, folder)
-    fit(model, prepared, folder)
+    for stage in model.stages.values() if model.needs_stages else ():
+        fit(stage, prepared, folder, **data)
+    fit(model, prepared, folder, **data)
     return model
 
 
-def fit(model: Recommender, prepared: PreparedDataset, folder: Path) -> None:
+def fit(model: Recommender, prepared: PreparedDataset, folder: Path, **data: Any) -> None:
     if isinstance(model, SessionRecommender):
-        trainer(folder, max_epochs=6).fit(model, make_data(prepared, batch_size=20, steps_per_chunk=20))
+        trainer(folder, max_epochs=6).fit(model, make_data(prepared, batch_size=20, steps_per_chunk=20, **data))
     else:
         ready(model, prepared).fit(prepared.sessions("train"))
 
 
-def recall_by_position(case: ModelCase, prepared: PreparedDataset, folder: Path, cutoff: int = 1) -> dict[int, float]:
-    """Conservative recall by position."""
-    model = make_trained(case, prepared, folder)
-    trainer(folder).test(model, make_data(prepared), verbose=False)
+def recall_by_position(
+    case: ModelCase, prepared: PreparedDataset, folder: Path, cutoff: int = 1, **data: Any
+) -> dict[int, float]:
+    """Conservative recall by position; ``data``: settings of the data module."""
+    model = make_trained(case, prepared, folder, **data)
+    trainer(folder).test(model, make_data(prepared, **data), verbose=False)
     split = pl.read_parquet(prepared.folder / "test.parquet")
     ranks: Any = EvaluationResult.from_counts(case.name, model.rank_counts, split, "conservative").ranks
     by_position = ranks.group_by("position").agg((pl.col("rank") <= cutoff).mean()).sort("position")
@@ -92,6 +97,13 @@ def test_sessions_of_two_need_the_user(case: ModelCase, tmp_path: Path) -> None:
         assert recall <= 0.65
     if case.has_memory and not case.reads_contexts:
         assert recall >= 0.35
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_contexts_of_another_user_in_each_session_do_not_help(name: str, tmp_path: Path) -> None:
+    prepared = ring_dataset(tmp_path, 2, "user")
+    (recall,) = recall_by_position(BY_NAME[name], prepared, tmp_path, assignment="per_session").values()
+    assert recall <= 0.65
 
 
 def test_in_sessions_of_six_gru4rec_knows_the_direction(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class ARNNEncoder(SessionEncoder):
     def features(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         """[c_t; h_t] (B, W) and the encoders' next states."""
         n = self._n_session_states
-        hidden_BH, session_state = self.session.encode(step, state[:n])
+        hidden_BH, session_state = self.session.encode(step._replace(user_terms=None), state[:n])
         context_BC, context_state = self.context.encode(step, state[n:])
         return torch.cat([context_BC, hidden_BH], 1), (*session_state, *context_state)
 

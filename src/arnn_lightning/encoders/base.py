@@ -14,10 +14,15 @@ class SessionEncoder(nn.Module):
     Attributes:
         hidden_size: H.
         uses_contexts: whether ``encode`` reads the users' contexts.
+        input_sizes: widths of the blocks that ``StepInput.input_term`` consists of; empty: ``encode`` reads none.
+        n_hidden_states: how many tensors of the state, the first ones, are hidden states of an RNN, which may start
+            elsewhere than at 0.
     """
 
     hidden_size: int
     uses_contexts: bool = False
+    input_sizes: tuple[int, ...] = ()
+    n_hidden_states: int = 0
 
     def initial_state(self, batch_size: int) -> State:
         """The state before a session's first event: tensors (..., B, width), zeros; empty without a memory."""

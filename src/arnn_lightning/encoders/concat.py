@@ -7,11 +7,11 @@ B batch slots, M two-valued fields, S single-valued fields, D embedding.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arnn_lightning.batch import State, StepInput
 from arnn_lightning.encoders.base import SessionEncoder
+from arnn_lightning.nn.contexts import sum_of_active
 from arnn_lightning.nn.table import EmbeddingTable
 
 
@@ -38,8 +38,6 @@ class ConcatEncoder(SessionEncoder):
             nn.init.xavier_uniform_(weight)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
-        active_BA, padding = step.contexts.active, len(self.binary_embedding) - 1
-        present_BAD = F.embedding(torch.where(active_BA < 0, padding, active_BA), self.binary_embedding)
-        binary_BD = (present_BAD * (active_BA >= 0)[:, :, None]).sum(1)
+        binary_BD = sum_of_active(step.contexts.active, self.binary_embedding)
         single_BSD = self.single_embedding(step.contexts.single)
         return torch.cat([self.item_embedding(step.item), binary_BD, single_BSD.flatten(1)], 1), state

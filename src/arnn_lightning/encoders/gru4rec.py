@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from arnn_lightning.batch import State, StepInput
 from arnn_lightning.encoders.base import SessionEncoder
 from arnn_lightning.nn.dropout import dropout
-from arnn_lightning.nn.gru import EmbeddingInput, GRUCell, LinearInput, OneHotInput
+from arnn_lightning.nn.gru import GATES, EmbeddingInput, GRUCell, LinearInput, OneHotInput
 from arnn_lightning.nn.table import EmbeddingTable
 
 
@@ -31,6 +31,8 @@ class GRU4RecEncoder(SessionEncoder):
         carry_dropout: whether the dropped-out state is carried to the next step.
     """
 
+    n_hidden_states = 1
+
     def __init__(
         self,
         n_items: int,
@@ -43,6 +45,7 @@ class GRU4RecEncoder(SessionEncoder):
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        self.input_sizes = (hidden_size,) * GATES
         self.dropout_hidden = dropout_hidden
         self.carry_dropout = carry_dropout
         first = (
@@ -62,7 +65,10 @@ class GRU4RecEncoder(SessionEncoder):
         x = step.item
         next_hidden = []
         for to_gates, cell, hidden_BH in zip(self.inputs, self.cells, hidden_LBH.unbind(), strict=True):
-            new_BH = cell(to_gates(x), hidden_BH)
+            gates_BG = to_gates(x)
+            if x is step.item and step.input_term is not None:  # the first layer
+                gates_BG = gates_BG + step.input_term
+            new_BH = cell(gates_BG, hidden_BH)
             x = dropout(new_BH, self.dropout_hidden, self.training)
             next_hidden.append(x if self.carry_dropout else new_BH)
         return x, (torch.stack(next_hidden) if len(next_hidden) > 1 else next_hidden[0][None],)

@@ -3,6 +3,7 @@
 from arnn_lightning.models.arnn import ARNN
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.concat import Concat
+from arnn_lightning.models.fusion import Fusion
 from arnn_lightning.models.gru4rec import GRU4REC
 from arnn_lightning.models.itemknn import ItemKNN
 from arnn_lightning.models.pnn import PNN
@@ -27,6 +28,7 @@ __all__ = [
     "VSKNN",
     "VSTAN",
     "Concat",
+    "Fusion",
     "ItemKNN",
     "Recommender",
     "RunSettings",

@@ -25,9 +25,6 @@ class ARNN(SessionRecommender):
         context: the model whose encoder gives c_t (PNN by default).
         hidden_size, dropout, freeze_encoders, finetune_context_batchnorm: as in ARNNEncoder.
         training: loss, optimizer, scheduler, scheduler_interval, clip_norm and settings, as in SessionRecommender.
-
-    Attributes:
-        stages: the models by role that are trained before this one.
     """
 
     encoder: ARNNEncoder

@@ -3,7 +3,7 @@
 Shapes: K steps in a chunk, B batch slots, N predictions, I items, H width of a query, U users.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,11 +73,13 @@ class Recommender(LightningModule):
         settings: of the run.
 
     Attributes:
+        needs_stages: whether this model consists of what its ``stages`` have learnt; else they are controls.
         rank_counts: of the last evaluation: session, position, higher and equal of every prediction, (N,) each.
         recommendation_counts: (I,) how often each item was recommended in it, where that is tracked.
     """
 
     uses_contexts = False
+    needs_stages = True
 
     def __init__(self, name: str, n_items: int, settings: RunSettings) -> None:
         super().__init__()
@@ -93,6 +95,11 @@ class Recommender(LightningModule):
         self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rank_counts: dict[str, Tensor] = {}
         self.recommendation_counts: Tensor | None = None
+
+    @property
+    def stages(self) -> Mapping[str, Any]:
+        """The models by role that are trained before this one."""
+        return {}
 
     # What a model is
 

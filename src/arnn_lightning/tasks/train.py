@@ -23,7 +23,7 @@ from arnn_lightning.evaluation.groups import by_known_attributes, by_position, g
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
-from arnn_lightning.models import ARNN, Recommender, SessionRecommender
+from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset
 from arnn_lightning.reporting.console import data_notes, paired_difference_line, results_table
@@ -262,8 +262,9 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
         shared = sorted(key for key in model if f"model.{key}" in given and key in model[role] and key != "dims")
         if shared:
             values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
-            lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of the merging stage alone; {values}")
-    if {"session", "context"} <= model.keys() and not (model.dims.single_sizes or model.dims.n_binary):
+            stage = "the merging stage" if "context" in model else model.name
+            lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of {stage} alone; {values}")
+    if "session" in model and not (model.dims.single_sizes or model.dims.n_binary):
         lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
     is_other_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
     if is_other_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
@@ -324,7 +325,7 @@ def load_pretrained(model: Recommender, prepared: PreparedDataset, config: DictC
     Raises:
         UserError: no checkpoint, or one of another model, other sizes or another data set.
     """
-    for role, stage in (model.stages if isinstance(model, ARNN) else {}).items():
+    for role, stage in model.stages.items():
         path = config.pretrained[role]
         if path is not None:
             checkpoint, source = read_checkpoint(path), f"pretrained.{role}: {path}"
@@ -348,13 +349,15 @@ def _train_encoders(
     test: bool,
     record: Record,
 ) -> dict[str, EvaluationResult]:
-    """Trains the models of ARNN's encoders, unless they are pretrained, and tests them."""
+    """Trains the stages before the model's, unless they are pretrained, and tests them."""
     results: dict[str, EvaluationResult] = {}
-    for role, stage_model in (model.stages if isinstance(model, ARNN) else {}).items():
+    for role, stage_model in model.stages.items():
+        if not test and not model.needs_stages:
+            continue  # a control
         if config.pretrained[role] is None:
             stage = to_container(config.model[role])
             callbacks = [record, *([initial[role]] if initial else [])]
-            if is_extended(config, stage, folder / "checkpoints" / role):
+            if model.needs_stages and is_extended(config, stage, folder / "checkpoints" / role):
                 restart_stage(folder / "checkpoints")  # of what is trained on top of this encoder
             train_stage(stage_model, prepared, config, stage, folder / "checkpoints" / role, loggers, callbacks)
         stopwatch.lap(f"train_{role}")
@@ -379,9 +382,8 @@ def read_initial_weights(
     file, resolved = Path(config.init_from), to_container(config.model)
     if file.is_dir():  # a run folder
         file = file / "checkpoints" / "best.ckpt"
-    stages: dict[str, Any] = dict(model.stages) if isinstance(model, ARNN) else {}
     initial = {}
-    for role, stage in (stages | {"": model}).items():
+    for role, stage in {**model.stages, "": model}.items():
         if role and config.pretrained[role] is not None:
             continue
         path = file.parent / role / file.name if role else file
@@ -396,7 +398,7 @@ def read_initial_weights(
             for stored in (Vocabulary(vocabulary, "this run"), Vocabulary(checkpoint.get("vocabulary", {}), path))
         )
         part = resolved[role] if role else resolved
-        encoders = None if role or not stages else nn.ModuleList(stage.encoder for stage in stages.values())
+        encoders = None if role else nn.ModuleList(trained.encoder for trained in model.stages.values())
         initial[role] = InitialWeights(stage, part, ids, checkpoint, earlier, path, encoders)
     log.info(f"init_from {file}: {initial[''].summary}")
     return initial

@@ -13,6 +13,7 @@ from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path
 from arnn_lightning.models.base import CHECKPOINT_VERSION, Recommender, RunSettings
+from arnn_lightning.models.trained import SessionRecommender
 
 Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -40,7 +41,13 @@ def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Meta
         if role in arguments:
             stage_settings = copy.copy(settings)
             stage_settings.log_prefix = f"{role}/"
-            stages[role] = build_model(arguments.pop(role), stage_settings, metadata)
+            stage = build_model(arguments.pop(role), stage_settings, metadata)
+            if not isinstance(stage, SessionRecommender) or (stage.stages and stage.needs_stages):
+                raise UserError(
+                    f"model.{role}: {stage.name} is not trained in one stage; choose a model that is, by "
+                    f"model@model.{role}=NAME"
+                )
+            stages[role] = stage
     make = instantiate(arguments, _partial_=True, _convert_="all")
     model: Recommender = make(settings=settings, **stages)
     return model

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from arnn_lightning.encoders import ConcatEncoder
 from arnn_lightning.errors import UserError
 from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.nn.contexts import ContextEmbedding
 from arnn_lightning.nn.product import ProductLayer
 from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.training.checkpoint import TRAINING_KEYS
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 NEW = -1
 # Keys of a model's config that two runs may have different values of.
 FREE_KEYS = (
-    *("dims", "name", "loss", "optimizer", "scheduler", "scheduler_interval", "clip_norm", "session", "context"),
+    *("dims", "name", "loss", "optimizer", "scheduler", "scheduler_interval", "clip_norm"),
     *("dropout", "dropout_embedding", "dropout_hidden", "carry_dropout", "product_method", *TRAINING_KEYS),
 )
 
@@ -232,7 +233,7 @@ class _Correspondence:
             # Weights of 0 get gradients only where the embeddings are not 0, too.
             binary = {"values": self.values, "binary_fields": self.binary, "cross_pairs": self.binary}
             return (binary | {"binary_pairs": self.pairs, "item_pairs": self.item_pairs}).get(last)
-        if isinstance(module, ConcatEncoder) and last == "binary_embedding":
+        if isinstance(module, ConcatEncoder | ContextEmbedding) and last == "binary_embedding":
             return self.padded
         if isinstance(module, nn.Embedding) and module.num_embeddings == self.n_items:
             return self.item
@@ -254,9 +255,14 @@ def _count(place: Tensor, n_earlier: int) -> str:
     return f"{n_known:,} known, {len(place) - n_known:,} new, {n_earlier - n_known:,} gone"
 
 
-def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first setting of the model that is another one."""
-    for key in now:
-        if key not in FREE_KEYS and then.get(key) != now[key]:
-            return f": model.{key} was {then.get(key)} there and is {now[key]} here"
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "model") -> str:
+    """The first setting of the model, or of its parts, that is another one."""
+    for key, value in now.items():
+        earlier = then.get(key)
+        if key in FREE_KEYS or earlier == value:
+            continue
+        if not isinstance(earlier, Mapping) or not isinstance(value, Mapping):
+            return f": {path}.{key} was {earlier} there and is {value} here"
+        if text := _differing(earlier, value, f"{path}.{key}"):
+            return text
     return ""
