@@ -392,7 +392,10 @@ def test_E29_rows_that_no_valid_slot_reads_do_not_move(case: ModelCase, n_sample
             valid = events.valid[0]
             empty_steps += not valid.all()
             samples = dataset.sampler.sample(epoch, number, 1)[0].tolist()
-            item, target = events.item[0, valid].tolist(), events.target[0, valid].tolist()
+            target = events.target[0, valid].tolist()
+            places = zip(events.session[0, valid].tolist(), events.position[0, valid].tolist(), strict=True)
+            length = model.encoder.last_n_events
+            item = [item for session, place in places for item in sessions[session][max(0, place - length) : place]]
             read = {
                 "item": {*item},
                 "candidate": {*target, *samples},

@@ -4,6 +4,18 @@ from arnn_lightning.encoders.arnn import ARNNEncoder
 from arnn_lightning.encoders.base import SessionEncoder
 from arnn_lightning.encoders.concat import ConcatEncoder
 from arnn_lightning.encoders.gru4rec import GRU4RecEncoder
+from arnn_lightning.encoders.narm import NARMEncoder
 from arnn_lightning.encoders.pnn import PNNEncoder
+from arnn_lightning.encoders.sasrec import SASRecEncoder
+from arnn_lightning.encoders.window import WindowEncoder
 
-__all__ = ["ARNNEncoder", "ConcatEncoder", "GRU4RecEncoder", "PNNEncoder", "SessionEncoder"]
+__all__ = [
+    "ARNNEncoder",
+    "ConcatEncoder",
+    "GRU4RecEncoder",
+    "NARMEncoder",
+    "PNNEncoder",
+    "SASRecEncoder",
+    "SessionEncoder",
+    "WindowEncoder",
+]

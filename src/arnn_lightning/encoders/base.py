@@ -14,10 +14,12 @@ class SessionEncoder(nn.Module):
     Attributes:
         hidden_size: H.
         uses_contexts: whether ``encode`` reads the users' contexts.
+        last_n_events: how many of a session's last events, the current one included, ``encode`` reads the items of.
     """
 
     hidden_size: int
     uses_contexts: bool = False
+    last_n_events: int = 1
 
     def initial_state(self, batch_size: int) -> State:
         """The state before a session's first event: tensors (..., B, width), zeros; empty without a memory."""
