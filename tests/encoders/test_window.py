@@ -10,7 +10,7 @@ from torch import Tensor
 from arnn_lightning.encoders import NARMEncoder, SASRecEncoder, WindowEncoder
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, make_model
+from helpers import make_data, make_model, train_losses
 from models import BY_NAME
 
 NAMES = ("narm", "sasrec")
@@ -124,6 +124,17 @@ def test_dropouts_of_windows_act_in_training_only(name: str, small_dataset: Prep
         for training in (True, False):
             first, second = (model.train(training).encode(step, model.initial_state(3))[0] for _ in range(2))
             assert torch.equal(first, second) != training, setting
+
+
+def test_joint_training_of_arnn_reads_the_window(small_dataset: PreparedDataset) -> None:
+    """A lookup of an item that the step has no row for would raise."""
+    name, overrides = "arnn_sasrec", ["model.freeze_encoders=false", "model.optimizer.lr=0.01"]
+    model = BY_NAME[name].make(small_dataset, *overrides).train()
+    model.configure_optimizers()
+    assert model.chunk_spec.last_n_events == LENGTH
+    assert "item_and_candidate" not in model.chunk_spec.row_sources  # the session's scorer is not part of the model
+    losses = train_losses(model, make_data(small_dataset, batch_size=7))
+    assert all(map(math.isfinite, losses))
 
 
 def test_heads_must_divide_the_hidden_size() -> None:
