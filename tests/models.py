@@ -26,7 +26,7 @@ class ModelCase(NamedTuple):
 
 
 _GRU4REC = ("model.hidden_size=8",)
-_WINDOW = ("model.hidden_size=8", "model.last_n_events=4")
+_WINDOW = ("model.hidden_size=8", "model.last_n_events=3")
 _PNN = ("model.hidden_size=8", "model.embedding_size=4")
 _ARNN = (
     "model.hidden_size=8",
@@ -81,7 +81,7 @@ MODELS = (
     ModelCase(
         "arnn_sasrec",
         "arnn_strong",
-        ("model@model.session=sasrec", *_ARNN, "model.session.last_n_events=4"),
+        ("model@model.session=sasrec", *_ARNN, "model.session.last_n_events=3", "model.session.blocks=1"),
         has_memory=True,
         reads_contexts=True,
     ),

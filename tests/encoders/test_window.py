@@ -14,7 +14,7 @@ from helpers import make_data, make_model, train_losses
 from models import BY_NAME
 
 NAMES = ("narm", "sasrec")
-LENGTH = 4  # L of both; the sessions have up to 7 events
+LENGTH = 3  # L of both; the sessions have up to 7 events
 
 
 def narm_query(encoder: NARMEncoder, items: list[int]) -> Tensor:

@@ -46,7 +46,7 @@ class NARMEncoder(WindowEncoder):
 
     def encode_window(self, item_BL: Tensor, is_event_BL: Tensor) -> Tensor:
         gates_BLG = self.to_gates(item_BL)
-        hidden_BH = self.cell.weight.new_zeros(len(item_BL), self.hidden_size)
+        hidden_BH = self.cell.weight.new_zeros(item_BL.shape[0], self.hidden_size)
         hidden = []
         for gates_BG, is_event_B in zip(gates_BLG.unbind(1), is_event_BL.unbind(1), strict=True):
             hidden_BH = torch.where(is_event_B[:, None], self.cell(gates_BG, hidden_BH), hidden_BH)
