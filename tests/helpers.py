@@ -150,7 +150,7 @@ def train_losses(model: Any, data: SessionDataModule, epochs: int = 1, learn: bo
     losses: list[float] = []
     dataset = data.train_dataset(model.chunk_spec)
     for epoch in range(epochs):
-        state = tuple(part.to(model.dtype) for part in model.initial_state(data.batch_size))
+        state = model.initial_state(data.batch_size)
         for number in range(len(dataset)):
             losses_K, state = model.run_steps(dataset[epoch, number], state)
             losses += losses_K.tolist()

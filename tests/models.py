@@ -26,6 +26,7 @@ class ModelCase(NamedTuple):
 
 
 _GRU4REC = ("model.hidden_size=8",)
+_WINDOW = ("model.hidden_size=8", "model.last_n_events=3")
 _PNN = ("model.hidden_size=8", "model.embedding_size=4")
 _ARNN = (
     "model.hidden_size=8",
@@ -51,6 +52,8 @@ MODELS = (
     ),
     ModelCase("gru4rec_tied", "gru4rec", (*_GRU4REC, "model.embedding=tied"), has_memory=True),
     ModelCase("gru4rec_strong", "gru4rec_strong", _GRU4REC, has_memory=True),
+    ModelCase("narm", "narm", _WINDOW, has_memory=True),
+    ModelCase("sasrec", "sasrec", (*_WINDOW, "model.heads=2"), has_memory=True),
     ModelCase("pnn", "pnn", (*_PNN, "model.product_method=gram"), reads_contexts=True),
     ModelCase("pnn_closed", "pnn", (*_PNN, "model.product_method=closed"), reads_contexts=True),
     ModelCase("concat", "concat", ("model.embedding_size=4",), reads_contexts=True),
@@ -76,9 +79,22 @@ MODELS = (
         reads_contexts=True,
     ),
     ModelCase("arnn_strong", "arnn_strong", _ARNN, has_memory=True, reads_contexts=True),
-    ModelCase("latent_cross", "latent_cross", _FUSION, has_memory=True, reads_contexts=True),
+    ModelCase(
+        "latent_cross",
+        "latent_cross",
+        ("model@model.session=sasrec", *_FUSION, "model.session.last_n_events=3", "model.session.blocks=1"),
+        has_memory=True,
+        reads_contexts=True,
+    ),
     ModelCase("init_state", "init_state", _FUSION, has_memory=True, reads_contexts=True),
     ModelCase("input_concat", "input_concat", _FUSION, has_memory=True, reads_contexts=True),
+    ModelCase(
+        "arnn_sasrec",
+        "arnn_strong",
+        ("model@model.session=sasrec", *_ARNN, "model.session.last_n_events=3", "model.session.blocks=1"),
+        has_memory=True,
+        reads_contexts=True,
+    ),
 )
 TRAINED = tuple(case for case in MODELS if case.is_trained)
 BY_NAME = {case.name: case for case in MODELS}

@@ -12,8 +12,8 @@ from torch import Tensor
 State = tuple[Tensor, ...]  # each (..., B, H): batch slots are the last dimension but one
 # Which ids index a table: of items, or of the categories of all single-valued fields.
 IdKind = Literal["item", "single"]
-# Which rows of a table a training step reads: those of its input items, its candidates, both (one table that embeds and
-# scores), or its users' categories.
+# Which rows of a table a training step reads: those of its input items (of each slot's last events, where the encoder
+# reads them), its candidates, both (one table that embeds and scores), or its users' categories.
 RowSource = Literal["item", "candidate", "item_and_candidate", "single"]
 
 
@@ -145,12 +145,14 @@ class ChunkSpec:
         full_catalogue: whether all items are scored.
         log_q: whether the loss corrects for the sampling of the columns.
         padded: whether all steps have the same number of rows and columns, as a compiled step needs it.
+        last_n_events: how many of a session's last events the encoder reads the items of.
     """
 
     row_sources: frozenset[RowSource]
     full_catalogue: bool
     log_q: bool
     padded: bool = False
+    last_n_events: int = 1
 
 
 def no_contexts(n: int, device: torch.device | str = "cpu") -> Contexts:

@@ -150,6 +150,8 @@ RULES = TRAINING_RULES | {
     "model.hidden_size": integer(1),
     "model.embedding_size": integer(1),
     "model.layers": integer(1),
+    "model.blocks": integer(1),
+    "model.heads": integer(1),
     "model.embedding": choice("onehot", "separate", "tied"),
     "model.dropout": PROBABILITY,
     "model.dropout_embedding": PROBABILITY,

@@ -75,6 +75,22 @@ def test_E29_an_empty_slot_repeats_a_valid_one_and_never_starts(seed: int, batch
         assert not chunk.is_session_start[k, ~valid].any()
 
 
+@given(st.integers(0, 50), st.integers(1, 9), st.integers(1, 7), st.integers(1, 4))
+def test_input_items_are_those_of_a_sessions_last_events(seed: int, batch_size: int, steps: int, length: int) -> None:
+    """Windows reach back over the start of a chunk and never over that of a session; empty slots repeat a valid one."""
+    sessions = random_sessions(seed, 12, 40, longest=9)
+    chunks = chunks_of(sessions, batch_size, steps)
+    for index in range(len(chunks)):
+        chunk, items = chunks[0, index], chunks.input_items(index, length)
+        windows = items.view(*chunk.item.shape, length)
+        for k, valid in enumerate(chunk.valid):
+            for slot in valid.nonzero()[:, 0].tolist():
+                end = int(chunk.position[k, slot])
+                expected = sessions[int(chunk.session[k, slot]) - 100][max(0, end - length) : end]
+                assert {*windows[k, slot].tolist()} == {*expected}
+            assert {*windows[k].flatten().tolist()} == {*windows[k, valid].flatten().tolist()}
+
+
 @given(st.integers(0, 1000), st.sampled_from([1, 1000]))  # a small catalogue and a large one: two methods
 def test_unique_ids_are_those_of_every_step_sorted(seed: int, spread: int) -> None:
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from arnn_lightning.batch import State, StepInput
-from arnn_lightning.encoders import SessionEncoder
+from arnn_lightning.encoders import SessionEncoder, WindowEncoder
 from arnn_lightning.losses import CrossEntropy
 from arnn_lightning.models import RunSettings, SessionRecommender
 from arnn_lightning.nn.table import EmbeddingTable
@@ -115,6 +115,37 @@ class ConstantId(LastTwoItems):
 
     def other(self, item: Tensor) -> Tensor:
         return torch.full_like(item, 5)
+
+
+class SumOfWindow(WindowEncoder):
+    """Sums the embeddings of the last three events."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden_size=8, last_n_events=3)
+        self.table = EmbeddingTable(12, 8)
+        nn.init.normal_(self.table.weight)
+
+    def encode_window(self, item_BL: Tensor, is_event_BL: Tensor) -> Tensor:
+        return (self.table(item_BL) * is_event_BL[:, :, None]).sum(1)
+
+
+def test_a_step_trains_the_items_of_the_whole_window(small_dataset: PreparedDataset) -> None:
+    """Rows that move are those of the last three events of every valid slot, whatever was in a slot before."""
+    model = recommender(SumOfWindow())
+    model.configure_optimizers()
+    dataset = make_data(small_dataset, batch_size=3, steps_per_chunk=1).train_dataset(model.chunk_spec)
+    sessions, state = small_dataset.sessions("train"), model.initial_state(3)
+    for number in range(len(dataset)):
+        chunk, events = dataset[0, number], dataset.chunks[0, number]
+        before = model.encoder.table.weight.detach().clone()
+        _, state = model.run_steps(chunk, state)
+        read: set[int] = set()
+        for session, place in zip(events.session[events.valid], events.position[events.valid], strict=True):
+            start = int(sessions.offset[int(session)])
+            read |= {*sessions.item[start + max(0, int(place) - 3) : start + int(place)].tolist()}
+        moved = (model.encoder.table.weight != before).any(1).nonzero()[:, 0].tolist()
+        # A step whose slots have one target has no negatives, and moves nothing.
+        assert {*moved} == read or (not moved and len({*events.target[events.valid].tolist()}) == 1)
 
 
 def test_an_encoder_may_look_up_the_items_of_its_step(small_dataset: PreparedDataset) -> None:

@@ -28,7 +28,7 @@ from models import BY_NAME, MODELS, TRAINED, ModelCase
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-EXPORTED = tuple(case.name for case in TRAINED)
+EXPORTED = tuple(case.name for case in TRAINED if case.name != "arnn_sasrec")  # its parts are exported in others
 Checkpoints = Callable[[ModelCase], Path]
 
 

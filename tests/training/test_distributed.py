@@ -49,11 +49,14 @@ SLOTS, STEPS = 8, 50  # batch slots of each of two devices; steps that are compa
 NO_DROPOUT = ["model.dropout_hidden=0"]
 FROZEN = ["model.session.dropout_hidden=0"]
 STRONG = [*NO_DROPOUT, "model.n_sample=9", "model.optimizer.momentum=0.1", "model.optimizer.weight_decay=0.01"]
+WINDOW = ["model.last_n_events=4", "model.n_sample=9"]
 CASES: dict[str, tuple[str, list[str]]] = {
     "gru4rec": ("gru4rec", NO_DROPOUT),
     "gru4rec_negatives": ("gru4rec", [*NO_DROPOUT, "model.n_sample=9", "model/loss=bpr_max"]),
     "gru4rec_strong": ("gru4rec_strong", STRONG),
     "gru4rec_full": ("gru4rec", [*NO_DROPOUT, "model/loss=cross_entropy_full"]),
+    "narm": ("narm", [*NO_DROPOUT, "model.dropout_embedding=0", *WINDOW]),
+    "sasrec": ("sasrec", ["model.dropout=0", *WINDOW]),
     "gru4rec_adam": ("gru4rec", [*NO_DROPOUT, "model/optimizer=adam"]),
     "pnn": ("pnn", []),
     "pnn_attribute_dropout": ("pnn", ["model.attribute_dropout=0.4"]),
@@ -100,25 +103,18 @@ def make_model(config: DictConfig, prepared: PreparedDataset, seed: int = 0) -> 
     return ready(build_model(to_container(config.model), run_settings(config), metadata), prepared)
 
 
-def use_double_precision(model: Any) -> None:
-    """Otherwise Adagrad's first steps turn a rounding error into a step of full size."""
-    zeros = model.double().initial_state
-    model.initial_state = lambda batch_size: tuple(part.double() for part in zeros(batch_size))
-
-
 def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
 def train(case: str, prepared: PreparedDataset, folder: Path, devices: int) -> Record:
-    """One epoch in double precision.
+    """One epoch in double precision: Adagrad's first steps turn a rounding error into a step of full size.
 
     Returns ``losses`` of every step, ``weights`` after STEPS of them, the ``loss`` of the epoch.
     """
     name, settings = CASES[case]
     config = make_config(name, devices, *settings)
-    model = make_model(config, prepared)
-    use_double_precision(model)
+    model = make_model(config, prepared).double()
     record: Record = {"losses": []}
     check = model._raise_if_not_finite
 
@@ -238,8 +234,7 @@ def test_local_negatives_average_the_gradients_of_devices(records: list[Record],
     """On whole tables and with columns of the catalogue, where the training step has rows."""
     name, settings = CASES["local_negatives"]
     config = make_config(name, 1, *settings, f"model.batch_size={SLOTS}")
-    model = make_model(config, dataset).train()
-    use_double_precision(model)
+    model = make_model(config, dataset).double().train()
     optimizer = model.configure_optimizers()
     data = make_datamodule(dataset, config, to_container(config.model))
     data.n_devices = 2

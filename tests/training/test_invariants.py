@@ -393,7 +393,10 @@ def test_E29_rows_that_no_valid_slot_reads_do_not_move(case: ModelCase, n_sample
             valid = events.valid[0]
             empty_steps += not valid.all()
             samples = dataset.sampler.sample(epoch, number, 1)[0].tolist()
-            item, target = events.item[0, valid].tolist(), events.target[0, valid].tolist()
+            target = events.target[0, valid].tolist()
+            places = zip(events.session[0, valid].tolist(), events.position[0, valid].tolist(), strict=True)
+            length = model.encoder.last_n_events
+            item = [item for session, place in places for item in sessions[session][max(0, place - length) : place]]
             read = {
                 "item": {*item},
                 "candidate": {*target, *samples},
@@ -527,7 +530,7 @@ def test_global_step_counts_chunks_and_mini_batches_every_step(small_dataset: Pr
 # --- precision ---
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "gru4rec_separate", "gru4rec_tied", "pnn", "arnn"])
+@pytest.mark.parametrize("name", ["gru4rec", "gru4rec_separate", "gru4rec_tied", "narm", "sasrec", "pnn", "arnn"])
 def test_bf16_rounds_the_products_and_nothing_else(name: str, small_dataset: PreparedDataset) -> None:
     """Losses and steps are close to float32's, weights and states stay float32, ranks come from float32 scores."""
     results = {}
@@ -540,7 +543,9 @@ def test_bf16_rounds_the_products_and_nothing_else(name: str, small_dataset: Pre
         torch.manual_seed(0)
         losses, state = model.run_steps(chunk, model.initial_state(4))
         weights = dict(model.named_parameters())
-        assert all(tensor.dtype == torch.float32 for tensor in (losses, *state, *weights.values()))
+        codes = {torch.int64} if name in ("narm", "sasrec") else {torch.float32}
+        assert {part.dtype for part in state} == codes
+        assert all(tensor.dtype == torch.float32 for tensor in (losses, *weights.values()))
         results[bf16] = losses, {key: weights[key].detach() - value for key, value in initial.items()}, scores
     assert torch.equal(results[False][2], results[True][2])
     assert not torch.equal(results[False][0], results[True][0])

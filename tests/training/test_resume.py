@@ -146,7 +146,17 @@ def test_a_resumed_stage_ends_as_an_uninterrupted_one(
     assert_resumes_as_if_not_interrupted(prepared, tmp_path, method, call)
 
 
-RESUMED = ("gru4rec_separate", "gru4rec_tied", "pnn", "concat", "arnn", "arnn_footnote2", "arnn_joint", "init_state")
+RESUMED = (
+    "gru4rec_separate",
+    "gru4rec_tied",
+    "sasrec",
+    "pnn",
+    "concat",
+    "arnn",
+    "arnn_footnote2",
+    "arnn_joint",
+    "init_state",
+)
 
 
 @pytest.mark.parametrize("case", [BY_NAME[name] for name in RESUMED], ids=case_name)

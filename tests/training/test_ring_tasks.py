@@ -39,7 +39,7 @@ def ring_dataset(folder: Path, length: int, direction: str) -> PreparedDataset:
 
 
 def overrides(case: ModelCase) -> list[str]:
-    """Sizes, rates and losses with which the rings are learnt in six epochs."""
+    """Sizes, rates and losses with which the rings are learnt in six epochs, or in two by windows of events."""
     if not case.is_trained:
         return []
     values = ["model/loss=cross_entropy_full", "model.optimizer.lr=0.1"]
@@ -49,10 +49,15 @@ def overrides(case: ModelCase) -> list[str]:
         values += ["model.hidden_size=32"]
     if case.preset.startswith("gru4rec"):
         values += ["model.dropout_hidden=0"]
+    if case.preset == "narm":
+        values += ["model.dropout_hidden=0", "model.dropout_embedding=0"]
+    if case.preset == "sasrec":
+        values += ["model.dropout=0"]
     if case.preset.startswith("arnn"):
         values += [f"model/loss@model.{role}.loss=cross_entropy_full" for role in ("session", "context")]
         values += [f"model.{role}.optimizer.lr=0.1" for role in ("session", "context")]
-        values += ["model.session.hidden_size=32", "model.session.dropout_hidden=0"]
+        values += ["model.session.hidden_size=32"]
+        values += ["model.session.dropout=0" if case.name == "arnn_sasrec" else "model.session.dropout_hidden=0"]
         values += ["model.context.embedding_size=10"]
         values += ["model.context.hidden_size=32"] if case.name != "arnn_concat" else []
     return [*values, *(["model.embedding_size=10"] if case.preset in ("pnn", "concat") else [])]
@@ -69,7 +74,8 @@ def make_trained(case: ModelCase, prepared: PreparedDataset, folder: Path, **dat
 
 def fit(model: Recommender, prepared: PreparedDataset, folder: Path, **data: Any) -> None:
     if isinstance(model, SessionRecommender):
-        trainer(folder, max_epochs=6).fit(model, make_data(prepared, batch_size=20, steps_per_chunk=20, **data))
+        epochs = 6 if model.encoder.last_n_events == 1 else 2
+        trainer(folder, max_epochs=epochs).fit(model, make_data(prepared, batch_size=20, steps_per_chunk=20, **data))
     else:
         ready(model, prepared).fit(prepared.sessions("train"))
 

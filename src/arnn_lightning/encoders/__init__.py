@@ -8,7 +8,10 @@ from arnn_lightning.encoders.gru4rec import GRU4RecEncoder
 from arnn_lightning.encoders.init_state import InitStateEncoder
 from arnn_lightning.encoders.input_concat import InputConcatEncoder
 from arnn_lightning.encoders.latent_cross import LatentCrossEncoder
+from arnn_lightning.encoders.narm import NARMEncoder
 from arnn_lightning.encoders.pnn import PNNEncoder
+from arnn_lightning.encoders.sasrec import SASRecEncoder
+from arnn_lightning.encoders.window import WindowEncoder
 
 __all__ = [
     "ARNNEncoder",
@@ -18,6 +21,9 @@ __all__ = [
     "InitStateEncoder",
     "InputConcatEncoder",
     "LatentCrossEncoder",
+    "NARMEncoder",
     "PNNEncoder",
+    "SASRecEncoder",
     "SessionEncoder",
+    "WindowEncoder",
 ]

@@ -45,6 +45,7 @@ class ARNNEncoder(SessionEncoder):
         super().__init__()
         self.session = session
         self.context = context
+        self.last_n_events = max(session.last_n_events, context.last_n_events)
         self.hidden_size = hidden_size
         self.dropout = dropout
         self.freeze_encoders = freeze_encoders

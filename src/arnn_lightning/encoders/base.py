@@ -17,12 +17,14 @@ class SessionEncoder(nn.Module):
         input_sizes: widths of the blocks that ``StepInput.input_term`` consists of; empty: ``encode`` reads none.
         n_hidden_states: how many tensors of the state, the first ones, are hidden states of an RNN, which may start
             elsewhere than at 0.
+        last_n_events: how many of a session's last events, the current one included, ``encode`` reads the items of.
     """
 
     hidden_size: int
     uses_contexts: bool = False
     input_sizes: tuple[int, ...] = ()
     n_hidden_states: int = 0
+    last_n_events: int = 1
 
     def initial_state(self, batch_size: int) -> State:
         """The state before a session's first event: tensors (..., B, width), zeros; empty without a memory."""

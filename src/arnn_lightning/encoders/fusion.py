@@ -30,7 +30,7 @@ class FusionEncoder(SessionEncoder):
     def __init__(self, session: SessionEncoder, n_categories: int, n_binary: int, embedding_size: int) -> None:
         super().__init__()
         self.session = session
-        self.hidden_size = session.hidden_size
+        self.hidden_size, self.last_n_events = session.hidden_size, session.last_n_events
         self.contexts = ContextEmbedding(n_categories, n_binary, embedding_size)
 
     def project(self, context_BD: Tensor) -> Tensor:

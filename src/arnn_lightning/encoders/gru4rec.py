@@ -57,8 +57,7 @@ class GRU4RecEncoder(SessionEncoder):
         self.cells = nn.ModuleList(GRUCell(hidden_size) for _ in range(layers))
 
     def initial_state(self, batch_size: int) -> State:
-        device = next(self.cells.parameters()).device
-        return (torch.zeros(len(self.cells), batch_size, self.hidden_size, device=device),)
+        return (next(self.cells.parameters()).new_zeros(len(self.cells), batch_size, self.hidden_size),)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         (hidden_LBH,) = state

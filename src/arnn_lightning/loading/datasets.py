@@ -53,6 +53,15 @@ class SessionParallelDataset(Dataset[BatchChunk]):
         """
         return self._repeat_valid(chunk, self.schedule.session)
 
+    def input_items(self, chunk: int, last_n_events: int) -> Tensor:
+        """(K, slots * L) the items of the last L events in every slot of all devices, the current one included.
+
+        The first item of a session with fewer events is repeated. Empty slots repeat a valid one.
+        """
+        event = self._repeat_valid(chunk, self.schedule.event)[:, :, None] - np.arange(last_n_events)
+        first = self.sessions.offset[self.session_index(chunk)][:, :, None]
+        return torch.from_numpy(self.sessions.item[np.maximum(event, first)]).flatten(1)
+
     def _repeat_valid(self, chunk: int, values: np.ndarray) -> np.ndarray:
         values = values[self._steps(chunk)]
         valid = values != EMPTY
@@ -140,9 +149,9 @@ class TrainDataset(Dataset[TrainChunk]):
             if sources & {"candidate", "item_and_candidate"}:
                 rows["candidate"] = candidates
             if "item_and_candidate" in sources:
-                rows["item_and_candidate"] = _with_others(candidates, unique_ids(batch.item).ids, self.n_items)
+                rows["item_and_candidate"] = _with_others(candidates, self._input_ids(index[1]), self.n_items)
         if "item" in sources:
-            rows["item"] = unique_ids(batch.item).ids
+            rows["item"] = self._input_ids(index[1])
         contexts = None
         if self.dropout is not None:
             hidden = self.dropout.hidden(index[0])[self.chunks.session_index(index[1])]
@@ -170,15 +179,18 @@ class TrainDataset(Dataset[TrainChunk]):
             log_q=log_q,
         )
 
+    def _input_ids(self, chunk: int) -> Ragged:
+        return unique_ids(self.chunks.input_items(chunk, self.spec.last_n_events)).ids
+
     def _capacity(self, source: RowSource) -> int:
         """The largest number of rows that a step can read."""
         n_slots = self.chunks.n_devices * self.batch_size
-        n_fields = self.contexts.single.shape[1]
+        n_inputs, n_fields = n_slots * self.spec.last_n_events, self.contexts.single.shape[1]
         n_candidates = n_slots + self.sampler.n_sample
         return {
-            "item": n_slots,
+            "item": min(n_inputs, self.n_items),
             "candidate": n_candidates,
-            "item_and_candidate": n_candidates + n_slots,
+            "item_and_candidate": min(n_candidates + n_inputs, self.n_items),
             "single": n_slots * n_fields,
         }[source]
 

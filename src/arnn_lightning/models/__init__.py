@@ -6,8 +6,10 @@ from arnn_lightning.models.concat import Concat
 from arnn_lightning.models.fusion import Fusion
 from arnn_lightning.models.gru4rec import GRU4REC
 from arnn_lightning.models.itemknn import ItemKNN
+from arnn_lightning.models.narm import NARM
 from arnn_lightning.models.pnn import PNN
 from arnn_lightning.models.pop import POP
+from arnn_lightning.models.sasrec import SASRec
 from arnn_lightning.models.sknn import SKNN
 from arnn_lightning.models.spop import SPOP
 from arnn_lightning.models.sr import SR
@@ -19,6 +21,7 @@ from arnn_lightning.models.vstan import VSTAN
 __all__ = [
     "ARNN",
     "GRU4REC",
+    "NARM",
     "PNN",
     "POP",
     "SKNN",
@@ -32,5 +35,6 @@ __all__ = [
     "ItemKNN",
     "Recommender",
     "RunSettings",
+    "SASRec",
     "SessionRecommender",
 ]

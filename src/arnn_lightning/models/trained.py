@@ -128,12 +128,16 @@ class SessionRecommender(Recommender):
             full_catalogue=self.loss.scores_full_catalogue,
             log_q=bool(self.loss.logq),
             padded=self._train_step.needs_padding,
+            last_n_events=self.encoder.last_n_events,
         )
 
     def step_inputs(self, chunk: TrainChunk) -> Iterator[tuple[StepInput, Tensor]]:
-        """Every step of a chunk as the encoder gets it, and the (B, 1) factor that resets its state (E1)."""
+        """Every step of a chunk as the encoder gets it, and the (B, 1) factor that resets its state (E1).
+
+        Empty slots are reset too: an ended session's state may contain items that the step has no rows for.
+        """
         contexts = self.contexts_of(chunk.user) if chunk.contexts is None else chunk.contexts
-        keep = (~chunk.is_session_start).unsqueeze(2).float()
+        keep = (chunk.valid & ~chunk.is_session_start).unsqueeze(2)
         columns = (chunk.item, contexts.single, contexts.active, chunk.valid, keep)
         for all_valid, item, single, active, valid, keep_B1 in zip(
             chunk.all_valid.tolist(), *(column.unbind() for column in columns), strict=True

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from arnn_lightning.batch import State, StepInput
+from arnn_lightning.encoders.window import append_event
 from arnn_lightning.models.base import Recommender, RunSettings
 
 
@@ -29,7 +30,7 @@ class WindowRecommender(Recommender):
         return (torch.zeros(batch_size, self.last_n_events, dtype=torch.int64, device=self.device),)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
-        window_BL = torch.cat([state[0][:, 1:], step.item[:, None] + 1], 1)
+        window_BL = append_event(state[0], step.item)
         return window_BL, (window_BL,)
 
 

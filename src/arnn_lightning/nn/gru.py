@@ -31,7 +31,7 @@ class OneHotInput(nn.Module):
 
 
 class LinearInput(nn.Module):
-    """(B, H) -> gates (B, G)."""
+    """(..., H) -> gates (..., G)."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class LinearInput(nn.Module):
         self.bias = nn.Parameter(torch.zeros(GATES * hidden_size))
         _xavier_per_gate(self.weight, 0)
 
-    def forward(self, x_BH: Tensor) -> Tensor:
-        return F.linear(x_BH, self.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
 class EmbeddingInput(nn.Module):
-    """(B,) items -> gates (B, G), through an embedding, with dropout on it (E11)."""
+    """(...,) items -> gates (..., G), through an embedding, with dropout on it (E11)."""
 
     def __init__(self, table: EmbeddingTable, hidden_size: int, dropout: float) -> None:
         super().__init__()
@@ -52,10 +52,9 @@ class EmbeddingInput(nn.Module):
         self.dropout = dropout
         self.linear = LinearInput(hidden_size)
 
-    def forward(self, item_B: Tensor) -> Tensor:
-        x_BH = dropout(self.embedding(item_B), self.dropout, self.training)
-        gates_BG: Tensor = self.linear(x_BH)
-        return gates_BG
+    def forward(self, item: Tensor) -> Tensor:
+        gates: Tensor = self.linear(dropout(self.embedding(item), self.dropout, self.training))
+        return gates
 
 
 class GRUCell(nn.Module):

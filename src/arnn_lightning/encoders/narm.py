@@ -1,0 +1,58 @@
+"""NARM (Li et al. 2017, arXiv 1711.04725): a GRU over the session and attention over its hidden states.
+
+    h_j = GRU(x_j, h_{j-1}),  alpha_j = v^T sigmoid(A_1 h_t + A_2 h_j),  query = B [h_t; sum_j alpha_j h_j]
+
+h_t is the global encoder's summary, the weighted sum the local encoder's; the paper's two GRUs have the same values, so
+there is one. The weights alpha are not normalised, as in the paper. Scores are products with the item vectors that are
+embedded (the paper's bilinear decoder), here with a bias per item. Known differences: embedding and GRU have one size
+(the paper's: 50 and 100), and the GRU is the one of nn/gru.py.
+
+B batch slots, L events of a window, H hidden.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from arnn_lightning.encoders.window import WindowEncoder
+from arnn_lightning.nn.dropout import dropout
+from arnn_lightning.nn.gru import EmbeddingInput, GRUCell
+from arnn_lightning.nn.table import EmbeddingTable
+
+
+class NARMEncoder(WindowEncoder):
+    """GRU with attention over the last L events.
+
+    Args:
+        items: the item vectors (I, H).
+        last_n_events: L.
+        dropout_embedding: on the embedded items.
+        dropout_hidden: on the hybrid representation [h_t; sum_j alpha_j h_j].
+    """
+
+    def __init__(
+        self, items: EmbeddingTable, last_n_events: int, dropout_embedding: float, dropout_hidden: float
+    ) -> None:
+        hidden_size = items.weight.shape[1]
+        super().__init__(hidden_size, last_n_events)
+        self.dropout_hidden = dropout_hidden
+        self.to_gates = EmbeddingInput(items, hidden_size, dropout_embedding)
+        self.cell = GRUCell(hidden_size)
+        self.attend_last = nn.Linear(hidden_size, hidden_size, bias=False)  # A_1
+        self.attend_all = nn.Linear(hidden_size, hidden_size, bias=False)  # A_2
+        self.attention = nn.Linear(hidden_size, 1, bias=False)  # v
+        self.to_query = nn.Linear(2 * hidden_size, hidden_size, bias=False)  # B
+        for linear in (self.attend_last, self.attend_all, self.attention, self.to_query):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def encode_window(self, item_BL: Tensor, is_event_BL: Tensor) -> Tensor:
+        gates_BLG = self.to_gates(item_BL)
+        hidden_BH = self.cell.weight.new_zeros(item_BL.shape[0], self.hidden_size)
+        hidden = []
+        for gates_BG, is_event_B in zip(gates_BLG.unbind(1), is_event_BL.unbind(1), strict=True):
+            hidden_BH = torch.where(is_event_B[:, None], self.cell(gates_BG, hidden_BH), hidden_BH)
+            hidden.append(hidden_BH)
+        hidden_BLH = torch.stack(hidden, 1)  # zeros where there is no event: these add nothing to the sum
+        weight_BL1 = self.attention(torch.sigmoid(self.attend_last(hidden_BH)[:, None] + self.attend_all(hidden_BLH)))
+        hybrid_B2H = torch.cat([hidden_BH, (weight_BL1 * hidden_BLH).sum(1)], 1)
+        query_BH: Tensor = self.to_query(dropout(hybrid_B2H, self.dropout_hidden, self.training))
+        return query_BH

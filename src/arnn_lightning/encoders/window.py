@@ -1,0 +1,51 @@
+"""Encoders of a session's last events. B batch slots, L events of a window, H width of a query.
+
+Back-propagation through a carried state has length 1, so a state of vectors would leave earlier items untrained. The
+state has item codes instead: every step encodes its whole window anew, and its gradient reaches the vectors of all L
+items. One step per event then equals training on all prefixes of a session, each cut to its last L events.
+"""
+
+import torch
+from torch import Tensor
+
+from arnn_lightning.batch import State, StepInput
+from arnn_lightning.encoders.base import SessionEncoder
+
+
+class WindowEncoder(SessionEncoder):
+    """Its state is the window: (B, L) item codes + 1, the most recent event last, 0 before the session's first.
+
+    A subclass implements ``encode_window``.
+
+    Args:
+        hidden_size: H.
+        last_n_events: L; older events of a session have no effect.
+    """
+
+    def __init__(self, hidden_size: int, last_n_events: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.last_n_events = last_n_events
+
+    def initial_state(self, batch_size: int) -> State:
+        device = next(self.parameters()).device
+        return (torch.zeros(batch_size, self.last_n_events, dtype=torch.int64, device=device),)
+
+    def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
+        window_BL = append_event(state[0], step.item)
+        is_event_BL = window_BL > 0
+        # A training step has rows for the items that it reads only: padding is the current item, masked.
+        item_BL = torch.where(is_event_BL, window_BL - 1, step.item[:, None])
+        return self.encode_window(item_BL, is_event_BL), (window_BL,)
+
+    def encode_window(self, item_BL: Tensor, is_event_BL: Tensor) -> Tensor:
+        """Items and where they are events (the last always is), (B, L) each -> query (B, H).
+
+        Items that are no events must have no effect, and a gradient of exactly 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement encode_window()")
+
+
+def append_event(window_BL: Tensor, item_B: Tensor) -> Tensor:
+    """The window after one more event; the oldest is dropped."""
+    return torch.cat([window_BL[:, 1:], item_B[:, None] + 1], 1)
