@@ -79,10 +79,11 @@ MODELS = (
         reads_contexts=True,
     ),
     ModelCase("arnn_strong", "arnn_strong", _ARNN, has_memory=True, reads_contexts=True),
+    ModelCase("latent_cross", "latent_cross", _FUSION, has_memory=True, reads_contexts=True),
     ModelCase(
+        "latent_cross_sasrec",
         "latent_cross",
-        "latent_cross",
-        ("model@model.session=sasrec", *_FUSION, "model.session.last_n_events=3", "model.session.blocks=1"),
+        ("model@model.session=sasrec", *_FUSION, "model.session.last_n_events=3"),
         has_memory=True,
         reads_contexts=True,
     ),
@@ -91,7 +92,7 @@ MODELS = (
     ModelCase(
         "arnn_sasrec",
         "arnn_strong",
-        ("model@model.session=sasrec", *_ARNN, "model.session.last_n_events=3", "model.session.blocks=1"),
+        ("model@model.session=sasrec", *_ARNN, "model.session.last_n_events=3"),
         has_memory=True,
         reads_contexts=True,
     ),

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from pytorch_lightning import seed_everything
 
+from arnn_lightning.encoders import WindowEncoder
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
@@ -43,8 +44,10 @@ def overrides(case: ModelCase) -> list[str]:
     if not case.is_trained:
         return []
     values = ["model/loss=cross_entropy_full", "model.optimizer.lr=0.1"]
+    session_dropout = f"model.session.{'dropout' if case.name.endswith('sasrec') else 'dropout_hidden'}=0"
     if case.preset in FUSIONS:
-        return [*values, "model.session.hidden_size=32", "model.session.dropout_hidden=0", "model.n_sample=0"]
+        rate = [] if case.name != "latent_cross_sasrec" else ["model.optimizer.lr=0.05"]
+        return [*values, *rate, "model.session.hidden_size=32", session_dropout, "model.n_sample=0"]
     if case.preset != "concat":
         values += ["model.hidden_size=32"]
     if case.preset.startswith("gru4rec"):
@@ -56,8 +59,7 @@ def overrides(case: ModelCase) -> list[str]:
     if case.preset.startswith("arnn"):
         values += [f"model/loss@model.{role}.loss=cross_entropy_full" for role in ("session", "context")]
         values += [f"model.{role}.optimizer.lr=0.1" for role in ("session", "context")]
-        values += ["model.session.hidden_size=32"]
-        values += ["model.session.dropout=0" if case.name == "arnn_sasrec" else "model.session.dropout_hidden=0"]
+        values += ["model.session.hidden_size=32", session_dropout]
         values += ["model.context.embedding_size=10"]
         values += ["model.context.hidden_size=32"] if case.name != "arnn_concat" else []
     return [*values, *(["model.embedding_size=10"] if case.preset in ("pnn", "concat") else [])]
@@ -74,7 +76,7 @@ def make_trained(case: ModelCase, prepared: PreparedDataset, folder: Path, **dat
 
 def fit(model: Recommender, prepared: PreparedDataset, folder: Path, **data: Any) -> None:
     if isinstance(model, SessionRecommender):
-        epochs = 6 if model.encoder.last_n_events == 1 else 2
+        epochs = 2 if isinstance(model.encoder, WindowEncoder) else 6
         trainer(folder, max_epochs=epochs).fit(model, make_data(prepared, batch_size=20, steps_per_chunk=20, **data))
     else:
         ready(model, prepared).fit(prepared.sessions("train"))
