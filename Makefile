@@ -39,7 +39,7 @@ report: $(INSTALLED) ## Table 2 and the page of the recorded runs, and a picture
 	$(BIN)/python experiments/record.py restore $(RECORDED) $(RESTORED)
 	$(BIN)/python -m arnn_lightning task=report runs=$(RESTORED) paths.data=$(RESTORED) hydra.run.dir=$(REPORT)
 	! command -v chromium || chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1160,1500 \
-		--screenshot=experiments/report.png file://$(CURDIR)/$(REPORT)/report.html
+		--screenshot=docs/report.png file://$(CURDIR)/$(REPORT)/report.html
 
 $(DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -64,6 +64,8 @@ def test_docstrings_state_parameters_and_errors(name: str) -> None:
         init = [node for node in ast.walk(source) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
         source = ast.Module(init, [])
     assert not [key for key in parameters if not re.search(rf"\b{key}\b", text)]
+    section = re.search(r"\n *Args:\n(.*?)(?:\n\n|\Z)", inspect.cleandoc(part.__doc__), re.DOTALL)
+    assert set(re.findall(r"^    (\S[^:]*):", section[1], re.MULTILINE) if section else ()) <= set(parameters)
     calls = [node.exc for node in ast.walk(source) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
     raised = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
     assert raised - {"NotImplementedError"} <= set(re.findall(r"\w+Error", text))

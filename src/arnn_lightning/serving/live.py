@@ -89,8 +89,10 @@ class LiveSession:
         """The ``k`` best next items, as ``Predictor.recommend`` lists them; the session does not change.
 
         Args:
-            k, items, exclude_items: as in ``Predictor.recommend``.
+            k: length of the list; it is shorter where fewer items are left.
             exclude_seen: leaves out the latest 1,000 items of the session.
+            items: recommends these only.
+            exclude_items: leaves these out.
 
         Raises:
             UserError: ``k`` is not a positive integer, or no item is left to recommend.
@@ -159,7 +161,9 @@ class LiveSessions:
         """A session of a user with a profile, of a user of the training data, or of nobody known; or one continued.
 
         Args:
-            profile, user, state: as in ``Predictor.session``.
+            profile: attribute -> value, or list of values of a multi-valued attribute.
+            user: id of a user of the training data.
+            state: what ``LiveSession.state`` returned.
 
         Raises:
             UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
@@ -234,7 +238,10 @@ class LiveSessions:
 
         Args:
             sessions: of this model.
-            k, exclude_seen, items, exclude_items: as in ``LiveSession.top``, for all sessions.
+            k: length of the lists.
+            exclude_seen: leaves out the latest 1,000 items of each session.
+            items: recommends these only, in all sessions.
+            exclude_items: leaves these out, in all sessions.
 
         Raises:
             UserError: ``k`` is not a positive integer, or no item is left to recommend.

@@ -160,7 +160,9 @@ class Predictor:
         """The codes of sessions and users, as ``recommend`` reads them.
 
         Args:
-            sessions, users, on_unknown: as in ``recommend``.
+            sessions: a frame, or the item ids of one session, as in ``recommend``.
+            users: a frame, as in ``recommend``.
+            on_unknown: as in ``recommend``.
 
         Returns:
             the request, for ``lists``.
@@ -190,7 +192,10 @@ class Predictor:
 
         Args:
             request: what ``read`` returned.
-            k, exclude_seen, items, exclude_items: as in ``recommend``.
+            k: length of the lists.
+            exclude_seen: leaves out the items of the session.
+            items: recommends these only.
+            exclude_items: leaves these out.
 
         Yields:
             polars frames with the columns of ``recommend``; the first has no rows.
