@@ -1,6 +1,6 @@
 # Serves a checkpoint over HTTP (docs/recommend.md):
 #   docker build -t arnn-lightning .
-#   docker run -p 8000:8000 -e ARNN_TOKEN=SECRET -v "$PWD/RUN:/model:ro" arnn-lightning
+#   docker run -p 127.0.0.1:8000:8000 -e ARNN_TOKEN=SECRET -v "$PWD/RUN:/model:ro" arnn-lightning
 FROM python:3.13-slim
 
 WORKDIR /source
