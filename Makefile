@@ -1,8 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DOCS := .venv/.docs
+TORCH := torch mpmath networkx setuptools sympy
 
-.PHONY: help demo test lint types bench report wheel clean
+.PHONY: help demo test lint types bench report docs wheel lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,12 +39,26 @@ report: $(INSTALLED) ## Table 2 and the page of the recorded runs, and a picture
 	$(BIN)/python experiments/record.py restore $(RECORDED) $(RESTORED)
 	$(BIN)/python -m arnn_lightning task=report runs=$(RESTORED) paths.data=$(RESTORED) hydra.run.dir=$(REPORT)
 	! command -v chromium || chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1160,1500 \
-		--screenshot=experiments/report.png file://$(CURDIR)/$(REPORT)/report.html
+		--screenshot=docs/report.png file://$(CURDIR)/$(REPORT)/report.html
 
-wheel: $(INSTALLED) ## build the wheel and try it in an empty environment and folder
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(DOCS) ## build the documentation into site/; a broken link is an error
+	$(BIN)/zensical build --clean --strict
+	cp docs/*.md site/ # llms.txt lists these
+	cp experiments/README.md site/experiments.md
+
+wheel: $(INSTALLED) ## build sdist and wheel, and try the wheel in an empty environment and folder
 	rm -rf build dist
-	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python -m build --outdir dist .
 	sh tests/try_wheel.sh dist/*.whl constraints.txt
 
+lock: ## hash the versions of constraints.txt into requirements.lock (needs uv); torch is installed by itself
+	echo "torch; sys_platform == 'none'" | uv pip compile pyproject.toml --extra serve --constraint constraints.txt \
+		--override - --universal --generate-hashes --no-annotate --custom-compile-command 'make lock' --quiet \
+		$(TORCH:%=--no-emit-package %) --output-file requirements.lock
+
 clean: ## remove the environment and everything built
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .cache src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -388,4 +388,4 @@ def test_instantiation_errors_are_one_line(config: dict[str, Any], message: str)
 
 def test_extras_are_those_of_the_package() -> None:
     project = tomllib.loads((CONF.parent / "pyproject.toml").read_text())["project"]
-    assert set(EXTRAS) == project["optional-dependencies"].keys() - {"dev", "sweeps"}
+    assert set(EXTRAS) == project["optional-dependencies"].keys() - {"dev", "docs", "sweeps"}

@@ -1,11 +1,15 @@
 """The documents against the repository: invariants have tests, named files exist, links and commands are valid."""
 
 import ast
+import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -13,7 +17,9 @@ from arnn_lightning.config import check_settings
 from arnn_lightning.sweeps.space import quote_spaces
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
+NOTEBOOK = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
 INVARIANTS = (ROOT / "docs" / "invariants.md").read_text()
 NUMBERS = re.findall(r"^\| ([EV]\d+) \|", INVARIANTS, re.MULTILINE)
 TESTS = {
@@ -39,6 +45,13 @@ def test_every_number_in_a_test_name_is_an_invariant() -> None:
     assert cited <= set(NUMBERS)
 
 
+def text_of(document: Path) -> str:
+    """A document as the site shows it, with the files that it includes."""
+    return re.sub(
+        r'^--8<-- "(.*)"$', lambda line: (ROOT / line[1]).read_text(), document.read_text(), flags=re.MULTILINE
+    )
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_named_files_exist(document: Path) -> None:
     """Paths in backticks, below the root or the package; those of a reader's own project are excepted."""
@@ -57,13 +70,57 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
         linked = document.parent / path if path else document
         assert linked.exists(), target
         if heading:
-            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            headings = re.findall(r"^#+ (.*)$", text_of(linked), re.MULTILINE)
             assert heading in {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}, target
+
+
+def test_every_page_is_in_the_navigation_and_llms_txt() -> None:
+    pages = {page.name for page in PAGES}
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    assert set(re.findall(r"- ([\w-]+\.md)$", navigation, re.MULTILINE)) == pages
+    listed = re.findall(r"^- \[[^]]+\]\((.*)\): ", (ROOT / "docs" / "llms.txt").read_text(), re.MULTILINE)
+    assert set(listed) == pages - {"index.md"}
+    assert len(set(listed)) == len(listed)
+
+
+def test_pages_load_nothing_from_the_network() -> None:
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert config["theme"]["font"] is False
+    loaded = [link for page in PAGES for link in re.findall(r"!\[[^]]*\]\((.*?)\)|<(?:img|script)", page.read_text())]
+    assert not [link for link in loaded if not (ROOT / "docs" / link).is_file()]
+
+
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter does
+    namespace: dict[str, Any] = {}
+    for cell in NOTEBOOK["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), namespace)
+    output = capsys.readouterr().out
+    assert "\x1b" not in output  # control codes of a terminal
+    (right,), (left,) = (
+        re.findall("^garden (.*)$", output, re.MULTILINE),
+        re.findall("^lamps (.*)$", output, re.MULTILINE),
+    )
+    assert right in ("['Product 21', 'Product 22']", "['Product 22', 'Product 21']")
+    assert left in ("['Product 19', 'Product 18']", "['Product 18', 'Product 19']")
+    assert namespace["session"].clicks == 2
+
+
+def test_the_tutorial_shows_its_output() -> None:
+    cells = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, 1 + len(cells)))
+    shown = json.dumps([cell["outputs"] for cell in cells])
+    assert all(cell["outputs"] for cell in cells)
+    assert "error" not in {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert "\\u001b" not in shown
+    assert len(shown) < 10_000
 
 
 def commands(document: Path) -> list[list[str]]:
     """The arguments of every command of the project in an indented block, without the settings of Hydra."""
-    text = document.read_text().replace("\\\n", " ")
+    text = document.read_text().replace("\\\n", " ").replace("--cfg job", "")
     lines = re.findall(r"^    .*-m arnn_lightning\b(.*)$", text, re.MULTILINE)
     return [
         [argument for argument in shlex.split(line, comments=True) if not re.match(r"-|\+?hydra[./]|resume=", argument)]
@@ -77,6 +134,7 @@ def jobs(arguments: list[str]) -> list[list[str]]:
     for override in OverridesParser.create().parse_overrides(quote_spaces(arguments)):
         is_sweep = override.is_sweep_override()
         choices = list(override.sweep_string_iterator()) if is_sweep else [override.get_value_element_as_str()]
+        choices = choices[:1] if override.key_or_group == "seed" else choices  # any integer is as valid
         values.append([f"{override.input_line.partition('=')[0]}={choice}" for choice in choices])
     n_jobs = max(map(len, values), default=1)
     return [[choices[job % len(choices)] for choices in values] for job in range(n_jobs)]
@@ -86,7 +144,13 @@ def jobs(arguments: list[str]) -> list[list[str]]:
     "document", [*DOCUMENTS, ROOT / "experiments" / "README.md"], ids=lambda path: f"{path.parent.name}/{path.name}"
 )
 def test_commands_of_the_documents_have_valid_settings(document: Path) -> None:
+    for overrides in (job for arguments in commands(document) for job in jobs(arguments)):
+        check_command(tuple(overrides))
+
+
+@cache
+def check_command(overrides: tuple[str, ...]) -> None:
+    """Composes a job; cached, since documents show the same commands."""
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        for overrides in (job for arguments in commands(document) for job in jobs(arguments)):
-            config = compose("config", overrides=overrides, return_hydra_config=True)
-            check_settings(config, overrides, config.hydra.runtime.choices)
+        config = compose("config", overrides=[*overrides], return_hydra_config=True)
+    check_settings(config, overrides, config.hydra.runtime.choices)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor, load
     from arnn_lightning.tasks.fit import Run, fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "LiveSession",
     "Predictor",

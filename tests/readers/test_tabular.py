@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -487,6 +487,10 @@ def test_bytes_become_events_as_plain_python_reads_them(
         writer.writerow(
             [user, item, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S") + fraction, place]
         )
+    # Without a header, ids may contain another separator so often that the first line has as many fields by it.
+    first_line = text.getvalue().split(line_end)[0]
+    fitting = [other for other in ",;\t|" if len(next(csv.reader([first_line], delimiter=other))) == len(names)]
+    assume(has_header or fitting == [separator])
     (tmp_path / "log.csv").write_bytes((text.getvalue() + line_end * n_blank).encode())
     # The reference: fields by the standard library, times by datetime, sorted where seconds do not give the order.
     lines = list(csv.reader(io.StringIO((tmp_path / "log.csv").read_bytes().decode(), newline=""), delimiter=separator))

@@ -27,13 +27,35 @@ class SessionEncoder(nn.Module):
     last_n_events: int = 1
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before a session's first event: tensors (..., B, width), zeros; empty without a memory."""
+        """The state before a session's first event.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            tensors (..., B, width) of zeros; an empty tuple for an encoder without a memory.
+        """
         return ()
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
-        """One event -> query (B, H) and the next state. Resets at session starts are already applied."""
+        """Encodes one event per batch slot.
+
+        Args:
+            step: items, users' contexts and which slots are valid.
+            state: as ``initial_state`` or the last call returned it, zero in slots whose session starts (E1).
+
+        Returns:
+            the queries (B, H), and the next state.
+        """
         raise NotImplementedError(f"{type(self).__name__} must implement encode()")
 
     def user_terms(self, contexts: Contexts) -> Tensor | None:
-        """(N, ...) what ``encode`` computes from the contexts alone, so that it can be computed once per user."""
+        """What ``encode`` computes from the contexts alone, so that it can be computed once per user.
+
+        Args:
+            contexts: of N users.
+
+        Returns:
+            (N, ...) the ``user_terms`` of a ``StepInput``; None: ``encode`` computes all from the contexts itself.
+        """
         return None

@@ -94,7 +94,15 @@ class RankingLoss(nn.Module):
         self.logq = logq
 
     def loss(self, score_BC: Tensor, negatives: Negatives) -> Tensor:
-        """Activated scores (B, C) -> the loss of every slot (B,)."""
+        """The loss of every slot; 0 for a slot without negatives.
+
+        Args:
+            score_BC: activated scores of the columns.
+            negatives: which column is each slot's positive, and how often each column is a negative.
+
+        Returns:
+            (B,) losses; those of empty slots are arbitrary.
+        """
         raise NotImplementedError(f"{type(self).__name__} must implement loss()")
 
     def forward(
@@ -139,7 +147,7 @@ def softmax(logits_BC: Tensor, negatives: Negatives) -> Tensor:
 
 
 def positive_score(score_BC: Tensor, negatives: Negatives) -> Tensor:
-    """r_i (B, 1)."""
+    """r_i (B, 1), the scores in ``score_BC`` of the slots' positives in ``negatives``."""
     return score_BC.gather(1, negatives.positive[:, None])
 
 
@@ -155,7 +163,11 @@ def count_weighted(score_BC: Tensor, negatives: Negatives) -> Tensor:
 
 
 def softmax_over_negatives(score_BC: Tensor, negative_counts_BC: Tensor) -> Tensor:
-    """s (B, C), 0 elsewhere; all 0 for a slot without negatives, where a softmax over -inf would be NaN."""
+    """s (B, C): the softmax of ``score_BC`` over a slot's negatives, 0 elsewhere.
+
+    A column counts as often as ``negative_counts_BC`` states (``Negatives.negative_counts``). All are 0 for a slot
+    without negatives, where a softmax over -inf would be NaN.
+    """
     log_BC = negative_counts_BC.log().clamp(min=torch.finfo(score_BC.dtype).min)
     return torch.softmax(score_BC + log_BC, 1) * (negative_counts_BC > 0)
 

@@ -104,23 +104,33 @@ class Recommender(LightningModule):
     # What a model is
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before a session's first event; empty for models without memory."""
+        """The state before a session's first event in each of ``batch_size`` slots: tensors (..., B, width).
+
+        Empty for models without memory.
+        """
         return ()
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
-        """One event in every slot -> query (B, H) and the next state. Resets are already applied."""
+        """One event in every slot: ``step`` and the ``state`` before it -> query (B, H) and the next state.
+
+        Hidden states of slots whose session starts are already reset (E1).
+        """
         raise NotImplementedError(f"{type(self).__name__} must implement encode()")
 
     def score(self, query_NH: Tensor) -> Tensor:
-        """Raw scores (N, I) of all items; the caller may overwrite them."""
+        """Raw scores (N, I) of all items for the queries ``query_NH``; the caller may overwrite them."""
         raise NotImplementedError(f"{type(self).__name__} must implement score()")
 
     def item_similarity(self, item_N: Tensor) -> Tensor:
-        """(N, I) how similar every item is to each of ``item_N``."""
+        """(N, I) how similar every item is to each of ``item_N``.
+
+        Raises:
+            UserError: a model that does not compare items.
+        """
         raise UserError(f"{self.name} does not compare items; similar items need a trained model or itemknn")
 
     def fit(self, sessions: Sessions) -> None:
-        """Counts the training sessions; for models without gradients."""
+        """Counts the training ``sessions``; for models without gradients, which do nothing else in training."""
 
     # User contexts
 
@@ -130,11 +140,11 @@ class Recommender(LightningModule):
             self.set_user_contexts(data.user_contexts())
 
     def set_user_contexts(self, contexts: Contexts) -> None:
-        """Stores every user's context codes (U + 1 rows)."""
+        """Stores ``contexts``, the codes of every user: U + 1 rows, the last one for unknown contexts."""
         self.user_single, self.user_active = (codes.to(self.device) for codes in contexts)
 
     def contexts_of(self, user: Tensor) -> Contexts:
-        """The contexts of users of any shape (...,): codes (..., S) and (..., A)."""
+        """The contexts of the users ``user``, codes of any shape (...,): (..., S) and (..., A)."""
         if not self.uses_contexts:
             return Contexts(user.new_empty(*user.shape, 0), user.new_empty(*user.shape, 0))
         return Contexts(self.user_single[user], self.user_active[user])
@@ -160,7 +170,7 @@ class Recommender(LightningModule):
         return torch.cat(queries), chunk.target[chunk.valid]
 
     def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
-        """(N, 2): how many items score higher than the target, and how many the same."""
+        """(N, 2): how many items score higher than ``target_N`` for the queries ``query_NH``, and how many the same."""
         return count_higher_and_tied(self.score, query_NH, target_N, self.n_items)
 
     def _reset_ranks(self) -> None:

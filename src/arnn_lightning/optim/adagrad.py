@@ -11,7 +11,14 @@ from arnn_lightning.errors import UserError
 
 
 class RowUpdate(NamedTuple):
-    """Rows of a table and their gradient: ``ids`` (R,) each once, ``values`` and ``gradient`` (R, width)."""
+    """Rows of a table and their gradient.
+
+    Attributes:
+        weight: the table (rows, width).
+        ids: (R,) which rows, each once.
+        values: (R, width) the rows before the update.
+        gradient: (R, width) the gradient of the loss with respect to them.
+    """
 
     weight: nn.Parameter
     ids: Tensor

@@ -30,7 +30,14 @@ _SIZES = struct.Struct("<IIII")  # clicks, active fields, seen items, width of t
 
 
 class Recommendation(NamedTuple):
-    """One item of a list; ``title`` is None where the data set has none."""
+    """One item of a list.
+
+    Attributes:
+        item_id: of the log's type.
+        score: the model's raw score; comparable within a session only.
+        rank: from 1, as in ``Predictor.recommend``.
+        title: None where the data set has none.
+    """
 
     item_id: Any
     score: float
@@ -40,6 +47,11 @@ class Recommendation(NamedTuple):
 
 class LiveSession:
     """A session that is clicked through; made by ``Predictor.session``.
+
+    Args:
+        sessions: of the same model.
+        contexts: context codes of the user, (1, S) and (1, A).
+        unknown: what the profile has that is not known.
 
     Attributes:
         clicks: number of clicks on items of the catalogue.
@@ -57,7 +69,14 @@ class LiveSession:
         self.unknown = unknown
 
     def click(self, item: Any) -> None:
-        """Adds an event; one of an item that is not in the catalogue is ignored and listed in ``unknown``."""
+        """Adds an event; one of an item that is not in the catalogue is ignored and listed in ``unknown``.
+
+        Args:
+            item: its id.
+
+        Raises:
+            UserError: an ``item`` that is neither an integer nor a string.
+        """
         self._sessions.click([self], [item])
 
     def top(
@@ -67,7 +86,17 @@ class LiveSession:
         items: Sequence[Any] | None = None,
         exclude_items: Sequence[Any] | None = None,
     ) -> list[Recommendation]:
-        """The ``k`` best next items, as ``Predictor.recommend`` lists them."""
+        """The ``k`` best next items, as ``Predictor.recommend`` lists them; the session does not change.
+
+        Args:
+            k: length of the list; it is shorter where fewer items are left.
+            exclude_seen: leaves out the latest 1,000 items of the session.
+            items: recommends these only.
+            exclude_items: leaves these out.
+
+        Raises:
+            UserError: ``k`` is not a positive integer, or no item is left to recommend.
+        """
         return self._sessions.top([self], k, exclude_seen, items, exclude_items)[0]
 
     def state(self) -> bytes:
@@ -132,7 +161,10 @@ class LiveSessions:
     ) -> LiveSession:
         """A session of a user with a profile, of a user of the training data, or of nobody known; or one continued.
 
-        Where both are given, ``profile`` replaces what the training data contain about ``user``.
+        Args:
+            profile: attribute -> value, or list of values of a multi-valued attribute.
+            user: id of a user of the training data; a ``profile`` replaces what they contain about the user.
+            state: what ``LiveSession.state`` returned.
 
         Raises:
             UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
@@ -159,8 +191,12 @@ class LiveSessions:
     def click(self, sessions: Sequence[LiveSession], items: Sequence[Any]) -> None:
         """One event in each of several sessions, in one batch.
 
+        Args:
+            sessions: N sessions of this model, each once.
+            items: N ids.
+
         Raises:
-            UserError: not one item per session, a session twice, or an item of a wrong type.
+            UserError: not one item per session, a session that is given twice, or an item of a wrong type.
         """
         if len(sessions) != len(items) or len({id(session) for session in sessions}) < len(sessions):
             raise UserError("click: needs one item for every session, and every session once; click again for the next")
@@ -199,9 +235,17 @@ class LiveSessions:
         items: Sequence[Any] | None = None,
         exclude_items: Sequence[Any] | None = None,
     ) -> list[list[Recommendation]]:
-        """The ``k`` best next items of each of several sessions, in one batch; arguments as ``Predictor.recommend``.
+        """The ``k`` best next items of each of several sessions, in one batch.
 
-        ``exclude_seen`` leaves out the latest 1,000 items of a session.
+        Args:
+            sessions: of this model.
+            k: length of the lists.
+            exclude_seen: leaves out the latest 1,000 items of each session.
+            items: recommends these only, in all sessions.
+            exclude_items: leaves these out, in all sessions.
+
+        Raises:
+            UserError: ``k`` is not a positive integer, or no item is left to recommend.
         """
         check_length(k)
         if not sessions:

@@ -102,6 +102,7 @@ class Predictor:
 
     @property
     def n_items(self) -> int:
+        """I, the size of the catalogue."""
         return self.model.n_items
 
     @property
@@ -156,7 +157,19 @@ class Predictor:
         return like(pl.concat(lists), sessions)
 
     def read(self, sessions: Any, users: Any = None, on_unknown: OnUnknown = "warn") -> Request:
-        """The codes of sessions and users, as ``recommend`` reads them."""
+        """The codes of sessions and users, as ``recommend`` reads them.
+
+        Args:
+            sessions: a frame, or the item ids of one session, as in ``recommend``.
+            users: a frame, as in ``recommend``.
+            on_unknown: as in ``recommend``.
+
+        Returns:
+            the request, for ``lists``.
+
+        Raises:
+            UserError: a missing column, a wrong type, or unknown values with ``raise``.
+        """
         if on_unknown not in ("warn", "raise", "ignore"):
             raise UserError(f"on_unknown={on_unknown!r}: must be warn, raise or ignore")
         request = self.reader.read(sessions, users)
@@ -175,7 +188,21 @@ class Predictor:
         items: Sequence[Any] | None = None,
         exclude_items: Sequence[Any] | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """The lists of ``recommend`` by blocks of sessions, as polars frames; first an empty one with the columns."""
+        """The lists of ``recommend`` by blocks of sessions, in bounded memory.
+
+        Args:
+            request: what ``read`` returned.
+            k: length of the lists.
+            exclude_seen: leaves out the items of the session.
+            items: recommends these only.
+            exclude_items: leaves these out.
+
+        Yields:
+            polars frames with the columns of ``recommend``; the first has no rows.
+
+        Raises:
+            UserError: ``k`` is not a positive integer, or no item is left to recommend.
+        """
         allowed_I = self.allowed_items(items, exclude_items)
         check_length(k)
         yield self._table(request.session_id.clear(), torch.empty(0, 0), torch.empty(0, 0, dtype=torch.int64))
@@ -297,8 +324,12 @@ class Predictor:
     def session(
         self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
     ) -> LiveSession:
-        """A live session: of a ``profile`` (attribute -> value, or list of values), of a ``user`` of the training data,
-        of nobody known, or the one that ``LiveSession.state`` returned.
+        """A live session of a profile, of a user of the training data, of nobody known, or one continued.
+
+        Args:
+            profile: attribute -> value, or list of values of a multi-valued attribute.
+            user: id of a user of the training data, whose stored contexts are used where there is no ``profile``.
+            state: what ``LiveSession.state`` returned; the other arguments are then not read.
 
         Raises:
             UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
@@ -311,6 +342,10 @@ class Predictor:
         """The ``k`` items most similar to each of ``items``, itself left out.
 
         Similarity is the cosine of the vectors with which the model scores items; ItemKNN has its own.
+
+        Args:
+            items: ids of the log's type.
+            k: length of the lists.
 
         Returns:
             item_id, similar_item_id, score, rank and, where the data set has titles, title (of the similar item).

@@ -113,6 +113,7 @@ def _quote(value: Any) -> str:
 
 def _run(arguments: Sequence[str]) -> None:
     environment = os.environ | {"COLUMNS": str(shutil.get_terminal_size((120, 24)).columns), "PYTHONUNBUFFERED": "1"}
+    environment.pop("FORCE_COLOR", None)  # Jupyter sets it; what is piped needs no control codes of a terminal
     process = subprocess.Popen(
         [sys.executable, "-m", "arnn_lightning", *arguments],
         stdout=subprocess.PIPE,
