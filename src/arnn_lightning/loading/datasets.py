@@ -44,6 +44,7 @@ class SessionParallelDataset(Dataset[BatchChunk]):
         return -(-len(self.schedule.event) // self.steps_per_chunk)
 
     def __getitem__(self, index: ChunkIndex) -> BatchChunk:
+        """The chunk of this device's slots; the same in every epoch."""
         return BatchChunk(*(field[:, self.local_slots] for field in self.global_chunk(index[1])))
 
     def session_index(self, chunk: int) -> np.ndarray:
@@ -91,7 +92,7 @@ class SessionParallelDataset(Dataset[BatchChunk]):
 class TrainDataset(Dataset[TrainChunk]):
     """Training chunks: candidates, and the rows that each step reads, computed for a chunk at once.
 
-    Columns are the distinct items among the slots' targets and the extra negatives. log q: a column chosen at random
+    The columns of a step's scores are the distinct items among its slots' targets and the extra negatives. log q: a column chosen at random
     beside a slot's positive, of B - 1 other slots' targets and N extra items, shows an item with probability
     q = ((B - 1) p + N s) / (B - 1 + N), p its share of the training targets and s its share under popularity^alpha. One
     q for all columns, whichever way an item came in: a positive and a negative that are the same item must be corrected
@@ -131,6 +132,7 @@ class TrainDataset(Dataset[TrainChunk]):
         self.log_q: Tensor | None = None
         if spec.log_q:
             sessions, n_sample = chunks.sessions, sampler.n_sample
+            # Every event but a session's first is a target.
             targets = np.bincount(np.delete(sessions.item, sessions.offset[:-1]), minlength=n_items)
             q = ((n_slots - 1) * targets / targets.sum() + n_sample * sampler.probability) / (n_slots - 1 + n_sample)
             with np.errstate(divide="ignore"):  # an item that no column shows
@@ -143,10 +145,10 @@ class TrainDataset(Dataset[TrainChunk]):
         batch = self.chunks.global_chunk(index[1])
         local, sources = self.chunks.local_slots, self.spec.row_sources
         rows: dict[RowSource, Ragged] = {}
-        positive, counts, columns, log_q = batch.target[:, local], None, None, None
+        columns = ScoredColumns(batch.target[:, local])
         if not self.spec.full_catalogue:
-            candidates, positive, counts, columns, log_q = self._candidates(index, batch)
-            if sources & {"candidate", "item_and_candidate"}:
+            candidates, columns = self._candidates(index, batch)
+            if sources & {"candidate", "item_and_candidate"}:  # a tied scorer's biases are read as candidates
                 rows["candidate"] = candidates
             if "item_and_candidate" in sources:
                 rows["item_and_candidate"] = _with_others(candidates, self._input_ids(index[1]), self.n_items)
@@ -161,22 +163,18 @@ class TrainDataset(Dataset[TrainChunk]):
             rows["single"] = unique_ids(single.flatten(1)).ids
         if self.spec.padded:
             rows = {source: ids.pad(self._capacity(source), repeat_last=True) for source, ids in rows.items()}
-            n_columns = self._capacity("candidate")
-            counts, log_q = (None if column is None else column.pad(n_columns) for column in (counts, log_q))
+            columns = columns.pad(self._capacity("candidate"))
         valid = batch.valid[:, local]
         return TrainChunk(
             number=index[1],
             item=batch.item[:, local],
             user=batch.user[:, local],
             contexts=None if contexts is None else Contexts(*(codes[:, local] for codes in contexts)),
-            positive=positive,
             is_session_start=batch.is_session_start[:, local],
             valid=valid,
             all_valid=valid.all(1).numpy(),
             rows=rows,
-            counts=counts,
-            columns=columns,
-            log_q=log_q,
+            **columns._asdict(),
         )
 
     def _input_ids(self, chunk: int) -> Ragged:
@@ -194,39 +192,54 @@ class TrainDataset(Dataset[TrainChunk]):
             "single": n_slots * n_fields,
         }[source]
 
-    def _candidates(
-        self, index: ChunkIndex, batch: BatchChunk
-    ) -> tuple[Ragged, Tensor, Ragged, Ragged | None, Ragged | None]:
-        """The scorer's rows; positives, counts, columns and log q of this device's columns, see ``Candidates``."""
+    def _candidates(self, index: ChunkIndex, batch: BatchChunk) -> tuple[Ragged, "ScoredColumns"]:
+        """The scorer's rows of every step, and which columns this device's slots are scored on."""
         epoch, chunk = index
         n_steps, first_step = len(batch.target), chunk * self.chunks.steps_per_chunk
-        # With local negatives every device samples its own, and has its own share of the rows as columns.
-        n_shares, share = (self.chunks.n_devices, self.chunks.device) if self.local else (1, 0)
+        # With local negatives every device samples its own, and its part of the rows are its columns.
+        n_parts, part = (self.chunks.n_devices, self.chunks.device) if self.local else (1, 0)
         sampled = [
-            torch.from_numpy(self.sampler.sample(epoch, first_step, n_steps, device)) for device in range(n_shares)
+            torch.from_numpy(self.sampler.sample(epoch, first_step, n_steps, device)) for device in range(n_parts)
         ]
-        targets = batch.target.chunk(n_shares, 1)
-        valid = batch.valid.chunk(n_shares, 1)
+        targets = batch.target.chunk(n_parts, 1)
+        valid = batch.valid.chunk(n_parts, 1)
         if self.local:
-            targets = tuple(map(_repeat_valid, targets, valid))
-        shares = [torch.cat(pair, 1) for pair in zip(targets, sampled, strict=True)]
-        rows = unique_ids(torch.cat(shares, 1))
-        # In a step without a valid slot nothing of the share matters, but it must have some column.
-        counted_KB = valid[share] | ~valid[share].any(1, keepdim=True)
-        weight = torch.cat([counted_KB, torch.ones_like(sampled[share], dtype=torch.bool)], 1).float()
+            targets = tuple(map(_fill_empty_slots, targets, valid))
+        parts = [torch.cat(pair, 1) for pair in zip(targets, sampled, strict=True)]
+        rows = unique_ids(torch.cat(parts, 1))
+        # In a step without a valid slot nothing of the part matters, but it must have some column.
+        counted_KB = valid[part] | ~valid[part].any(1, keepdim=True)
+        weight = torch.cat([counted_KB, torch.ones_like(sampled[part], dtype=torch.bool)], 1).float()
         ids, columns, distinct = rows.ids.flat, None, rows
-        if self.local:
-            distinct = unique_ids(rows.position.chunk(n_shares, 1)[share])
+        if self.local:  # the rows are those of all devices
+            distinct = unique_ids(rows.position.chunk(n_parts, 1)[part])
             columns = distinct.ids
             ids = ids[columns.flat + torch.from_numpy(np.repeat(_starts(rows.ids), columns.sizes))]
         sizes = distinct.ids.sizes
         counted = distinct.position + torch.from_numpy(_starts(distinct.ids))[:, None]
         counts = torch.zeros(len(ids), dtype=weight.dtype).index_add_(0, counted.flatten(), weight.flatten())
-        if not self.spec.row_sources:
+        if not self.spec.row_sources:  # tables are read whole
             columns = Ragged(ids, sizes)
         log_q = None if self.log_q is None else Ragged(self.log_q[ids], sizes)
         slots = slice(0, self.batch_size) if self.local else self.chunks.local_slots
-        return rows.ids, distinct.position[:, slots], Ragged(counts, sizes), columns, log_q
+        return rows.ids, ScoredColumns(distinct.position[:, slots], Ragged(counts, sizes), columns, log_q)
+
+
+class ScoredColumns(NamedTuple):
+    """The columns that the slots of one device are scored on, as in ``Candidates``, for a chunk's steps.
+
+    Of a loss over the full catalogue there are the positives alone, as item ids.
+    """
+
+    positive: Tensor
+    counts: Ragged | None = None
+    columns: Ragged | None = None
+    log_q: Ragged | None = None
+
+    def pad(self, n_columns: int) -> "ScoredColumns":
+        """Steps of equal sizes, for a compiled step; ``columns`` is None there, as the rows are the columns."""
+        counts, log_q = (None if ragged is None else ragged.pad(n_columns) for ragged in (self.counts, self.log_q))
+        return self._replace(counts=counts, log_q=log_q)
 
 
 class UniqueIds(NamedTuple):
@@ -253,7 +266,12 @@ def unique_ids(ids_KC: Tensor) -> UniqueIds:
 
 
 def _with_others(first: Ragged, second: Ragged, n_ids: int) -> Ragged:
-    """Every step's ids of ``first``, then those of ``second`` that are not in ``first``; both sorted within a step."""
+    """Every step's ids of ``first``, then those of ``second`` that are not in ``first``; both sorted within a step.
+
+    >>> first, second = Ragged(torch.tensor([1, 4]), np.array([2])), Ragged(torch.tensor([2, 4]), np.array([2]))
+    >>> _with_others(first, second, 5).flat
+    tensor([1, 4, 2])
+    """
     step_1, step_2 = (np.repeat(np.arange(len(ids.sizes)), ids.sizes) for ids in (first, second))
     key_1, key_2 = first.flat.numpy() + step_1 * n_ids, second.flat.numpy() + step_2 * n_ids
     place = np.searchsorted(key_1, key_2).clip(max=len(key_1) - 1)
@@ -266,7 +284,7 @@ def _with_others(first: Ragged, second: Ragged, n_ids: int) -> Ragged:
     return Ragged(flat, first.sizes + n_others)
 
 
-def _repeat_valid(values_KB: Tensor, valid_KB: Tensor) -> Tensor:
+def _fill_empty_slots(values_KB: Tensor, valid_KB: Tensor) -> Tensor:
     """Empty slots get the value of a valid one, if any: the loss takes the log of how often a positive counts."""
     slot_KB = torch.where(valid_KB, torch.arange(valid_KB.shape[1]), valid_KB.int().argmax(1, keepdim=True))
     return values_KB.gather(1, slot_KB)

@@ -23,6 +23,7 @@ from arnn_lightning.evaluation.ranking import count_higher_and_tied_blockwise
 from arnn_lightning.losses.base import RankingLoss
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.nn.collectives import all_gather, all_reduce_sum, rank_and_world_size
+from arnn_lightning.nn.dropout import random_state, set_random_state
 from arnn_lightning.nn.table import EmbeddingTable, ItemScorer
 from arnn_lightning.optim.compiled import CompiledTrainStep
 from arnn_lightning.optim.step import StepLoss, TrainStep
@@ -37,7 +38,7 @@ class SessionRecommender(Recommender):
 
     Args:
         name: the model's name.
-        dims: ``n_items``.
+        dims: sizes of the data; only ``n_items`` is read here.
         encoder: encodes one event per batch slot.
         loss: the ranking loss.
         optimizer: makes the optimizer from the parameters.
@@ -77,7 +78,7 @@ class SessionRecommender(Recommender):
         self._category_events: tuple[Tensor, ...] | None = None
         self._training_state: State | None = None
         self._resume_state: dict[str, Any] | None = None
-        self._n_events_timed, self._seconds_timed = 0, 0.0
+        self._n_events_timed, self._seconds_timed, self._is_warm = 0, 0.0, False
         self._epoch_loss = (0.0, 0)  # sum over events, events
 
     def initial_state(self, batch_size: int) -> State:
@@ -106,6 +107,8 @@ class SessionRecommender(Recommender):
         if self.scheduler_factory is None:
             return optimizer
         scheduler = self.scheduler_factory(optimizer)
+        # torch warns of a schedule before the first call of step(), in whose place an update of rows is called.
+        cast(Any, optimizer)._opt_called = True
         self._step_scheduler = scheduler if self.scheduler_interval == "step" else None
         return [optimizer], [scheduler]
 
@@ -137,7 +140,7 @@ class SessionRecommender(Recommender):
         Empty slots are reset too: an ended session's state may contain items that the step has no rows for.
         """
         contexts = self.contexts_of(chunk.user) if chunk.contexts is None else chunk.contexts
-        keep = (chunk.valid & ~chunk.is_session_start).unsqueeze(2)
+        keep = (chunk.valid & ~chunk.is_session_start).unsqueeze(2)  # reset_state (models/base.py) for all steps
         columns = (chunk.item, contexts.single, contexts.active, chunk.valid, keep)
         for all_valid, item, single, active, valid, keep_B1 in zip(
             chunk.all_valid.tolist(), *(column.unbind() for column in columns), strict=True
@@ -145,9 +148,9 @@ class SessionRecommender(Recommender):
             yield StepInput(item, Contexts(single, active), None if all_valid else valid), keep_B1
 
     def precompute(self, step: StepInput, state: State, key: tuple[int, int] | None) -> tuple[StepInput, State]:
-        """What a step needs no gradient for, added to its input.
+        """A hook: adds to a step's input what needs no gradient, as ARNN does with its frozen encoders' outputs.
 
-        ``key`` is (chunk, step) of the epoch; None where a step's contexts differ from epoch to epoch.
+        ``key``, under which they may be cached, is (chunk, step) of the epoch; None where contexts differ by epoch.
         """
         return step, state
 
@@ -166,8 +169,8 @@ class SessionRecommender(Recommender):
         """
         assert self._train_step is not None
         n_steps = len(chunk.item)
-        sources, *ids = chunk.rows.keys(), *(ragged.split() for ragged in chunk.rows.values())
-        rows = [dict(zip(sources, step_ids, strict=True)) for step_ids in zip(*ids, strict=True)] or [{}] * n_steps
+        ids = {source: ragged.split() for source, ragged in chunk.rows.items()}
+        rows = [{source: ids_K[k] for source, ids_K in ids.items()} for k in range(n_steps)]
         self._train_step.start_chunk({source: ragged.sizes for source, ragged in chunk.rows.items()})
         columns = [
             [None] * n_steps if ragged is None else ragged.split()
@@ -190,7 +193,8 @@ class SessionRecommender(Recommender):
         self._restore_rng()
         n_steps, batch_size = batch.item.shape
         state = self._training_state
-        # Lightning counts the last step of each chunk: global_step counts chunks, and checkpoints get saved.
+        # Lightning's wrapper is called for the last step of a chunk alone, so global_step counts chunks. Without any call
+        # it would stay 0, and no best checkpoint would be saved.
         optimizer = cast(LightningOptimizer, self.optimizers())
         losses_K, self._training_state = self.run_steps(
             batch, self.initial_state(batch_size) if state is None else state, optimizer.step
@@ -202,10 +206,11 @@ class SessionRecommender(Recommender):
             losses_K, n_events = reduced[:-1], int(reduced[-1])
         self._raise_if_not_finite(losses_K)
         self.mini_batches += n_steps
-        if index or self.trainer.current_epoch:  # the first chunk includes warming up
+        if self._is_warm:
             self._n_events_timed += n_events
             self._seconds_timed += time.perf_counter() - started
-        # Per event, so that chunks with fewer valid slots compare with the others.
+        self._is_warm = True  # the first chunk, of a resumed run too, includes compilation and the like
+        # Losses are divided by the number of slots (E25): times slots over events is the mean per event.
         total = float(losses_K.sum()) * batch_size * n_devices
         self._epoch_loss = (self._epoch_loss[0] + total, self._epoch_loss[1] + n_events)
         prefix = self.settings.log_prefix
@@ -213,7 +218,8 @@ class SessionRecommender(Recommender):
         self.log(f"{prefix}steps", self.mini_batches.float(), on_step=True, on_epoch=False)
 
     def on_train_start(self) -> None:
-        self._n_events_timed, self._seconds_timed = 0, 0.0
+        # Lightning does not call on_train_epoch_start in an epoch that is resumed in its middle: what is set here stays.
+        self._n_events_timed, self._seconds_timed, self._is_warm = 0, 0.0, False
         if self._resume_state is not None:
             device, n_devices = rank_and_world_size()
             self._epoch_loss = self._resume_state["epoch_loss"]
@@ -253,9 +259,13 @@ class SessionRecommender(Recommender):
                 module.place_unseen(*self._category_events)
 
     def _restore_rng(self) -> None:
-        """Not before the first step of a resumed run: what starts a run may use random numbers too."""
+        """Sets the random state of a resumed run at its first step: starting a run may use random numbers too."""
         if self._resume_state is not None:
-            torch.set_rng_state(self._resume_state["rng"][rank_and_world_size()[0]].cpu().clone())  # a view crashes
+            saved = self._resume_state["rng"][rank_and_world_size()[0]].cpu().clone()  # a view crashes set_rng_state
+            if saved.shape == random_state(self.device).shape:
+                set_random_state(saved, self.device)
+            else:
+                log.info("resumed on another kind of device: dropout continues with other random numbers")
             self._resume_state = None
 
     def _raise_if_not_finite(self, losses_K: Tensor) -> None:
@@ -289,7 +299,7 @@ class SessionRecommender(Recommender):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        state, rng = self._training_state, torch.get_rng_state()[None]
+        state, rng = self._training_state, random_state(self.device)[None]
         n_devices = rank_and_world_size()[1]
         if n_devices > 1:  # slots and random states of all, device by device
             rng = all_gather(rng[0].to(self.device)).cpu()

@@ -26,6 +26,19 @@ def sample_noise(like: Tensor, shape: Sequence[int], p: float) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - p).div_(1 - p)
 
 
+def random_state(device: torch.device) -> Tensor:
+    """The state of the generator that ``sample_noise`` uses on ``device``, as bytes on the CPU."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Sets what ``random_state`` returned."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
 @contextmanager
 def recorded_noise() -> Iterator[list[tuple[torch.Size, float]]]:
     """Yields a list to which every dropout inside adds its shape and p."""

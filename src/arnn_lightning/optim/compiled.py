@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from arnn_lightning.batch import Candidates, RowSource, State, StepInput
 from arnn_lightning.nn.collectives import rank_and_world_size
-from arnn_lightning.nn.dropout import recorded_noise, sample_noise, supplied_noise
+from arnn_lightning.nn.dropout import random_state, recorded_noise, sample_noise, set_random_state, supplied_noise
 from arnn_lightning.nn.tracing import tracing
 from arnn_lightning.optim.adagrad import RowAdagrad
 from arnn_lightning.optim.step import StepLoss, TrainStep
@@ -125,11 +125,11 @@ class CompiledTrainStep(TrainStep):
         real_rows = {source: ids[: sizes[source]] for source, ids in rows.items()}
         if self._stays_eager:
             return super().__call__(step, real, state, real_rows, update)
-        copies, rng = [tensor.clone() for tensor in self._mutables()], torch.get_rng_state()
+        copies, rng = [tensor.clone() for tensor in self._mutables()], random_state(step.item.device)
         with recorded_noise() as self._noise:
             loss, next_state = super().__call__(step, real, state, real_rows, update)
-        rng_after = torch.get_rng_state()
-        torch.set_rng_state(rng)
+        rng_after = random_state(step.item.device)
+        set_random_state(rng, step.item.device)
         before = [tensor.clone() for tensor in copies]
         try:
             ours_loss, ours_state = self._run(k, copies, step, candidates, state, rows)
@@ -144,7 +144,7 @@ class CompiledTrainStep(TrainStep):
                 self._checks_left -= 1
             else:
                 self._stay_eager("the compiled step differs from the eager one")
-        torch.set_rng_state(rng_after)
+        set_random_state(rng_after, step.item.device)
         return loss, next_state
 
     def _stay_eager(self, reason: str) -> None:

@@ -1,14 +1,15 @@
 """One optimizer step as a pure function of the rows that it reads.
 
 Every table is read by a step in a few rows, known beforehand (TrainChunk.rows). The step gathers those rows, works on
-them as if they were the whole table - ids are positions among the rows - and writes them back:
+them as if they were the whole table - ids are positions among the rows - and the optimizer writes them back:
 
     rows = table[ids]                                              # for every table
     loss, state, gradients = f(rows, dense weights, state, step)
     rows, dense weights, accumulators = update(...);  table[ids] = rows
 
-So no gradient is as wide as a table (E8), and rows that no valid slot reads are never touched (E29). An optimizer
-without ``updates_rows`` gets dense gradients of whole tables instead.
+So no gradient is as wide as a table (E8), and rows that no valid slot reads are never touched (E29; the laws with such
+numbers are in docs/invariants.md). An optimizer without ``updates_rows`` gets dense gradients of whole tables instead,
+and a loss over the full catalogue gets those of the scorer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,33 +46,26 @@ class StepLoss(nn.Module):
 
     def forward(self, step: StepInput, candidates: Candidates, state: State) -> tuple[Tensor, State]:
         """The loss of a mini-batch, a scalar, and the state after it."""
-        if self.bf16:
-            with autocast(True, step.item.device):
-                logits_BC, state = self._score(step, candidates, state)
+        with autocast(self.bf16, step.item.device):
+            query_BH, state = self.encoder.encode(step, state)  # type: ignore[operator]
+            logits_BC: Tensor = self.scorer(query_BH, candidates.columns)
+        if self.bf16:  # only then: tests run in float64
             logits_BC = logits_BC.float()
-        else:
-            logits_BC, state = self._score(step, candidates, state)
         loss_B = self.loss(logits_BC, candidates.positive, candidates.counts, candidates.log_q)
         return mean_over_batch(loss_B, step.valid), state
 
-    def _score(self, step: StepInput, candidates: Candidates, state: State) -> tuple[Tensor, State]:
-        query_BH, state = self.encoder.encode(step, state)  # type: ignore[operator]
-        logits_BC: Tensor = self.scorer(query_BH, candidates.columns)
-        return logits_BC, state
-
     def row_tables(self) -> dict[str, RowSource]:
         """The tables of which a step reads a few rows, and which rows these are."""
-        embedding = {id(module) for module in self.encoder.modules()}
-        scoring = {id(module) for module in self.scorer.modules()}
+        in_encoder = {id(module) for module in self.encoder.modules()}
+        in_scorer = {id(module) for module in self.scorer.modules()}  # a table in both is tied: it embeds and scores
         sources: dict[str, RowSource] = {}
         for name, module in self.named_modules():
             if not isinstance(module, EmbeddingTable) or not module.weight.requires_grad:
                 continue
-            source: RowSource = module.ids
-            if id(module) in scoring:
-                source = "item_and_candidate" if id(module) in embedding else "candidate"
-            if not (self.loss.scores_full_catalogue and id(module) in scoring):
-                sources[name] = source
+            if id(module) not in in_scorer:
+                sources[name] = module.ids
+            elif not self.loss.scores_full_catalogue:
+                sources[name] = "item_and_candidate" if id(module) in in_encoder else "candidate"
         return sources
 
 
@@ -105,7 +99,8 @@ class TrainStep:
         modules = {name: cast(EmbeddingTable, loss.get_submodule(name)) for name in self.tables}
         in_tables = {id(module.weight) for module in modules.values()}
         self._dense = [weight for weight in loss.parameters() if weight.requires_grad and id(weight) not in in_tables]
-        # Position of every id among the rows of the step at hand, -1 for all other ids; scoring needs none.
+        # Position of every id among the rows of the step at hand, -1 for all other ids. Tables that only score need
+        # none: their rows are the columns of the scores, in the same order.
         self._positions: dict[RowSource, Tensor] = {
             source: torch.full((len(modules[name].weight),), -1, device=modules[name].weight.device)
             for name, source in self.tables.items()
@@ -132,10 +127,10 @@ class TrainStep:
     ) -> tuple[Tensor, State]:
         """Trains on one mini-batch; returns its loss (of this device's slots) and the state after it.
 
-        ``update`` is called in place of ``optimizer.step``.
+        ``update`` replaces the optimizer's method: ``update(rows=...)`` where it updates rows, else ``step()``.
         """
-        values = self._gather(rows)
         try:
+            values = self._install_rows(rows)
             loss, state = self.loss.forward(step, candidates, state)
         finally:
             for _, weight, parameters, buffers, _ in self._entries:
@@ -147,8 +142,10 @@ class TrainStep:
             weight.grad = gradient
         if values:
             updates = [
-                RowUpdate(entry[1], rows[entry[0]], value, gradient)
-                for entry, value, gradient in zip(self._entries, values, gradients, strict=False)
+                RowUpdate(weight, rows[source], value, gradient)
+                for (source, weight, *_), value, gradient in zip(
+                    self._entries, values, gradients[: len(values)], strict=True
+                )
                 if gradient is not None
             ]
             (update or self.optimizer.update)(rows=updates)  # type: ignore[attr-defined]
@@ -158,8 +155,8 @@ class TrainStep:
             weight.grad = None
         return loss.detach(), tuple([part.detach() for part in state])
 
-    def _gather(self, rows: Mapping[RowSource, Tensor]) -> list[Tensor]:
-        """Copies of the rows that the step reads, which stand for the tables, as in ``torch.func.functional_call``."""
+    def _install_rows(self, rows: Mapping[RowSource, Tensor]) -> list[Tensor]:
+        """Copies of the rows that the step reads, put in the tables' places, as in ``torch.func.functional_call``."""
         values = []
         with torch.no_grad():
             for source, positions in self._positions.items():

@@ -75,7 +75,7 @@ class Variant:
     Attributes:
         name: the model's name.
         config: its settings, flat.
-        role: in its runs.
+        role: empty for the main model of its runs, else ``session``, ``context`` or the baseline's.
         label: its name, and what distinguishes it from other variants of the same name.
         results: by seed.
         session_results: by seed, the session encoder of the same run, for a model that has one.
@@ -92,7 +92,7 @@ class Variant:
 
     @property
     def is_most_common(self) -> bool:
-        """Whether its configuration is the most common one of its name."""
+        """Whether every setting has its most common value among the variants of its name."""
         return self.label == self.name
 
     @cached_property
@@ -290,19 +290,33 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     >>> labels([{"lr": 1, "c.name": "pnn", "c.x": 1}, {"lr": 2, "c.name": "pnn", "c.x": 1},
     ...         {"lr": 1, "c.name": "concat"}])
     ['', 'lr=2', 'c=concat']
+    >>> labels([{"loss._target_": "losses.TOP1"}, {"loss._target_": "losses.TOP1"}, {"loss._target_": "losses.BPR"}])
+    ['', '', 'loss=BPR']
+    >>> labels([{}, {}, {**dict.fromkeys("abcd", 2)}, {**dict.fromkeys("abc", 2), "d": 3}])[2:]
+    ['a=2, b=2, c=2, d=2', 'a=2, b=2, c=2, d=3']
     """
-    keys = [key for key in differing_keys(configs) if not key.endswith("_target_")]  # a name is more readable
+    keys = differing_keys(configs)
+    # A part has a name, or the class that its _target_ ends in.
+    named = {key.removesuffix(".name"): key for key in keys if key.endswith(".name")}
+    classes = {key.removesuffix("._target_"): key for key in keys if key.endswith("._target_")}
+    names = classes | named
+    keys = [key for key in keys if key in names.values() or not key.endswith("_target_")]
     most_common = most_common_values(configs, keys)
     texts = []
     for config in configs:
         differing = [key for key in keys if str(config.get(key)) != most_common[key]]
-        replaced = [key.removesuffix(".name") for key in differing if key.endswith(".name")]
+        replaced = [part for part, key in names.items() if key in differing]
         differing = [key for key in differing if not key.startswith(tuple(f"{part}." for part in replaced))]
-        words = [f"{part}={config.get(f'{part}.name')}" for part in replaced]
-        words += [f"{key}={config.get(key)}" for key in differing]
-        n_hidden = len(words) - MAX_LABEL_KEYS
-        texts.append(", ".join(words[:MAX_LABEL_KEYS]) + (f" and {n_hidden} more" if n_hidden > 0 else ""))
-    return texts
+        words = [f"{part}={str(config.get(names[part])).rpartition('.')[2]}" for part in replaced]
+        texts.append([*words, *(f"{key}={config.get(key)}" for key in differing)])
+    shortened = [_shortened(words) for words in texts]
+    is_unique = len({*shortened}) == len({*map(tuple, texts)})
+    return shortened if is_unique else [", ".join(words) for words in texts]
+
+
+def _shortened(words: Sequence[str]) -> str:
+    n_hidden = len(words) - MAX_LABEL_KEYS
+    return ", ".join(words[:MAX_LABEL_KEYS]) + (f" and {n_hidden} more" if n_hidden > 0 else "")
 
 
 def estimates(per_seed: Sequence[Sequence[np.ndarray]], section: Section, settings: Settings) -> list[Estimate]:
