@@ -433,8 +433,13 @@ UNUSED = (
     Unused(r"model\.carry_dropout", where(".dropout_hidden", 0), "dropout_hidden is 0"),
     Unused(r"model\.dropout_embedding", where(".embedding", "onehot"), "embedding=onehot has no embedding"),
     Unused(
-        r"model\.(batch_size|epochs|patience|clip_norm|scheduler|scheduler_interval|optimizer\..*|loss\..*)",
+        r"model\.(patience|clip_norm|scheduler|scheduler_interval|optimizer\..*|loss\..*)",
         _is_pretrained,
+        "this encoder is pretrained, not trained",
+    ),
+    Unused(  # a fusion is trained with those of its session encoder, unless it has others
+        r"model\.(batch_size|epochs)",
+        lambda config, model: _is_pretrained(config, model) and "fusion" not in config.model,
         "this encoder is pretrained, not trained",
     ),
     Unused(r"performance\.cache_mb", where("model.freeze_encoders", False, "???"), "no encoder is frozen"),
