@@ -621,6 +621,8 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     >>> config = OmegaConf.create({"model": {"dropout": 0, "session": {"optimizer": {"lr": 1}}}})
     >>> print(no_key("model.dropuot", config))
     no key model.dropuot; did you mean model.dropout?
+    >>> print(no_key("model.optimizer.lr", config))
+    no key model.optimizer.lr; did you mean model.session.optimizer.lr?
     >>> print(no_key("model.session.lr", config))
     no key model.session.lr; did you mean model.session.optimizer.lr?
     >>> print(no_key("model.session.lanes", config))
@@ -646,7 +648,8 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     if not suggestions:  # the right name at another depth
         depths = {rule.rpartition(".")[2]: in_section(rule) for rule in RULES if rule.startswith(f"{section}.")}
         similar = [depths[match] for match in difflib.get_close_matches(name, depths, n=1)]
-        suggestions = [similar_key for similar_key in similar if OmegaConf.select(config, similar_key) is not None]
+        similar += [f"{section}.{role}.{rest}" for role in ENCODERS]  # of the part, not of the whole
+        suggestions = [other for other in similar if OmegaConf.select(config, other) is not None][:1]
     hint = "".join(f"; did you mean {suggestion}?" for suggestion in suggestions if suggestion != key)
     tasks = [] if parent else (resources.files("arnn_lightning.conf") / "task").iterdir()
     for task in tasks:
