@@ -435,8 +435,13 @@ UNUSED = (
     Unused(r"model\.carry_dropout", where(".dropout_hidden", 0), "dropout_hidden is 0"),
     Unused(r"model\.dropout_embedding", where(".embedding", "onehot"), "embedding=onehot has no embedding"),
     Unused(
-        r"model\.(batch_size|epochs|patience|clip_norm|scheduler|scheduler_interval|optimizer\..*|loss\..*)",
+        r"model\.(patience|clip_norm|scheduler|scheduler_interval|optimizer\..*|loss\..*)",
         _is_pretrained,
+        "this encoder is pretrained, not trained",
+    ),
+    Unused(  # a fusion is trained with those of its session encoder, unless it has others
+        r"model\.(batch_size|epochs)",
+        lambda config, model: _is_pretrained(config, model) and "fusion" not in config.model,
         "this encoder is pretrained, not trained",
     ),
     Unused(r"performance\.cache_mb", where("model.freeze_encoders", False, "???"), "no encoder is frozen"),
@@ -618,6 +623,8 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     >>> config = OmegaConf.create({"model": {"dropout": 0, "session": {"optimizer": {"lr": 1}}}})
     >>> print(no_key("model.dropuot", config))
     no key model.dropuot; did you mean model.dropout?
+    >>> print(no_key("model.optimizer.lr", config))
+    no key model.optimizer.lr; did you mean model.session.optimizer.lr?
     >>> print(no_key("model.session.lr", config))
     no key model.session.lr; did you mean model.session.optimizer.lr?
     >>> print(no_key("model.session.lanes", config))
@@ -643,7 +650,8 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     if not suggestions:  # the right name at another depth
         depths = {rule.rpartition(".")[2]: in_section(rule) for rule in RULES if rule.startswith(f"{section}.")}
         similar = [depths[match] for match in difflib.get_close_matches(name, depths, n=1)]
-        suggestions = [similar_key for similar_key in similar if OmegaConf.select(config, similar_key) is not None]
+        similar += [f"{section}.{role}.{rest}" for role in ENCODERS]  # of the part, not of the whole
+        suggestions = [other for other in similar if OmegaConf.select(config, other) is not None][:1]
     hint = "".join(f"; did you mean {suggestion}?" for suggestion in suggestions if suggestion != key)
     tasks = [] if parent else (resources.files("arnn_lightning.conf") / "task").iterdir()
     for task in tasks:

@@ -42,6 +42,21 @@ def test_keys_of_the_merging_stage_alone_are_named(small_dataset: PreparedDatase
     assert lines(small_dataset, "data=movielens", "model=gru4rec", "model.epochs=2") == []
 
 
+def test_what_a_fusion_does_not_share_with_its_control_is_named(small_dataset: PreparedDataset) -> None:
+    fusion = ["data=movielens", "model=latent_cross"]
+    assert lines(small_dataset, *fusion) == []
+    assert lines(small_dataset, *fusion, "model.epochs=2") == [
+        "model.epochs: of latent_cross alone; model.session.epochs=10"
+    ]
+    other_loss = "latent_cross: model.loss is not model.session.loss, with which its control is trained"
+    assert lines(small_dataset, *fusion, "model@model.session=gru4rec") == [other_loss]
+    assert lines(small_dataset, *fusion, "model@model.session=gru4rec", "model/loss=top1") == []
+    dims = small_dataset.dims | {"single_sizes": [], "n_binary": 0}
+    assert lines(small_dataset, *fusion, dims=dims) == [
+        "latent_cross: no contexts (data.contexts); model=gru4rec_strong is the same without them"
+    ]
+
+
 def test_arnn_without_contexts_advises_its_session_model(small_dataset: PreparedDataset) -> None:
     dims = small_dataset.dims | {"single_sizes": [], "n_binary": 0}
     assert lines(small_dataset, "data=movielens", dims=dims) == [

@@ -264,6 +264,8 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
             values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
             stage = "the merging stage" if "context" in model else model.name
             lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of {stage} alone; {values}")
+    if "fusion" in model and model.loss != model.session.loss:
+        lines.append(f"{model.name}: model.loss is not model.session.loss, with which its control is trained")
     if "session" in model and not (model.dims.single_sizes or model.dims.n_binary):
         lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
     is_other_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
