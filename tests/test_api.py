@@ -17,7 +17,7 @@ import pytest
 import arnn_lightning as al
 
 REFERENCE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
-ENTRY = re.compile(r"^::: (\S+)\.(\w+)\n(?:    options:\n      members: \[(.*)\]\n)?", re.MULTILINE)
+ENTRY = re.compile(r"^::: (\S+)\.(\w+)\n(?:    options:\n      members: (\[.*\])\n)?", re.MULTILINE)
 
 
 def documented() -> Iterator[tuple[str, Any, str]]:
@@ -26,7 +26,7 @@ def documented() -> Iterator[tuple[str, Any, str]]:
         part = getattr(import_module(module), name)
         yield name, part, part.__doc__ or ""
         if isinstance(part, type):
-            public = members.split(", ") if members else [key for key in vars(part) if not key.startswith("_")]
+            public = re.findall(r"\w+", members) if members else [key for key in vars(part) if not key.startswith("_")]
             for member in public:
                 value = inspect.getattr_static(part, member)
                 value = value.fget if isinstance(value, property) else getattr(value, "func", value)

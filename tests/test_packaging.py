@@ -133,3 +133,9 @@ def test_the_image_serves_with_valid_settings() -> None:
     check_settings(config, command[1:], {"task": "serve"})
     assert config.host == "0.0.0.0"
     assert not config.public  # requires ARNN_TOKEN
+
+
+def test_getting_started_lists_every_extra() -> None:
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", (ROOT / "docs" / "getting-started.md").read_text(), re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", " ".join(row))}
+    assert PROJECT["optional-dependencies"].keys() <= listed

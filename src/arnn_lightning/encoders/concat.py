@@ -16,13 +16,13 @@ from arnn_lightning.nn.table import EmbeddingTable
 
 
 class ConcatEncoder(SessionEncoder):
-    """Concatenated field embeddings (B, (S + 2) D).
+    """Concatenated field embeddings (B, (S + 2) D): S single-valued fields, the sum of the two-valued ones, the item.
 
     Args:
         n_items: size of the catalogue.
         n_categories: number of categories of all single-valued fields together.
         n_single: S.
-        n_binary: M.
+        n_binary: number of two-valued fields, the categories of multi-valued attributes.
         embedding_size: D of every field.
     """
 

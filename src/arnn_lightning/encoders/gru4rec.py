@@ -19,12 +19,12 @@ from arnn_lightning.nn.table import EmbeddingTable
 
 
 class GRU4RecEncoder(SessionEncoder):
-    """Recurrent session encoder.
+    """Recurrent session encoder (Hidasi et al. 2016, arXiv 1511.06939).
 
     Args:
         n_items: size of the catalogue.
-        hidden_size: H.
-        layers: L.
+        hidden_size: H, the width of every layer and of the query.
+        layers: number of GRU layers.
         embedding: the table of item embeddings (I, H); None for one-hot input, the paper's.
         dropout_embedding: dropout on the embedded input (E11).
         dropout_hidden: dropout on each layer's hidden state.

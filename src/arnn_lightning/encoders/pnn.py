@@ -23,11 +23,13 @@ from arnn_lightning.nn.table import EmbeddingTable
 class PNNEncoder(SessionEncoder):
     """Product-based network over the user's contexts and the previous item; without memory.
 
+    Qu et al. 2016, arXiv 1611.00144.
+
     Args:
         n_items: size of the catalogue.
         n_categories: number of categories of all single-valued fields together.
-        n_single: S.
-        n_binary: M.
+        n_single: number of single-valued fields.
+        n_binary: number of two-valued fields, the categories of multi-valued attributes.
         embedding_size: D of every field.
         hidden_size: H of the fully connected layer.
         dropout: on c_t.

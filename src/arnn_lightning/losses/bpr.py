@@ -27,7 +27,11 @@ class BPRMax(RankingLoss):
 
     Args:
         bpreg: weight of the regulariser.
-        activation, elu_alpha, candidates, accidental_hits, logq: as in RankingLoss.
+        activation: as in RankingLoss, like the arguments below.
+        elu_alpha: of the activation elu.
+        candidates: ``batch`` or ``all``.
+        accidental_hits: ``mask`` or ``keep``.
+        logq: must be 0.
     """
 
     def __init__(

@@ -7,7 +7,9 @@ from arnn_lightning.losses.base import Negatives, RankingLoss, count_weighted
 
 
 class CrossEntropy(RankingLoss):
-    """-log softmax of the positive among itself and its negatives; softmax once, on the given scores (E9).
+    """-log softmax of the positive among itself and its negatives (Hidasi & Karatzoglou 2018, arXiv 1706.03847).
+
+    The softmax is applied once, to the given scores (E9).
 
     With ``logq`` 1 and accidental hits kept, the loss over sampled columns has the gradient of the loss over the whole
     catalogue in expectation where one sampler chooses all columns; with targets and extra negatives together a small

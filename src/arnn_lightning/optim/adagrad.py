@@ -57,7 +57,15 @@ class RowAdagrad(Optimizer):
     def step(  # type: ignore[override]
         self, closure: Callable[[], float] | None = None, rows: Sequence[RowUpdate] = ()
     ) -> float | None:
-        """Updates every parameter with a gradient, and the ``rows`` of tables."""
+        """Updates every parameter with a gradient, and rows of tables.
+
+        Args:
+            closure: recomputes the loss, as in torch; None: the gradients are there already.
+            rows: rows of tables with their gradients; other rows of these tables do not change.
+
+        Returns:
+            what ``closure`` returned, or None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
