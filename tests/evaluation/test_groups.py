@@ -18,10 +18,9 @@ from arnn_lightning.evaluation.groups import (
     by_seen,
     group_means,
     group_metrics,
-    list_metrics,
     tie_rate,
 )
-from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_recommendations
+from arnn_lightning.evaluation.ranking import count_higher_and_tied
 from arnn_lightning.evaluation.result import EvaluationResult
 
 ITEMS, USERS = 230, 12
@@ -211,15 +210,6 @@ def test_small_groups_of_known_attributes_are_merged() -> None:
     events = pl.Series(np.repeat(range(6), [100, 2, 3, 1, 50, 4]))
     counts = dict(by_known_attributes(events, users).value_counts().iter_rows())
     assert counts == {"0-4": 55, "7-9": 105}
-
-
-def test_recommendations_are_counted_over_all_lists() -> None:
-    scores = torch.tensor([[3.0, 2, 1, *[0] * 19], [1.0, 2, 3, *[-1] * 19]])[:, :22] - torch.arange(22) / 100
-    times = count_recommendations(lambda block: block, scores, 22)
-    assert times.sum() == 2 * 20
-    assert times.tolist() == [2] * 20 + [0, 0]
-    train = pl.DataFrame({"user": [0] * 4, "item": [0, 0, 1, 21]})
-    assert list_metrics(times.numpy(), train) == {"coverage@20": 20 / 22, "mean_popularity@20": 2 * 3 / 40}
 
 
 def test_V14_user_intervals_cover_the_truth_88_to_99_of_100() -> None:

@@ -246,13 +246,19 @@ def test_a_report_repeats_metrics_and_intervals_of_its_run(workspace: Path) -> N
     assert all(f"Gain of arnn by {group}" in page for group in ("position", "known attributes", "user", "popularity"))
 
 
-def test_recommendations_are_counted_on_request(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workspace)
-    assert not list((workspace / "first").glob("test_lists*"))
-    assert arnn_here([*SMALL, "model=pop", "evaluation.lists=true", "hydra.run.dir=lists"], monkeypatch) == 0
-    times = pl.read_parquet(workspace / "lists" / "test_lists.parquet")["times"]
-    predictions = metrics_of(workspace / "lists")["test"]["events"]
-    assert sorted(times.to_list())[-21:] == [0] + [predictions] * 20  # POP recommends the same 20 items always
+def test_metrics_of_lists_are_stored_for_every_model(workspace: Path) -> None:
+    metrics = metrics_of(workspace / "first")
+    tested = {"": metrics["test"], **metrics["encoders"], **metrics["baselines"]}
+    for role, values in tested.items():
+        assert {"ndcg@5", "ndcg@20", "coverage@20", "novelty@20", "gini@20", "mean_popularity@20"} <= values.keys()
+        counts = pl.read_parquet(workspace / "first" / f"test_lists{'_' * bool(role)}{role}.parquet")["times"]
+        assert counts.sum() == 20 * values["events"]
+        assert values["coverage@20"] == (counts > 0).mean()
+    pop = metrics["baselines"]["pop"]  # recommends the same 20 items always
+    assert pop["coverage@20"] < metrics["test"]["coverage@20"]
+    assert pop["novelty@20"] < metrics["test"]["novelty@20"]
+    assert pop["gini@20"] > metrics["test"]["gini@20"]
+    assert pop["mean_popularity@20"] > metrics["test"]["mean_popularity@20"]
 
 
 def test_a_finished_run_needs_resume_to_be_shown_again(workspace: Path) -> None:

@@ -8,7 +8,6 @@ import polars as pl
 
 from arnn_lightning.evaluation.bootstrap import intervals
 from arnn_lightning.evaluation.metrics import per_prediction
-from arnn_lightning.evaluation.ranking import TOP_K
 
 POSITIONS = ((1, 1), (2, 2), (3, 4), (5, 9), (10, None))  # numbers of preceding events, both ends inclusive
 USER_GROUPS = ("unseen", "seen")
@@ -134,24 +133,6 @@ def group_means(ranks: pl.DataFrame, label: pl.Series, names: Sequence[str]) -> 
 def tie_rate(equal: pl.Series) -> float:
     """Share of predictions whose target is tied with another item (``equal`` counts the target too)."""
     return float((equal > 1).sum()) / len(equal)
-
-
-def list_metrics(item_counts: np.ndarray, train: pl.DataFrame) -> dict[str, float]:
-    """Metrics of the recommended lists, whether they were right or not.
-
-    Args:
-        item_counts: (I,) how often each item was among the top 20.
-        train: item of every training event.
-
-    Returns:
-        ``coverage@20``, the share of the catalogue that was recommended at least once, and ``mean_popularity@20``, the
-        mean number of training events of a recommended item.
-    """
-    popularity = np.bincount(train["item"].to_numpy(), minlength=len(item_counts))
-    return {
-        f"coverage@{TOP_K}": float(np.count_nonzero(item_counts)) / len(item_counts),
-        f"mean_popularity@{TOP_K}": float((item_counts * popularity).sum() / item_counts.sum()),
-    }
 
 
 def _lookup_table(code: pl.Series, value: pl.Series) -> np.ndarray:

@@ -132,6 +132,10 @@ class PreparedDataset:
         contexts = self.manifest["config"]["contexts"]
         return select_attributes(self.users(), self.dims, self.vocabulary(), contexts, n_attributes)
 
+    def item_popularity(self) -> np.ndarray:
+        """(I,) number of training events of every item."""
+        return count_codes(pl.read_parquet(self.folder / "train.parquet", columns=[ITEM])[ITEM], self.dims["n_items"])
+
     def binary_attributes(self) -> pl.Series:
         """(M,) the multi-valued attribute that each two-valued field belongs to; fields of one are adjacent."""
         vocabulary = pl.read_parquet(self.folder / "contexts.parquet")

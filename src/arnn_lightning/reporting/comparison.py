@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.evaluation.bootstrap import intervals
-from arnn_lightning.evaluation.groups import list_metrics, tie_rate
-from arnn_lightning.evaluation.metrics import session_means
+from arnn_lightning.evaluation.groups import tie_rate
+from arnn_lightning.evaluation.metrics import metric_label, session_means
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.preprocessing.contexts import attribute_names
 from arnn_lightning.reporting.runs import DataSet, Run, flatten
@@ -413,17 +413,23 @@ def shown_references(rows: Sequence[Row]) -> list[str]:
 
 
 def extra_metrics(variant: Variant, metrics: Sequence[str], data: DataSet | None) -> dict[str, float]:
-    """Macro averages, tie rate and, if items were counted, coverage and popularity: means over the seeds."""
+    """Macro averages, tie rate and metrics of the lists: means over the seeds.
+
+    The metrics of lists need the items that were recommended and the popularity of items in the prepared data set.
+    """
     by_name: dict[str, list[float]] = {}
     for seed in variant.seeds:
         result = variant.results[seed]
         session = result.ranks["session"].to_numpy()
         values = {
-            f"macro {metric}": float(session_means(result.per_prediction(metric), session).mean()) for metric in metrics
+            f"macro {metric_label(metric)}": float(session_means(result.per_prediction(metric), session).mean())
+            for metric in metrics
         }
         values["tie rate"] = tie_rate(result.ranks["equal"])
-        if result.item_counts is not None and data is not None:
-            values |= list_metrics(result.item_counts, data.train)
+        if data is not None:
+            k = max(variant.runs[seed].config["evaluation"]["cutoffs"])
+            lists = result.with_lists(data.popularity, k).lists
+            values |= {metric_label(name): value for name, value in lists.items()}
         for name, value in values.items():
             by_name.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in by_name.items()}

@@ -7,10 +7,12 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
+import numpy as np
 import polars as pl
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -93,6 +95,11 @@ class DataSet:
     @property
     def n_items(self) -> int:
         return int(self.manifest["dims"]["n_items"])
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """(I,) number of training events of every item."""
+        return np.bincount(self.train["item"].to_numpy(), minlength=self.n_items)
 
     @classmethod
     def read(cls, folder: Path) -> "DataSet":

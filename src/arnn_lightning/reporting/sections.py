@@ -41,7 +41,7 @@ from arnn_lightning.reporting.runs import Run, SkippedRun, flatten
 
 ASSIGNMENT = "data.contexts.assignment"
 MAX_NAMED_RUNS = 3
-OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", "evaluation.lists", "search.", "task.")
+OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", "evaluation.groups", "search.", "task.")
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,9 @@ def _extra_metrics(view: SectionView) -> Table:
     lines = [[label, *(_number(metrics.get(name)) for name in names)] for label, metrics in by_model.items()]
     caption = (
         "Macro: mean over sessions. Tie rate: share of predictions whose target is tied with another item. "
-        "Coverage@20: share of the catalogue that was recommended at least once; mean popularity: training events of a "
-        "recommended item."
+        "Of the recommended lists, right or not: coverage, the share of the catalogue that is recommended at least "
+        "once; novelty, the mean of -log2 of a recommended item's share of training events; Gini index of how often "
+        "each item is recommended (0: all equally often); mean popularity, the training events of a recommended item."
     )
     return Table(["model", *names], lines, caption)
 

@@ -37,9 +37,10 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
         pl.read_parquet(prepared.folder / "test.parquet"),
         pl.read_parquet(prepared.folder / "items.parquet")["id"],
         config.evaluation.ties,
-        config.evaluation.lists,
+        max(config.evaluation.cutoffs),
         str(file),
     )
+    result = result.with_lists(prepared.item_popularity(), max(config.evaluation.cutoffs))
     result.write(folder)
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
