@@ -54,7 +54,7 @@ def test_loggers_receive_hyperparameters_metrics_and_end(calls: list[Any], tmp_p
     with open_loggers({"x": {**RECORDING, "fail_at": ""}}, tmp_path, {"seed": 3}) as (logger,):
         logger.log_metrics({"train/loss": 0.5}, 7)
         logger.finalize("success")  # by the Trainer of one stage
-        logger.log_group_metrics("position", {})  # a method that this logger has not
+        logger.log_tables({})  # a method that this logger has not
     assert calls == [
         ("log_hyperparams", {"seed": 3}),
         ("log_metrics", {"train/loss": 0.5}, 7),

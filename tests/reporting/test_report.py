@@ -33,6 +33,7 @@ SETTINGS = Settings(
     metrics=["recall@20", "mrr@20"],
     base="gru4rec",
     cutoffs=[1, 5, 20],
+    groups=[],
     ties="conservative",
     bootstrap={"unit": "user", "resamples": 50, "confidence": 0.95},
     seed=1,

@@ -25,6 +25,13 @@ def bootstrap_means(value: np.ndarray, cluster: np.ndarray, resamples: int, seed
     zero_filled = np.where(is_valid, value, 0.0)
     counted = is_valid.T[:1] if is_valid.all() else is_valid.T  # one count serves all columns if none lacks a value
     sums = np.stack([np.bincount(cluster_index, column) for column in (*zero_filled.T, *counted)], 1)
+    total, count = np.split(resampled_sums(sums, resamples, seed), [columns], axis=1)
+    means: np.ndarray = np.divide(total, count, where=count > 0, out=np.full_like(total, np.nan))
+    return means
+
+
+def resampled_sums(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R, Q) sums over R resamples of C clusters, from the (C, Q) sums of every cluster; see ``bootstrap_means``."""
     n = len(sums)
     rng = np.random.default_rng(seed)
     resampled = np.empty((resamples, sums.shape[1]))
@@ -33,8 +40,7 @@ def bootstrap_means(value: np.ndarray, cluster: np.ndarray, resamples: int, seed
         rows = range(first, min(first + step, resamples))
         weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in rows]).astype(np.float64)
         resampled[rows.start : rows.stop] = weights @ sums
-    total, count = np.split(resampled, [columns], axis=1)
-    return np.divide(total, count, where=count > 0, out=np.full_like(total, np.nan))
+    return resampled
 
 
 def intervals(
@@ -78,15 +84,21 @@ def seed_bootstrap_means(value: np.ndarray, cluster: np.ndarray, resamples: int,
     n_seeds, n, columns = value.shape
     by_seed = bootstrap_means(value.transpose(1, 0, 2).reshape(n, -1), cluster, resamples, seed)
     means: np.ndarray = by_seed.reshape(resamples, n_seeds, columns).mean(1)
+    means += seed_shifts(np.nanmean(value, axis=1), resamples, seed)
+    return means
+
+
+def seed_shifts(by_seed: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R, M) by how much means over S trainings vary, from the (S, M) means of every seed; see above."""
+    n_seeds, columns = by_seed.shape
     if n_seeds == 1:
-        return means
-    error = np.nanmean(value, axis=1).std(0, ddof=1) / np.sqrt(n_seeds)
+        return np.zeros((resamples, columns))
     # The quantiles of the t distribution in random order: its exact tails, which a thousand samples would not have.
     quantiles = stdtrit(n_seeds - 1, (np.arange(resamples) + 0.5) / resamples)
     order = np.random.default_rng([seed, n_seeds])
     shifts = np.stack([order.permutation(quantiles) for _ in range(columns)], 1)
-    means += shifts * error
-    return means
+    shifts *= by_seed.std(0, ddof=1) / np.sqrt(n_seeds)
+    return shifts
 
 
 def p_value(means: np.ndarray) -> float:

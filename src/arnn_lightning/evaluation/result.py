@@ -1,6 +1,6 @@
 """The test result of one model: the rank of every prediction, and metrics and intervals from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from arnn_lightning.evaluation.bootstrap import interval
+from arnn_lightning.evaluation.bootstrap import interval, intervals
 from arnn_lightning.evaluation.metrics import compute_metrics, is_of_lists, list_metrics, per_prediction
 from arnn_lightning.evaluation.ranking import rank
 from arnn_lightning.io import atomic_path
@@ -115,6 +115,23 @@ class EvaluationResult:
         lists = folder / _file("lists", role)
         item_counts = pl.read_parquet(lists)["times"].to_numpy() if lists.is_file() else None
         return cls(name, pl.read_parquet(folder / _file("ranks", role)), item_counts)
+
+
+def metric_intervals(
+    results: Sequence[EvaluationResult], names: Sequence[str], bootstrap: Mapping[str, Any], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap intervals of metrics such as ``recall@20``: low and high, (results, names) each.
+
+    Args:
+        results: on the same predictions, which are resampled alike.
+        names: of the metrics.
+        bootstrap: ``resamples``, ``confidence`` and ``unit``.
+        seed: of the resampling.
+    """
+    value = np.stack([result.per_prediction(name) for result in results for name in names], 1)
+    cluster = results[0].ranks[bootstrap["unit"]].to_numpy()
+    low, high = intervals(value, cluster, bootstrap["resamples"], bootstrap["confidence"], seed)
+    return low.reshape(len(results), -1), high.reshape(len(results), -1)
 
 
 def _file(kind: str, role: str) -> str:

@@ -1,6 +1,7 @@
 """Charts as SVG text: axes with units, intervals, the colours of Okabe and Ito, legible on a phone."""
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocat
 Style = tuple[str, str]  # colour and marker
 
 # Okabe & Ito's colours differ for every kind of colour vision; markers differ, too.
+# The model's colour is the same in all charts of a page, whatever its configuration; a configuration has its marker.
 MODELS: Mapping[str, Style] = {
     "pop": ("#767676", "x"),
     "itemknn": ("#E69F00", "v"),
@@ -24,9 +26,12 @@ MODELS: Mapping[str, Style] = {
     "pnn": ("#009E73", "^"),
     "arnn": ("#D55E00", "s"),
 }
-OTHERS: Sequence[Style] = (("#8B6B00", "X"), ("#7F5FBF", "<"), ("#A6761D", ">"))
+OTHERS = ("#8B6B00", "#7F5FBF", "#882255", "#44AA99", "#999933", "#AA4499", "#6699CC", "#B2182B", "#117733", "#C49A6C")
+MARKERS = ("X", "<", ">", "p", "h", "*", "d", "8", "H", "1", "2", "3", "4", "+")
+INK, LINE = "#1b1b1b", "#e3e3e3"  # the page gives them the colours of its scheme, light or dark
 # Of metrics, in charts about one model: no model's colours.
-METRICS: Sequence[Style] = (("#1b1b1b", "o"), ("#8c8c8c", "s"), ("#7a3b69", "^"), ("#3b6b7a", "D"))
+METRICS: Sequence[Style] = ((INK, "o"), ("#8c8c8c", "s"), ("#7a3b69", "^"), ("#3b6b7a", "D"))
+MIN_TICK_GAP = 3  # points between the labels of an axis
 SIZE = (4.6, 3.2)  # inches of 72 pt: a phone shows it at about this size, so that 10 pt is legible
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -42,7 +47,9 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
+    "grid.color": LINE,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
@@ -70,15 +77,23 @@ class Series:
 
 
 def assign_styles(labels: Iterable[str]) -> dict[str, Style]:
-    """One colour and marker per model for all charts of a page, by its label.
+    """One colour per model and one marker per configuration for all charts of a page, by its label.
 
-    >>> assign_styles(["arnn", "mine", "arnn", "yours"])["yours"]
-    ('#7F5FBF', '<')
+    >>> styles = assign_styles(["arnn", "mine", "arnn (lr=1)", "yours"])
+    >>> styles["arnn"], styles["arnn (lr=1)"], styles["yours"]
+    (('#D55E00', 's'), ('#D55E00', '<'), ('#7F5FBF', '>'))
     """
-    labels = dict.fromkeys(labels)
-    others = [label for label in labels if label not in MODELS]
-    styles = {label: OTHERS[index % len(OTHERS)] for index, label in enumerate(others)}
-    return styles | {label: MODELS[label] for label in labels if label in MODELS}
+    labels = list(dict.fromkeys(labels))
+    names = dict.fromkeys(label.partition(" (")[0] for label in labels)
+    others = [name for name in names if name not in MODELS]
+    colors = {name: MODELS[name][0] for name in names if name in MODELS}
+    colors |= {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(others)}
+    unknown = [label for label in labels if label not in MODELS]
+    markers = {label: MARKERS[index % len(MARKERS)] for index, label in enumerate(unknown)}
+    return {
+        label: MODELS[label] if label in MODELS else (colors[label.partition(" (")[0]], markers[label])
+        for label in labels
+    }
 
 
 @mpl.rc_context(STYLE)
@@ -106,7 +121,7 @@ def lines(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if zero_line:
-        axes.axhline(0, color="#444444", linewidth=1)
+        axes.axhline(0, color=INK, linewidth=1)
     return _to_svg(figure, axes, legend=len(series) > 1)
 
 
@@ -122,7 +137,7 @@ def vertical_intervals(title: str, x_label: str, y_label: str, groups: Sequence[
         )
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.6, len(groups) - 0.4)
-    axes.axhline(0, color="#444444", linewidth=1)
+    axes.axhline(0, color=INK, linewidth=1)
     return _to_svg(figure, axes, legend=len(series) > 1)
 
 
@@ -133,14 +148,14 @@ def horizontal_intervals(title: str, x_label: str, names: Sequence[str], series:
     figure, axes = _figure(title, x_label, "", (SIZE[0], _height(wrapped)))
     for index, points in enumerate(series):
         color, marker = METRICS[index]
-        y = [place + (index - (len(series) - 1) / 2) * 0.25 for place in range(len(names))]
+        y = [names.index(str(name)) + (index - (len(series) - 1) / 2) * 0.25 for name in points.x]
         axes.errorbar(
             points.mean, y, xerr=_errors(points), fmt=marker, color=color, capsize=3, linewidth=1.6, label=points.name
         )
     axes.set_yticks(range(len(names)), wrapped, fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.axvline(0, color="#444444", linewidth=1)
+    axes.axvline(0, color=INK, linewidth=1)
     return _to_svg(figure, axes, legend=len(series) > 1)
 
 
@@ -194,9 +209,22 @@ def _to_svg(figure: Figure, axes: Axes, legend: bool) -> str:
     if legend:
         axes.legend(loc="best", handlelength=1.4)
     buffer = io.StringIO()
+    _hide_colliding_ticks(figure, axes)
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
     # As wide as its place on the page; the view box keeps the proportions.
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r'<svg \1width="100%" role="img"', svg, count=1)
     return re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+
+
+def _hide_colliding_ticks(figure: Figure, axes: Axes) -> None:
+    """Hides every label of the horizontal axis that would touch the one before it."""
+    figure.draw_without_rendering()
+    end = -math.inf
+    for label in axes.get_xticklabels():
+        extent = label.get_window_extent()
+        if label.get_text() and extent.x0 < end + MIN_TICK_GAP:
+            label.set_visible(False)
+        elif label.get_text():
+            end = extent.x1

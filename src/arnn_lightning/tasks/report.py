@@ -63,6 +63,7 @@ def _settings(config: DictConfig) -> Settings:
         metrics=list(names),
         base=config.report.base,
         cutoffs=list(config.report.cutoffs),
+        groups=list(config.evaluation.groups),
         ties=config.evaluation.ties,
         bootstrap=OmegaConf.to_container(config.evaluation.bootstrap, resolve=True),  # type: ignore[arg-type]
         seed=config.seed,
