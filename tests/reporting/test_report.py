@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 import torch
 from omegaconf import OmegaConf
+from scipy import stats
 
 from arnn_lightning.cli import main
 from arnn_lightning.errors import UserError
@@ -154,7 +155,7 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> No
         assert float(table["arnn"][f"{metric}_gain_std"]) == pytest.approx(np.std(gain, ddof=1), abs=1e-12)
         low, high = (float(table["arnn"][f"{metric}_gain_{end}"]) for end in ("low", "high"))
         assert low < gain.mean() < high
-    # The interval is that of the mean over the seeds: users are resampled, trainings are not.
+    # The interval is that of the mean over the seeds: users are resampled, and trainings vary with t of 2 degrees.
     ranks = [EvaluationResult.read("arnn", folder).ranks for folder in seed_runs(workspace)]
     of_user = {user: np.flatnonzero(ranks[0]["user"] == user) for user in sorted(ranks[0]["user"].unique())}
     hits = np.mean([(table["rank"] <= 20).to_numpy() for table in ranks], axis=0)
@@ -162,7 +163,10 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> No
     resamples = [
         np.concatenate([of_user[users[i]] for i in rng.integers(0, len(users), len(users))]) for _ in range(50)
     ]
-    expected = np.quantile([hits[resample].mean() for resample in resamples], [0.025, 0.975])
+    by_seed = [(table["rank"] <= 20).to_numpy().mean() for table in ranks]
+    t = stats.t(2).ppf((np.arange(50) + 0.5) / 50) * np.std(by_seed, ddof=1) / np.sqrt(3)
+    means = [hits[resample].mean() for resample in resamples] + np.random.default_rng([1, 3]).permutation(t)
+    expected = np.quantile(means, [0.025, 0.975])
     interval = [float(table["arnn"][f"recall@20_{end}"]) for end in ("low", "high")]
     assert interval == pytest.approx(expected.tolist(), abs=1e-9)
     assert table["itemknn"]["seeds"] == "1"  # it has no randomness: three equal results are one
@@ -534,6 +538,7 @@ def test_a_model_has_one_color_in_all_charts(workspace: Path, tmp_path: Path) ->
     styles = assign_styles(row["model"] for row in lines(report_of([*seed_runs(workspace), faster], workspace)))
     assert styles["arnn"] == charts.MODELS["arnn"]
     assert styles["arnn (optimizer.lr=0.5)"] not in charts.MODELS.values()
+    assert styles["arnn (optimizer.lr=0.5)"][0] == styles["arnn"][0]
     assert len(set(styles.values())) == len(styles)
 
 

@@ -31,7 +31,8 @@ MARKERS = ("X", "<", ">", "p", "h", "*", "d", "8", "H", "1", "2", "3", "4", "+")
 INK, LINE = "#1b1b1b", "#e3e3e3"  # the page gives them the colours of its scheme, light or dark
 # Of metrics, in charts about one model: no model's colours.
 METRICS: Sequence[Style] = ((INK, "o"), ("#8c8c8c", "s"), ("#7a3b69", "^"), ("#3b6b7a", "D"))
-MIN_TICK_GAP = 3  # points between the labels of an axis
+LEGEND_LETTERS = 48  # of all names in one row of a legend
+AXIS_POINTS, LETTER_POINTS = 250, 7  # width of a chart's axis at least, and of a digit at most
 SIZE = (4.6, 3.2)  # inches of 72 pt: a phone shows it at about this size, so that 10 pt is legible
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -117,7 +118,7 @@ def lines(
         axes.fill_between(x_values, line.low, line.high, color=color, alpha=0.18, linewidth=0)
         for x, values in zip(x_values, line.dots, strict=False):
             axes.plot([x] * len(values), values, ".", color=color, alpha=0.55, markersize=4)
-    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_major_locator(FixedLocator(_spaced(ticks, log)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if zero_line:
@@ -207,9 +208,13 @@ def _figure(title: str, x_label: str, y_label: str, size: tuple[float, float] = 
 
 def _to_svg(figure: Figure, axes: Axes, legend: bool) -> str:
     if legend:
-        axes.legend(loc="best", handlelength=1.4)
+        handles, names = axes.get_legend_handles_labels()
+        columns = max(1, min(len(names), LEGEND_LETTERS // (4 + max(map(len, names)))))
+        width, height = figure.get_size_inches()
+        lines = sum(1 + name.count("\n") for name in names[::columns])
+        figure.set_size_inches(width, height + 0.2 * lines)
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=1.4)
     buffer = io.StringIO()
-    _hide_colliding_ticks(figure, axes)
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
@@ -218,13 +223,19 @@ def _to_svg(figure: Figure, axes: Axes, legend: bool) -> str:
     return re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
 
 
-def _hide_colliding_ticks(figure: Figure, axes: Axes) -> None:
-    """Hides every label of the horizontal axis that would touch the one before it."""
-    figure.draw_without_rendering()
+def _spaced(ticks: Sequence[float], log: bool) -> list[float]:
+    """The ticks without those whose numbers would touch the one before.
+
+    >>> _spaced([0, 1, 2, 50, 100], log=False), _spaced([1, 2, 3, 5], log=True)
+    ([0, 50, 100], [1, 2, 3, 5])
+    """
+    positions = [math.log(tick) if log else tick for tick in ticks]
+    scale = AXIS_POINTS / ((max(positions) - min(positions)) or 1)
+    kept: list[float] = []
     end = -math.inf
-    for label in axes.get_xticklabels():
-        extent = label.get_window_extent()
-        if label.get_text() and extent.x0 < end + MIN_TICK_GAP:
-            label.set_visible(False)
-        elif label.get_text():
-            end = extent.x1
+    for tick, position in zip(ticks, positions, strict=True):
+        half = LETTER_POINTS * (len(f"{tick:g}") + 1) / 2
+        if position * scale - half >= end:
+            kept.append(tick)
+            end = position * scale + half
+    return kept

@@ -54,7 +54,7 @@ def page_table(section: Section, rows: Sequence[Row], metrics: Sequence[str], co
     caption = (
         f"Below each figure its {100 * confidence:g} % interval; after ± the standard deviation over seeds. "
         "Differences are paired on the same predictions and seeds; their p values are adjusted for all differences of "
-        "this table (Holm). The highest mean of a column is bold."
+        "this table (Holm), and the number of resamples bounds them from below. The highest mean of a column is bold."
     )
     if SESSION_ENCODER in references:
         caption += " The session encoder is the one of the same run."
