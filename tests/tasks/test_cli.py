@@ -24,7 +24,7 @@ from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the default experiment has run once, small."""
     folder = tmp_path_factory.mktemp("workspace")
-    done = arnn(folder, *SMALL, "hydra.run.dir=first")
+    done = arnn(folder, *SMALL, "evaluation.groups=[country]", "hydra.run.dir=first")
     (folder / "first.out").write_text(done.stdout)
     return folder
 
@@ -261,8 +261,28 @@ def test_metrics_of_lists_are_stored_for_every_model(workspace: Path) -> None:
     assert pop["mean_popularity@20"] > metrics["test"]["mean_popularity@20"]
 
 
+def test_groups_of_an_attribute_are_stored_for_every_model(workspace: Path) -> None:
+    metrics = metrics_of(workspace / "first")
+    models = metrics["groups"]["country"]
+    assert list(models) == ["pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn"]
+    for groups in models.values():
+        assert {group["group"] for group in groups} <= {"unknown", "de", "at", "ch", "non_dach"}
+        assert sum(group["predictions"] for group in groups) == metrics["test"]["events"]
+    mean = sum(group["predictions"] * group["mrr@20"] for group in models["arnn"]) / metrics["test"]["events"]
+    assert mean == pytest.approx(metrics["test"]["mrr@20"])
+    printed = (workspace / "first.out").read_text()
+    assert "arnn by country" in printed
+    assert "one seed: intervals contain the variation over users" in printed
+
+
+def test_a_group_that_the_data_lack_is_one_line(workspace: Path) -> None:
+    done = arnn(workspace, *SMALL, "model=pop", "evaluation.groups=[contry]", code=2)
+    line = error_line(done)
+    assert 'evaluation.groups: contry is not a single-valued or numeric attribute (did you mean "country"?)' in line
+
+
 def test_a_finished_run_needs_resume_to_be_shown_again(workspace: Path) -> None:
-    again = arnn(workspace, *SMALL, "hydra.run.dir=first", "resume=true").stdout
+    again = arnn(workspace, *SMALL, "evaluation.groups=[country]", "hydra.run.dir=first", "resume=true").stdout
     first = (workspace / "first.out").read_text()
     assert again[again.index("synthetic, seed") :] == first[first.index("synthetic, seed") :]
     assert "resume=true" in error_line(arnn(workspace, *SMALL, "hydra.run.dir=first", code=2))

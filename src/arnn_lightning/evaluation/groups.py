@@ -149,6 +149,7 @@ def group_metrics(
     size = n_groups * (1 + int(cluster_index.max()))
     sums = np.stack([np.bincount(cell, column, size) for column in columns]).reshape(len(columns), -1, n_groups)
     clusters, is_single = np.count_nonzero(sums[0], axis=0), n_groups == 1
+    is_tested = clusters >= MIN_CLUSTERS
     frame: dict[str, Any] = {
         "group": label.dtype.categories.gather(present),
         "predictions": sums[0].sum(0).astype(np.int64),
@@ -163,17 +164,18 @@ def group_metrics(
         tails = [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2]
         if is_single:
             means[..., 1, :] = 0.0
-        low, high = np.where(clusters >= MIN_CLUSTERS, np.nanquantile(means, tails, axis=0), np.nan)
+        low, high = np.where(is_tested, np.nanquantile(means, tails, axis=0), np.nan)
     for index, name in enumerate(values):
         for quantity, suffix in enumerate(("", "_gap")):
             frame[f"{name}{suffix}"] = point.mean(0)[index, quantity]
             if bootstrap is not None:
                 frame |= {f"{name}{suffix}_low": low[index, quantity], f"{name}{suffix}_high": high[index, quantity]}
         if bootstrap is not None:
-            p_values = np.array([p_value(gaps[~np.isnan(gaps)]) for gaps in means[:, index, 1].T])
+            adjusted = np.full(n_groups, np.nan)
+            p_values = np.array([p_value(gaps[~np.isnan(gaps)]) for gaps in means[:, index, 1, is_tested].T])
             # The gaps of two groups are one hypothesis.
-            adjusted = holm(p_values) if n_groups > 2 else p_values
-            frame[f"{name}_gap_p"] = np.where(clusters >= MIN_CLUSTERS, adjusted, np.nan)
+            adjusted[is_tested] = holm(p_values) if n_groups > 2 else p_values
+            frame[f"{name}_gap_p"] = adjusted
     table = pl.DataFrame(frame).fill_nan(None)
     gaps = [name for name in table.columns if "_gap" in name] if is_single else []
     return table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in gaps)

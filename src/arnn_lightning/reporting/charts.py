@@ -149,7 +149,7 @@ def horizontal_intervals(title: str, x_label: str, names: Sequence[str], series:
     figure, axes = _figure(title, x_label, "", (SIZE[0], _height(wrapped)))
     for index, points in enumerate(series):
         color, marker = METRICS[index]
-        y = [names.index(str(name)) + (index - (len(series) - 1) / 2) * 0.25 for name in points.x]
+        y = [place + (index - (len(series) - 1) / 2) * 0.25 for place in range(len(names))]
         axes.errorbar(
             points.mean, y, xerr=_errors(points), fmt=marker, color=color, capsize=3, linewidth=1.6, label=points.name
         )

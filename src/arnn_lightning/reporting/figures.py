@@ -51,8 +51,9 @@ def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[F
     if row is None:
         return
     for by, label in _labels(view.section, view.settings.groups).items():
-        if label.n_unique() > 1:  # a single group is a row of the table
-            yield _group_chart(view, row, by, label)
+        figure = _group_chart(view, row, by, label)
+        if figure is not None:
+            yield figure
     rows = [row for row in view.rows if row.variant.session_results]
     if len(rows) > 1:
         names = [row.variant.label for row in rows]
@@ -111,19 +112,22 @@ def _labels(section: Section, attributes: Sequence[str]) -> dict[str, pl.Series]
     return group_labels(ranks, data.users, data.train, data.n_items, known)
 
 
-def _group_chart(view: SectionView, row: Row, by: str, label: pl.Series) -> Figure:
+def _group_chart(view: SectionView, row: Row, by: str, label: pl.Series) -> Figure | None:
+    """The gains of the groups that have an interval; None for fewer than two, which are a row of the table."""
     settings = view.settings
     values = {metric: row.variant.gains(metric, row.variant.session_results) for metric in settings.metrics}
     groups = group_metrics(values, label, view.section.cluster(settings), settings.bootstrap, settings.seed)
+    groups = groups.drop_nulls(f"{settings.metrics[0]}_low")
+    if len(groups) < 2:
+        return None
     # Names that are too long to stand side by side stand below each other.
     is_wide = sum(max(len(str(name)), 6) for name in groups["group"]) > MAX_TICK_LETTERS
     separator = ": " if is_wide else "\n"
     names = [f"{group}{separator}{count:,}" for group, count in groups.select("group", "predictions").iter_rows()]
     series = []
     for metric in settings.metrics:
-        known = groups.with_columns(pl.Series("name", names)).drop_nulls(f"{metric}_low")
-        bounds = (known[metric + bound].to_list() for bound in ("", "_low", "_high"))
-        series.append(Series(metric_label(metric), known["name"].to_list(), *bounds))
+        bounds = (groups[metric + bound].to_list() for bound in ("", "_low", "_high"))
+        series.append(Series(metric_label(metric), names, *bounds))
     title, x_label = f"Gain of {row.variant.name} by {by}", f"{X_LABELS.get(by, by)}; predictions"
     if is_wide:
         svg = charts.horizontal_intervals(title, "difference, paired", names, series)

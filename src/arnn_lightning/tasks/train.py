@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from arnn_lightning.config import applied_files
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import group_labels, group_metrics
-from arnn_lightning.evaluation.metrics import is_of_lists
 from arnn_lightning.evaluation.result import EvaluationResult, metric_intervals
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
@@ -56,6 +55,7 @@ from arnn_lightning.training.stage import (
     fit_counts,
     headline_metrics,
     is_extended,
+    prediction_metrics,
     restart_stage,
     run_settings,
     to_container,
@@ -348,7 +348,7 @@ def _grouped(
 ) -> pl.DataFrame:
     """The metrics of a model by group, or its gains over ``base``."""
     bootstrap = to_container(config.evaluation.bootstrap)
-    values = {name: [result.per_prediction(name)] for name in headline_metrics(config) if not is_of_lists(name)}
+    values = {name: [result.per_prediction(name)] for name in prediction_metrics(config)}
     if base is not None:
         values = {name: [value - base.per_prediction(name)] for name, (value,) in values.items()}
     cluster = result.ranks[bootstrap["unit"]].to_numpy()
@@ -513,7 +513,7 @@ def _log_tables(
 
 def _results_frame(results: Sequence[EvaluationResult], config: DictConfig) -> pl.DataFrame:
     """Every model's metrics with their intervals, and its metrics of lists."""
-    names = [name for name in headline_metrics(config) if not is_of_lists(name)]
+    names = prediction_metrics(config)
     low, high = metric_intervals(results, names, to_container(config.evaluation.bootstrap), config.seed)
     rows = []
     for index, result in enumerate(results):
@@ -550,7 +550,7 @@ def _print_results(
     console.print(results_table(results, metrics, title, published_results(config), bootstrap, config.seed))
     if "session" in config.model:
         session = next(result for result in results if result.name == config.model.session.name)
-        line = paired_difference_line(results[-1], session, metrics, bootstrap, config.seed)
+        line = paired_difference_line(results[-1], session, prediction_metrics(config), bootstrap, config.seed)
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     print_groups(console, groups, config)
     guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None

@@ -68,7 +68,7 @@ def run_settings(config: DictConfig) -> RunSettings:
     parse_metric(config.evaluation.monitor)
     return RunSettings(
         metrics=[name for name in all_metrics(config) if not is_of_lists(name)],
-        headline=[name for name in headline_metrics(config) if not is_of_lists(name)],
+        headline=prediction_metrics(config),
         monitor=config.evaluation.monitor,
         tie_mode=config.evaluation.ties,
         list_length=max(config.evaluation.cutoffs),
@@ -87,6 +87,11 @@ def all_metrics(config: DictConfig) -> list[str]:
 def headline_metrics(config: DictConfig) -> list[str]:
     """What tables show: ``evaluation.metrics`` at the largest cutoff."""
     return metric_names(config.evaluation.metrics, [max(config.evaluation.cutoffs)])
+
+
+def prediction_metrics(config: DictConfig) -> list[str]:
+    """Those of ``headline_metrics`` that single predictions have: what can be resampled, compared and grouped."""
+    return [name for name in headline_metrics(config) if not is_of_lists(name)]
 
 
 def make_datamodule(
