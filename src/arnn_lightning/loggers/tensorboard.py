@@ -1,13 +1,22 @@
 """Lightning's TensorBoardLogger with the tables of a run's end as text."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 from pytorch_lightning.loggers import TensorBoardLogger as LightningTensorBoardLogger
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):
-    """Lightning's TensorBoardLogger; results, groups and gains are Markdown tables among its texts."""
+    """Lightning's TensorBoardLogger; results, groups and gains are Markdown tables among its texts.
+
+    Args:
+        save_dir, name, version: the events are written to ``save_dir``/``name``/``version``.
+        settings: others of Lightning's logger.
+    """
+
+    def __init__(self, save_dir: str, name: str, version: str, **settings: Any) -> None:
+        super().__init__(save_dir=save_dir, name=name, version=version, **settings)
 
     def log_tables(self, tables: Mapping[str, pl.DataFrame]) -> None:
         """Adds every table by its name."""
