@@ -298,7 +298,7 @@ def test_a_setting_without_effect_is_refused(overrides: str, reason: str) -> Non
         "model=gru4rec model.embedding=separate model.dropout_embedding=0.1",
         "model=gru4rec trainer=ddp model.negatives=local",
         "pretrained.session=a.ckpt model.session.dropout_hidden=0.1 model.context.epochs=2",
-        "task=evaluate checkpoint=x data=tabular data.events=a.csv evaluation.lists=true",
+        "task=evaluate checkpoint=x data=tabular data.events=a.csv evaluation.groups=[age]",
         "task=report runs=a seed=2 evaluation.cutoffs=[10]",
         "task=prepare model=gru4rec model.epochs=3",  # said in a line, since it is added to commands of task=train
     ],

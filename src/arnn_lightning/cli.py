@@ -93,7 +93,8 @@ def check(config: DictConfig, job: Any) -> list[str]:
             raise UserError(f"{key!s} is required; set it on the command line")
     evaluation = config.evaluation
     reported = (config.get("report") or {}).get("metrics") or ()
-    for metric in (*metric_names(evaluation.metrics, evaluation.cutoffs), evaluation.monitor, *reported):
+    metric_names(evaluation.metrics, evaluation.cutoffs)
+    for metric in (evaluation.monitor, *reported):
         parse_metric(metric)
     unused = unused_settings(config, job.overrides.task)
     if unused and job.mode is not RunMode.MULTIRUN and job.runtime.choices["task"] != "prepare":

@@ -127,7 +127,7 @@ RULES = TRAINING_RULES | {
     "evaluation.monitor": METRIC,
     "evaluation.ties": choice("conservative", "standard", "median"),
     "evaluation.batch_size": integer(1),
-    "evaluation.lists": BOOLEAN,
+    "evaluation.groups": NAMES,
     "evaluation.bootstrap.resamples": integer(1),
     "evaluation.bootstrap.confidence": number("in (0, 1)", lambda x: 0 < x < 1),
     "evaluation.bootstrap.unit": choice("user", "session"),

@@ -12,16 +12,15 @@ import torch
 
 from arnn_lightning.evaluation.bootstrap import interval
 from arnn_lightning.evaluation.groups import (
+    by_category,
     by_known_attributes,
     by_popularity,
     by_position,
     by_seen,
-    group_means,
     group_metrics,
-    list_metrics,
     tie_rate,
 )
-from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_recommendations
+from arnn_lightning.evaluation.ranking import count_higher_and_tied
 from arnn_lightning.evaluation.result import EvaluationResult
 
 ITEMS, USERS = 230, 12
@@ -176,11 +175,16 @@ GROUPS: dict[str, tuple[Callable[[Dataset, pl.DataFrame], pl.Series], Callable[.
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_group_metrics_equal_loops_over_raw_scores(dataset: Dataset, group: str) -> None:
+def test_group_metrics_equal_loops_over_raw_scores(
+    dataset: Dataset, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arnn_lightning.evaluation.groups.MIN_CLUSTERS", 1)
     label, by_hand = GROUPS[group]
     mine = result_of(dataset, 0, "conservative")
     user = mine.ranks["user"].to_numpy()
-    measured = group_metrics(mine.per_prediction("mrr@50"), label(dataset, mine.ranks), user, BOOTSTRAP, seed=5)
+    measured = group_metrics(
+        {"mrr": [mine.per_prediction("mrr@50")]}, label(dataset, mine.ranks), user, BOOTSTRAP, seed=5
+    )
     value = [
         value_by_hand(rank_by_hand(score, target[3], "conservative"), "mrr", 50)
         for score, target in zip(dataset.scores[0], dataset.targets, strict=True)
@@ -189,9 +193,12 @@ def test_group_metrics_equal_loops_over_raw_scores(dataset: Dataset, group: str)
     assert set(measured["group"]) == set(names)
     assert len(set(names)) > 1
     users = sorted({target[2] for target in dataset.targets})
-    for name, count, mean, low, high in measured.iter_rows():
+    for name, count, clusters, mean, low, high, gap, *_ in measured.iter_rows():
         inside = [v for v, n in zip(value, names, strict=True) if n == name]
+        outside = [v for v, n in zip(value, names, strict=True) if n != name]
         assert count == len(inside)
+        assert clusters == len({target[2] for n, target in zip(names, dataset.targets, strict=True) if n == name})
+        assert gap == pytest.approx(np.mean(inside) - np.mean(outside), abs=1e-9)
         assert mean == pytest.approx(math.fsum(inside) / len(inside), abs=1e-9)
         # All users are resampled, those without a prediction in the group too; a resample without any is skipped.
         rng, means = np.random.default_rng(5), []
@@ -211,15 +218,6 @@ def test_small_groups_of_known_attributes_are_merged() -> None:
     events = pl.Series(np.repeat(range(6), [100, 2, 3, 1, 50, 4]))
     counts = dict(by_known_attributes(events, users).value_counts().iter_rows())
     assert counts == {"0-4": 55, "7-9": 105}
-
-
-def test_recommendations_are_counted_over_all_lists() -> None:
-    scores = torch.tensor([[3.0, 2, 1, *[0] * 19], [1.0, 2, 3, *[-1] * 19]])[:, :22] - torch.arange(22) / 100
-    times = count_recommendations(lambda block: block, scores, 22)
-    assert times.sum() == 2 * 20
-    assert times.tolist() == [2] * 20 + [0, 0]
-    train = pl.DataFrame({"user": [0] * 4, "item": [0, 0, 1, 21]})
-    assert list_metrics(times.numpy(), train) == {"coverage@20": 20 / 22, "mean_popularity@20": 2 * 3 / 40}
 
 
 def test_V14_user_intervals_cover_the_truth_88_to_99_of_100() -> None:
@@ -244,13 +242,46 @@ def test_head_is_1_percent_of_items_and_tail_the_second_half() -> None:
     assert labels.to_list() == ["tail"] * 115 + ["middle"] * 112 + ["head 1 %"] * 3
 
 
-def test_group_means_average_the_predictions_of_each_group() -> None:
-    ranks = pl.DataFrame({"position": [1, 1, 3, 4, 9, 10, 400], "rank": [1.0, 21.0, 2.0, 20.0, 4.0, 50.0, 2.0]})
-    groups = group_means(ranks, by_position(ranks["position"]), ["recall@20", "mrr@20"])
-    assert groups.columns == ["group", "first", "predictions", "recall@20", "mrr@20"]
-    assert groups.rows() == [
-        ("1", 1, 2, 0.5, 0.5),
-        ("3-4", 3, 2, 1.0, pytest.approx((0.5 + 0.05) / 2)),
-        ("5-9", 5, 1, 1.0, 0.25),
-        ("10+", 10, 2, 0.5, 0.25),
-    ]
+def test_categories_beyond_the_largest_are_one_group() -> None:
+    code = np.repeat(np.arange(12), [3, *range(2, 13)])  # category 11 is the largest, 0 unknown
+    labels = by_category(pl.Series(range(len(code))), code, ["unknown", *"abcdefghijk"])
+    counts = dict(labels.value_counts().iter_rows())
+    assert counts == {"unknown": 3, "(others)": 2 + 3 + 4, **{name: 5 + i for i, name in enumerate("defghijk")}}
+    assert labels.dtype.categories.to_list() == ["unknown", *"defghijk", "(others)"]  # type: ignore[attr-defined]
+
+
+def test_V14_intervals_of_gaps_cover_the_truth() -> None:
+    """Three groups of users that differ in accuracy; trainings differ, too."""
+    truth, missed, rejected = np.array([0.3, 0.5, 0.5]), np.zeros(3), 0
+    size = {"resamples": 200, "confidence": 0.95}
+    for trial in range(120):
+        rng = np.random.default_rng([5, trial])
+        group = rng.integers(0, 3, 150)
+        user = np.repeat(np.arange(150), 1 + rng.poisson(3, 150))
+        effect = truth[group] + rng.normal(0, 0.1, 150)
+        values = [effect[user] + rng.normal(0, 0.05) + rng.normal(0, 0.3, len(user)) for _ in range(3)]
+        label = by_category(pl.Series(user), group, ["a", "b", "c"])
+        measured = group_metrics({"hit": values}, label, user, size, trial)
+        weight = np.bincount(group[user]).astype(float)  # the mean of all others depends on the sizes of their groups
+        others = (weight @ truth - weight * truth) / (weight.sum() - weight)
+        low, high = measured["hit_gap_low"].to_numpy(), measured["hit_gap_high"].to_numpy()
+        missed += ~((low <= truth - others) & (truth - others <= high))
+        rejected += bool((measured["hit_gap_p"] < 0.05).any())
+    assert rejected > 80
+    assert (missed <= 15).all()  # 6 of 120 are expected
+
+
+def test_intervals_of_groups_of_few_users_are_left_out() -> None:
+    user = pl.Series([*range(20), *range(4)])
+    label = by_category(user, np.repeat([1, 2], [4, 16]), ["unknown", "few", "many"])
+    value = np.random.default_rng(1).random(24)
+    few, many = group_metrics({"hit": [value]}, label, user.to_numpy(), BOOTSTRAP, 1).iter_rows(named=True)
+    assert few["clusters"] == 4
+    assert few["hit_low"] is few["hit_gap_p"] is None
+    assert many["hit_low"] < many["hit"] < many["hit_high"]
+    assert few["hit_gap"] == pytest.approx(-many["hit_gap"])
+    (everyone,) = group_metrics({"hit": [value]}, by_seen(user, user.to_frame("user")), user, BOOTSTRAP, 1).iter_rows(
+        named=True
+    )
+    assert everyone["hit_gap"] is None
+    assert everyone["hit_low"] is not None

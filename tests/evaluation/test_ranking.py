@@ -12,8 +12,21 @@ from hypothesis import strategies as st
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation import ranking
 from arnn_lightning.evaluation.bootstrap import interval
-from arnn_lightning.evaluation.metrics import METRICS, compute_metrics, metric_names, parse_metric, per_prediction
-from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_higher_and_tied_blockwise, rank, top_items
+from arnn_lightning.evaluation.metrics import (
+    METRICS,
+    compute_metrics,
+    list_metrics,
+    metric_names,
+    parse_metric,
+    per_prediction,
+)
+from arnn_lightning.evaluation.ranking import (
+    RecommendationCounts,
+    count_higher_and_tied,
+    count_higher_and_tied_blockwise,
+    rank,
+    top_items,
+)
 
 
 def reference_rank(score: np.ndarray, target: int, ties: str) -> float:
@@ -210,3 +223,41 @@ def test_V8_lists_of_scores_that_are_not_finite_raise(value: float, n_items: int
     score[1, n_items // 2] = value
     with pytest.raises(UserError, match="NaN or infinite"):
         top_items(score, 3)
+
+
+@pytest.mark.parametrize("n_items", [1, 21, 330, 5000])
+@pytest.mark.parametrize("n_values", [1, 3, 2000])
+def test_V5_recommendations_are_counted_as_lists_order_ties(n_items: int, n_values: int) -> None:
+    """In blocks of items and in whole rows; whole numbers are exact in every product, and make many ties."""
+    generator = torch.Generator().manual_seed(n_items)
+    query = torch.randint(-3, 4, (300, 6), generator=generator).float() * (n_values > 1)
+    weight = torch.randint(-3, 4, (n_items, 6), generator=generator).float()
+    bias = torch.randint(n_values, (n_items,), generator=generator).float()
+    target = torch.zeros(300, dtype=torch.long)
+    listed = top_items(torch.addmm(bias, query, weight.T), 20)[1]
+    expected = torch.bincount(listed.flatten(), minlength=n_items)
+    whole, blocks = (RecommendationCounts(n_items, 20, torch.device("cpu")) for _ in range(2))
+    count_higher_and_tied(lambda block: torch.addmm(bias, block, weight.T), query, target, n_items, whole)
+    count_higher_and_tied_blockwise(query, target, weight, bias, blocks)
+    assert torch.equal(whole.count_I, expected)
+    assert torch.equal(blocks.count_I, expected)
+
+
+def test_list_metrics_equal_independent_references() -> None:
+    count, popularity = np.array([7, 0, 3, 10, 0]), np.array([4, 1, 0, 15, 5])
+    lists = [item for item, times in enumerate(count) for _ in range(times)]
+    measured = list_metrics(count, popularity, 4)
+    assert measured["coverage@4"] == len(set(lists)) / 5
+    assert measured["mean_popularity@4"] == pytest.approx(np.mean([popularity[item] for item in lists]))
+    bits = [math.log2(25 / max(popularity[item], 1)) for item in lists]
+    assert measured["novelty@4"] == pytest.approx(np.mean(bits))
+    # Gini's mean absolute difference of all pairs, relative to twice the mean; n / (n - 1) for a finite population.
+    pairs = [abs(int(a) - int(b)) for a in count for b in count]
+    assert measured["gini@4"] == pytest.approx(np.mean(pairs) / (2 * np.mean(count)) * 5 / 4)
+    assert list_metrics(np.zeros(5, int), popularity, 4) == {}
+
+
+def test_metrics_of_lists_are_not_of_single_predictions() -> None:
+    with pytest.raises(UserError, match="coverage@20 is a metric of lists"):
+        parse_metric("coverage@20")
+    assert metric_names(["recall", "gini"], [20]) == ["recall@20", "gini@20"]

@@ -3,14 +3,17 @@
 import csv
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.loggers import open_loggers
 from arnn_lightning.loggers.csv import LongCSVLogger
+from arnn_lightning.loggers.tensorboard import TensorBoardLogger
 from commandline import SMALL, arnn, error_line, metrics_of
 
 
@@ -54,7 +57,7 @@ def test_loggers_receive_hyperparameters_metrics_and_end(calls: list[Any], tmp_p
     with open_loggers({"x": {**RECORDING, "fail_at": ""}}, tmp_path, {"seed": 3}) as (logger,):
         logger.log_metrics({"train/loss": 0.5}, 7)
         logger.finalize("success")  # by the Trainer of one stage
-        logger.log_group_metrics("position", {})  # a method that this logger has not
+        logger.log_tables({})  # a method that this logger has not
     assert calls == [
         ("log_hyperparams", {"seed": 3}),
         ("log_metrics", {"train/loss": 0.5}, 7),
@@ -136,3 +139,12 @@ def test_a_header_that_a_full_disk_cut_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_bytes(b"epoch,chu")
     LongCSVLogger(str(tmp_path)).log_metrics({"epoch": 1, "val/mrr@20": 0.5}, 6)
     assert (tmp_path / "metrics.csv").read_text().split() == ["epoch,chunk,metric,value", "1,6,val/mrr@20,0.5"]
+
+
+def test_tensorboard_receives_tables_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a writer, which needs the extra."""
+    texts: dict[str, str] = {}
+    logger = object.__new__(TensorBoardLogger)
+    monkeypatch.setattr(TensorBoardLogger, "experiment", SimpleNamespace(add_text=texts.__setitem__))
+    logger.log_tables({"test/by_age": pl.DataFrame({"group": ["a|b"], "mrr@20": [0.25], "mrr@20_low": [None]})})
+    assert texts["test/by_age"].splitlines()[2] == "| a\\|b | 0.2500 |  |"

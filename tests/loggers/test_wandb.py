@@ -104,17 +104,29 @@ def test_losses_rates_speed_and_metrics_are_logged(arnn_run: Read) -> None:
 def test_group_metrics_are_a_table_and_charts(by: str, workspace: Path, arnn_run: Read) -> None:
     (table,) = (workspace / "one" / "wandb").glob(f"*/files/media/table/test/by_{by}_*.table.json")
     shown = json.loads(table.read_text())
-    assert shown["columns"] == ["model", "group", "first", "predictions", "recall@20", "mrr@20"]
+    statistics = ["", "_low", "_high", "_gap", "_gap_low", "_gap_high", "_gap_p"]
+    numbers = [f"{metric}{statistic}" for metric in ("recall@20", "mrr@20") for statistic in statistics]
+    assert shown["columns"] == ["model", "group", "predictions", "clusters", *numbers]
     rows = [row for row in shown["data"] if row[0] == "arnn"]
     if by == "position":
         assert [row[1] for row in rows] == ["1", "2", "3-4", "5-9", "10+"]
-    assert [row[2] for row in rows] == sorted({row[2] for row in rows})
     metrics = json.loads((workspace / "one" / "metrics.json").read_text())["test"]
-    assert sum(row[3] for row in rows) == metrics["events"]
-    assert sum(row[3] * row[4] for row in rows) / metrics["events"] == pytest.approx(metrics["recall@20"])
-    assert sum(row[3] * row[5] for row in rows) / metrics["events"] == pytest.approx(metrics["mrr@20"])
+    assert sum(row[2] for row in rows) == metrics["events"]
+    assert sum(row[2] * row[4] for row in rows) / metrics["events"] == pytest.approx(metrics["recall@20"])
+    assert sum(row[2] * row[11] for row in rows) / metrics["events"] == pytest.approx(metrics["mrr@20"])
     assert {row[0] for row in shown["data"]} == {"pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn"}
-    assert any(key.startswith(f"_wandb/visualize/test/recall@20_by_{by}") for key in arnn_run.config)
+    for quantity in ("recall@20", "gain_recall@20"):
+        assert any(key.startswith(f"_wandb/visualize/test/{quantity}_by_{by}") for key in arnn_run.config)
+
+
+def test_results_with_intervals_and_lists_are_a_table(workspace: Path) -> None:
+    (table,) = (workspace / "one" / "wandb").glob("*/files/media/table/test/results_*.table.json")
+    shown = json.loads(table.read_text())
+    metrics = json.loads((workspace / "one" / "metrics.json").read_text())["test"]
+    row = dict(zip(shown["columns"], shown["data"][-1], strict=True))
+    assert row["model"] == "arnn"
+    assert row["coverage@20"] == pytest.approx(metrics["coverage@20"])
+    assert row["mrr@20_low"] < row["mrr@20"] < row["mrr@20_high"]
 
 
 def test_checkpoint_and_manifest_are_optional_artifacts(workspace: Path, arnn_run: Read) -> None:

@@ -46,6 +46,7 @@ def test_readme_table_equals_that_of_the_recorded_runs(restored: Path) -> None:
         metrics=["recall@20", "mrr@20"],
         base=config.report.base,
         cutoffs=config.report.cutoffs,
+        groups=[],
         ties=config.evaluation.ties,
         bootstrap=config.evaluation.bootstrap,
         seed=config.seed,

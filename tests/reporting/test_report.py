@@ -7,8 +7,10 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import polars as pl
 import pytest
 import torch
 from omegaconf import OmegaConf
+from scipy import stats
 
 from arnn_lightning.cli import main
 from arnn_lightning.errors import UserError
@@ -33,6 +36,7 @@ SETTINGS = Settings(
     metrics=["recall@20", "mrr@20"],
     base="gru4rec",
     cutoffs=[1, 5, 20],
+    groups=[],
     ties="conservative",
     bootstrap={"unit": "user", "resamples": 50, "confidence": 0.95},
     seed=1,
@@ -51,7 +55,10 @@ def write_data(folder: Path, seed: int = 0, machine: int = 1) -> str:
     pl.DataFrame(table | {"time": 0 * session}).write_parquet(folder / "test.parquet")
     train = {"user": rng.integers(0, USERS // 2, 400), "item": rng.integers(0, ITEMS, 400)}
     pl.DataFrame(train).write_parquet(folder / "train.parquet")
-    pl.DataFrame({"user": range(USERS), "n_known": rng.integers(0, 4, USERS)}).write_parquet(folder / "users.parquet")
+    users = pl.DataFrame({"user": range(USERS), "n_known": rng.integers(0, 4, USERS)})
+    users.with_columns(pl.Series("context.age", rng.integers(1, 3, USERS))).write_parquet(folder / "users.parquet")
+    ages = {"attribute": "age", "kind": "single", "code": [1, 2], "category": ["<30", "30+"]}
+    pl.DataFrame(ages).write_parquet(folder / "contexts.parquet")
     counts = {"events": 400, "sessions": 90, "users": USERS, "items": ITEMS}
     manifest = {
         "name": "xing",
@@ -139,6 +146,12 @@ def seed_runs(workspace: Path) -> list[Path]:
     return find_run_dirs([str(workspace / "multirun")])
 
 
+@pytest.fixture(scope="module")
+def whole(workspace: Path) -> Report:
+    """The report of the three seeds."""
+    return report_of(seed_runs(workspace), workspace)
+
+
 def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> None:
     table = {row["model"]: row for row in lines(report_of(seed_runs(workspace), workspace))}
     assert list(table) == ["itemknn", "gru4rec", "pnn", "arnn"]  # the order of the paper's Table 2
@@ -153,7 +166,7 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> No
         assert float(table["arnn"][f"{metric}_gain_std"]) == pytest.approx(np.std(gain, ddof=1), abs=1e-12)
         low, high = (float(table["arnn"][f"{metric}_gain_{end}"]) for end in ("low", "high"))
         assert low < gain.mean() < high
-    # The interval is that of the mean over the seeds: users are resampled, trainings are not.
+    # The interval is that of the mean over the seeds: users are resampled, and trainings vary with t of 2 degrees.
     ranks = [EvaluationResult.read("arnn", folder).ranks for folder in seed_runs(workspace)]
     of_user = {user: np.flatnonzero(ranks[0]["user"] == user) for user in sorted(ranks[0]["user"].unique())}
     hits = np.mean([(table["rank"] <= 20).to_numpy() for table in ranks], axis=0)
@@ -161,7 +174,10 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> No
     resamples = [
         np.concatenate([of_user[users[i]] for i in rng.integers(0, len(users), len(users))]) for _ in range(50)
     ]
-    expected = np.quantile([hits[resample].mean() for resample in resamples], [0.025, 0.975])
+    by_seed = [(table["rank"] <= 20).to_numpy().mean() for table in ranks]
+    t = stats.t(2).ppf((np.arange(50) + 0.5) / 50) * np.std(by_seed, ddof=1) / np.sqrt(3)
+    means = [hits[resample].mean() for resample in resamples] + np.random.default_rng([1, 3]).permutation(t)
+    expected = np.quantile(means, [0.025, 0.975])
     interval = [float(table["arnn"][f"recall@20_{end}"]) for end in ("low", "high")]
     assert interval == pytest.approx(expected.tolist(), abs=1e-9)
     assert table["itemknn"]["seeds"] == "1"  # it has no randomness: three equal results are one
@@ -169,8 +185,8 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> No
     assert float(table["arnn"]["recall@20_paper"]) == 0.3106
 
 
-def test_markdown_and_page_show_the_same_table(workspace: Path) -> None:
-    report = report_of(seed_runs(workspace), workspace)
+def test_markdown_and_page_show_the_same_table(whole: Report) -> None:
+    report = whole
     arnn = next(row for row in lines(report) if row["model"] == "arnn")
     mean = f"{float(arnn['recall@20']):.4f}"
     assert f"| arnn | **{mean} ± " in report.markdown
@@ -179,8 +195,7 @@ def test_markdown_and_page_show_the_same_table(workspace: Path) -> None:
     assert "0.3106" in report.html
 
 
-def test_damaged_runs_are_skipped_with_a_reason(workspace: Path, tmp_path: Path) -> None:
-    whole = report_of(seed_runs(workspace), workspace)
+def test_damaged_runs_are_skipped_with_a_reason(workspace: Path, whole: Report, tmp_path: Path) -> None:
     broken = {"in progress": "metrics.json", "no ranks": "test_ranks.parquet", "no part": "test_ranks_session.parquet"}
     for name, file in broken.items():
         shutil.copytree(seed_runs(workspace)[0], tmp_path / name)
@@ -234,8 +249,9 @@ def wrong_values(content: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("file", RUN_FILES)
-def test_a_damaged_file_of_a_run_ends_no_report_of_others(file: str, workspace: Path, tmp_path: Path) -> None:
-    whole = report_of(seed_runs(workspace), workspace)
+def test_a_damaged_file_of_a_run_ends_no_report_of_others(
+    file: str, workspace: Path, whole: Report, tmp_path: Path
+) -> None:
     for number, content in enumerate(damaged(seed_runs(workspace)[0] / file)):
         shutil.copytree(seed_runs(workspace)[0], tmp_path / str(number))
         (tmp_path / str(number) / file).unlink()
@@ -423,14 +439,19 @@ def test_page_renders_without_errors_and_fits_a_phone(
     inside = html.replace("&", "&amp;").replace('"', "&quot;")
     probe = """<iframe id=phone width=375 height=800 srcdoc="PAGE"></iframe><script>onload = () => {
         const page = document.getElementById('phone').contentDocument, text = page.querySelector('svg text');
+        const touching = [...page.querySelectorAll('svg')].flatMap(svg => {
+            const boxes = [...svg.querySelectorAll('[id^=xtick] text')].map(label => label.getBoundingClientRect());
+            return boxes.slice(1).filter((box, i) => box.top < boxes[i].bottom && box.left < boxes[i].right);
+        });
         document.title = [page.documentElement.scrollWidth, page.querySelector('svg').getBoundingClientRect().width,
-            text.getBoundingClientRect().height].join(' ');
+            text.getBoundingClientRect().height, touching.length].join(' ');
         document.body.innerHTML = ''; console.log('probed'); }</script>"""
     shown, console = browse(probe.replace("PAGE", inside))
     assert "probed" in console  # console output is captured
-    sizes = re.search(r"<title>([\d.]+) ([\d.]+) ([\d.]+)</title>", shown)
+    sizes = re.search(r"<title>([\d.]+) ([\d.]+) ([\d.]+) (\d+)</title>", shown)
     assert sizes is not None
-    page_width, chart_width, text_height = map(float, sizes.groups())
+    page_width, chart_width, text_height, touching = map(float, sizes.groups())
+    assert touching == 0
     assert page_width <= 375
     assert 280 < chart_width <= 375
     assert text_height > 9
@@ -518,6 +539,79 @@ def test_a_damaged_data_set_is_skipped_with_a_reason(workspace: Path, tmp_path: 
     assert "manifest.json lacks raw, config" in report_of(seed_runs(workspace), tmp_path).html
 
 
+class Cells(HTMLParser):
+    """The numbers of cells in the rows of every table, and the tags that were not closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[int]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "link", "br", "wbr", "path", "use", "rect"):
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append(0)
+        elif tag in ("td", "th"):
+            self.tables[-1][-1] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+
+def test_page_shows_groups_of_attributes_in_whole_tables(workspace: Path) -> None:
+    data_sets, _ = load_data_sets(workspace, [])
+    loaded = [load_run(folder, data_sets) for folder in seed_runs(workspace)]
+    settings = replace(SETTINGS, groups=["age", "zip"])  # the data set's users have no zip
+    html = build_report([run for run in loaded if isinstance(run, Run)], [], settings).html
+    assert "<h3>By age</h3>" in html
+    assert "<h3>By zip</h3>" not in html
+    assert "Gain of arnn by age" in html
+    assert '<td class="text">&lt;30</td>' in html
+    page = Cells(html)
+    assert page.open == []
+    assert len(page.tables) > 5
+    assert all(len(set(rows)) == 1 for rows in page.tables)
+
+
+def test_p_values_are_adjusted_over_the_table(whole: Report) -> None:
+    rows = lines(whole)
+    p_values = [float(row[f"{metric}_gain_p"]) for row in rows for metric in SETTINGS.metrics if row["base"]]
+    assert len(p_values) == 6  # three models, two metrics
+    assert min(p_values) == pytest.approx(6 * 2 / 51)  # the least that 50 resamples can give
+
+
+def test_one_seed_is_pointed_out(workspace: Path, whole: Report) -> None:
+    sentence = "One seed: intervals contain the variation over users"
+    assert sentence in report_of(seed_runs(workspace)[:1], workspace).html
+    assert sentence not in whole.html
+
+
+def test_a_page_of_20_runs_is_small_and_quick(workspace: Path, tmp_path: Path) -> None:
+    for seed in range(1, 21):
+        folder = tmp_path / str(seed)
+        shutil.copytree(seed_runs(workspace)[seed % 3], folder)
+        metrics = json.loads((folder / "metrics.json").read_text()) | {"seed": seed}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    started = time.process_time()
+    page = report_of(find_run_dirs([str(tmp_path)]), workspace).html
+    assert time.process_time() - started < 30
+    assert len(page.encode()) < 3e6
+    assert "20 runs" in page
+
+
+def test_charts_take_the_colors_of_the_page(whole: Report) -> None:
+    html = whole.html
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+    charts_of_page = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert all("currentColor" in svg and charts.INK not in svg for svg in charts_of_page)
+
+
 def test_any_registered_metric_can_be_reported(workspace: Path) -> None:
     loaded = [load_run(folder, {}) for folder in seed_runs(workspace)]
     settings = replace(SETTINGS, metrics=["ndcg@5"])
@@ -533,6 +627,7 @@ def test_a_model_has_one_color_in_all_charts(workspace: Path, tmp_path: Path) ->
     styles = assign_styles(row["model"] for row in lines(report_of([*seed_runs(workspace), faster], workspace)))
     assert styles["arnn"] == charts.MODELS["arnn"]
     assert styles["arnn (optimizer.lr=0.5)"] not in charts.MODELS.values()
+    assert styles["arnn (optimizer.lr=0.5)"][0] == styles["arnn"][0]
     assert len(set(styles.values())) == len(styles)
 
 

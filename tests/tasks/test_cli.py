@@ -25,7 +25,7 @@ from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the default experiment has run once, small."""
     folder = tmp_path_factory.mktemp("workspace")
-    done = arnn(folder, *SMALL, "hydra.run.dir=first")
+    done = arnn(folder, *SMALL, "evaluation.groups=[country]", "hydra.run.dir=first")
     (folder / "first.out").write_text(done.stdout)
     return folder
 
@@ -250,17 +250,43 @@ def test_a_report_repeats_metrics_and_intervals_of_its_run(workspace: Path) -> N
     assert all(f"Gain of arnn by {group}" in page for group in ("position", "known attributes", "user", "popularity"))
 
 
-def test_recommendations_are_counted_on_request(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workspace)
-    assert not list((workspace / "first").glob("test_lists*"))
-    assert arnn_here([*SMALL, "model=pop", "evaluation.lists=true", "hydra.run.dir=lists"], monkeypatch) == 0
-    times = pl.read_parquet(workspace / "lists" / "test_lists.parquet")["times"]
-    predictions = metrics_of(workspace / "lists")["test"]["events"]
-    assert sorted(times.to_list())[-21:] == [0] + [predictions] * 20  # POP recommends the same 20 items always
+def test_metrics_of_lists_are_stored_for_every_model(workspace: Path) -> None:
+    metrics = metrics_of(workspace / "first")
+    tested = {"": metrics["test"], **metrics["encoders"], **metrics["baselines"]}
+    for role, values in tested.items():
+        assert {"ndcg@5", "ndcg@20", "coverage@20", "novelty@20", "gini@20", "mean_popularity@20"} <= values.keys()
+        counts = pl.read_parquet(workspace / "first" / f"test_lists{'_' * bool(role)}{role}.parquet")["times"]
+        assert counts.sum() == 20 * values["events"]
+        assert values["coverage@20"] == (counts > 0).mean()
+    pop = metrics["baselines"]["pop"]  # recommends the same 20 items always
+    assert pop["coverage@20"] < metrics["test"]["coverage@20"]
+    assert pop["novelty@20"] < metrics["test"]["novelty@20"]
+    assert pop["gini@20"] > metrics["test"]["gini@20"]
+    assert pop["mean_popularity@20"] > metrics["test"]["mean_popularity@20"]
+
+
+def test_groups_of_an_attribute_are_stored_for_every_model(workspace: Path) -> None:
+    metrics = metrics_of(workspace / "first")
+    models = metrics["groups"]["country"]
+    assert list(models) == ["pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn"]
+    for groups in models.values():
+        assert {group["group"] for group in groups} <= {"unknown", "de", "at", "ch", "non_dach"}
+        assert sum(group["predictions"] for group in groups) == metrics["test"]["events"]
+    mean = sum(group["predictions"] * group["mrr@20"] for group in models["arnn"]) / metrics["test"]["events"]
+    assert mean == pytest.approx(metrics["test"]["mrr@20"])
+    printed = (workspace / "first.out").read_text()
+    assert "arnn by country" in printed
+    assert "one seed: intervals contain the variation over users" in printed
+
+
+def test_a_group_that_the_data_lack_is_one_line(workspace: Path) -> None:
+    done = arnn(workspace, *SMALL, "model=pop", "evaluation.groups=[contry]", code=2)
+    line = error_line(done)
+    assert 'evaluation.groups: contry is not a single-valued or numeric attribute (did you mean "country"?)' in line
 
 
 def test_a_finished_run_needs_resume_to_be_shown_again(workspace: Path) -> None:
-    again = arnn(workspace, *SMALL, "hydra.run.dir=first", "resume=true").stdout
+    again = arnn(workspace, *SMALL, "evaluation.groups=[country]", "hydra.run.dir=first", "resume=true").stdout
     first = (workspace / "first.out").read_text()
     assert again[again.index("synthetic, seed") :] == first[first.index("synthetic, seed") :]
     assert "resume=true" in error_line(arnn(workspace, *SMALL, "hydra.run.dir=first", code=2))

@@ -56,6 +56,14 @@ def test_a_run_folder_is_evaluated_without_its_raw_files(workspace: Path, monkey
     assert metrics_of(workspace / "elsewhere")["test"] == metrics_of(workspace / "run")["test"]
 
 
+def test_a_checkpoint_is_evaluated_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert evaluate(monkeypatch, "groups", "evaluation.groups=[country]") == 0
+    metrics = metrics_of(Path("groups"))
+    (groups,) = metrics["groups"]["country"].values()
+    assert {group["group"] for group in groups} == {"at", "de"}
+    assert groups[0]["mrr@20_gap"] == pytest.approx(-groups[1]["mrr@20_gap"])
+
+
 @pytest.mark.parametrize("setting", ["model.n_sample=9", "data.gap=1h", "seed=2", "model=gru4rec", "logger=csv"])
 def test_settings_of_the_checkpoint_are_refused(
     setting: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

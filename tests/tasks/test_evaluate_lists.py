@@ -8,7 +8,7 @@ from commandline import SMALL, arnn, error_line, metrics_of
 
 
 def test_popular_items_as_lists_rank_like_pop(tmp_path: Path) -> None:
-    data = [*SMALL, "evaluation.ties=standard"]
+    data = [*SMALL, "evaluation.ties=standard", "evaluation.groups=[country]"]
     arnn(tmp_path, "task=prepare", *SMALL, "id_tables=ids")
     popular = pl.read_parquet(tmp_path / "ids" / "train.parquet")["item_id"].value_counts(sort=True).head(100)
     test = pl.read_parquet(tmp_path / "ids" / "test.parquet")
@@ -21,6 +21,7 @@ def test_popular_items_as_lists_rank_like_pop(tmp_path: Path) -> None:
     pop, theirs = metrics_of(tmp_path / "runs/pop"), metrics_of(tmp_path / "runs/lists")
     assert theirs["test"] == pop["test"]
     assert theirs["model"] == "popular"
+    assert theirs["groups"]["country"]["popular"] == pop["groups"]["country"]["pop"]
 
     report = arnn(tmp_path, "task=report", "runs=runs", "report.base=pop", "evaluation.ties=standard")
     (row,) = [line for line in report.stdout.splitlines() if line.startswith("| popular ")]

@@ -1,7 +1,8 @@
 """Confidence intervals by cluster bootstrap (V14): whole users are resampled, since a user's sessions share contexts
-and are not independent."""
+and are not independent. With several seeds of one model, trainings vary, too: ``seed_bootstrap_means``."""
 
 import numpy as np
+from scipy.special import stdtrit
 
 _MAX_WEIGHT_ENTRIES = 1 << 22  # of the matrix of how often each cluster was sampled
 
@@ -24,6 +25,13 @@ def bootstrap_means(value: np.ndarray, cluster: np.ndarray, resamples: int, seed
     zero_filled = np.where(is_valid, value, 0.0)
     counted = is_valid.T[:1] if is_valid.all() else is_valid.T  # one count serves all columns if none lacks a value
     sums = np.stack([np.bincount(cluster_index, column) for column in (*zero_filled.T, *counted)], 1)
+    total, count = np.split(resampled_sums(sums, resamples, seed), [columns], axis=1)
+    means: np.ndarray = np.divide(total, count, where=count > 0, out=np.full_like(total, np.nan))
+    return means
+
+
+def resampled_sums(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R, Q) sums over R resamples of C clusters, from the (C, Q) sums of every cluster; see ``bootstrap_means``."""
     n = len(sums)
     rng = np.random.default_rng(seed)
     resampled = np.empty((resamples, sums.shape[1]))
@@ -32,8 +40,7 @@ def bootstrap_means(value: np.ndarray, cluster: np.ndarray, resamples: int, seed
         rows = range(first, min(first + step, resamples))
         weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in rows]).astype(np.float64)
         resampled[rows.start : rows.stop] = weights @ sums
-    total, count = np.split(resampled, [columns], axis=1)
-    return np.divide(total, count, where=count > 0, out=np.full_like(total, np.nan))
+    return resampled
 
 
 def intervals(
@@ -54,3 +61,65 @@ def interval(
     """
     low, high = intervals(value[:, None], cluster, resamples, confidence, seed)
     return float(low[0]), float(high[0])
+
+
+def seed_bootstrap_means(value: np.ndarray, cluster: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R, M) means of (S, N, M) values over users **and** trainings: S seeds of a model on the same N predictions.
+
+    Two levels: users are resampled, the same ones for all seeds, since every seed is tested on the same users; and each
+    resample is shifted by how much the mean over S trainings varies, the standard error over the seeds' means times a
+    t value of S - 1 degrees of freedom. Resampling two to five seeds themselves would understate their variance by
+    (S - 1) / S, and its tails more. With one seed the means vary over users only.
+
+    Args:
+        value: (S, N, M), NaN where a prediction is not part of a column, in all seeds alike. For a comparison: paired
+            differences of two models, each pair trained with one seed.
+        cluster: (N,) the user of every prediction.
+        resamples: R.
+        seed: of the resampling.
+
+    Returns:
+        (R, M); columns have the same users and independent t values.
+    """
+    n_seeds, n, columns = value.shape
+    by_seed = bootstrap_means(value.transpose(1, 0, 2).reshape(n, -1), cluster, resamples, seed)
+    means: np.ndarray = by_seed.reshape(resamples, n_seeds, columns).mean(1)
+    means += seed_shifts(np.nanmean(value, axis=1), resamples, seed)
+    return means
+
+
+def seed_shifts(by_seed: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R, M) by how much means over S trainings vary, from the (S, M) means of every seed; see above."""
+    n_seeds, columns = by_seed.shape
+    if n_seeds == 1:
+        return np.zeros((resamples, columns))
+    # The quantiles of the t distribution in random order: its exact tails, which a thousand samples would not have.
+    quantiles = stdtrit(n_seeds - 1, (np.arange(resamples) + 0.5) / resamples)
+    order = np.random.default_rng([seed, n_seeds])
+    shifts = np.stack([order.permutation(quantiles) for _ in range(columns)], 1)
+    shifts *= by_seed.std(0, ddof=1) / np.sqrt(n_seeds)
+    return shifts
+
+
+def p_value(means: np.ndarray) -> float:
+    """Two-sided p value of the hypothesis that the mean is 0, from its resamples (R,).
+
+    >>> p_value(np.arange(1.0, 100.0))
+    0.02
+    """
+    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    return min(1.0, float(2 * (tail + 1) / (len(means) + 1)))
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Adjusted p values of a family of hypotheses (Holm 1979): below alpha in at most alpha of families whose
+    hypotheses are all true.
+
+    >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return adjusted

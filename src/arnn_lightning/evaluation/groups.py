@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import intervals
-from arnn_lightning.evaluation.metrics import per_prediction
-from arnn_lightning.evaluation.ranking import TOP_K
+from arnn_lightning.evaluation.bootstrap import holm, p_value, resampled_sums, seed_shifts
 
 POSITIONS = ((1, 1), (2, 2), (3, 4), (5, 9), (10, None))  # numbers of preceding events, both ends inclusive
 USER_GROUPS = ("unseen", "seen")
 POPULARITY_GROUPS = ("head 1 %", "middle", "tail")
+OTHERS = "(others)"
+MAX_CATEGORIES = 8  # of an attribute, by number of predictions; the others are one group
+MIN_CLUSTERS = 10  # users of a group; a percentile interval of fewer is too narrow
 MIN_GROUP_SHARE = 0.05  # of the predictions; neighbouring numbers of known attributes are merged up to this share
 
 
@@ -69,89 +70,130 @@ def by_popularity(item: pl.Series, train: pl.DataFrame, n_items: int) -> pl.Seri
     return _to_enum(np.searchsorted(bounds, popularity_rank[item.to_numpy()], side="right"), list(POPULARITY_GROUPS))
 
 
-def group_metrics(
-    value: np.ndarray, label: pl.Series, cluster: np.ndarray, bootstrap: Mapping[str, Any], seed: int
-) -> pl.DataFrame:
-    """Mean of a metric in every group that has predictions, with its interval.
+def by_category(user: pl.Series, code_of_user: np.ndarray, categories: Sequence[str]) -> pl.Series:
+    """Label of every prediction: its user's category of an attribute.
+
+    Beyond ``MAX_CATEGORIES`` categories the rarest are one group, ``(others)``.
 
     Args:
-        value: (N,) every prediction's value, or the paired difference of two models' values.
+        user: (N,) user codes.
+        code_of_user: (U,) the code of every user's category.
+        categories: by code; the first is that of users whose category is unknown.
+    """
+    code, names = code_of_user[user.to_numpy()], np.array(categories)
+    if len(names) > MAX_CATEGORIES + 1:
+        order = np.argsort(-np.bincount(code, minlength=len(names))[1:], kind="stable") + 1
+        kept = [0, *np.sort(order[:MAX_CATEGORIES])]
+        merged = np.full(len(names), len(kept))
+        merged[kept] = range(len(kept))
+        names, code = np.array([*names[kept], OTHERS]), merged[code]
+    return _to_enum(code, names.tolist())
+
+
+def group_labels(
+    ranks: pl.DataFrame,
+    users: pl.DataFrame,
+    train: pl.DataFrame,
+    n_items: int,
+    attributes: Mapping[str, tuple[np.ndarray, Sequence[str]]],
+) -> dict[str, pl.Series]:
+    """Every way to group the predictions, by what it is by: position, known attributes, user, popularity, attributes.
+
+    Args:
+        ranks: position, user, item of every prediction.
+        users: the prepared data set's users (user, n_known).
+        train: user, item of every training event.
+        n_items: size of the catalogue.
+        attributes: by name: every user's code and the categories, as in ``by_category``.
+    """
+    labels = {
+        "position": by_position(ranks["position"]),
+        "known attributes": by_known_attributes(ranks["user"], users),
+        "user": by_seen(ranks["user"], train),
+        "popularity": by_popularity(ranks["item"], train, n_items),
+    }
+    return labels | {name: by_category(ranks["user"], *attribute) for name, attribute in attributes.items()}
+
+
+def group_metrics(
+    values: Mapping[str, Sequence[np.ndarray]],
+    label: pl.Series,
+    cluster: np.ndarray,
+    bootstrap: Mapping[str, Any] | None,
+    seed: int,
+) -> pl.DataFrame:
+    """Metrics in every group that has predictions, and their gaps to all other predictions, with intervals.
+
+    A gap is the mean of a group minus the mean of all predictions outside of it; with two groups, those of one are
+    minus those of the other. Intervals are over users and seeds, see ``seed_bootstrap_means``. The p values of the
+    hypotheses that the gaps of a metric are 0 are adjusted for the number of groups (Holm).
+
+    Args:
+        values: by name (N,) per seed: a metric of every prediction, or the paired difference of two models'.
         label: (N,) its group, from one of the functions above.
         cluster: (N,) the unit of resampling: the user or session of every prediction.
-        bootstrap: ``resamples`` and ``confidence``.
+        bootstrap: ``resamples`` and ``confidence``; None for means and gaps alone.
         seed: of the resampling.
 
     Returns:
-        group, predictions, mean, low, high; groups in their order.
+        group, predictions, clusters, and for every name NAME, NAME_low, NAME_high, NAME_gap, NAME_gap_low,
+        NAME_gap_high and NAME_gap_p; groups in their order. What cannot be known is null: intervals of a group of
+        fewer than ``MIN_CLUSTERS`` clusters, gaps of a single group.
     """
     assert isinstance(label.dtype, pl.Enum)
-    groups = label.dtype.categories
-    code = label.to_physical().to_numpy()
-    count = np.bincount(code, minlength=len(groups))
-    present = np.flatnonzero(count)
-    in_group = code[:, None] == present
-    low, high = intervals(
-        np.where(in_group, value[:, None], np.nan), cluster, bootstrap["resamples"], bootstrap["confidence"], seed
-    )
-    return pl.DataFrame(
-        {
-            "group": groups.gather(present),
-            "predictions": count[present],
-            "mean": np.bincount(code, value, len(count))[present] / count[present],
-            "low": low,
-            "high": high,
-        }
-    )
+    present, code = np.unique(label.to_physical().to_numpy(), return_inverse=True)
+    _, cluster_index = np.unique(cluster, return_inverse=True)
+    n_groups, n_seeds = len(present), len(next(iter(values.values())))
+    cell = cluster_index * n_groups + code
+    columns = (None, *(value for by_seed in values.values() for value in by_seed))
+    size = n_groups * (1 + int(cluster_index.max()))
+    sums = np.stack([np.bincount(cell, column, size) for column in columns]).reshape(len(columns), -1, n_groups)
+    clusters, is_single = np.count_nonzero(sums[0], axis=0), n_groups == 1
+    is_tested = clusters >= MIN_CLUSTERS
+    frame: dict[str, Any] = {
+        "group": label.dtype.categories.gather(present),
+        "predictions": sums[0].sum(0).astype(np.int64),
+        "clusters": clusters,
+    }
+    point = _means_and_gaps(sums.sum(1)[None], n_seeds)[0]
+    if bootstrap is not None:
+        resamples = bootstrap["resamples"]
+        resampled = resampled_sums(np.hstack(list(sums)), resamples, seed).reshape(resamples, -1, n_groups)
+        means = _means_and_gaps(resampled, n_seeds).mean(1)
+        means += seed_shifts(point.reshape(n_seeds, -1), resamples, seed).reshape(means.shape)
+        tails = [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2]
+        if is_single:
+            means[..., 1, :] = 0.0
+        low, high = np.where(is_tested, np.nanquantile(means, tails, axis=0), np.nan)
+    for index, name in enumerate(values):
+        for quantity, suffix in enumerate(("", "_gap")):
+            frame[f"{name}{suffix}"] = point.mean(0)[index, quantity]
+            if bootstrap is not None:
+                frame |= {f"{name}{suffix}_low": low[index, quantity], f"{name}{suffix}_high": high[index, quantity]}
+        if bootstrap is not None:
+            adjusted = np.full(n_groups, np.nan)
+            p_values = np.array([p_value(gaps[~np.isnan(gaps)]) for gaps in means[:, index, 1, is_tested].T])
+            # The gaps of two groups are one hypothesis.
+            adjusted[is_tested] = holm(p_values) if n_groups > 2 else p_values
+            frame[f"{name}_gap_p"] = adjusted
+    table = pl.DataFrame(frame).fill_nan(None)
+    gaps = [name for name in table.columns if "_gap" in name] if is_single else []
+    return table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in gaps)
 
 
-def group_means(ranks: pl.DataFrame, label: pl.Series, names: Sequence[str]) -> pl.DataFrame:
-    """Metrics in every group that has predictions, without intervals.
-
-    Args:
-        ranks: rank of every prediction.
-        label: (N,) its group, of numbers: from ``by_position`` or ``by_known_attributes``.
-        names: of the metrics, such as ``recall@20``.
-
-    Returns:
-        group, first (the smallest number in it), predictions, and a column per metric; groups in their order.
-    """
-    rank = ranks["rank"].to_numpy()
-    return (
-        pl.DataFrame({"group": label, **{name: per_prediction(rank, name) for name in names}})
-        .group_by("group")
-        .agg(pl.len().alias("predictions"), pl.col(names).mean())
-        .sort("group")
-        .with_columns(pl.col("group").cast(pl.String))
-        .select(
-            "group",
-            pl.col("group").str.extract(r"^(\d+)").cast(pl.Int64).alias("first"),
-            "predictions",
-            *names,
-        )
-    )
+def _means_and_gaps(sums: np.ndarray, n_seeds: int) -> np.ndarray:
+    """(R, S, M, 2, G) means and gaps of every group, from (R, 1 + M S, G): counts, and sums by metric and seed."""
+    count, total = sums[:, :1], sums[:, 1:]
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample without predictions of a group
+        inside = total / count
+        outside = (total.sum(2, keepdims=True) - total) / (count.sum(2, keepdims=True) - count)
+    both = np.stack([inside, inside - outside], 2)
+    return both.reshape(len(sums), -1, n_seeds, 2, sums.shape[2]).swapaxes(1, 2)
 
 
 def tie_rate(equal: pl.Series) -> float:
     """Share of predictions whose target is tied with another item (``equal`` counts the target too)."""
     return float((equal > 1).sum()) / len(equal)
-
-
-def list_metrics(item_counts: np.ndarray, train: pl.DataFrame) -> dict[str, float]:
-    """Metrics of the recommended lists, whether they were right or not.
-
-    Args:
-        item_counts: (I,) how often each item was among the top 20.
-        train: item of every training event.
-
-    Returns:
-        ``coverage@20``, the share of the catalogue that was recommended at least once, and ``mean_popularity@20``, the
-        mean number of training events of a recommended item.
-    """
-    popularity = np.bincount(train["item"].to_numpy(), minlength=len(item_counts))
-    return {
-        f"coverage@{TOP_K}": float(np.count_nonzero(item_counts)) / len(item_counts),
-        f"mean_popularity@{TOP_K}": float((item_counts * popularity).sum() / item_counts.sum()),
-    }
 
 
 def _lookup_table(code: pl.Series, value: pl.Series) -> np.ndarray:

@@ -7,7 +7,6 @@ import polars as pl
 import torch
 
 from arnn_lightning.errors import UserError, nearest
-from arnn_lightning.evaluation.ranking import TOP_K
 from arnn_lightning.evaluation.result import EvaluationResult, next_item_targets
 
 SESSION, POSITION, ITEM, SCORE = COLUMNS = ("session_id", "position", "item_id", "score")
@@ -37,7 +36,7 @@ def read_lists(file: Path) -> pl.DataFrame:
 
 
 def evaluate_lists(
-    name: str, lists: pl.DataFrame, test: pl.DataFrame, item_ids: pl.Series, ties: str, count_items: bool, source: str
+    name: str, lists: pl.DataFrame, test: pl.DataFrame, item_ids: pl.Series, ties: str, k: int, source: str
 ) -> tuple[EvaluationResult, int]:
     """The ranks that lists give to the targets of the test split.
 
@@ -50,7 +49,7 @@ def evaluate_lists(
         test: the test split (session, user, item, time).
         item_ids: (I,) the id of every item code.
         ties: how a target is ranked that has the score of other items of its list.
-        count_items: whether to count how often each item is among the top 20.
+        k: how many items of every list are counted as recommended.
         source: names the file in errors.
 
     Returns:
@@ -78,8 +77,7 @@ def evaluate_lists(
     )
     columns = ("session", "position", "higher", "equal")
     tensors = {column: torch.from_numpy(counts[column].to_numpy().astype(np.int64)) for column in columns}
-    item_counts = _count_items(rows, len(item_ids)) if count_items else None
-    result = EvaluationResult.from_counts(name, tensors, test, ties, item_counts)
+    result = EvaluationResult.from_counts(name, tensors, test, ties, _count_items(rows, len(item_ids), k))
     return result, int(counts["has_list"].null_count())
 
 
@@ -128,9 +126,11 @@ def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, sour
     return rows
 
 
-def _count_items(rows: pl.DataFrame, n_items: int) -> torch.Tensor:
-    """(I,) how often each item is among the ``TOP_K`` best of a list."""
-    best = rows.sort("value", descending=True, maintain_order=True).group_by("session", "place").head(TOP_K)
+def _count_items(rows: pl.DataFrame, n_items: int, k: int) -> torch.Tensor:
+    """(I,) how often each item is among the ``k`` best of a list; of equal scores the first in the catalogue are."""
+    best = (
+        rows.sort("value", "item", descending=[True, False]).group_by("session", "place", maintain_order=True).head(k)
+    )
     return torch.from_numpy(np.bincount(best["item"].to_numpy(), minlength=n_items))
 
 

@@ -3,6 +3,8 @@
 Every prediction has one relevant item, the one that came next; a metric maps its rank to a number, and its value on a
 split is the mean over the predictions (micro, the paper's) or over the sessions' means (macro). A new metric is one
 entry of ``METRICS``: configs, tables, loggers and reports read everything else from there.
+
+Metrics of lists are functions of how often each item was recommended, whether it was right or not.
 """
 
 import re
@@ -62,6 +64,90 @@ METRICS = {
 }
 
 
+def coverage(count: np.ndarray, popularity: np.ndarray) -> float:
+    """Share of the catalogue that is recommended at least once (catalogue coverage, Ge et al. 2010).
+
+    >>> coverage(np.array([5, 1, 0, 0]), np.array([3, 2, 1, 1]))
+    0.5
+    """
+    return float(np.count_nonzero(count)) / len(count)
+
+
+def novelty(count: np.ndarray, popularity: np.ndarray) -> float:
+    """Mean self-information of a recommended item in bits: -log2 of its share of training events (Zhou et al. 2010).
+
+    An item without training events counts as one with a single event.
+
+    >>> novelty(np.array([3, 1, 0]), np.array([2, 1, 1]))
+    1.25
+    """
+    return float(count @ -np.log2(np.maximum(popularity, 1) / popularity.sum()) / count.sum())
+
+
+def gini(count: np.ndarray, popularity: np.ndarray) -> float:
+    """Gini index of the recommendation counts over the catalogue (Shani & Gunawardana 2011).
+
+    0 where all items are recommended equally often, 1 where one item is recommended always.
+
+    >>> gini(np.array([4, 4, 4]), np.array([1, 1, 1])), gini(np.array([0, 7, 0]), np.array([1, 1, 1]))
+    (0.0, 1.0)
+    """
+    n = len(count)
+    weight = 2 * np.arange(1, n + 1) - n - 1
+    return float(weight @ np.sort(count) / (max(n - 1, 1) * count.sum()))
+
+
+def mean_popularity(count: np.ndarray, popularity: np.ndarray) -> float:
+    """Mean number of training events of a recommended item (average recommendation popularity, Yin et al. 2012).
+
+    >>> mean_popularity(np.array([3, 1]), np.array([10, 2]))
+    8.0
+    """
+    return float(count @ popularity / count.sum())
+
+
+@dataclass(frozen=True)
+class ListMetric:
+    """A metric of the recommended lists of one length.
+
+    Attributes:
+        label: its name in tables.
+        value: (how often each item was recommended (I,), its number of training events (I,)) -> its value.
+    """
+
+    label: str
+    value: Callable[[np.ndarray, np.ndarray], float]
+
+
+LIST_METRICS = {
+    "coverage": ListMetric("Coverage", coverage),
+    "novelty": ListMetric("Novelty", novelty),
+    "gini": ListMetric("Gini", gini),
+    "mean_popularity": ListMetric("Mean popularity", mean_popularity),
+}
+
+
+def list_metrics(count: np.ndarray, popularity: np.ndarray, k: int) -> dict[str, float]:
+    """Every metric of lists of length K: coverage@K, novelty@K, gini@K and mean_popularity@K.
+
+    Args:
+        count: (I,) how often each item was recommended.
+        popularity: (I,) training events of each item.
+        k: length of the lists.
+
+    Returns:
+        Empty where no item was recommended.
+    """
+    if not count.any():
+        return {}
+    return {f"{kind}@{k}": metric.value(count, popularity) for kind, metric in LIST_METRICS.items()}
+
+
+def is_of_lists(name: str) -> bool:
+    """Whether a name such as ``coverage@20`` is that of a metric of lists."""
+    return str(name).partition("@")[0] in LIST_METRICS
+
+
 def parse_metric(name: str) -> tuple[Metric, int]:
     """The metric and the cutoff of a name such as ``recall@20``.
 
@@ -72,26 +158,39 @@ def parse_metric(name: str) -> tuple[Metric, int]:
     >>> metric.label, k
     ('NDCG', 5)
     """
+    metric, k = _parse(name, METRICS)
+    if isinstance(metric, Metric):
+        return metric, k
+    raise UserError(f"{name} is a metric of lists, not of single predictions; known: {_known(METRICS)}")
+
+
+def _parse(name: str, known: Iterable[str]) -> tuple[Metric | ListMetric, int]:
     kind, _, cutoff = str(name).partition("@")
-    if kind not in METRICS or not re.fullmatch(r"[1-9]\d*", cutoff):
-        known = ", ".join(f"{known}@K" for known in METRICS)
-        hint = "" if kind in METRICS else nearest(kind, METRICS)
-        raise UserError(f'"{name}" is not a metric{hint}; known: {known}, K a positive integer, as in recall@20')
-    return METRICS[kind], int(cutoff)
+    metric = (METRICS | LIST_METRICS).get(kind)
+    if metric is None or not re.fullmatch(r"[1-9]\d*", cutoff):
+        hint = "" if metric else nearest(kind, known)
+        raise UserError(
+            f'"{name}" is not a metric{hint}; known: {_known(known)}, K a positive integer, as in recall@20'
+        )
+    return metric, int(cutoff)
+
+
+def _known(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{kind}@K" for kind in kinds)
 
 
 def metric_label(name: str) -> str:
     """The name of a metric in tables and charts.
 
-    >>> metric_label("recall@20"), metric_label("mrr@5")
-    ('Recall@20', 'MRR@5')
+    >>> metric_label("recall@20"), metric_label("mean_popularity@5")
+    ('Recall@20', 'Mean popularity@5')
     """
-    metric, k = parse_metric(name)
+    metric, k = _parse(name, METRICS | LIST_METRICS)
     return f"{metric.label}@{k}"
 
 
 def metric_names(kinds: Iterable[str], cutoffs: Iterable[int]) -> list[str]:
-    """Names of every metric at every cutoff, for ``evaluation.metrics`` and ``evaluation.cutoffs``.
+    """Names of metrics at every cutoff, for ``evaluation.metrics`` and ``evaluation.cutoffs``.
 
     Raises:
         UserError: an unknown metric, or a cutoff that is not a positive integer.
@@ -102,7 +201,7 @@ def metric_names(kinds: Iterable[str], cutoffs: Iterable[int]) -> list[str]:
     kinds = list(kinds)
     names = [f"{kind}@{k}" for k in cutoffs for kind in kinds]
     for name in names:
-        parse_metric(name)
+        _parse(name, METRICS | LIST_METRICS)
     return names
 
 

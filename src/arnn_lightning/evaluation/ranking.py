@@ -4,23 +4,129 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from arnn_lightning.errors import UserError
 
 TIE_MODES = ("conservative", "standard", "median")
-TOP_K = 20  # length of a list of recommendations
 TOPK_BLOCK = 256  # items of a block whose maximum decides whether it is searched
 # Scores in memory at once: few enough for the processor's cache, whatever the size of the catalogue.
 BLOCK_SCORES = 1 << 20
 MIN_BLOCK_QUERIES = 32
 # The same for blocks of queries and items; fewer and larger ones are faster on a GPU.
 BLOCK_QUERIES, CPU_BLOCK_SCORES, GPU_BLOCK_SCORES = 256, 1 << 19, 1 << 26
+GROUP_ITEMS = 16  # whose maximum decides whether they are searched for the best items
+
+
+class RecommendationCounts:
+    """How often each item is recommended: is among the ``k`` best of a query, in the order of ``top_items``.
+
+    The scores are those that ranks are counted from, so that no score is computed twice.
+
+    Args:
+        n_items: size of the catalogue I.
+        k: length of the lists; at most I.
+        device: of the scores.
+
+    Attributes:
+        count_I: (I,) int64.
+    """
+
+    def __init__(self, n_items: int, k: int, device: torch.device) -> None:
+        self.k = min(k, n_items)
+        self.count_I = torch.zeros(n_items, dtype=torch.int64, device=device)
+
+    def add(self, score_NI: Tensor) -> None:
+        """Counts the lists of N queries from their scores of all items."""
+        if score_NI.device.type == "cpu":
+            best = BestItems(len(score_NI), self.k)
+            best.add(score_NI, 0)
+            score_NI = score_NI[self.add_best(best)]
+        if len(score_NI):
+            last_N1 = _topk(score_NI, self.k)[0][:, -1:]
+            higher_NI, tied_NI = score_NI > last_N1, score_NI == last_N1
+            rest_N1 = self.k - higher_NI.sum(1, keepdim=True)
+            self.count_I += (higher_NI | (tied_NI & (tied_NI.cumsum(1, dtype=torch.int32) <= rest_N1))).sum(0)
+
+    def add_best(self, best: "BestItems") -> Tensor:
+        """Counts the lists that ``best`` has; returns the queries without a list."""
+        item, skipped = best.lists()
+        self.count_I += torch.bincount(torch.from_numpy(item), minlength=len(self.count_I))
+        return torch.from_numpy(skipped)
+
+
+class BestItems:
+    """Searches the ``k`` best items of M queries in blocks of items, on a CPU.
+
+    The k-th best maximum of small groups of items is a lower bound of the k-th best score, and few scores reach it:
+    several times as fast as ``topk``. Queries with many equal scores at this bound are skipped.
+    """
+
+    def __init__(self, n_queries: int, k: int) -> None:
+        self.k = k
+        self.bound_M = np.full((n_queries, 1), -np.inf)
+        self.is_skipped_M = np.zeros(n_queries, bool)
+        self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # query, item, score
+
+    def add(self, score_MC: Tensor, first: int) -> None:
+        """Searches the scores of the C items from ``first`` on."""
+        n_groups = score_MC.shape[1] // GROUP_ITEMS
+        grouped = n_groups * GROUP_ITEMS
+        # Items of a group lie ``n_groups`` apart, so that maxima are taken of whole rows; the rest are groups of one.
+        self._search(score_MC[:, :grouped].unflatten(1, (GROUP_ITEMS, n_groups)), first)
+        self._search(score_MC[:, None, grouped:], first + grouped)
+
+    def _search(self, score_MWG: Tensor, first: int) -> None:
+        n_groups = score_MWG.shape[2]
+        if not n_groups:
+            return
+        best_MG = score_MWG.amax(1).numpy()
+        if n_groups >= self.k:
+            np.maximum(self.bound_M, np.sort(best_MG, 1)[:, -self.k, None], out=self.bound_M)
+        reaches_MG = best_MG >= self.bound_M
+        if np.count_nonzero(reaches_MG) > 2 * self.k * len(reaches_MG):
+            many_M = reaches_MG.sum(1) > 4 * self.k
+            self.is_skipped_M |= many_M
+            self.bound_M[many_M] = np.inf
+            reaches_MG[many_M] = False
+        query, group = np.divmod(np.flatnonzero(reaches_MG), n_groups)
+        score = score_MWG.numpy()[query, :, group]
+        chosen, member = np.divmod(np.flatnonzero(score >= self.bound_M[query]), score.shape[1])
+        self.found.append((query[chosen], first + member * n_groups + group[chosen], score[chosen, member]))
+
+    def lists(self) -> tuple[np.ndarray, np.ndarray]:
+        """The items of all lists in one array, and the queries that were skipped."""
+        query, item, score = (np.concatenate(parts) for parts in zip(*self.found, strict=True))
+        order = np.argsort(query, kind="stable")
+        query, item, score = query[order], item[order], score[order]
+        table = np.full((len(self.bound_M), max(self.k, np.bincount(query, minlength=1).max())), -np.inf)
+        table[query, _place(query)] = score
+        last = np.partition(table, -self.k, 1)[query, -self.k]
+        (tied,) = np.nonzero(score == last)
+        tied = tied[np.lexsort((item[tied], query[tied]))]  # of equal scores the first in the catalogue
+        n_higher = np.bincount(query[score > last], minlength=len(table))
+        tied = tied[_place(query[tied]) < self.k - n_higher[query[tied]]]
+        return np.concatenate([item[score > last], item[tied]]), np.flatnonzero(self.is_skipped_M)
+
+
+def _place(query: np.ndarray) -> np.ndarray:
+    """The place of every element among those of its query; the queries are sorted.
+
+    >>> _place(np.array([0, 0, 2, 2, 2])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    count = np.bincount(query)
+    return np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
 
 
 def count_higher_and_tied(
-    score: Callable[[Tensor], Tensor], query_NH: Tensor, target_N: Tensor, n_items: int
+    score: Callable[[Tensor], Tensor],
+    query_NH: Tensor,
+    target_N: Tensor,
+    n_items: int,
+    recommended: RecommendationCounts | None = None,
 ) -> Tensor:
     """Counts for every query against the full catalogue (V4), in blocks of queries.
 
@@ -35,6 +141,7 @@ def count_higher_and_tied(
         query_NH: the queries, one row each.
         target_N: the item that came next.
         n_items: size of the catalogue I.
+        recommended: counts the lists, too.
 
     Returns:
         (N, 2) int64: items with a higher score than the target, items with the same score (the target included).
@@ -52,6 +159,8 @@ def count_higher_and_tied(
         score_MI = score(query_MH)
         if not torch.isfinite(score_MI.sum()) and not torch.isfinite(score_MI).all():
             raise UserError("a score is NaN or infinite: the model has diverged; lower model.optimizer.lr")
+        if recommended is not None:
+            recommended.add(score_MI)
         target_score_M1 = score_MI.gather(1, target_M[:, None])
         # Summed as floats, which is several times faster than booleans and exact up to 2^24 items.
         higher_M = torch.gt(score_MI, target_score_M1, out=torch.empty_like(score_MI)).sum(1)
@@ -112,16 +221,13 @@ def _topk(score_NI: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, item_NC.gather(1, places)
 
 
-def count_recommendations(score: Callable[[Tensor], Tensor], query_NH: Tensor, n_items: int) -> Tensor:
-    """(I,) how often each item is among the ``TOP_K`` best of a query; scores as in ``count_higher_and_tied``."""
-    counts_I = torch.zeros(n_items, dtype=torch.int64, device=query_NH.device)
-    for query_MH in query_NH.split(max(MIN_BLOCK_QUERIES, BLOCK_SCORES // n_items)):
-        best_MK = score(query_MH).topk(min(TOP_K, n_items), 1).indices
-        counts_I += torch.bincount(best_MK.flatten(), minlength=n_items)
-    return counts_I
-
-
-def count_higher_and_tied_blockwise(query_NH: Tensor, target_N: Tensor, weight_IH: Tensor, bias_I: Tensor) -> Tensor:
+def count_higher_and_tied_blockwise(
+    query_NH: Tensor,
+    target_N: Tensor,
+    weight_IH: Tensor,
+    bias_I: Tensor,
+    recommended: RecommendationCounts | None = None,
+) -> Tensor:
     """``count_higher_and_tied`` for scores that are query @ weight.T + bias, in blocks of queries and items.
 
     Whatever the catalogue, no scores leave the processor's cache: twice (13k items) to three times (1M) as fast.
@@ -133,6 +239,7 @@ def count_higher_and_tied_blockwise(query_NH: Tensor, target_N: Tensor, weight_I
         target_N: the item that came next.
         weight_IH: the items' weights.
         bias_I: the items' biases.
+        recommended: counts the lists, too.
 
     Returns, raises: as ``count_higher_and_tied``.
     """
@@ -141,18 +248,22 @@ def count_higher_and_tied_blockwise(query_NH: Tensor, target_N: Tensor, weight_I
     bound = query_NH.abs().max() * weight_IH.abs().max() * width + bias_I.abs().max() if len(query_NH) else bias_I[0]
     score_all = partial(_scores, weight_IH, bias_I)
     if not torch.isfinite(bound):
-        return count_higher_and_tied(score_all, query_NH, target_N, n_items)
-    block_items = (CPU_BLOCK_SCORES if query_NH.device.type == "cpu" else GPU_BLOCK_SCORES) // BLOCK_QUERIES
+        return count_higher_and_tied(score_all, query_NH, target_N, n_items, recommended)
+    on_cpu = query_NH.device.type == "cpu"
+    block_items = (CPU_BLOCK_SCORES if on_cpu else GPU_BLOCK_SCORES) // BLOCK_QUERIES
     score_buffer, comparison_buffer = query_NH.new_empty(2, BLOCK_QUERIES * block_items)
     counts, is_exact = [], []
     for query_MH, target_M in zip(query_NH.split(BLOCK_QUERIES), target_N.split(BLOCK_QUERIES), strict=True):
         M = len(query_MH)
+        best = BestItems(M, recommended.k) if recommended is not None and on_cpu else None
         target_score_M = torch.addmm(bias_I[target_M], query_MH, weight_IH[target_M].T).diagonal().clone()
         higher_M, at_least_M, check_score_M = target_score_M.new_zeros(3, M)
         for first in range(0, n_items, block_items):
             weight_CH, bias_C = weight_IH[first : first + block_items], bias_I[first : first + block_items]
             shape = (M, len(bias_C))
             score_MC = torch.addmm(bias_C, query_MH, weight_CH.T, out=score_buffer[: shape[0] * shape[1]].view(shape))
+            if best is not None:
+                best.add(score_MC, first)
             column_M = target_M - first
             in_block_M = (column_M >= 0) & (column_M < shape[1])
             block_score_M = score_MC.gather(1, column_M.clamp(0, shape[1] - 1)[:, None])[:, 0]
@@ -161,6 +272,10 @@ def count_higher_and_tied_blockwise(query_NH: Tensor, target_N: Tensor, weight_I
             comparison_MC = comparison_buffer[: shape[0] * shape[1]].view(shape)
             higher_M += torch.gt(score_MC, target_score_M[:, None], out=comparison_MC).sum(1)
             at_least_M += torch.ge(score_MC, target_score_M[:, None], out=comparison_MC).sum(1)
+        if recommended is not None:
+            rest_LH = query_MH if best is None else query_MH[recommended.add_best(best)]
+            for query_LH in rest_LH.split(max(MIN_BLOCK_QUERIES, BLOCK_SCORES // n_items)) if len(rest_LH) else ():
+                recommended.add(score_all(query_LH))
         counts.append(torch.stack([higher_M, at_least_M - higher_M], 1).long())
         is_exact.append(check_score_M == target_score_M)
     if not counts:

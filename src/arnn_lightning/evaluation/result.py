@@ -1,7 +1,7 @@
 """The test result of one model: the rank of every prediction, and metrics and intervals from it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from arnn_lightning.evaluation.bootstrap import interval
-from arnn_lightning.evaluation.metrics import compute_metrics, per_prediction
+from arnn_lightning.evaluation.bootstrap import interval, intervals
+from arnn_lightning.evaluation.metrics import compute_metrics, is_of_lists, list_metrics, per_prediction
 from arnn_lightning.evaluation.ranking import rank
 from arnn_lightning.io import atomic_path
 
@@ -25,12 +25,14 @@ class EvaluationResult:
         name: the model's name.
         ranks: one row per prediction, sorted by (session, position): session, position (number of preceding events),
             user and item (codes), higher, equal (the target included), rank.
-        item_counts: (I,) how often each item was among the top 20; None if that was not counted.
+        item_counts: (I,) how often each item was recommended; None if that was not counted.
+        lists: the metrics of the recommended lists by name, such as ``coverage@20``.
     """
 
     name: str
     ranks: pl.DataFrame
     item_counts: np.ndarray | None = None
+    lists: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_counts(
@@ -66,9 +68,16 @@ class EvaluationResult:
         """(N,) value of every prediction for a metric such as ``recall@20``."""
         return per_prediction(self.ranks["rank"].to_numpy(), metric)
 
+    def with_lists(self, popularity: np.ndarray, k: int) -> "EvaluationResult":
+        """The result with the metrics of its lists of length ``k``; ``popularity``: (I,) training events per item."""
+        return self if self.item_counts is None else replace(self, lists=list_metrics(self.item_counts, popularity, k))
+
     def metrics(self, names: Iterable[str]) -> dict[str, float | int]:
-        """See ``compute_metrics``."""
-        return compute_metrics(self.ranks["rank"].to_numpy(), self.ranks["session"].to_numpy(), names)
+        """See ``compute_metrics``; metrics of lists are those of ``lists``, as far as it has them."""
+        names = list(names)
+        of_lists = {name: self.lists[name] for name in names if name in self.lists}
+        of_ranks = [name for name in names if not is_of_lists(name)]
+        return compute_metrics(self.ranks["rank"].to_numpy(), self.ranks["session"].to_numpy(), of_ranks) | of_lists
 
     def interval(self, metric: str, bootstrap: Mapping[str, Any], seed: int) -> tuple[float, float]:
         """Bootstrap interval of a metric such as ``recall@20``."""
@@ -106,6 +115,23 @@ class EvaluationResult:
         lists = folder / _file("lists", role)
         item_counts = pl.read_parquet(lists)["times"].to_numpy() if lists.is_file() else None
         return cls(name, pl.read_parquet(folder / _file("ranks", role)), item_counts)
+
+
+def metric_intervals(
+    results: Sequence[EvaluationResult], names: Sequence[str], bootstrap: Mapping[str, Any], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap intervals of metrics such as ``recall@20``: low and high, (results, names) each.
+
+    Args:
+        results: on the same predictions, which are resampled alike.
+        names: of the metrics.
+        bootstrap: ``resamples``, ``confidence`` and ``unit``.
+        seed: of the resampling.
+    """
+    value = np.stack([result.per_prediction(name) for result in results for name in names], 1)
+    cluster = results[0].ranks[bootstrap["unit"]].to_numpy()
+    low, high = intervals(value, cluster, bootstrap["resamples"], bootstrap["confidence"], seed)
+    return low.reshape(len(results), -1), high.reshape(len(results), -1)
 
 
 def _file(kind: str, role: str) -> str:

@@ -111,9 +111,9 @@ class SafeLogger(Logger):
     def log_graph(self, *args: Any, **kwargs: Any) -> None:
         self.call("log_graph", *args, **kwargs)
 
-    def log_group_metrics(self, by: str, groups: Mapping[str, Any]) -> None:
-        """Metrics by group of predictions, where the logger has this method (WandbLogger)."""
-        self.call("log_group_metrics", by, groups)
+    def log_tables(self, tables: Mapping[str, Any]) -> None:
+        """Results, groups and gains by name, where the logger has this method (WandbLogger, TensorBoardLogger)."""
+        self.call("log_tables", tables)
 
     def log_files(self, model: str, checkpoint: Path, manifest: Path) -> None:
         """Checkpoint and manifest as artifacts, where the logger has this method (WandbLogger)."""

@@ -127,26 +127,28 @@ class WandbLogger(LightningWandbLogger):
             summary = "max" if kind == "val" else None
             run.define_metric(f"{stage}{kind}/*", step_metric=f"{stage}steps", summary=summary)
 
-    def log_group_metrics(self, by: str, groups: Mapping[str, pl.DataFrame]) -> None:
-        """Metrics by group of predictions, as a table and as a chart of each metric.
+    def log_tables(self, tables: Mapping[str, pl.DataFrame]) -> None:
+        """Every table, and a chart of each metric by group.
 
         Args:
-            by: what defines the groups, such as ``position``.
-            groups: model -> group, first (the smallest number in it), predictions, and the metrics.
+            tables: by name; one of groups has a column ``group``, and a column NAME_gap for each metric NAME.
         """
         import wandb
 
-        rows = [[model, *row] for model, frame in groups.items() for row in frame.rows()]
-        columns = next(iter(groups.values())).columns
-        charts: dict[str, Any] = {f"test/by_{by}": wandb.Table(columns=["model", *columns], data=rows)}
-        for metric in columns[3:]:  # after group, first and predictions
-            charts[f"test/{metric}_by_{by}"] = wandb.plot.line_series(
-                xs=[frame["first"].to_list() for frame in groups.values()],
-                ys=[frame[metric].to_list() for frame in groups.values()],
-                keys=list(groups),
-                title=f"{metric} by {by.replace('_', ' ')}",
-                xname=by.replace("_", " "),
-            )
+        charts: dict[str, Any] = {}
+        for key, table in tables.items():
+            charts[key] = wandb.Table(columns=list[str | int](table.columns), data=[list(row) for row in table.rows()])
+            by = key.rpartition("by_")[2]
+            parts = table.partition_by("model", as_dict=True) if "model" in table.columns else {("gain",): table}
+            for metric in (name.removesuffix("_gap") for name in table.columns if name.endswith("_gap")):
+                # Groups are in their order; the axis has the number of the group, the table its name.
+                charts[f"{key.replace('by_', f'{metric}_by_')}"] = wandb.plot.line_series(
+                    xs=[list(range(1, len(part) + 1)) for part in parts.values()],
+                    ys=[part[metric].to_list() for part in parts.values()],
+                    keys=[str(name) for (name,) in parts],
+                    title=f"{metric} by {by.replace('_', ' ')}",
+                    xname=f"{by.replace('_', ' ')}: number of the group",
+                )
         self.experiment.log(charts)
 
     def log_files(self, model: str, checkpoint: Path, manifest: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from arnn_lightning.batch import BatchChunk, Contexts, State, StepInput, no_contexts
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import compute_metrics
-from arnn_lightning.evaluation.ranking import count_higher_and_tied, count_recommendations, rank
+from arnn_lightning.evaluation.ranking import RecommendationCounts, count_higher_and_tied, rank
 from arnn_lightning.nn.collectives import all_gather_ragged, all_reduce_sum, rank_and_world_size
 from arnn_lightning.preprocessing.sessions import Sessions
 
@@ -29,7 +29,7 @@ class RunSettings:
         headline: the metrics that are shown during training.
         monitor: the validation metric that selects the best epoch.
         tie_mode: how a target that ties with other items is ranked (V5).
-        track_recommendations: counts in the test how often each item is recommended.
+        list_length: of the lists whose items are counted in the test, for coverage and the like.
         bf16: runs the matrix products of training in bfloat16; losses, updates and ranks stay in float32.
         compile: compiles the training step.
         cache_mb: size limit of the cache of frozen encoder outputs, in MB.
@@ -44,7 +44,7 @@ class RunSettings:
         headline: Sequence[str] = ("recall@20", "mrr@20"),
         monitor: str = "mrr@20",
         tie_mode: str = "conservative",
-        track_recommendations: bool = False,
+        list_length: int = 20,
         bf16: bool = False,
         compile: bool = False,
         cache_mb: float = 0.0,
@@ -56,7 +56,7 @@ class RunSettings:
         self.headline = list(headline)
         self.monitor = monitor
         self.tie_mode = tie_mode
-        self.track_recommendations = track_recommendations
+        self.list_length = list_length
         self.bf16 = bf16
         self.compile = compile
         self.cache_mb = cache_mb
@@ -75,7 +75,7 @@ class Recommender(LightningModule):
     Attributes:
         needs_stages: whether this model consists of what its ``stages`` have learnt; else they are controls.
         rank_counts: of the last evaluation: session, position, higher and equal of every prediction, (N,) each.
-        recommendation_counts: (I,) how often each item was recommended in it, where that is tracked.
+        recommended: how often each item was recommended in the last test.
     """
 
     uses_contexts = False
@@ -94,7 +94,7 @@ class Recommender(LightningModule):
         self._evaluation_state: State | None = None
         self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rank_counts: dict[str, Tensor] = {}
-        self.recommendation_counts: Tensor | None = None
+        self.recommended: RecommendationCounts | None = None
 
     @property
     def stages(self) -> Mapping[str, Any]:
@@ -169,31 +169,29 @@ class Recommender(LightningModule):
         self._evaluation_state = state
         return torch.cat(queries), chunk.target[chunk.valid]
 
-    def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
+    def count_ranks(
+        self, query_NH: Tensor, target_N: Tensor, recommended: RecommendationCounts | None = None
+    ) -> Tensor:
         """(N, 2): how many items score higher than ``target_N`` for the queries ``query_NH``, and how many the same."""
-        return count_higher_and_tied(self.score, query_NH, target_N, self.n_items)
+        return count_higher_and_tied(self.score, query_NH, target_N, self.n_items, recommended)
 
     def _reset_ranks(self) -> None:
         self._evaluation_state = None
         self._counts = []
-        self.recommendation_counts = None
+        self.recommended = None
 
     def _update_ranks(self, chunk: BatchChunk) -> None:
         query_NH, target_N = self.encode_chunk(chunk)
-        counts = self.count_ranks(query_NH, target_N)
+        counts = self.count_ranks(query_NH, target_N, self.recommended)
         self._counts.append((chunk.session[chunk.valid], chunk.position[chunk.valid], counts))
-        if self.recommendation_counts is not None:
-            self.recommendation_counts += count_recommendations(self.score, query_NH, self.n_items)
 
     def _compute_metrics(self) -> dict[str, float | int]:
         session, position, counts = (torch.cat(column) for column in zip(*self._counts, strict=True))
-        recommended = self.recommendation_counts
         if rank_and_world_size()[1] > 1:
             gathered = all_gather_ragged(torch.cat([session[:, None], position[:, None], counts], 1))
             session, position, counts = gathered[:, 0], gathered[:, 1], gathered[:, 2:]
-            if recommended is not None:
-                all_reduce_sum(recommended)
-        self.recommendation_counts = None if recommended is None else recommended.cpu()
+            if self.recommended is not None:
+                all_reduce_sum(self.recommended.count_I)
         session, position, counts = session.cpu(), position.cpu(), counts.cpu()
         self.rank_counts = {"session": session, "position": position, "higher": counts[:, 0], "equal": counts[:, 1]}
         self._counts = []
@@ -216,8 +214,7 @@ class Recommender(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._reset_ranks()
-        if self.settings.track_recommendations:
-            self.recommendation_counts = torch.zeros(self.n_items, dtype=torch.int64, device=self.device)
+        self.recommended = RecommendationCounts(self.n_items, self.settings.list_length, self.device)
 
     def test_step(self, batch: BatchChunk, index: int) -> None:
         self._update_ranks(batch)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from arnn_lightning.batch import Candidates, ChunkSpec, Contexts, State, StepInput, TrainChunk
 from arnn_lightning.encoders.base import SessionEncoder
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.ranking import count_higher_and_tied_blockwise
+from arnn_lightning.evaluation.ranking import RecommendationCounts, count_higher_and_tied_blockwise
 from arnn_lightning.losses.base import RankingLoss
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.nn.collectives import all_gather, all_reduce_sum, rank_and_world_size
@@ -96,8 +96,11 @@ class SessionRecommender(Recommender):
         vector_IH = F.normalize(self.scorer.items.weight, dim=1)
         return vector_IH[item_N] @ vector_IH.T
 
-    def count_ranks(self, query_NH: Tensor, target_N: Tensor) -> Tensor:
-        return count_higher_and_tied_blockwise(query_NH, target_N, self.scorer.items.weight, self.scorer.bias.weight)
+    def count_ranks(
+        self, query_NH: Tensor, target_N: Tensor, recommended: RecommendationCounts | None = None
+    ) -> Tensor:
+        weight, bias = self.scorer.items.weight, self.scorer.bias.weight
+        return count_higher_and_tied_blockwise(query_NH, target_N, weight, bias, recommended)
 
     # Training
 

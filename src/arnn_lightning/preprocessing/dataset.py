@@ -24,9 +24,16 @@ from filelock import FileLock
 
 from arnn_lightning import __version__
 from arnn_lightning.config import check_values, instantiate
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.io import atomic_path, staging_directory, write_json
-from arnn_lightning.preprocessing.contexts import EncodedContexts, attribute_names, encode_contexts, select_attributes
+from arnn_lightning.preprocessing.contexts import (
+    PREFIX,
+    EncodedContexts,
+    attribute_names,
+    encode_contexts,
+    field_names,
+    select_attributes,
+)
 from arnn_lightning.preprocessing.encoding import count_codes, encode_ids, recode_events
 from arnn_lightning.preprocessing.filtering import FilterLog, Progress, filter_events
 from arnn_lightning.preprocessing.sessions import Sessions, session_starts
@@ -125,12 +132,29 @@ class PreparedDataset:
         """The categories behind the codes of contexts; see ``fit_vocabulary``."""
         return pl.read_parquet(self.folder / "contexts.parquet")
 
+    def attribute(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """Every user's code of a single-valued or numeric attribute (U,), and the categories by code, "unknown" first.
+
+        Raises:
+            UserError: not the name of such an attribute.
+        """
+        names = field_names(self.manifest["config"]["contexts"])
+        if name not in names:
+            known = f"the data set has {', '.join(names)}" if names else "the data set has none (data.contexts)"
+            raise UserError(f"{name} is not a single-valued or numeric attribute{nearest(name, names)}; {known}")
+        users, categories = self.users().sort("user"), self.vocabulary().filter(pl.col("attribute") == name)
+        return users[f"{PREFIX}{name}"].to_numpy(), ["unknown", *categories.sort("code")["category"]]
+
     def user_contexts(self, n_attributes: int | None) -> tuple[pl.DataFrame, dict[str, Any]]:
         """Users and model sizes with the first ``n_attributes`` attributes, None for all; see `select_attributes`."""
         if n_attributes is None:
             return self.users(), self.dims
         contexts = self.manifest["config"]["contexts"]
         return select_attributes(self.users(), self.dims, self.vocabulary(), contexts, n_attributes)
+
+    def item_popularity(self) -> np.ndarray:
+        """(I,) number of training events of every item."""
+        return count_codes(pl.read_parquet(self.folder / "train.parquet", columns=[ITEM])[ITEM], self.dims["n_items"])
 
     def binary_attributes(self) -> pl.Series:
         """(M,) the multi-valued attribute that each two-valued field belongs to; fields of one are adjacent."""

@@ -60,7 +60,7 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     with staging_directory(folder) as temporary:
         test.drop(SPLIT).write_parquet(temporary / "test.parquet")
         everyone.write_parquet(temporary / "users.parquet")
-        for name in ("items.parquet", "contexts.parquet"):
+        for name in ("train.parquet", "items.parquet", "contexts.parquet"):
             shutil.copyfile(trained.folder / name, temporary / name)
         raw_files = hash_files(files, lambda _: None)
         write_json(temporary / "manifest.json", trained.manifest | {"raw": raw_files, "splits": splits})

@@ -1,6 +1,7 @@
 """Charts as SVG text: axes with units, intervals, the colours of Okabe and Ito, legible on a phone."""
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocat
 Style = tuple[str, str]  # colour and marker
 
 # Okabe & Ito's colours differ for every kind of colour vision; markers differ, too.
+# The model's colour is the same in all charts of a page, whatever its configuration; a configuration has its marker.
 MODELS: Mapping[str, Style] = {
     "pop": ("#767676", "x"),
     "itemknn": ("#E69F00", "v"),
@@ -24,9 +26,13 @@ MODELS: Mapping[str, Style] = {
     "pnn": ("#009E73", "^"),
     "arnn": ("#D55E00", "s"),
 }
-OTHERS: Sequence[Style] = (("#8B6B00", "X"), ("#7F5FBF", "<"), ("#A6761D", ">"))
+OTHERS = ("#8B6B00", "#7F5FBF", "#882255", "#44AA99", "#999933", "#AA4499", "#6699CC", "#B2182B", "#117733", "#C49A6C")
+MARKERS = ("X", "<", ">", "p", "h", "*", "d", "8", "H", "1", "2", "3", "4", "+")
+INK, LINE = "#1b1b1b", "#e3e3e3"  # the page gives them the colours of its scheme, light or dark
 # Of metrics, in charts about one model: no model's colours.
-METRICS: Sequence[Style] = (("#1b1b1b", "o"), ("#8c8c8c", "s"), ("#7a3b69", "^"), ("#3b6b7a", "D"))
+METRICS: Sequence[Style] = ((INK, "o"), ("#8c8c8c", "s"), ("#7a3b69", "^"), ("#3b6b7a", "D"))
+LEGEND_LETTERS = 48  # of all names in one row of a legend
+AXIS_POINTS, LETTER_POINTS = 250, 7  # width of a chart's axis at least, and of a digit at most
 SIZE = (4.6, 3.2)  # inches of 72 pt: a phone shows it at about this size, so that 10 pt is legible
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -42,7 +48,9 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
+    "grid.color": LINE,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
@@ -70,15 +78,23 @@ class Series:
 
 
 def assign_styles(labels: Iterable[str]) -> dict[str, Style]:
-    """One colour and marker per model for all charts of a page, by its label.
+    """One colour per model and one marker per configuration for all charts of a page, by its label.
 
-    >>> assign_styles(["arnn", "mine", "arnn", "yours"])["yours"]
-    ('#7F5FBF', '<')
+    >>> styles = assign_styles(["arnn", "mine", "arnn (lr=1)", "yours"])
+    >>> styles["arnn"], styles["arnn (lr=1)"], styles["yours"]
+    (('#D55E00', 's'), ('#D55E00', '<'), ('#7F5FBF', '>'))
     """
-    labels = dict.fromkeys(labels)
-    others = [label for label in labels if label not in MODELS]
-    styles = {label: OTHERS[index % len(OTHERS)] for index, label in enumerate(others)}
-    return styles | {label: MODELS[label] for label in labels if label in MODELS}
+    labels = list(dict.fromkeys(labels))
+    names = dict.fromkeys(label.partition(" (")[0] for label in labels)
+    others = [name for name in names if name not in MODELS]
+    colors = {name: MODELS[name][0] for name in names if name in MODELS}
+    colors |= {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(others)}
+    unknown = [label for label in labels if label not in MODELS]
+    markers = {label: MARKERS[index % len(MARKERS)] for index, label in enumerate(unknown)}
+    return {
+        label: MODELS[label] if label in MODELS else (colors[label.partition(" (")[0]], markers[label])
+        for label in labels
+    }
 
 
 @mpl.rc_context(STYLE)
@@ -102,11 +118,11 @@ def lines(
         axes.fill_between(x_values, line.low, line.high, color=color, alpha=0.18, linewidth=0)
         for x, values in zip(x_values, line.dots, strict=False):
             axes.plot([x] * len(values), values, ".", color=color, alpha=0.55, markersize=4)
-    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_major_locator(FixedLocator(_spaced(ticks, log)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if zero_line:
-        axes.axhline(0, color="#444444", linewidth=1)
+        axes.axhline(0, color=INK, linewidth=1)
     return _to_svg(figure, axes, legend=len(series) > 1)
 
 
@@ -122,7 +138,7 @@ def vertical_intervals(title: str, x_label: str, y_label: str, groups: Sequence[
         )
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.6, len(groups) - 0.4)
-    axes.axhline(0, color="#444444", linewidth=1)
+    axes.axhline(0, color=INK, linewidth=1)
     return _to_svg(figure, axes, legend=len(series) > 1)
 
 
@@ -140,7 +156,7 @@ def horizontal_intervals(title: str, x_label: str, names: Sequence[str], series:
     axes.set_yticks(range(len(names)), wrapped, fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.axvline(0, color="#444444", linewidth=1)
+    axes.axvline(0, color=INK, linewidth=1)
     return _to_svg(figure, axes, legend=len(series) > 1)
 
 
@@ -192,11 +208,34 @@ def _figure(title: str, x_label: str, y_label: str, size: tuple[float, float] = 
 
 def _to_svg(figure: Figure, axes: Axes, legend: bool) -> str:
     if legend:
-        axes.legend(loc="best", handlelength=1.4)
+        handles, names = axes.get_legend_handles_labels()
+        columns = max(1, min(len(names), LEGEND_LETTERS // (4 + max(map(len, names)))))
+        width, height = figure.get_size_inches()
+        lines = sum(1 + name.count("\n") for name in names[::columns])
+        figure.set_size_inches(width, height + 0.2 * lines)
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=1.4)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
     # As wide as its place on the page; the view box keeps the proportions.
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r'<svg \1width="100%" role="img"', svg, count=1)
     return re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+
+
+def _spaced(ticks: Sequence[float], log: bool) -> list[float]:
+    """The ticks without those whose numbers would touch the one before.
+
+    >>> _spaced([0, 1, 2, 50, 100], log=False), _spaced([1, 2, 3, 5], log=True)
+    ([0, 50, 100], [1, 2, 3, 5])
+    """
+    positions = [math.log(tick) if log else tick for tick in ticks]
+    scale = AXIS_POINTS / ((max(positions) - min(positions)) or 1)
+    kept: list[float] = []
+    end = -math.inf
+    for tick, position in zip(ticks, positions, strict=True):
+        half = LETTER_POINTS * (len(f"{tick:g}") + 1) / 2
+        if position * scale - half >= end:
+            kept.append(tick)
+            end = position * scale + half
+    return kept

@@ -1,16 +1,16 @@
 """Comparable results: models on one data set under one setting, averaged over seeds only."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import intervals
-from arnn_lightning.evaluation.groups import list_metrics, tie_rate
-from arnn_lightning.evaluation.metrics import session_means
+from arnn_lightning.evaluation.bootstrap import bootstrap_means, holm, p_value, seed_shifts
+from arnn_lightning.evaluation.groups import tie_rate
+from arnn_lightning.evaluation.metrics import metric_label, session_means
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.preprocessing.contexts import attribute_names
 from arnn_lightning.reporting.runs import DataSet, Run, flatten
@@ -30,6 +30,7 @@ class Settings:
         metrics: of the results table, such as ``recall@20``; gains are charted for them.
         base: the model that the others are compared with.
         cutoffs: the K's of Recall by K.
+        groups: attributes of the user, by which metrics are shown, too.
         ties: how ties are ranked.
         bootstrap: ``resamples``, ``confidence``, ``unit``.
         seed: of the bootstrap.
@@ -38,6 +39,7 @@ class Settings:
     metrics: Sequence[str]
     base: str
     cutoffs: Sequence[int]
+    groups: Sequence[str]
     ties: str
     bootstrap: Mapping[str, Any]
     seed: int
@@ -53,14 +55,16 @@ class Estimate:
 
     Attributes:
         mean: of the seeds' means.
-        low, high: bootstrap interval over users, of the mean over these seeds.
+        low, high: interval over users and seeds, see ``seed_bootstrap_means``; over users alone with one seed.
         by_seed: the seeds' means; a single value for a model with the same ranks for every seed.
+        p: of the hypothesis that the mean is 0; of a difference in a table, adjusted for its family (Holm).
     """
 
     mean: float
     low: float
     high: float
     by_seed: tuple[float, ...]
+    p: float
 
     @property
     def std(self) -> float | None:
@@ -325,13 +329,15 @@ def estimates(per_seed: Sequence[Sequence[np.ndarray]], section: Section, settin
         return []
     averaged = np.stack([np.mean(values, axis=0) for values in per_seed], 1)
     bootstrap = settings.bootstrap
-    cluster = section.cluster(settings)
-    low, high = intervals(averaged, cluster, bootstrap["resamples"], bootstrap["confidence"], settings.seed)
-    means = [tuple(float(value.mean()) for value in values) for values in per_seed]
-    return [
-        Estimate(float(np.mean(by_seed)), float(low[index]), float(high[index]), by_seed)
-        for index, by_seed in enumerate(means)
-    ]
+    resampled = bootstrap_means(averaged, section.cluster(settings), bootstrap["resamples"], settings.seed)
+    tails = [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2]
+    found = []
+    for values, means in zip(per_seed, resampled.T, strict=True):
+        by_seed = np.array([value.mean() for value in values])
+        means = means + seed_shifts(by_seed[:, None], bootstrap["resamples"], settings.seed)[:, 0]
+        low, high = np.quantile(means, tails)
+        found.append(Estimate(float(by_seed.mean()), float(low), float(high), tuple(by_seed.tolist()), p_value(means)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -373,6 +379,12 @@ class SectionView:
         return next(iter([row for row in rows if row.variant.is_most_common] or rows), None)
 
     @property
+    def n_seeds(self) -> int:
+        """The largest number of seeds of a model that is trained; 0 where none is."""
+        trained = (row.variant for row in self.rows if any(key.startswith("optimizer.") for key in row.variant.config))
+        return max((len(variant.seeds) for variant in trained), default=0)
+
+    @property
     def n_attributes(self) -> int | None:
         """How many context attributes the models use."""
         limit, data = self.section.settings.get(N_ATTRIBUTES), self.section.data
@@ -383,7 +395,10 @@ class SectionView:
 
 
 def compare(section: Section, settings: Settings) -> SectionView:
-    """A row for every model of a section, all intervals from one bootstrap."""
+    """A row for every model of a section, all intervals from one bootstrap.
+
+    The p values of all differences in the table are one family (Holm); a difference that has two columns counts once.
+    """
     base = section.base(settings.base)
     quantities: dict[tuple[int, str, str], list[np.ndarray]] = {}
     for index, variant in enumerate(section.variants):
@@ -396,6 +411,12 @@ def compare(section: Section, settings: Settings) -> SectionView:
                 quantities[index, reference, metric] = variant.gains(metric, results)
     quantities = {key: values for key, values in quantities.items() if values}
     estimated = dict(zip(quantities, estimates(list(quantities.values()), section, settings), strict=True))
+    differences = {(key[0], key[2], value.by_seed): value.p for key, value in estimated.items() if key[1]}
+    adjusted = dict(zip(differences, holm(np.array(list(differences.values()))).tolist(), strict=True))
+    estimated = {
+        key: replace(value, p=adjusted[key[0], key[2], value.by_seed]) if key[1] else value
+        for key, value in estimated.items()
+    }
     rows = []
     for index, variant in enumerate(section.variants):
         by_reference: dict[str, dict[str, Estimate]] = {}
@@ -427,17 +448,23 @@ def shown_references(rows: Sequence[Row]) -> list[str]:
 
 
 def extra_metrics(variant: Variant, metrics: Sequence[str], data: DataSet | None) -> dict[str, float]:
-    """Macro averages, tie rate and, if items were counted, coverage and popularity: means over the seeds."""
+    """Macro averages, tie rate and metrics of the lists: means over the seeds.
+
+    The metrics of lists need the items that were recommended and the popularity of items in the prepared data set.
+    """
     by_name: dict[str, list[float]] = {}
     for seed in variant.seeds:
         result = variant.results[seed]
         session = result.ranks["session"].to_numpy()
         values = {
-            f"macro {metric}": float(session_means(result.per_prediction(metric), session).mean()) for metric in metrics
+            f"macro {metric_label(metric)}": float(session_means(result.per_prediction(metric), session).mean())
+            for metric in metrics
         }
         values["tie rate"] = tie_rate(result.ranks["equal"])
-        if result.item_counts is not None and data is not None:
-            values |= list_metrics(result.item_counts, data.train)
+        if data is not None:
+            k = max(variant.runs[seed].config["evaluation"]["cutoffs"])
+            lists = result.with_lists(data.popularity, k).lists
+            values |= {metric_label(name): value for name, value in lists.items()}
         for name, value in values.items():
             by_name.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in by_name.items()}

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from arnn_lightning.evaluation.metrics import metric_label
+from arnn_lightning.evaluation.metrics import is_of_lists, metric_label
 
 if TYPE_CHECKING:  # the preparation shows a table too, and does not need torch
     from arnn_lightning.evaluation.result import EvaluationResult
@@ -34,6 +34,8 @@ def results_table(
 ) -> Table:
     """Models x metrics with bootstrap intervals, beside the paper's figures if there are any.
 
+    Metrics of lists have no interval.
+
     Args:
         results: of the models, a row each.
         metrics: such as ``recall@20``.
@@ -47,20 +49,42 @@ def results_table(
     published = {metric for figures in paper.values() for metric in figures}
     for metric in metrics:
         table.add_column(metric_label(metric), justify="right")
-        table.add_column(f"{100 * bootstrap['confidence']:g} % interval", justify="right")
+        if not is_of_lists(metric):
+            table.add_column(f"{100 * bootstrap['confidence']:g} % interval", justify="right")
         if metric in published:
             table.add_column("paper", justify="right")
     for result in results:
         measured = result.metrics(metrics)
         cells = [result.name]
         for metric in metrics:
-            low, high = result.interval(metric, bootstrap, seed)
-            cells += [f"{measured[metric]:.4f}", f"{low:.4f} - {high:.4f}"]
+            cells.append(number(measured[metric]) if metric in measured else "")
+            if not is_of_lists(metric):
+                low, high = result.interval(metric, bootstrap, seed)
+                cells.append(f"{low:.4f} - {high:.4f}")
             if metric in published:
                 figure = paper.get(result.name, {}).get(metric)
                 cells.append("" if figure is None else f"{figure:.4f}")
         table.add_row(*cells)
     return table
+
+
+def number(value: float) -> str:
+    """A number with four decimals, or without if it is large.
+
+    >>> number(0.25), number(1234.5)
+    ('0.2500', '1,234')
+    """
+    return f"{value:,.0f}" if value > 100 else f"{value:.4f}"
+
+
+def seed_guidance(n_seeds: int, unit: str) -> str | None:
+    """What to do where one seed was run; None for more."""
+    if n_seeds > 1:
+        return None
+    return (
+        f"one seed: intervals contain the variation over {unit}s, not that over trainings; run -m seed=1,2,3,4,5 "
+        "before a small difference is taken for a gain"
+    )
 
 
 def rich_table(title: str, table: PageTable) -> Table:

@@ -8,19 +8,28 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from arnn_lightning.evaluation.bootstrap import intervals
-from arnn_lightning.evaluation.groups import (
-    by_known_attributes,
-    by_popularity,
-    by_position,
-    by_seen,
-    group_metrics,
-)
+from arnn_lightning.evaluation.groups import by_position, group_labels, group_metrics
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.reporting import charts
 from arnn_lightning.reporting.charts import Series, Style
-from arnn_lightning.reporting.comparison import N_ATTRIBUTES, Row, Section, SectionView, Settings, counted
+from arnn_lightning.reporting.comparison import (
+    N_ATTRIBUTES,
+    Row,
+    Section,
+    SectionView,
+    Settings,
+    counted,
+    estimates,
+)
+from arnn_lightning.reporting.results_table import Table, groups_table
 
+X_LABELS = {
+    "position": "preceding events of the session",
+    "known attributes": "known attributes of the user",
+    "user": "the user's sessions in training",
+    "popularity": "the target item",
+}
+MAX_TICK_LETTERS = 40  # of all names side by side
 MAX_SERIES = 8  # models in one chart of lines
 
 
@@ -41,9 +50,10 @@ def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[F
     row = view.main_model
     if row is None:
         return
-    for title, x_label, label in _groups(view.section):
-        if label.n_unique() > 1:  # a single group is a row of the table
-            yield _group_chart(view, row, title, x_label, label)
+    for by, label in _labels(view.section, view.settings.groups).items():
+        figure = _group_chart(view, row, by, label)
+        if figure is not None:
+            yield figure
     rows = [row for row in view.rows if row.variant.session_results]
     if len(rows) > 1:
         names = [row.variant.label for row in rows]
@@ -80,43 +90,71 @@ def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup |
 def _recall_by_k(view: SectionView, styles: Mapping[str, Style]) -> Markup:
     settings = view.settings
     variants = [row.variant for row in view.rows if row.variant.is_most_common][:MAX_SERIES]
-    values = [np.mean(variant.per_prediction(f"recall@{k}"), axis=0) for variant in variants for k in settings.cutoffs]
-    matrix = np.stack(values, 1)
-    bootstrap, cluster = settings.bootstrap, view.section.cluster(settings)
-    low, high = intervals(matrix, cluster, bootstrap["resamples"], bootstrap["confidence"], settings.seed)
-    shape = (len(variants), len(settings.cutoffs))
-    bands = zip(*(column.reshape(shape).tolist() for column in (matrix.mean(0), low, high)), strict=True)
-    series = [Series(variant.label, settings.cutoffs, *band) for variant, band in zip(variants, bands, strict=True)]
+    values = [variant.per_prediction(f"recall@{k}") for variant in variants for k in settings.cutoffs]
+    found = iter(estimates(values, view.section, settings))
+    series = []
+    for variant in variants:
+        points = [next(found) for _ in settings.cutoffs]
+        bounds = ([getattr(point, bound) for point in points] for bound in ("mean", "low", "high"))
+        series.append(Series(variant.label, settings.cutoffs, *bounds))
     colors = [styles[variant.label] for variant in variants]
     return Markup(
         charts.lines("Recall by K", "K, length of the list", "Recall@K", series, settings.cutoffs, colors, log=True)
     )
 
 
-def _groups(section: Section) -> Iterator[tuple[str, str, pl.Series]]:
-    """Title, axis label and the group of every prediction."""
+def _labels(section: Section, attributes: Sequence[str]) -> dict[str, pl.Series]:
+    """The groups of every prediction, by what they are by; those that need the data set only where it is found."""
     ranks, data = section.predictions, section.data
-    yield "by position", "preceding events of the session", by_position(ranks["position"])
-    if data is not None:
-        yield "by known attributes", "known attributes of the user", by_known_attributes(ranks["user"], data.users)
-        yield "by user", "the user's sessions in training", by_seen(ranks["user"], data.train)
-        yield "by popularity", "the target item", by_popularity(ranks["item"], data.train, data.n_items)
+    if data is None:
+        return {"position": by_position(ranks["position"])}
+    known = {name: attribute for name in attributes if (attribute := data.attribute(name)) is not None}
+    return group_labels(ranks, data.users, data.train, data.n_items, known)
 
 
-def _group_chart(view: SectionView, row: Row, title: str, x_label: str, label: pl.Series) -> Figure:
-    settings, series = view.settings, []
+def _group_chart(view: SectionView, row: Row, by: str, label: pl.Series) -> Figure | None:
+    """The gains of the groups that have an interval; None for fewer than two, which are a row of the table."""
+    settings = view.settings
+    values = {metric: row.variant.gains(metric, row.variant.session_results) for metric in settings.metrics}
+    groups = group_metrics(values, label, view.section.cluster(settings), settings.bootstrap, settings.seed)
+    groups = groups.drop_nulls(f"{settings.metrics[0]}_low")
+    if len(groups) < 2:
+        return None
+    # Names that are too long to stand side by side stand below each other.
+    is_wide = sum(max(len(str(name)), 6) for name in groups["group"]) > MAX_TICK_LETTERS
+    separator = ": " if is_wide else "\n"
+    names = [f"{group}{separator}{count:,}" for group, count in groups.select("group", "predictions").iter_rows()]
+    series = []
     for metric in settings.metrics:
-        gain = np.mean(row.variant.gains(metric, row.variant.session_results), axis=0)
-        groups = group_metrics(gain, label, view.section.cluster(settings), settings.bootstrap, settings.seed)
-        names = [f"{group}\n{count:,}" for group, count in groups.select("group", "predictions").iter_rows()]
-        bounds = (groups[column].to_list() for column in ("mean", "low", "high"))
+        bounds = (groups[metric + bound].to_list() for bound in ("", "_low", "_high"))
         series.append(Series(metric_label(metric), names, *bounds))
-    names = [str(name) for name in series[0].x]
-    svg = charts.vertical_intervals(
-        f"Gain of {row.variant.name} {title}", f"{x_label}; predictions", "difference, paired", names, series
-    )
+    title, x_label = f"Gain of {row.variant.name} by {by}", f"{X_LABELS.get(by, by)}; predictions"
+    if is_wide:
+        svg = charts.horizontal_intervals(title, "difference, paired", names, series)
+    else:
+        svg = charts.vertical_intervals(title, x_label, "difference, paired", names, series)
     caption = f"{row.variant.label} minus its session encoder {row.session_name}, mean over "
     return Figure(Markup(svg), f"{caption}{counted(len(row.variant.seeds), 'seed')}; {settings.percent} intervals.")
+
+
+def group_tables(view: SectionView) -> list[tuple[str, list[tuple[str, Table]]]]:
+    """By attribute of the settings: every model's metrics by group, and the gaps; the main model first."""
+    data, settings = view.section.data, view.settings
+    if data is None or not settings.groups:
+        return []
+    rows = sorted((row for row in view.rows if row.variant.is_most_common), key=lambda row: row is not view.main_model)
+    cluster = view.section.cluster(settings)
+    tables = []
+    for by, label in _labels(view.section, settings.groups).items():
+        if by not in settings.groups:
+            continue
+        of_models = []
+        for row in rows:
+            values = {metric: row.variant.per_prediction(metric) for metric in settings.metrics}
+            frame = group_metrics(values, label, cluster, settings.bootstrap, settings.seed)
+            of_models.append((row.variant.label, groups_table(frame, by, settings.bootstrap)))
+        tables.append((by, of_models))
+    return tables
 
 
 def _gain_series(settings: Settings, x: Sequence[Any], rows: Sequence[Row]) -> list[Series]:

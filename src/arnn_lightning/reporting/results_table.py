@@ -2,9 +2,13 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import polars as pl
+
+from arnn_lightning.evaluation.groups import MIN_CLUSTERS
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.reporting.comparison import SESSION_ENCODER, Estimate, Row, Section, shown_references
 
@@ -48,8 +52,9 @@ def page_table(section: Section, rows: Sequence[Row], metrics: Sequence[str], co
         line += [gain_cell(row, reference, metric) for reference in references for metric in metrics]
         lines.append([*line, str(len(row.metrics[metrics[0]].by_seed))])
     caption = (
-        f"Below each figure its {100 * confidence:g} % bootstrap interval; after ± the standard deviation over seeds. "
-        "Differences are paired on the same predictions and seeds. The best is bold."
+        f"Below each figure its {100 * confidence:g} % interval; after ± the standard deviation over seeds. "
+        "Differences are paired on the same predictions and seeds; their p values are adjusted for all differences of "
+        "this table (Holm), and the number of resamples bounds them from below. The highest mean of a column is bold."
     )
     if SESSION_ENCODER in references:
         caption += " The session encoder is the one of the same run."
@@ -63,7 +68,48 @@ def gain_cell(row: Row, reference: str, metric: str) -> str | Cell:
         return ""
     before = row.metrics[metric].mean - gain.mean
     share = f"({gain.mean / before:+.1%})" if before else ""
-    return Cell(f"{gain.mean:+.4f}", share, format_interval(gain, "+.4f"))
+    return Cell(f"{gain.mean:+.4f}", share, f"{format_interval(gain, '+.4f')}; {format_p(gain.p)}")
+
+
+def groups_table(frame: pl.DataFrame, title: str, bootstrap: Mapping[str, Any]) -> Table:
+    """Metrics by group and their gaps to all other predictions, for the terminal and the page.
+
+    Args:
+        frame: as returned by ``group_metrics``.
+        title: of the first column.
+        bootstrap: ``unit`` and ``confidence``.
+    """
+    metrics = [name.removesuffix("_gap") for name in frame.columns if name.endswith("_gap")]
+    header = [title, "predictions", f"{bootstrap['unit']}s"]
+    for metric in metrics:
+        header += [metric_label(metric), f"{metric_label(metric)}, to all others"]
+    rows: list[list[str | Cell]] = []
+    for group in frame.iter_rows(named=True):
+        row: list[str | Cell] = [group["group"], f"{group['predictions']:,}", f"{group['clusters']:,}"]
+        for metric in metrics:
+            for name, form in ((metric, ".4f"), (f"{metric}_gap", "+.4f")):
+                low, high, p = (group.get(f"{name}_{part}") for part in ("low", "high", "p"))
+                interval = "" if low is None else f"{low:{form}} to {high:{form}}"
+                text = "" if group[name] is None else f"{group[name]:{form}}"
+                row.append(Cell(text, "" if p is None else format_p(p), interval))
+        rows.append(row)
+    caption = (
+        f"Below each figure its {100 * bootstrap['confidence']:g} % interval. To all others: the group's mean minus "
+        f"that of all other predictions, with a p value (Holm's correction over the groups). Groups of fewer than "
+        f"{MIN_CLUSTERS} {bootstrap['unit']}s have no interval."
+    )
+    return Table(header, rows, caption)
+
+
+def format_p(p: float) -> str:
+    """A p value as in "p = .03".
+
+    >>> format_p(0.034), format_p(0.0002), format_p(1.0)
+    ('p = .034', 'p < .001', 'p = 1')
+    """
+    if p < 0.001:
+        return "p < .001"
+    return f"p = {p:.3f}".replace("0.", ".", 1) if p < 0.9995 else "p = 1"
 
 
 def markdown(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[str], confidence: float) -> str:
@@ -104,6 +150,7 @@ def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[s
     for metric in metrics:
         for quantity in (metric, f"{metric}_gain", f"{metric}_session_gain"):
             columns += [quantity, *(f"{quantity}_{statistic}" for statistic in ("low", "high", "std"))]
+            columns += [f"{quantity}_p"] if quantity != metric else []
         columns.append(f"{metric}_paper")
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
@@ -124,6 +171,10 @@ def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[s
                 gain, session_gain = (row.gains.get(reference, {}).get(metric) for reference in (base, SESSION_ENCODER))
                 line |= _statistics(metric, row.metrics[metric])
                 line |= _statistics(f"{metric}_gain", gain) | _statistics(f"{metric}_session_gain", session_gain)
+                line |= {
+                    f"{metric}_gain_p": gain and gain.p,
+                    f"{metric}_session_gain_p": session_gain and session_gain.p,
+                }
                 line[f"{metric}_paper"] = _paper_figure(section, row, metric)
             writer.writerow(line)
     return buffer.getvalue()

@@ -7,10 +7,12 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
+import numpy as np
 import polars as pl
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +20,7 @@ from yaml import YAMLError
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import RANKS, EvaluationResult
+from arnn_lightning.preprocessing.dataset import PreparedDataset
 
 TRAINING, EVALUATION = "arnn_lightning.tasks.train.", "arnn_lightning.tasks.evaluate."
 # May differ between runs that are averaged: paths, speed, output. Data and models are identified by themselves, see
@@ -77,11 +80,13 @@ class DataSet:
         manifest: its manifest.
         users: user, n_known (number of known attributes).
         train: user, item of every training event.
+        prepared: the folder with everything else.
     """
 
     manifest: Mapping[str, Any]
     users: pl.DataFrame
     train: pl.DataFrame
+    prepared: PreparedDataset
 
     @property
     def key(self) -> str:
@@ -93,6 +98,11 @@ class DataSet:
     @property
     def n_items(self) -> int:
         return int(self.manifest["dims"]["n_items"])
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """(I,) number of training events of every item."""
+        return np.bincount(self.train["item"].to_numpy(), minlength=self.n_items)
 
     @classmethod
     def read(cls, folder: Path) -> "DataSet":
@@ -108,7 +118,14 @@ class DataSet:
         train = pl.read_parquet(folder / "train.parquet", columns=["user", "item"])
         if train.is_empty() or not train["user"].is_in(users["user"].implode()).all():
             raise ValueError("train.parquet is empty, or has users that are not in users.parquet")
-        return cls(manifest, users, train)
+        return cls(manifest, users, train, PreparedDataset(folder))
+
+    def attribute(self, name: str) -> tuple[np.ndarray, list[str]] | None:
+        """See ``PreparedDataset.attribute``; None where the data set lacks it."""
+        try:
+            return self.prepared.attribute(name)
+        except (UserError, *DAMAGE):
+            return None
 
 
 @dataclass(frozen=True)

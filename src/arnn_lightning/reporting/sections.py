@@ -1,6 +1,7 @@
 """The content of a report: sentences, tables and charts of every data set, which report.html.j2 lays out."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import write_text
@@ -27,7 +28,8 @@ from arnn_lightning.reporting.comparison import (
     group_runs,
     shown_references,
 )
-from arnn_lightning.reporting.figures import Figure, section_charts, setting_charts
+from arnn_lightning.reporting.console import number, seed_guidance
+from arnn_lightning.reporting.figures import Figure, group_tables, section_charts, setting_charts
 from arnn_lightning.reporting.results_table import (
     Cell,
     Table,
@@ -41,7 +43,7 @@ from arnn_lightning.reporting.runs import Run, SkippedRun, flatten
 
 ASSIGNMENT = "data.contexts.assignment"
 MAX_NAMED_RUNS = 3
-OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", "evaluation.lists", "search.", "task.")
+OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", "evaluation.groups", "search.", "task.")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["breakable"] = _breakable
     html = environment.get_template("report.html.j2").render(
         names=", ".join(by_data),
         settings=settings,
@@ -100,6 +103,11 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
     )
 
 
+def _breakable(text: str) -> Markup:
+    """A text that may be broken after the dots and equal signs of keys."""
+    return Markup(re.sub(r"([.=,])(?=\w)", r"\1<wbr>", str(escape(text))))
+
+
 def _section_order(view: SectionView) -> tuple[bool, bool, int]:
     settings = view.section.settings
     return (settings.get(ASSIGNMENT, "own") != "own", settings.get(N_ATTRIBUTES) is not None, -len(view.section.runs))
@@ -111,17 +119,18 @@ def _headline(view: SectionView) -> str | None:
         return None
     estimate, gain = row.metrics[metric], row.session_gains[metric]
     before = estimate.mean - gain.mean
+    n_seeds, unit = len(gain.by_seed), view.settings.bootstrap["unit"]
+    over = f"over {unit}s and {n_seeds} seeds" if n_seeds > 1 else f"over {unit}s, one seed"
+    model, encoder = row.variant.label, f"its session encoder {row.session_name}"
     figures = (
-        f"{metric_label(metric)} {estimate.mean:.4f} against {before:.4f}, paired difference {gain.mean:+.4f} "
-        f"({view.settings.percent} {format_interval(gain, '+.4f')}, {counted(len(gain.by_seed), 'seed')})"
+        f"{metric_label(metric)} {estimate.mean:.4f} and {before:.4f}, paired difference {gain.mean:+.4f} "
+        f"({view.settings.percent} interval {format_interval(gain, '+.4f')}, {over})"
     )
     place = f"On {view.section.name}"
     if gain.low <= 0 <= gain.high or not before:
-        models = f"{row.variant.label} and its session encoder {row.session_name}"
-        return f"{place}, the difference between {models} is not significant: {figures}."
+        return f"{place}, the results are compatible with no difference between {model} and {encoder}: {figures}."
     direction = "above" if gain.mean > 0 else "below"
-    share = f"{abs(gain.mean) / before:.1%}"
-    return f"{place}, {row.variant.label} is {share} {direction} its session encoder {row.session_name}: {figures}."
+    return f"{place}, {model} is {abs(gain.mean) / before:.1%} {direction} {encoder}: {figures}."
 
 
 def _data_set(group: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[str, Any]:
@@ -129,14 +138,21 @@ def _data_set(group: Sequence[SectionView], styles: Mapping[str, Style]) -> dict
     main, others = group[0], group[1:]
     return {
         "section": main.section,
-        "notes": list(dict.fromkeys(main.section.notes)),
+        "notes": list(dict.fromkeys([*main.section.notes, *_guidance(main)])),
         "table": _results(main),
         "figures": list(section_charts(main, styles)),
+        "groups": group_tables(main),
         "other_notes": list(dict.fromkeys(note for view in others for note in view.section.notes)),
         "other_figures": list(setting_charts(group)) if others else [],
         "other_table": _other_settings(main, others) if others else None,
         "extra_metrics": _extra_metrics(main),
     }
+
+
+def _guidance(view: SectionView) -> list[str]:
+    """A sentence where every model was trained once."""
+    guidance = seed_guidance(view.n_seeds, view.settings.bootstrap["unit"]) if view.n_seeds else None
+    return [guidance[0].upper() + guidance[1:] + "."] if guidance else []
 
 
 def _results(view: SectionView) -> Table:
@@ -157,19 +173,28 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
             if main_variant is not None and _same_ranks(row.variant, main_variant):
                 continue
             estimate = row.metrics[metric]
-            line: list[str | Cell] = [view.section.label, row.variant.label]
+            line: list[str | Cell] = [_short(view.section.label), row.variant.label]
             line.append(Cell(f"{estimate.mean:.4f}", subtext=format_interval(estimate, ".4f")))
             line += [gain_cell(row, reference, metric) for reference in references]
             line.append(_paired_to(main_variant, row.variant, main))
             lines.append([*line, str(len(estimate.by_seed))])
     header = ["setting", "model", name, *(f"{name} - {reference}" for reference in references)]
-    header += [f"{name}, to {main.section.label}", "seeds"]
+    header += ["to the first setting", "seeds"]
     caption = (
-        f"{settings.percent} intervals below. The last difference is that of a model to its result under the "
-        "first setting, paired by prediction and seed, if both are on the same data. Models unaffected by the setting "
-        "are omitted."
+        f"{settings.percent} intervals below. To the first setting: the difference of a model to its result under "
+        f"{main.section.label}, paired by prediction and seed, if both are on the same data. Models unaffected by the "
+        "setting are omitted. p values are adjusted for all differences under the same setting (Holm)."
     )
     return Table(header, lines, caption, text_columns=(0, 1))
+
+
+def _short(label: str) -> str:
+    """A label of settings without the sections of their keys.
+
+    >>> _short("data.contexts.n_attributes=2, trainer.devices=1")
+    'n_attributes=2, devices=1'
+    """
+    return re.sub(r"[\w.]+\.(?=\w+=)", "", label)
 
 
 def _same_ranks(variant: Variant, main_variant: Variant) -> bool:
@@ -192,19 +217,17 @@ def _extra_metrics(view: SectionView) -> Table:
         row.variant.label: extra_metrics(row.variant, view.settings.metrics, view.section.data) for row in view.rows
     }
     names = list(dict.fromkeys(name for metrics in by_model.values() for name in metrics))
-    lines = [[label, *(_number(metrics.get(name)) for name in names)] for label, metrics in by_model.items()]
+    lines: list[list[str | Cell]] = [
+        [label, *(number(metrics[name]) if name in metrics else "" for name in names)]
+        for label, metrics in by_model.items()
+    ]
     caption = (
         "Macro: mean over sessions. Tie rate: share of predictions whose target is tied with another item. "
-        "Coverage@20: share of the catalogue that was recommended at least once; mean popularity: training events of a "
-        "recommended item."
+        "Of the recommended lists, right or not: coverage, the share of the catalogue that is recommended at least "
+        "once; novelty, the mean of -log2 of a recommended item's share of training events; Gini index of how often "
+        "each item is recommended (0: all equally often); mean popularity, the training events of a recommended item."
     )
     return Table(["model", *names], lines, caption)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value > 10 else f"{value:.4f}"
 
 
 def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[str, Any]:

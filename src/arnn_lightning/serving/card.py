@@ -157,4 +157,4 @@ def _groups(
             "popularity of the next item": by_popularity(ranks["item"], train, prepared.dims["n_items"]),
         }
     value, cluster = result.per_prediction(metric), ranks[str(bootstrap["unit"])].to_numpy()
-    return {by: group_metrics(value, label, cluster, bootstrap, seed) for by, label in labels.items()}
+    return {by: group_metrics({"mean": [value]}, label, cluster, bootstrap, seed) for by, label in labels.items()}

@@ -20,7 +20,14 @@ from arnn_lightning.reporting.console import results_table
 from arnn_lightning.run_folder import METRICS_FILE, require_same_task, write_record
 from arnn_lightning.tasks.lists import run_lists
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.tasks.train import check_cutoffs, metadata_maker, published_results
+from arnn_lightning.tasks.train import (
+    check_evaluation,
+    groups_of_attributes,
+    groups_record,
+    metadata_maker,
+    print_groups,
+    published_results,
+)
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
 from arnn_lightning.training.stage import all_metrics, evaluate_model, headline_metrics, run_settings, to_container
@@ -56,28 +63,32 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
         config.data = to_container(config.data)  # interpolations pass the paths on to the reader
     check_targets(to_container(config.data), config.trusted_modules)
     prepared = _test_data(config, metadata["prepared"], folder, moved=any(key in PATHS for key in given))
-    check_cutoffs(config, prepared)
+    check_evaluation(config, prepared)
     model = build_model(metadata["model"], run_settings(config), metadata_maker(config, prepared))
     load_weights(model, checkpoint, config.checkpoint)
     result = evaluate_model(model, prepared, config)
     if rank_and_world_size()[0] != 0:
         return
     result.write(folder)
+    groups = groups_of_attributes([result], prepared, config)
     metrics = {
         "data": config.data.name,
         "model": config.model.name,
         "seed": metadata["seed"],
         "assignment": config.data.contexts.assignment,
         "test": result.metrics(all_metrics(config)),
+        "groups": groups_record(groups),
         "manifest": prepared.manifest_sha256,
     }
     write_record(record, folder)
     write_json(folder / METRICS_FILE, metrics)
     title = f"{config.checkpoint} on {config.data.name}"
     bootstrap = to_container(config.evaluation.bootstrap)
-    Console().print(
+    console = Console()
+    console.print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
     )
+    print_groups(console, groups, config)
 
 
 def _given_settings() -> dict[str, Any]:

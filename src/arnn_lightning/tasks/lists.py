@@ -14,7 +14,13 @@ from arnn_lightning.io import write_json
 from arnn_lightning.reporting.console import results_table
 from arnn_lightning.run_folder import METRICS_FILE, task_folder
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.tasks.train import check_cutoffs, published_results
+from arnn_lightning.tasks.train import (
+    check_evaluation,
+    groups_of_attributes,
+    groups_record,
+    print_groups,
+    published_results,
+)
 from arnn_lightning.training.stage import all_metrics, headline_metrics, to_container
 
 
@@ -30,17 +36,19 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     file = Path(config.lists)
     lists = read_lists(file)
     prepared = prepare_data(config)
-    check_cutoffs(config, prepared)
+    check_evaluation(config, prepared)
     result, n_missing = evaluate_lists(
         config.name or file.stem,
         lists,
         pl.read_parquet(prepared.folder / "test.parquet"),
         pl.read_parquet(prepared.folder / "items.parquet")["id"],
         config.evaluation.ties,
-        config.evaluation.lists,
+        max(config.evaluation.cutoffs),
         str(file),
     )
+    result = result.with_lists(prepared.item_popularity(), max(config.evaluation.cutoffs))
     result.write(folder)
+    groups = groups_of_attributes([result], prepared, config)
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     record = {
@@ -52,6 +60,7 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
         "val": {},
         "encoders": {},
         "baselines": {},
+        "groups": groups_record(groups),
         "manifest": prepared.manifest_sha256,
         "seconds": {},
         "train_events_per_second": None,
@@ -62,6 +71,7 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     console.print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
     )
+    print_groups(console, groups, config)
     if n_missing:
         n = result.ranks.height
         console.print(f"{n_missing:,} of {n:,} predictions have no list and count as not hit", soft_wrap=True)

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.metrics import metric_names, parse_metric
+from arnn_lightning.evaluation.metrics import LIST_METRICS, metric_names, parse_metric
 from arnn_lightning.reporting.comparison import Settings, counted
 from arnn_lightning.reporting.console import rich_table
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
@@ -53,7 +53,8 @@ def run(config: DictConfig) -> None:
 def _settings(config: DictConfig) -> Settings:
     names = config.report.metrics
     if names is None:
-        names = metric_names(config.evaluation.metrics, [max(config.evaluation.cutoffs)])
+        kinds = [kind for kind in config.evaluation.metrics if kind not in LIST_METRICS]
+        names = metric_names(kinds, [max(config.evaluation.cutoffs)])
     for name in names:
         parse_metric(name)
     if not 1 <= len(names) <= MAX_METRICS:
@@ -62,6 +63,7 @@ def _settings(config: DictConfig) -> Settings:
         metrics=list(names),
         base=config.report.base,
         cutoffs=list(config.report.cutoffs),
+        groups=list(config.evaluation.groups),
         ties=config.evaluation.ties,
         bootstrap=OmegaConf.to_container(config.evaluation.bootstrap, resolve=True),  # type: ignore[arg-type]
         seed=config.seed,

@@ -7,9 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -19,14 +21,21 @@ from torch import Tensor, nn
 
 from arnn_lightning.config import applied_files
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.groups import by_known_attributes, by_position, group_means
-from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.evaluation.groups import group_labels, group_metrics
+from arnn_lightning.evaluation.result import EvaluationResult, metric_intervals
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset
-from arnn_lightning.reporting.console import data_notes, paired_difference_line, results_table
+from arnn_lightning.reporting.console import (
+    data_notes,
+    paired_difference_line,
+    results_table,
+    rich_table,
+    seed_guidance,
+)
+from arnn_lightning.reporting.results_table import groups_table
 from arnn_lightning.run_folder import (
     METRICS_FILE,
     has_record,
@@ -46,6 +55,7 @@ from arnn_lightning.training.stage import (
     fit_counts,
     headline_metrics,
     is_extended,
+    prediction_metrics,
     restart_stage,
     run_settings,
     to_container,
@@ -126,7 +136,7 @@ def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback], test
     prepared = rank_zero_first(lambda: prepare_data(config))
     stopwatch.lap("prepare")
     check_tuned(config, HydraConfig.get().runtime, prepared)
-    check_cutoffs(config, prepared)
+    check_evaluation(config, prepared)
     fill_dims(config, prepared)
     first = rank_and_world_size()[0] == 0
     if first:
@@ -176,12 +186,13 @@ def _train_and_test(
         notes: dict[str, Any] = {"resumed": True} if record.is_resumed else {}
         if initial:
             notes["init_from"] = {role or "model": weights.record for role, weights in initial.items()}
-        _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, notes)
         results = [*baselines.values(), *encoders.values(), result]
-        _print_results(config, folder, results)
-        _log_groups(
-            loggers, prepared, results, headline_metrics(config), folder
-        )  # last: a dashboard that fails or hangs costs no result
+        groups = groups_of_attributes(results, prepared, config)
+        notes["groups"] = groups_record(groups)
+        _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, notes)
+        _print_results(config, folder, results, groups)
+        # Last: a dashboard that fails or hangs costs no result.
+        _log_tables(loggers, prepared, results, encoders.get("session"), config, folder)
     return validation.get(config.evaluation.monitor)
 
 
@@ -236,8 +247,13 @@ def published_results(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
     return figures
 
 
-def check_cutoffs(config: DictConfig, prepared: PreparedDataset) -> None:
-    """Raises UserError where a K is not smaller than the catalogue: every item would be a hit."""
+def check_evaluation(config: DictConfig, prepared: PreparedDataset) -> None:
+    """Raises UserError where a K is not smaller than the catalogue (every item is a hit), or a group is unknown."""
+    for name in config.evaluation.groups:
+        try:
+            prepared.attribute(name)
+        except UserError as error:
+            raise UserError(f"evaluation.groups: {error}") from error
     n_items = int(prepared.dims["n_items"])
     for k in config.evaluation.cutoffs:
         if k >= n_items:
@@ -287,6 +303,59 @@ def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> 
             f"{names} was tuned on another log; leave it out by {' '.join(f'~tuned@{package}' for package in files)}, "
             "delete it to tune again, or delete its line tuned_on to use it on every log"
         )
+
+
+def labels_of_predictions(ranks: pl.DataFrame, prepared: PreparedDataset, config: DictConfig) -> dict[str, pl.Series]:
+    """Every way to group the predictions of the test split, ``evaluation.groups`` among them."""
+    train = pl.read_parquet(prepared.folder / "train.parquet", columns=["user", "item"])
+    attributes = {name: prepared.attribute(name) for name in config.evaluation.groups}
+    return group_labels(ranks, prepared.users(), train, prepared.dims["n_items"], attributes)
+
+
+def groups_of_attributes(
+    results: Sequence[EvaluationResult], prepared: PreparedDataset, config: DictConfig
+) -> dict[str, dict[str, pl.DataFrame]]:
+    """By attribute of ``evaluation.groups`` and model, the metrics of ``evaluation.metrics``; see ``group_metrics``."""
+    if not config.evaluation.groups:
+        return {}
+    labels = labels_of_predictions(results[0].ranks, prepared, config)
+    return {
+        attribute: {result.name: _grouped(result, labels[attribute], config) for result in results}
+        for attribute in config.evaluation.groups
+    }
+
+
+def print_groups(console: Console, groups: Mapping[str, Mapping[str, pl.DataFrame]], config: DictConfig) -> None:
+    """A table per attribute, of the last model."""
+    bootstrap = to_container(config.evaluation.bootstrap)
+    for attribute, frames in groups.items():
+        model, frame = list(frames.items())[-1]
+        table = groups_table(frame, attribute, bootstrap)
+        console.print(rich_table(f"{model} by {attribute}", table))
+        console.print(table.caption, soft_wrap=True, markup=False, highlight=False)
+
+
+def groups_record(groups: Mapping[str, Mapping[str, pl.DataFrame]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What metrics.json contains of the groups: attribute -> model -> a row per group."""
+    return {
+        attribute: {model: frame.to_dicts() for model, frame in frames.items()} for attribute, frames in groups.items()
+    }
+
+
+def _grouped(
+    result: EvaluationResult,
+    label: pl.Series,
+    config: DictConfig,
+    base: EvaluationResult | None = None,
+    intervals: bool = True,
+) -> pl.DataFrame:
+    """The metrics of a model by group, or its gains over ``base``."""
+    bootstrap = to_container(config.evaluation.bootstrap)
+    values = {name: [result.per_prediction(name)] for name in prediction_metrics(config)}
+    if base is not None:
+        values = {name: [value - base.per_prediction(name)] for name, (value,) in values.items()}
+    cluster = result.ranks[bootstrap["unit"]].to_numpy()
+    return group_metrics(values, label, cluster, bootstrap if intervals else None, config.seed)
 
 
 def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:
@@ -418,33 +487,65 @@ def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[s
     return results
 
 
-def _log_groups(
+def _log_tables(
     loggers: Sequence[SafeLogger],
     prepared: PreparedDataset,
     results: Sequence[EvaluationResult],
-    metrics: Sequence[str],
+    session: EvaluationResult | None,
+    config: DictConfig,
     folder: Path,
 ) -> None:
-    ranks = results[-1].ranks
-    labels = {
-        "position": by_position(ranks["position"]),
-        "known_attributes": by_known_attributes(ranks["user"], prepared.users()),
-    }
+    """The results, metrics by group and gains by group, as a report has them, for the loggers that take tables."""
+    if any(hasattr(logger.logger, "log_tables") for logger in loggers):
+        tables = {"results": _results_frame(results, config)}
+        for by, label in labels_of_predictions(results[-1].ranks, prepared, config).items():
+            key = f"by_{by.replace(' ', '_')}"
+            frames = [
+                _grouped(result, label, config, intervals=result is results[-1]).select(
+                    pl.lit(result.name).alias("model"), pl.all()
+                )
+                for result in results
+            ]
+            tables[key] = pl.concat(frames, how="diagonal").select(frames[-1].columns)
+            if session is not None:
+                tables[f"gain_{key}"] = _grouped(results[-1], label, config, session)
+        for logger in loggers:
+            logger.log_tables({f"test/{key}": table for key, table in tables.items()})
     for logger in loggers:
-        for by, label in labels.items():
-            groups = {result.name: group_means(result.ranks, label, metrics) for result in results}
-            logger.log_group_metrics(by, groups)
         logger.log_files(results[-1].name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
+
+
+def _results_frame(results: Sequence[EvaluationResult], config: DictConfig) -> pl.DataFrame:
+    """Every model's metrics with their intervals, and its metrics of lists."""
+    names = prediction_metrics(config)
+    low, high = metric_intervals(results, names, to_container(config.evaluation.bootstrap), config.seed)
+    rows = []
+    for index, result in enumerate(results):
+        row: dict[str, Any] = {"model": result.name}
+        for column, name in enumerate(names):
+            value = float(result.per_prediction(name).mean())
+            row |= {name: value, f"{name}_low": low[index, column], f"{name}_high": high[index, column]}
+        rows.append(row | dict(result.lists))
+    return pl.DataFrame(rows)
+
+
+def _is_multirun() -> bool:
+    return HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def _how_to_resume() -> str:
     hydra = HydraConfig.get()
     folder = os.path.relpath(hydra.runtime.output_dir)
-    key = f"sweep.dir={hydra.sweep.dir}" if hydra.mode is RunMode.MULTIRUN else f"run.dir={folder}"
+    key = f"sweep.dir={hydra.sweep.dir}" if _is_multirun() else f"run.dir={folder}"
     return f"Interrupted. Resume with the same command plus resume=true hydra.{key}\n"
 
 
-def _print_results(config: DictConfig, folder: Path, results: list[EvaluationResult]) -> None:
+def _print_results(
+    config: DictConfig,
+    folder: Path,
+    results: list[EvaluationResult],
+    groups: Mapping[str, Mapping[str, pl.DataFrame]],
+) -> None:
     if rank_and_world_size()[0] != 0:
         return
     console = Console()
@@ -453,18 +554,24 @@ def _print_results(config: DictConfig, folder: Path, results: list[EvaluationRes
     console.print(results_table(results, metrics, title, published_results(config), bootstrap, config.seed))
     if "session" in config.model:
         session = next(result for result in results if result.name == config.model.session.name)
-        line = paired_difference_line(results[-1], session, metrics, bootstrap, config.seed)
+        line = paired_difference_line(results[-1], session, prediction_metrics(config), bootstrap, config.seed)
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    for note in data_notes(config.data):
+    print_groups(console, groups, config)
+    guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None
+    for note in (*data_notes(config.data), *([guidance] if guidance else [])):
         console.print(note, soft_wrap=True, markup=False, highlight=False)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 
 def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
     metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
-    roles = [*metrics["baselines"].items(), *metrics["encoders"].items()]
-    results = [EvaluationResult.read(entry["model"], folder, role) for role, entry in roles]
-    results.append(EvaluationResult.read(metrics["model"], folder))
-    _print_results(config, folder, results)
+    entries = [*metrics["baselines"].items(), *metrics["encoders"].items()]
+    entries.append(("", {"model": metrics["model"]} | metrics["test"]))
+    results = [replace(EvaluationResult.read(entry["model"], folder, role), lists=entry) for role, entry in entries]
+    groups = {
+        attribute: {model: pl.DataFrame(rows) for model, rows in models.items()}
+        for attribute, models in metrics.get("groups", {}).items()
+    }
+    _print_results(config, folder, results, groups)
     value = metrics["val"].get(config.evaluation.monitor)
     return None if value is None else float(value)

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import Logger
 
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.metrics import metric_names, parse_metric
+from arnn_lightning.evaluation.metrics import LIST_METRICS, METRICS, is_of_lists, metric_names, parse_metric
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.io import write_text
 from arnn_lightning.loading.datamodule import SessionDataModule
@@ -67,11 +67,11 @@ def run_settings(config: DictConfig) -> RunSettings:
         raise UserError(f"trainer.precision={config.trainer.precision}: choose 32-true or bf16-mixed")
     parse_metric(config.evaluation.monitor)
     return RunSettings(
-        metrics=all_metrics(config),
-        headline=headline_metrics(config),
+        metrics=[name for name in all_metrics(config) if not is_of_lists(name)],
+        headline=prediction_metrics(config),
         monitor=config.evaluation.monitor,
         tie_mode=config.evaluation.ties,
-        track_recommendations=config.evaluation.lists,
+        list_length=max(config.evaluation.cutoffs),
         bf16=config.trainer.precision == "bf16-mixed",
         compile=config.performance.compile,
         cache_mb=config.performance.cache_mb,
@@ -79,13 +79,19 @@ def run_settings(config: DictConfig) -> RunSettings:
 
 
 def all_metrics(config: DictConfig) -> list[str]:
-    """Every metric at every cutoff of the config."""
-    return metric_names(config.evaluation.metrics, config.evaluation.cutoffs)
+    """What metrics.json contains: every metric at every cutoff, those of lists at the largest."""
+    cutoffs = config.evaluation.cutoffs
+    return metric_names(METRICS, cutoffs) + metric_names(LIST_METRICS, [max(cutoffs)])
 
 
 def headline_metrics(config: DictConfig) -> list[str]:
-    """Every metric at the largest cutoff: what tables show."""
+    """What tables show: ``evaluation.metrics`` at the largest cutoff."""
     return metric_names(config.evaluation.metrics, [max(config.evaluation.cutoffs)])
+
+
+def prediction_metrics(config: DictConfig) -> list[str]:
+    """Those of ``headline_metrics`` that single predictions have: what can be resampled, compared and grouped."""
+    return [name for name in headline_metrics(config) if not is_of_lists(name)]
 
 
 def make_datamodule(
@@ -201,12 +207,14 @@ def load_checkpoint_into(model: Recommender, path: Path, prepared: PreparedDatas
 def evaluate_model(
     model: Recommender, prepared: PreparedDataset, config: DictConfig, loggers: Sequence[Logger] = ()
 ) -> EvaluationResult:
-    """Ranks of every prediction of the test split."""
+    """Ranks of every prediction of the test split, and the metrics of the recommended lists."""
     _quick_trainer(config, loggers).test(model, datamodule=make_datamodule(prepared, config), verbose=False)
     split = pl.read_parquet(prepared.folder / "test.parquet")
-    return EvaluationResult.from_counts(
-        model.name, model.rank_counts, split, config.evaluation.ties, model.recommendation_counts
+    assert model.recommended is not None  # counted in every test
+    result = EvaluationResult.from_counts(
+        model.name, model.rank_counts, split, config.evaluation.ties, model.recommended.count_I.cpu()
     )
+    return result.with_lists(prepared.item_popularity(), model.settings.list_length)
 
 
 def validate_model(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> dict[str, float]:
