@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import bootstrap_means, holm, p_value, seed_bootstrap_means
+from arnn_lightning.evaluation.bootstrap import holm, p_value, seed_bootstrap_means
 from arnn_lightning.evaluation.result import EvaluationResult
 
 Answer = Literal["yes", "no", "unclear"]
@@ -77,11 +77,11 @@ def measure_gain(
         seed: of the resampling.
     """
     difference = value - base
-    resamples = bootstrap["resamples"]
-    means = seed_bootstrap_means(difference[:, :, None], cluster, resamples, seed)[:, 0]
-    over_users = bootstrap_means(difference.mean(0)[:, None], cluster, resamples, seed)[:, 0]
+    means = seed_bootstrap_means(difference[:, :, None], cluster, bootstrap["resamples"], seed)[:, 0]
     by_seed = difference.mean(1)
     low, high = np.quantile(means, [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2])
+    _, index = np.unique(cluster, return_inverse=True)
+    from_mean = np.bincount(index, difference.mean(0) - by_seed.mean())  # per user, summed
     return Gain(
         float(by_seed.mean()),
         float(low),
@@ -89,7 +89,7 @@ def measure_gain(
         p_value(means),
         float(base.mean()),
         tuple(by_seed.tolist()),
-        float(over_users.std(ddof=1)),
+        float(np.sqrt((from_mean**2).sum()) / len(cluster)),
         float(by_seed.std(ddof=1) / np.sqrt(len(by_seed))) if len(by_seed) > 1 else 0.0,
     )
 
