@@ -109,7 +109,7 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
         *([_source(verdict)] if verdict["helps"] == "yes" else []),
         *_new_users(verdict),
         _neighbours(verdict),
-        f"Deploy {verdict['deploy']['model']}.",
+        _deployment(verdict),
     ]
 
 
@@ -193,3 +193,10 @@ def _neighbours(verdict: Mapping[str, Any]) -> str:
     if gain["high"] < 0:
         return f"{shown} and does better ({verdict['profile_model']}: {_gain(gain)})."
     return f"{shown}: whether it would do cannot be told ({verdict['profile_model']}: {_gain(gain)})."
+
+
+def _deployment(verdict: Mapping[str, Any]) -> str:
+    model = verdict["deploy"]["model"]
+    if verdict["deploy"]["counted"]:
+        return f"Deploy {model}, which is the best on validation."
+    return f"Deploy {model}." if verdict["helps"] == "yes" else f"Deploy {model}, which needs no profiles."

@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -43,7 +44,14 @@ from arnn_lightning.preprocessing.contexts import PREFIX, attribute_names
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.reporting.console import data_notes
 from arnn_lightning.reporting.verdict import format_duration, write_verdict
-from arnn_lightning.run_folder import METRICS_FILE, has_record, require_same_settings, task_folder, write_record
+from arnn_lightning.run_folder import (
+    METRICS_FILE,
+    has_record,
+    require_same_settings,
+    stored_config,
+    task_folder,
+    write_record,
+)
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import BEST_OF_RUN, build_model, load_weights, read_checkpoint
@@ -88,7 +96,11 @@ class Job(NamedTuple):
     @property
     def seconds(self) -> float:
         """How long it took."""
-        return float(sum(self.metrics()["seconds"].values()))
+        return _seconds(self.metrics())
+
+
+def _seconds(metrics: Mapping[str, Any]) -> float:
+    return float(sum(metrics["seconds"].values()))
 
 
 class Costs(NamedTuple):
@@ -195,6 +207,10 @@ def run(config: DictConfig) -> None:
     """
     if config.trainer.get("strategy") is not None:
         raise UserError("task=verdict is not supported with trainer=ddp: its runs are one process each")
+    if config.data.contexts.assignment != "own":
+        raise UserError("data.contexts.assignment: task=verdict sets it, run by run; leave it out")
+    if HydraConfig.get().runtime.choices.get("experiment") is not None:
+        raise UserError("experiment: is not supported with task=verdict, which sets the models; choose data=NAME")
     with task_folder(config) as folder:
         if has_record(folder):
             require_same_settings(config, folder, ("budget", "max_seeds", "smallest_gain"))
@@ -226,8 +242,6 @@ class Verdict:
         self.attributes = attribute_names(self.prepared.manifest["config"]["contexts"])[:n_attributes]
         if not self.attributes:
             raise UserError(f"data={config.data.name} has no attributes; list them in data.contexts.single or .multi")
-        if config.data.contexts.assignment != "own":
-            raise UserError("data.contexts.assignment: is set by task=verdict, run by run; leave it out")
         if not self.prepared.manifest["splits"]["val"]["events"]:
             raise UserError(f"data={config.data.name} has no validation split: set data.split.val_days")
         self.budget = seconds_of(config.budget)
@@ -264,6 +278,9 @@ class Verdict:
         first_seed = self.config.seed
         first = self._jobs(first_seed)
         self._require_same_log([*self.counted, *(job for s in self._all_seeds() for job in self._jobs(s).values())])
+        self._earlier_seconds = sum(
+            _seconds(json.loads(file.read_text())) for file in self.folder.glob(f"*/{METRICS_FILE}")
+        )
         log.info(
             f"budget {format_duration(self.budget)}; measured first: models without training, {SESSION_MODEL} and "
             f"{PROFILE_MODEL} with seed {first_seed}"
@@ -302,12 +319,10 @@ class Verdict:
 
     def _require_same_log(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            if job.is_finished:
-                self._earlier_seconds += job.seconds
-                if job.metrics()["manifest"] != self.prepared.manifest_sha256:
-                    raise UserError(
-                        f"{job.folder}: was trained on another log than there is now; use another hydra.run.dir"
-                    )
+            if job.is_finished and job.metrics()["manifest"] != self.prepared.manifest_sha256:
+                raise UserError(
+                    f"{job.folder}: was trained on another log than there is now; use another hydra.run.dir"
+                )
 
     def _compose(self, overrides: Sequence[str], seed: int, folder: Path) -> DictConfig:
         given = self.given if any(text.startswith("logger=") for text in self.given) else [*self.given, "logger=csv"]
@@ -358,7 +373,7 @@ class Verdict:
         missing = [name for name in self.attributes if not self._hidden_file(seed, name).is_file()]
         if not missing:
             return
-        config = self._compose((f"model={PROFILE_MODEL}",), seed, run_folder)
+        config = stored_config(run_folder)
         checkpoint = read_checkpoint(run_folder)
         model = build_model(checkpoint["metadata"]["model"], run_settings(config))
         load_weights(model, checkpoint, run_folder)
@@ -584,13 +599,17 @@ class Verdict:
         self, helps: str, validation: Mapping[str, float], best: str, jobs: Sequence[Mapping[str, Job]]
     ) -> dict[str, Any]:
         """The model to deploy: the one with profiles where they help; a counted one where it validates better."""
-        arm = "own" if helps == "yes" else "session"
-        model = PROFILE_MODEL if helps == "yes" else SESSION_MODEL
-        if validation[best] > validation[arm]:
-            (job,) = (job for job in self.counted if job.description == best)
-            return {"model": best, "command": self._command(f"model={best}"), "trained": str(job.folder)}
-        job = max((of_seed[arm] for of_seed in jobs), key=self._validation)
-        return {"model": model, "command": self._command(f"model={model}"), "trained": str(job.folder)}
+        arm, model = ("own", PROFILE_MODEL) if helps == "yes" else ("session", SESSION_MODEL)
+        candidates = [of_seed[arm] for of_seed in jobs]
+        if is_counted := validation[best] > validation[arm]:
+            model, candidates = best, [job for job in self.counted if job.description == best]
+        job = max(candidates, key=self._validation)
+        return {
+            "model": model,
+            "counted": is_counted,
+            "command": self._command(f"model={model}"),
+            "trained": os.path.relpath(job.folder),
+        }
 
     def _command(self, *overrides: str) -> str:
         given = [text for text in self.given if not text.startswith(("logger=", "paths.", "performance."))]
