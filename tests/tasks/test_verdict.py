@@ -106,6 +106,7 @@ def test_other_settings_do_not_mix_in_one_folder(
 
 def test_its_runs_share_the_session_encoder(verdict: SimpleNamespace) -> None:
     for arm in ("own", "permuted", "per_session"):
+        assert not (verdict.folder / f"{arm}-seed2" / "checkpoints" / "session").exists()  # not trained there
         shared = pl.read_parquet(verdict.folder / f"{arm}-seed2" / "test_ranks_session.parquet")
         assert shared.equals(pl.read_parquet(verdict.folder / "session-seed2" / "test_ranks.parquet"))
 
@@ -188,7 +189,8 @@ def test_every_figure_follows_from_the_ranks(verdict: SimpleNamespace) -> None:
     for place, (p_value, name) in enumerate(family):
         largest = max(largest, min(1.0, p_value * (len(family) - place)))
         assert shown["claims"][name]["adjusted_p_value"] == pytest.approx(largest, abs=1e-9)
-        assert shown["claims"][name]["holds"] == (largest < 0.05 and shown["gains"][name]["mean"] > 0)
+        result = "not shown" if largest >= 0.05 else "above 0" if shown["gains"][name]["mean"] > 0 else "below 0"
+        assert shown["claims"][name]["result"] == result
     smallest = 0.01 * shown["gains"]["over_session"]["base"]
     both = [shown["gains"][name] for name in ("over_session", "over_per_session")]
     is_no, is_yes = any(gain["high"] < smallest for gain in both), all(gain["low"] > 0 for gain in both)
@@ -290,6 +292,21 @@ def test_the_deployed_model_is_trained_by_the_command(verdict: SimpleNamespace) 
     assert shlex.split(deploy["command"]) == command
 
 
+def test_users_are_held_out_where_the_log_has_few_new_ones(
+    verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arnn_lightning.tasks.verdict.MIN_NEW_USERS", 121)  # there are 120
+    n_trained = len(verdict.after)
+    assert arnn_here(VERDICT, monkeypatch) == 0
+    assert verdict.after[n_trained:] == ["arnn_strong own 1", "arnn_strong own 2"]
+    shown, again = json.loads((verdict.folder / "verdict.json").read_text()), Recomputed(verdict.folder)
+    files = [f"new_users-seed{seed}/test_ranks{{}}.parquet" for seed in (1, 2)]
+    own, session = (again.values(*(file.format(role) for file in files)) for role in ("", "_session"))
+    held_out = pl.read_parquet(verdict.folder / files[0].format(""))["user"]
+    assert shown["new_users"] == {"users": held_out.n_unique(), "predictions": len(held_out), "held_out": True}
+    assert shown["gains"]["new_users"]["mean"] == pytest.approx((own - session).mean(), abs=1e-9)
+
+
 def test_a_budget_for_less_than_two_seeds_is_no_answer(
     verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,10 +388,8 @@ def words(helps: str, content: bool, recognition: bool, high: float = 0.05) -> s
         "seed_error": 0.02,
     }
     names = ("over_session", "over_per_session", "content", "recognition", "over_counted", "new_users")
-    claims = {name: {"holds": True} for name in names} | {
-        "content": {"holds": content},
-        "recognition": {"holds": recognition},
-    }
+    holds = dict.fromkeys(names, True) | {"content": content, "recognition": recognition}
+    claims = {name: {"result": "above 0" if is_above else "not shown"} for name, is_above in holds.items()}
     figures: dict[str, Any] = {
         "helps": helps,
         "seeds": [1, 2, 3],

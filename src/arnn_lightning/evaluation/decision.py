@@ -151,17 +151,17 @@ def decide(over_session: Gain, over_control: Gain, smallest_gain: float) -> Answ
 
 
 def check_claims(claims: Mapping[str, Gain], confidence: float) -> dict[str, dict[str, Any]]:
-    """Which claims "this gain is above 0" hold, corrected for their number (Holm).
+    """Which gains differ from 0, corrected for their number (Holm).
 
     Returns:
-        by claim: ``p_value``, ``adjusted_p_value`` and ``holds``.
+        by claim: ``p_value``, ``adjusted_p_value`` and ``result``: "above 0", "below 0" or "not shown".
     """
     adjusted = holm(np.array([gain.p_value for gain in claims.values()]))
     return {
         name: {
             "p_value": gain.p_value,
             "adjusted_p_value": float(p),
-            "holds": bool(p < 1 - confidence and gain.mean > 0),
+            "result": "not shown" if p >= 1 - confidence else "above 0" if gain.mean > 0 else "below 0",
         }
         for (name, gain), p in zip(claims.items(), adjusted, strict=True)
     }

@@ -154,7 +154,7 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
 
 def _source(verdict: Mapping[str, Any]) -> str:
     content, recognition = verdict["gains"]["content"], verdict["gains"]["recognition"]
-    holds = {name: verdict["claims"][name]["holds"] for name in ("content", "recognition")}
+    holds = {name: verdict["claims"][name]["result"] == "above 0" for name in ("content", "recognition")}
     parts = f"recognising the user {_interval(recognition)}, what the profile contains {_interval(content)}"
     if all(holds.values()):
         return (
@@ -171,7 +171,7 @@ def _source(verdict: Mapping[str, Any]) -> str:
         return (
             f"It comes from recognising the user: profiles permuted among users, which only distinguish them, give "
             f"{recognition['mean']:+.4f} ({_interval(recognition)}), and the user's own {content['mean']:+.4f} more "
-            f"({_interval(content)}), which is not told from 0. Any stable label of a user would do."
+            f"({_interval(content)}), which is not above 0 beyond chance. Any stable label of a user would do."
         )
     return f"Whether it comes from recognising the user or from what the profile contains cannot be told ({parts})."
 
@@ -180,19 +180,21 @@ def _new_users(verdict: Mapping[str, Any]) -> list[str]:
     if verdict["new_users"] is None:
         return ["Too few users without a training session were tested to tell what profiles do for them."]
     new, gain = verdict["new_users"], verdict["gains"]["new_users"]
-    claim = "" if verdict["claims"]["new_users"]["holds"] else ", which is not told from 0"
+    claim = verdict["claims"]["new_users"]["result"]
+    result = {"above 0": "", "below 0": ": a loss", "not shown": ", which may be chance"}[claim]
     who = "held out of training" if new["held_out"] else "without a training session"
-    return [f"For the {new['users']:,} users {who} the gain is {_gain(gain)}{claim}."]
+    return [f"For the {new['users']:,} users {who} the gain is {_gain(gain)}{result}."]
 
 
 def _neighbours(verdict: Mapping[str, Any]) -> str:
-    name, gain = verdict["best_counted"], verdict["gains"]["over_counted"]
-    shown = f"The best model without training, {name}, has {gain['base']:.4f}"
-    if verdict["claims"]["over_counted"]["holds"]:
-        return f"{shown} and would not do ({verdict['profile_model']}: {_gain(gain)})."
-    if gain["high"] < 0:
-        return f"{shown} and does better ({verdict['profile_model']}: {_gain(gain)})."
-    return f"{shown}: whether it would do cannot be told ({verdict['profile_model']}: {_gain(gain)})."
+    gain, profile = verdict["gains"]["over_counted"], verdict["profile_model"]
+    result = {
+        "above 0": f"it would not replace {profile}",
+        "below 0": f"it is better than {profile}",
+        "not shown": f"its difference to {profile} may be chance",
+    }
+    name, claim = verdict["best_counted"], verdict["claims"]["over_counted"]["result"]
+    return f"The best model without training, {name}, has {gain['base']:.4f}: {result[claim]}."
 
 
 def _deployment(verdict: Mapping[str, Any]) -> str:
