@@ -40,6 +40,7 @@ confidence intervals. Everything is a setting: KEY=VALUE for a value, GROUP=NAME
   arnn model=gru4rec data=movielens_1m data.raw_dir=ml-1m
   arnn model=gru4rec model.hidden_size=200 model/optimizer=adam seed=2
   arnn -m model=gru4rec,arnn seed=1,2,3     every combination, one run each
+  arnn task=verdict data=movielens_1m       do profiles help? yes, no or unclear, on one page
   arnn task=report runs=multirun            one table and one page of many runs
   arnn data=tabular --cfg job               every setting and its value; nothing is run
 

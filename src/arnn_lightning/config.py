@@ -92,6 +92,7 @@ EDGES = Rule(
 TIMEZONE = Rule(
     "a time zone such as Europe/Berlin", lambda value: value == "UTC" or value in zoneinfo.available_timezones()
 )
+DURATION = r"([1-9]\d*)([smh])"
 DECAY = choice("same", "div", "linear", "log", "quadratic")
 POPULARITY_SCOPE = choice("log", "window", "train")
 
@@ -272,6 +273,10 @@ RULES = TRAINING_RULES | {
     "report.base": TEXT,
     "report.cutoffs": CUTOFFS,
     "models": list_of(TEXT, "models, as in [gru4rec,arnn]"),
+    "budget": text("a duration such as 90s, 15m or 2h", DURATION),
+    "max_seeds": integer(2),
+    "smallest_gain": PROBABILITY,
+    "counted": list_of(TEXT, "models without training, as in [pop,vsknn]"),
     "trials": integer(0),
     "workers": integer(1),
     "pruner": NULL,
@@ -363,6 +368,13 @@ READ_BY_TASK = {
     "report": (
         ("runs", "report", "evaluation", "seed", "paths", "published"),
         "task=report reads the runs' own settings",
+    ),
+    "verdict": (
+        (
+            *("budget", "max_seeds", "smallest_gain", "counted", "data", "evaluation", "performance", "trainer"),
+            *("paths", "seed", "logger", "published"),
+        ),
+        "task=verdict trains its models as they are",
     ),
     "evaluate": (
         (

@@ -190,6 +190,26 @@ def resumed_config(config: DictConfig, folder: Path) -> tuple[DictConfig, bool]:
     return merged, grown
 
 
+def require_same_settings(config: DictConfig, folder: Path, may_differ: Sequence[str]) -> None:
+    """Raises UserError where a setting of the command line, of now or of then, differs from the stored one.
+
+    Args:
+        config: of the task.
+        folder: of the task, with a record.
+        may_differ: keys that may differ, beside ``MAY_DIFFER``.
+    """
+    stored = stored_config(folder)
+    hydra = HydraConfig.get()
+    then, now = dict(stored_config(folder, "hydra").hydra.runtime.choices), dict(hydra.runtime.choices)
+    for key in _by_key([*stored_config(folder, "overrides"), *hydra.overrides.task]):
+        if key in may_differ:
+            continue
+        if key in then or key in now:
+            _require_equal(key, then.get(key), now.get(key), folder)
+        else:
+            _require_equal(key, _value(stored, key), _value(config, key), folder)
+
+
 def own_multirun(config: DictConfig) -> None:
     """Owns the folder of a multirun until the process ends, before Hydra writes into it.
 
