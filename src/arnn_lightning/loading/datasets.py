@@ -92,11 +92,12 @@ class SessionParallelDataset(Dataset[BatchChunk]):
 class TrainDataset(Dataset[TrainChunk]):
     """Training chunks: candidates, and the rows that each step reads, computed for a chunk at once.
 
-    The columns of a step's scores are the distinct items among its slots' targets and the extra negatives. log q: a column chosen at random
-    beside a slot's positive, of B - 1 other slots' targets and N extra items, shows an item with probability
-    q = ((B - 1) p + N s) / (B - 1 + N), p its share of the training targets and s its share under popularity^alpha. One
-    q for all columns, whichever way an item came in: a positive and a negative that are the same item must be corrected
-    alike.
+    The columns of a step's scores are the distinct items among its slots' targets and the extra negatives.
+
+    log q: a column chosen at random beside a slot's positive, of B - 1 other slots' targets and N extra items, shows an
+    item with probability q = ((B - 1) p + N s) / (B - 1 + N), p its share of the training targets and s its share under
+    popularity^alpha. One q for all columns, whichever way an item came in: a positive and a negative that are the same
+    item must be corrected alike.
 
     Args:
         chunks: the training split.

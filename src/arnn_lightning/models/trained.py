@@ -196,8 +196,8 @@ class SessionRecommender(Recommender):
         self._restore_rng()
         n_steps, batch_size = batch.item.shape
         state = self._training_state
-        # Lightning's wrapper is called for the last step of a chunk alone, so global_step counts chunks. Without any call
-        # it would stay 0, and no best checkpoint would be saved.
+        # Lightning's wrapper is called for the last step of a chunk alone: global_step counts chunks. Without any call it
+        # would stay 0, and no best checkpoint would be saved.
         optimizer = cast(LightningOptimizer, self.optimizers())
         losses_K, self._training_state = self.run_steps(
             batch, self.initial_state(batch_size) if state is None else state, optimizer.step
@@ -221,7 +221,7 @@ class SessionRecommender(Recommender):
         self.log(f"{prefix}steps", self.mini_batches.float(), on_step=True, on_epoch=False)
 
     def on_train_start(self) -> None:
-        # Lightning does not call on_train_epoch_start in an epoch that is resumed in its middle: what is set here stays.
+        # Lightning does not call on_train_epoch_start in an epoch resumed in its middle: what is set here stays.
         self._n_events_timed, self._seconds_timed, self._is_warm = 0, 0.0, False
         if self._resume_state is not None:
             device, n_devices = rank_and_world_size()

@@ -170,14 +170,14 @@ def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool
 class WithoutAttribute(PreparedDataset):
     """A prepared data set in which one attribute of all users is unknown."""
 
-    attribute: str
+    hidden_attribute: str
 
     def users(self) -> pl.DataFrame:
         users, vocabulary = super().users(), self.vocabulary()
-        column = f"{PREFIX}{self.attribute}"
+        column = f"{PREFIX}{self.hidden_attribute}"
         if column in users.columns:
             return users.with_columns(pl.lit(0, users.schema[column]).alias(column))
-        codes = vocabulary.filter(pl.col("attribute") == self.attribute, pl.col("kind") == "multi")["code"]
+        codes = vocabulary.filter(pl.col("attribute") == self.hidden_attribute, pl.col("kind") == "multi")["code"]
         return users.with_columns(pl.col("active").list.filter(~pl.element().is_in(codes.implode())))
 
 
