@@ -1,5 +1,6 @@
 """Small prepared data sets and models shared by the tests."""
 
+import copy
 import re
 from functools import cache
 from pathlib import Path
@@ -93,6 +94,12 @@ def python_block(text: str) -> str:
 
 
 def compose_config(*overrides: str) -> DictConfig:
+    return copy.deepcopy(_compose_config(*overrides))
+
+
+@cache
+def _compose_config(*overrides: str) -> DictConfig:
+    """Composing takes a fifth of a second, and the contract tests compose each model many times."""
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
         return compose("config", overrides=list(overrides), return_hydra_config=False)
 

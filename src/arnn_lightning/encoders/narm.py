@@ -2,10 +2,12 @@
 
     h_j = GRU(x_j, h_{j-1}),  alpha_j = v^T sigmoid(A_1 h_t + A_2 h_j),  query = B [h_t; sum_j alpha_j h_j]
 
-h_t is the global encoder's summary, the weighted sum the local encoder's; the paper's two GRUs have the same values, so
-there is one. The weights alpha are not normalised, as in the paper. Scores are products with the item vectors that are
-embedded (the paper's bilinear decoder), here with a bias per item. Known differences: embedding and GRU have one size
-(the paper's: 50 and 100), and the GRU is the one of nn/gru.py.
+h_t is the global encoder's summary and the weighted sum the local encoder's. Scores are products of the query with the
+embedded item vectors (the paper's bilinear decoder).
+
+Known differences: one GRU is both encoders, as in the authors' code and RecBole; the weights alpha are not normalised,
+as in the paper and RecBole (that code applies a softmax); embedding and GRU have one size (the paper's have 50 and
+100); the GRU is the one of nn/gru.py; scores have a bias per item.
 
 B batch slots, L events of a window, H hidden.
 """
