@@ -91,11 +91,9 @@ def test_an_interrupted_verdict_trains_only_what_is_missing(verdict: SimpleNames
     assert sorted(path.parent.name for path in verdict.folder.glob("*/metrics.json")) == sorted(RUNS)
 
 
-def test_a_finished_verdict_is_computed_again_without_training(
-    verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_seeds_count_whatever_the_budget(verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     n_trained = len(verdict.trained)
-    assert arnn_here([*VERDICT, "smallest_gain=0.5"], monkeypatch) == 0
+    assert arnn_here([*VERDICT, "smallest_gain=0.5", "budget=1s"], monkeypatch) == 0
     again = json.loads((verdict.folder / "verdict.json").read_text())
     assert again["gains"] == verdict.shown["gains"]
     assert again["smallest_gain_absolute"] == pytest.approx(50 * verdict.shown["smallest_gain_absolute"])
