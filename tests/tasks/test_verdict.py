@@ -67,7 +67,13 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         folder = root / "outputs" / "verdict" / "tabular"
         shown = json.loads((folder / "verdict.json").read_text())
         yield SimpleNamespace(
-            codes=(interrupted, finished), before=before, after=trained[5:], folder=folder, shown=shown, patch=patch
+            codes=(interrupted, finished),
+            before=before,
+            trained=trained,
+            after=trained[5:],
+            folder=folder,
+            shown=shown,
+            patch=patch,
         )
 
 
@@ -85,15 +91,13 @@ def test_an_interrupted_verdict_trains_only_what_is_missing(verdict: SimpleNames
     assert sorted(path.parent.name for path in verdict.folder.glob("*/metrics.json")) == sorted(RUNS)
 
 
-def test_a_finished_verdict_is_computed_again_without_training(
-    verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    n_trained = len(verdict.after)
-    assert arnn_here([*VERDICT, "smallest_gain=0.5"], monkeypatch) == 0
+def test_finished_seeds_count_whatever_the_budget(verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_trained = len(verdict.trained)
+    assert arnn_here([*VERDICT, "smallest_gain=0.5", "budget=1s"], monkeypatch) == 0
     again = json.loads((verdict.folder / "verdict.json").read_text())
     assert again["gains"] == verdict.shown["gains"]
     assert again["smallest_gain_absolute"] == pytest.approx(50 * verdict.shown["smallest_gain_absolute"])
-    assert len(verdict.after) == n_trained
+    assert len(verdict.trained) == n_trained
 
 
 def test_other_settings_do_not_mix_in_one_folder(
@@ -296,9 +300,9 @@ def test_users_are_held_out_where_the_log_has_few_new_ones(
     verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("arnn_lightning.tasks.verdict.MIN_NEW_USERS", 121)  # there are 120
-    n_trained = len(verdict.after)
+    n_trained = len(verdict.trained)
     assert arnn_here(VERDICT, monkeypatch) == 0
-    assert verdict.after[n_trained:] == ["arnn_strong own 1", "arnn_strong own 2"]
+    assert verdict.trained[n_trained:] == ["arnn_strong own 1", "arnn_strong own 2"]
     shown, again = json.loads((verdict.folder / "verdict.json").read_text()), Recomputed(verdict.folder)
     files = [f"new_users-seed{seed}/test_ranks{{}}.parquet" for seed in (1, 2)]
     own, session = (again.values(*(file.format(role) for file in files)) for role in ("", "_session"))

@@ -146,8 +146,8 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
         by_seeds = max(session["seed_error"], control["seed_error"]) > max(session["user_error"], control["user_error"])
         remedy = "more seeds (a larger budget)" if by_seeds else "more test users (a longer log, or more test days)"
         lines.append(
-            f"Neither are both gains certainly above 0, nor is one of them certainly below {smallest:.4f}, the least "
-            f"that matters; the intervals get narrower with {remedy}."
+            f"The two intervals are not both above 0, and neither ends below {smallest:.4f}, the least that matters; "
+            f"they get narrower with {remedy}."
         )
     return lines
 

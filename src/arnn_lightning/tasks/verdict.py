@@ -294,6 +294,9 @@ class Verdict:
             return
         costs = self._costs(first)
         self.plan = make_plan(self.budget, costs, self.config.max_seeds, self._lacks_new_users())
+        n_finished = sum(all(job.is_finished for job in self._jobs(seed).values()) for seed in self._all_seeds())
+        if n_finished >= 2:  # with a larger budget, earlier
+            self.plan = self.plan._replace(n_seeds=max(self.plan.n_seeds, n_finished))
         log.info(self._plan_line(costs))
         if not self.plan.n_seeds:
             self._conclude(self.plan.seconds)
