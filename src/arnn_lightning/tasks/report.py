@@ -44,6 +44,8 @@ def run(config: DictConfig) -> None:
             console.print(rich_table(title, table))
     else:
         console.print(report.markdown, soft_wrap=True, markup=False, highlight=False)
+    for note in report.notes:
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     page = folder / "report.html"
     console.print(
         f"{counted(len(runs), 'run')}: {os.path.relpath(page)} ({page.stat().st_size / 1e6:.1f} MB)", soft_wrap=True
