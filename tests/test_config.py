@@ -188,6 +188,8 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("model.hidden_size", "model.hidden_size: must be KEY=VALUE"),
         ("model.name=a=b", "model.name=a=b: the value cannot be parsed; quote special characters"),
         ("evaluation.metrics=[recal]", '"recal@5" is not a metric (did you mean "recall"?)'),
+        ("evaluation.metrics=[coverage]", "evaluation.metrics=[coverage]: must contain one of recall, mrr, ndcg"),
+        ("evaluation.monitor=gini@20", "gini@20 is a metric of lists"),
         ("evaluation.monitor=map@20", '"map@20" is not a metric; known: recall@K'),
         ("data.columns=3", "no key data.columns"),
         ("data=xing data.context_strength=0.5", "no key data.context_strength"),

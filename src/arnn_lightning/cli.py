@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from arnn_lightning import __version__
 from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key, unused_settings
 from arnn_lightning.errors import UserError, nearest, one_line
-from arnn_lightning.evaluation.metrics import metric_names, parse_metric
+from arnn_lightning.evaluation.metrics import METRICS, is_of_lists, metric_names, parse_metric
 from arnn_lightning.run_folder import add_stored_overrides, multirun_folder, own_multirun
 from arnn_lightning.sweeps.space import quote_spaces
 
@@ -95,6 +95,10 @@ def check(config: DictConfig, job: Any) -> list[str]:
     evaluation = config.evaluation
     reported = (config.get("report") or {}).get("metrics") or ()
     metric_names(evaluation.metrics, evaluation.cutoffs)
+    if all(map(is_of_lists, evaluation.metrics)):
+        raise UserError(
+            f"evaluation.metrics=[{','.join(evaluation.metrics)}]: must contain one of {', '.join(METRICS)}"
+        )
     for metric in (evaluation.monitor, *reported):
         parse_metric(metric)
     unused = unused_settings(config, job.overrides.task)

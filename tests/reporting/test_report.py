@@ -402,7 +402,7 @@ def test_task_report_writes_three_files(
     assert arnn(monkeypatch, "task=report", runs, f"paths.data={workspace}", small, "hydra.run.dir=out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"table2.md", "table2.csv", "report.html"}
     assert "| arnn |" in capsys.readouterr().out
-    assert "by known attributes" in (tmp_path / "out" / "report.html").read_text()
+    assert "Gain of arnn by position" in (tmp_path / "out" / "report.html").read_text()
     assert arnn(monkeypatch, "task=report", runs, "report.metrics=[recal@20]") == 2
     assert 'error: "recal@20" is not a metric (did you mean "recall"?)' in capsys.readouterr().err
     assert arnn(monkeypatch, "task=report", "runs=nowhere") == 2

@@ -248,6 +248,7 @@ def test_a_report_repeats_metrics_and_intervals_of_its_run(workspace: Path) -> N
     assert "| arnn |" in printed
     page = (workspace / "report" / "report.html").read_text()
     assert all(f"Gain of arnn by {group}" in page for group in ("position", "known attributes", "user", "popularity"))
+    assert "<h3>By country</h3>" in page  # a group of the run
 
 
 def test_metrics_of_lists_are_stored_for_every_model(workspace: Path) -> None:

@@ -128,6 +128,8 @@ def metric_intervals(
         bootstrap: ``resamples``, ``confidence`` and ``unit``.
         seed: of the resampling.
     """
+    if not names:
+        return np.empty((len(results), 0)), np.empty((len(results), 0))
     value = np.stack([result.per_prediction(name) for result in results for name in names], 1)
     cluster = results[0].ranks[bootstrap["unit"]].to_numpy()
     low, high = intervals(value, cluster, bootstrap["resamples"], bootstrap["confidence"], seed)

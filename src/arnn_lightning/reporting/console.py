@@ -44,23 +44,27 @@ def results_table(
         bootstrap: ``resamples``, ``confidence`` and ``unit``.
         seed: of the bootstrap.
     """
+    from arnn_lightning.evaluation.result import metric_intervals
+
     table = Table(title=title, title_justify="left")
     table.add_column("model")
     published = {metric for figures in paper.values() for metric in figures}
+    resampled = [metric for metric in metrics if not is_of_lists(metric)]
+    low, high = metric_intervals(results, resampled, bootstrap, seed)
     for metric in metrics:
         table.add_column(metric_label(metric), justify="right")
-        if not is_of_lists(metric):
+        if metric in resampled:
             table.add_column(f"{100 * bootstrap['confidence']:g} % interval", justify="right")
         if metric in published:
             table.add_column("paper", justify="right")
-    for result in results:
+    for row, result in enumerate(results):
         measured = result.metrics(metrics)
         cells = [result.name]
         for metric in metrics:
             cells.append(number(measured[metric]) if metric in measured else "")
-            if not is_of_lists(metric):
-                low, high = result.interval(metric, bootstrap, seed)
-                cells.append(f"{low:.4f} - {high:.4f}")
+            if metric in resampled:
+                column = resampled.index(metric)
+                cells.append(f"{low[row, column]:.4f} - {high[row, column]:.4f}")
             if metric in published:
                 figure = paper.get(result.name, {}).get(metric)
                 cells.append("" if figure is None else f"{figure:.4f}")

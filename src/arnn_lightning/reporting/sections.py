@@ -48,12 +48,13 @@ OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", 
 
 @dataclass(frozen=True)
 class Report:
-    """The contents of the files, and the results tables with their titles."""
+    """The contents of the files, the tables for a terminal with their titles, and remarks."""
 
     html: str
     markdown: str
     csv: str
     tables: Sequence[tuple[str, Table]]
+    notes: Sequence[str]
 
     def write(self, folder: Path) -> None:
         """Writes table2.md, table2.csv and report.html, atomically."""
@@ -77,12 +78,13 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["breakable"] = _breakable
+    data_sets = [_data_set(group, styles) for group in by_data.values()]
     html = environment.get_template("report.html.j2").render(
         names=", ".join(by_data),
         settings=settings,
         headlines=[headline for group in by_data.values() if (headline := _headline(group[0]))],
         skipped=skipped,
-        data_sets=[_data_set(group, styles) for group in by_data.values()],
+        data_sets=data_sets,
         speed=_speed(views, styles),
         configurations=[_configurations(name, group) for name, group in by_data.items()],
         commands=[
@@ -99,7 +101,13 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
         html,
         markdown(tables, settings.metrics, settings.bootstrap["confidence"]),
         csv_text(tables, settings.metrics),
-        [(view.section.title, _results(view)) for view in views],
+        [(view.section.title, _results(view)) for view in views]
+        + [
+            (f"{data_set['section'].title}: {models[0][0]} by {attribute}", models[0][1])
+            for data_set in data_sets
+            for attribute, models in data_set["groups"]
+        ],
+        list(dict.fromkeys(note for view in views for note in _guidance(view))),
     )
 
 

@@ -17,16 +17,15 @@ from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset, hash_files
 from arnn_lightning.preprocessing.later import prepare_later_log
 from arnn_lightning.reporting.console import results_table
+from arnn_lightning.reporting.run_tables import groups_record, print_groups
 from arnn_lightning.run_folder import METRICS_FILE, require_same_task, write_record
 from arnn_lightning.tasks.lists import run_lists
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import (
     check_evaluation,
-    groups_of_attributes,
-    groups_record,
     metadata_maker,
-    print_groups,
     published_results,
+    run_tables,
 )
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
@@ -70,7 +69,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     if rank_and_world_size()[0] != 0:
         return
     result.write(folder)
-    groups = groups_of_attributes([result], prepared, config)
+    groups = run_tables(config, prepared).groups([result])
     metrics = {
         "data": config.data.name,
         "model": config.model.name,
@@ -88,7 +87,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     console.print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
     )
-    print_groups(console, groups, config)
+    print_groups(console, groups, bootstrap)
 
 
 def _given_settings() -> dict[str, Any]:

@@ -12,14 +12,13 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.lists import evaluate_lists, read_lists
 from arnn_lightning.io import write_json
 from arnn_lightning.reporting.console import results_table
+from arnn_lightning.reporting.run_tables import groups_record, print_groups
 from arnn_lightning.run_folder import METRICS_FILE, task_folder
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.train import (
     check_evaluation,
-    groups_of_attributes,
-    groups_record,
-    print_groups,
     published_results,
+    run_tables,
 )
 from arnn_lightning.training.stage import all_metrics, headline_metrics, to_container
 
@@ -48,7 +47,7 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     )
     result = result.with_lists(prepared.item_popularity(), max(config.evaluation.cutoffs))
     result.write(folder)
-    groups = groups_of_attributes([result], prepared, config)
+    groups = run_tables(config, prepared).groups([result])
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     record = {
@@ -71,7 +70,7 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     console.print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
     )
-    print_groups(console, groups, config)
+    print_groups(console, groups, bootstrap)
     if n_missing:
         n = result.ranks.height
         console.print(f"{n_missing:,} of {n:,} predictions have no list and count as not hit", soft_wrap=True)

@@ -1,6 +1,7 @@
 """task=report: run folders -> the results table as Markdown and CSV, and one HTML page."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,7 +34,8 @@ def run(config: DictConfig) -> None:
     if not runs:
         first = next(run for run in loaded if isinstance(run, SkippedRun))
         raise UserError(f"runs: no finished training run; {first.folder}: {first.reason}")
-    report = build_report(runs, skipped, settings)
+    groups = [*settings.groups, *(name for run in runs for name in run.config["evaluation"].get("groups", ()))]
+    report = build_report(runs, skipped, replace(settings, groups=list(dict.fromkeys(groups))))
     with task_folder(config) as folder:
         report.write(folder)
     console = Console()
@@ -44,6 +46,8 @@ def run(config: DictConfig) -> None:
             console.print(rich_table(title, table))
     else:
         console.print(report.markdown, soft_wrap=True, markup=False, highlight=False)
+    for note in report.notes:
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     page = folder / "report.html"
     console.print(
         f"{counted(len(runs), 'run')}: {os.path.relpath(page)} ({page.stat().st_size / 1e6:.1f} MB)", soft_wrap=True

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from arnn_lightning.config import applied_files
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.groups import group_labels, group_metrics
-from arnn_lightning.evaluation.result import EvaluationResult, metric_intervals
+from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import Recommender, SessionRecommender
@@ -32,10 +31,9 @@ from arnn_lightning.reporting.console import (
     data_notes,
     paired_difference_line,
     results_table,
-    rich_table,
     seed_guidance,
 )
-from arnn_lightning.reporting.results_table import groups_table
+from arnn_lightning.reporting.run_tables import Groups, RunTables, groups_record, print_groups
 from arnn_lightning.run_folder import (
     METRICS_FILE,
     has_record,
@@ -187,12 +185,17 @@ def _train_and_test(
         if initial:
             notes["init_from"] = {role or "model": weights.record for role, weights in initial.items()}
         results = [*baselines.values(), *encoders.values(), result]
-        groups = groups_of_attributes(results, prepared, config)
+        tables = run_tables(config, prepared)
+        groups = tables.groups(results)
         notes["groups"] = groups_record(groups)
         _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, notes)
         _print_results(config, folder, results, groups)
         # Last: a dashboard that fails or hangs costs no result.
-        _log_tables(loggers, prepared, results, encoders.get("session"), config, folder)
+        takes_tables = any(hasattr(logger.logger, "log_tables") for logger in loggers)
+        shown = tables.all(results, encoders.get("session")) if takes_tables else {}
+        for logger in loggers:
+            logger.log_tables({f"test/{name}": table for name, table in shown.items()})
+            logger.log_files(result.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
     return validation.get(config.evaluation.monitor)
 
 
@@ -305,57 +308,11 @@ def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> 
         )
 
 
-def labels_of_predictions(ranks: pl.DataFrame, prepared: PreparedDataset, config: DictConfig) -> dict[str, pl.Series]:
-    """Every way to group the predictions of the test split, ``evaluation.groups`` among them."""
-    train = pl.read_parquet(prepared.folder / "train.parquet", columns=["user", "item"])
-    attributes = {name: prepared.attribute(name) for name in config.evaluation.groups}
-    return group_labels(ranks, prepared.users(), train, prepared.dims["n_items"], attributes)
-
-
-def groups_of_attributes(
-    results: Sequence[EvaluationResult], prepared: PreparedDataset, config: DictConfig
-) -> dict[str, dict[str, pl.DataFrame]]:
-    """By attribute of ``evaluation.groups`` and model, the metrics of ``evaluation.metrics``; see ``group_metrics``."""
-    if not config.evaluation.groups:
-        return {}
-    labels = labels_of_predictions(results[0].ranks, prepared, config)
-    return {
-        attribute: {result.name: _grouped(result, labels[attribute], config) for result in results}
-        for attribute in config.evaluation.groups
-    }
-
-
-def print_groups(console: Console, groups: Mapping[str, Mapping[str, pl.DataFrame]], config: DictConfig) -> None:
-    """A table per attribute, of the last model."""
-    bootstrap = to_container(config.evaluation.bootstrap)
-    for attribute, frames in groups.items():
-        model, frame = list(frames.items())[-1]
-        table = groups_table(frame, attribute, bootstrap)
-        console.print(rich_table(f"{model} by {attribute}", table))
-        console.print(table.caption, soft_wrap=True, markup=False, highlight=False)
-
-
-def groups_record(groups: Mapping[str, Mapping[str, pl.DataFrame]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """What metrics.json contains of the groups: attribute -> model -> a row per group."""
-    return {
-        attribute: {model: frame.to_dicts() for model, frame in frames.items()} for attribute, frames in groups.items()
-    }
-
-
-def _grouped(
-    result: EvaluationResult,
-    label: pl.Series,
-    config: DictConfig,
-    base: EvaluationResult | None = None,
-    intervals: bool = True,
-) -> pl.DataFrame:
-    """The metrics of a model by group, or its gains over ``base``."""
-    bootstrap = to_container(config.evaluation.bootstrap)
-    values = {name: [result.per_prediction(name)] for name in prediction_metrics(config)}
-    if base is not None:
-        values = {name: [value - base.per_prediction(name)] for name, (value,) in values.items()}
-    cluster = result.ranks[bootstrap["unit"]].to_numpy()
-    return group_metrics(values, label, cluster, bootstrap if intervals else None, config.seed)
+def run_tables(config: DictConfig, prepared: PreparedDataset) -> RunTables:
+    """The tables of a run with the settings of ``evaluation``."""
+    evaluation = config.evaluation
+    bootstrap = to_container(evaluation.bootstrap)
+    return RunTables(prepared, prediction_metrics(config), list(evaluation.groups), bootstrap, config.seed)
 
 
 def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:
@@ -487,48 +444,6 @@ def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[s
     return results
 
 
-def _log_tables(
-    loggers: Sequence[SafeLogger],
-    prepared: PreparedDataset,
-    results: Sequence[EvaluationResult],
-    session: EvaluationResult | None,
-    config: DictConfig,
-    folder: Path,
-) -> None:
-    """The results, metrics by group and gains by group, as a report has them, for the loggers that take tables."""
-    if any(hasattr(logger.logger, "log_tables") for logger in loggers):
-        tables = {"results": _results_frame(results, config)}
-        for by, label in labels_of_predictions(results[-1].ranks, prepared, config).items():
-            key = f"by_{by.replace(' ', '_')}"
-            frames = [
-                _grouped(result, label, config, intervals=result is results[-1]).select(
-                    pl.lit(result.name).alias("model"), pl.all()
-                )
-                for result in results
-            ]
-            tables[key] = pl.concat(frames, how="diagonal").select(frames[-1].columns)
-            if session is not None:
-                tables[f"gain_{key}"] = _grouped(results[-1], label, config, session)
-        for logger in loggers:
-            logger.log_tables({f"test/{key}": table for key, table in tables.items()})
-    for logger in loggers:
-        logger.log_files(results[-1].name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
-
-
-def _results_frame(results: Sequence[EvaluationResult], config: DictConfig) -> pl.DataFrame:
-    """Every model's metrics with their intervals, and its metrics of lists."""
-    names = prediction_metrics(config)
-    low, high = metric_intervals(results, names, to_container(config.evaluation.bootstrap), config.seed)
-    rows = []
-    for index, result in enumerate(results):
-        row: dict[str, Any] = {"model": result.name}
-        for column, name in enumerate(names):
-            value = float(result.per_prediction(name).mean())
-            row |= {name: value, f"{name}_low": low[index, column], f"{name}_high": high[index, column]}
-        rows.append(row | dict(result.lists))
-    return pl.DataFrame(rows)
-
-
 def _is_multirun() -> bool:
     return HydraConfig.get().mode is RunMode.MULTIRUN
 
@@ -544,7 +459,7 @@ def _print_results(
     config: DictConfig,
     folder: Path,
     results: list[EvaluationResult],
-    groups: Mapping[str, Mapping[str, pl.DataFrame]],
+    groups: Groups,
 ) -> None:
     if rank_and_world_size()[0] != 0:
         return
@@ -556,7 +471,7 @@ def _print_results(
         session = next(result for result in results if result.name == config.model.session.name)
         line = paired_difference_line(results[-1], session, prediction_metrics(config), bootstrap, config.seed)
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    print_groups(console, groups, config)
+    print_groups(console, groups, bootstrap)
     guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None
     for note in (*data_notes(config.data), *([guidance] if guidance else [])):
         console.print(note, soft_wrap=True, markup=False, highlight=False)
