@@ -196,7 +196,7 @@ class SessionRecommender(Recommender):
         self._restore_rng()
         n_steps, batch_size = batch.item.shape
         state = self._training_state
-        # Lightning's wrapper is called for the last step of a chunk alone: global_step counts chunks. Without any call it
+        # Lightning's wrapper is called for the last step of a chunk alone: global_step counts chunks. Without a call it
         # would stay 0, and no best checkpoint would be saved.
         optimizer = cast(LightningOptimizer, self.optimizers())
         losses_K, self._training_state = self.run_steps(
