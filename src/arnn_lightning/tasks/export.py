@@ -13,7 +13,7 @@ from arnn_lightning.reporting.runs import find_run_dirs
 from arnn_lightning.serving.card import find_evidence, model_card
 from arnn_lightning.serving.export import check_output, export_model
 from arnn_lightning.serving.predictor import load
-from arnn_lightning.training.stage import headline_metrics, to_container
+from arnn_lightning.training.stage import prediction_metrics, to_container
 
 
 def run(config: DictConfig) -> None:
@@ -28,7 +28,7 @@ def run(config: DictConfig) -> None:
     card = model_card(
         predictor,
         evidence,
-        headline_metrics(config),
+        prediction_metrics(config),
         to_container(config.evaluation.bootstrap),
         config.seed,
         config.license,
