@@ -419,6 +419,6 @@ def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "which any stable label would give" in words("yes", content=True, recognition=True)
     assert "cannot be told" in words("yes", content=False, recognition=False)
     assert "comes from" not in words("no", content=True, recognition=True)
-    assert "Both gains are smaller than 0.0600" in words("no", content=True, recognition=True)
+    assert "Both intervals end below 0.0600" in words("no", content=True, recognition=True)
     assert "with more seeds" in words("unclear", content=True, recognition=True)
     assert "For the 1,200 users held out of training" in words("no", content=True, recognition=True)

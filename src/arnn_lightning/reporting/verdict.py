@@ -137,9 +137,9 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
     smallest = verdict["smallest_gain_absolute"]
     if verdict["helps"] == "no":
         below = [name for name, gain in (("first", session), ("second", control)) if gain["high"] < smallest]
-        which = "Both gains are" if len(below) == 2 else f"The {below[0]} gain is"
+        which = "Both intervals end" if len(below) == 2 else f"The {below[0]} interval ends"
         lines.append(
-            f"{which} smaller than {smallest:.4f}, the least that matters (smallest_gain: "
+            f"{which} below {smallest:.4f}, the least that matters (smallest_gain: "
             f"{verdict['smallest_gain']:.1%} of the session model's)."
         )
     if verdict["helps"] == "unclear":
