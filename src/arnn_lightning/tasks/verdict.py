@@ -55,7 +55,7 @@ from arnn_lightning.run_folder import (
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import BEST_OF_RUN, build_model, load_weights, read_checkpoint
-from arnn_lightning.training.stage import evaluate_model, headline_metrics, run_settings, to_container
+from arnn_lightning.training.stage import evaluate_model, prediction_metrics, run_settings, to_container
 
 log = logging.getLogger(__name__)
 SESSION_MODEL, PROFILE_MODEL = "gru4rec_strong", "arnn_strong"
@@ -503,7 +503,7 @@ class Verdict:
         return cluster
 
     def _model_row(self, results: Sequence[EvaluationResult], validation: float) -> dict[str, Any]:
-        names = list(dict.fromkeys([*headline_metrics(self.config), self.metric]))
+        names = list(dict.fromkeys([*prediction_metrics(self.config), self.metric]))
         metrics = [result.metrics(names) for result in results]
         return {
             "mean": {name: float(np.mean([of_seed[name] for of_seed in metrics])) for name in names},
