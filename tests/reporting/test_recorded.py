@@ -1,4 +1,4 @@
-"""The README's results table equals the one computed from the recorded runs."""
+"""The results tables of experiments/README.md equal those computed from the recorded runs."""
 
 import importlib.util
 from pathlib import Path
@@ -33,7 +33,7 @@ def restored(record: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_readme_table_equals_that_of_the_recorded_runs(restored: Path) -> None:
+def test_tables_of_the_experiments_are_those_of_the_recorded_runs(restored: Path) -> None:
     data_sets, damaged = load_data_sets(restored, [])
     assert len(data_sets) == 2
     assert not damaged
@@ -53,9 +53,9 @@ def test_readme_table_equals_that_of_the_recorded_runs(restored: Path) -> None:
     )
     lines = [line for line in build_report(default, [], settings).markdown.splitlines() if line.startswith("|")]
     assert len(lines) > 10
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "experiments" / "README.md").read_text()
     missing = [line for line in lines if line not in readme]
-    assert not missing, "run make report and copy its tables to the README, which lacks:\n" + "\n".join(missing)
+    assert not missing, "run make report and copy its tables to experiments/README.md, which lacks:\n" + "\n".join(missing)
 
 
 def test_restored_runs_are_recorded_as_the_same_files(record: ModuleType, restored: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def fit(
         UserError: what the command line reports in one line.
         RuntimeError: the run failed otherwise; its output has the reason.
     """
-    run_folder = Path(folder or f"outputs/tabular/{model}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
+    run_folder = Path(folder or f"outputs/train/tabular/{model}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
     arguments = ["data=tabular", f"model={model}", f"hydra.run.dir={_quote(run_folder)}"]
     for name, table in (("events", events), ("users", users), ("titles", titles)):
         if table is not None:
