@@ -265,7 +265,7 @@ def test_every_figure_on_the_page_is_in_the_json(verdict: SimpleNamespace, page:
     known = {
         written_as
         for value in (*figures(shown),)
-        for written_as in (f"{value:+.4f}", f"{value:.4f}", f"{100 * value:+.1f}", f"{100 * value:.1f}")
+        for written_as in (f"{round(value, 4) + 0.0:+.4f}", f"{value:.4f}", f"{100 * value:+.1f}", f"{100 * value:.1f}")
     }
     assert len(written) > 30
     assert written <= known
@@ -406,6 +406,7 @@ def words(helps: str, content: bool, recognition: bool, high: float = 0.05) -> s
         "smallest_gain_absolute": 0.06,
         "gains": dict.fromkeys(names, gain),
         "claims": claims,
+        "attributes": [{"attribute": "region", "mean": 0.0123, "low": 0.01, "high": 0.02}],
         "new_users": {"users": 1200, "held_out": True},
         "best_counted": "vsknn",
         "deploy": {"model": "arnn_strong", "counted": False},
@@ -420,5 +421,6 @@ def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "cannot be told" in words("yes", content=False, recognition=False)
     assert "comes from" not in words("no", content=True, recognition=True)
     assert "Both intervals end below 0.0600" in words("no", content=True, recognition=True)
+    assert "region carries most: without it the model loses 0.0123" in words("yes", content=True, recognition=True)
     assert "with more seeds" in words("unclear", content=True, recognition=True)
     assert "For the 1,200 users held out of training" in words("no", content=True, recognition=True)

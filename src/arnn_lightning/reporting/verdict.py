@@ -53,6 +53,15 @@ def format_duration(seconds: float) -> str:
     return f"{rounded}s"
 
 
+def signed(value: float) -> str:
+    """A difference, with its sign; never -0.0000.
+
+    >>> signed(0.0123), signed(-0.00001)
+    ('+0.0123', '+0.0000')
+    """
+    return f"{round(value, 4) + 0.0:+.4f}"
+
+
 def write_verdict(verdict: dict[str, Any], folder: Path) -> str:
     """Writes verdict.json, verdict.md and verdict.html.
 
@@ -84,7 +93,7 @@ def _render(template: str, verdict: Mapping[str, Any]) -> str:
     environment.filters |= {
         "duration": format_duration,
         "label": metric_label,
-        "signed": lambda value: f"{value:+.4f}",
+        "signed": signed,
         "number": lambda value: f"{value:.4f}",
         "percent": lambda value: "" if value is None else f"{value:+.1%}",
         "count": lambda value: f"{value:,}",
@@ -107,6 +116,7 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
         ANSWERS[verdict["helps"]],
         *_size(verdict),
         *([_source(verdict)] if verdict["helps"] == "yes" else []),
+        *_attributes(verdict),
         *_new_users(verdict),
         _neighbours(verdict),
         _deployment(verdict),
@@ -115,11 +125,11 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
 
 def _gain(gain: Mapping[str, Any]) -> str:
     relative = "" if gain["relative"] is None else f"{gain['relative']:+.1%}, "
-    return f"{gain['mean']:+.4f} ({relative}{_interval(gain)})"
+    return f"{signed(gain['mean'])} ({relative}{_interval(gain)})"
 
 
 def _interval(gain: Mapping[str, Any]) -> str:
-    return f"{gain['low']:+.4f} to {gain['high']:+.4f}"
+    return f"{signed(gain['low'])} to {signed(gain['high'])}"
 
 
 def _size(verdict: Mapping[str, Any]) -> list[str]:
@@ -130,7 +140,7 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
     relative = "" if session["relative"] is None else f" or {session['relative']:+.1%}"
     lines = [
         f"With profiles, {metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} ({profile}), without "
-        f"them {session['base']:.4f} ({verdict['session_model']}): a gain of {session['mean']:+.4f}{relative}, "
+        f"them {session['base']:.4f} ({verdict['session_model']}): a gain of {signed(session['mean'])}{relative}, "
         f"{percent} interval over users and {len(verdict['seeds'])} seeds {_interval(session)}.",
         f"Over the same model with the profile of another user in every session the gain is {_gain(control)}.",
     ]
@@ -158,22 +168,29 @@ def _source(verdict: Mapping[str, Any]) -> str:
     parts = f"recognising the user {_interval(recognition)}, what the profile contains {_interval(content)}"
     if all(holds.values()):
         return (
-            f"Of the latter, {recognition['mean']:+.4f} comes from recognising the user, which any stable label would "
-            f"give, and {content['mean']:+.4f} from what the profile contains (intervals: {parts})."
+            f"Of the latter, {signed(recognition['mean'])} comes from recognising the user, which any stable label "
+            f"would give, and {signed(content['mean'])} from what the profile contains (intervals: {parts})."
         )
     if holds["content"]:
         return (
-            f"It comes from what the profile contains, {content['mean']:+.4f} ({_interval(content)}), not from "
-            f"recognising the user: a profile permuted among users gives {recognition['mean']:+.4f} "
+            f"It comes from what the profile contains, {signed(content['mean'])} ({_interval(content)}), not from "
+            f"recognising the user: a profile permuted among users gives {signed(recognition['mean'])} "
             f"({_interval(recognition)})."
         )
     if holds["recognition"]:
         return (
             f"It comes from recognising the user: profiles permuted among users, which only distinguish them, give "
-            f"{recognition['mean']:+.4f} ({_interval(recognition)}), and the user's own {content['mean']:+.4f} more "
-            f"({_interval(content)}), which is not above 0 beyond chance. Any stable label of a user would do."
+            f"{signed(recognition['mean'])} ({_interval(recognition)}), and the user's own {signed(content['mean'])} "
+            f"more ({_interval(content)}), which is not above 0 beyond chance. Any stable label of a user would do."
         )
     return f"Whether it comes from recognising the user or from what the profile contains cannot be told ({parts})."
+
+
+def _attributes(verdict: Mapping[str, Any]) -> list[str]:
+    if verdict["helps"] != "yes" or not verdict["attributes"] or verdict["attributes"][0]["low"] <= 0:
+        return []
+    most = verdict["attributes"][0]
+    return [f"Of the attributes {most['attribute']} carries most: without it the model loses {most['mean']:.4f}."]
 
 
 def _new_users(verdict: Mapping[str, Any]) -> list[str]:
