@@ -81,7 +81,7 @@ MODELS = (
     ModelCase(
         "arnn_sasrec",
         "arnn_strong",
-        ("model@model.session=sasrec", *_ARNN, "model.session.last_n_events=3", "model.session.blocks=1"),
+        ("model@model.session=sasrec", *_ARNN, "model.session.last_n_events=3"),
         has_memory=True,
         reads_contexts=True,
     ),
