@@ -40,7 +40,7 @@ def ring_dataset(folder: Path, length: int, direction: str) -> PreparedDataset:
 
 
 def overrides(case: ModelCase) -> list[str]:
-    """Sizes, rates and losses with which the rings are learnt in six epochs, or in two by windows of events."""
+    """Sizes, rates and losses with which the rings are learnt in six epochs, or in three by windows of events."""
     if not case.is_trained:
         return []
     values = ["model/loss=cross_entropy_full", "model.optimizer.lr=0.1"]
@@ -76,7 +76,7 @@ def make_trained(case: ModelCase, prepared: PreparedDataset, folder: Path, **dat
 
 def fit(model: Recommender, prepared: PreparedDataset, folder: Path, **data: Any) -> None:
     if isinstance(model, SessionRecommender):
-        epochs = 2 if isinstance(model.encoder, WindowEncoder) else 6
+        epochs = 3 if isinstance(model.encoder, WindowEncoder) else 6
         trainer(folder, max_epochs=epochs).fit(model, make_data(prepared, batch_size=20, steps_per_chunk=20, **data))
     else:
         ready(model, prepared).fit(prepared.sessions("train"))
