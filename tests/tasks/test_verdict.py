@@ -422,5 +422,6 @@ def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "comes from" not in words("no", content=True, recognition=True)
     assert "Both intervals end below 0.0600" in words("no", content=True, recognition=True)
     assert "region carries most: without it the model loses 0.0123" in words("yes", content=True, recognition=True)
+    assert "carries most" not in words("yes", content=False, recognition=True)
     assert "with more seeds" in words("unclear", content=True, recognition=True)
     assert "For the 1,200 users held out of training" in words("no", content=True, recognition=True)

@@ -187,9 +187,12 @@ def _source(verdict: Mapping[str, Any]) -> str:
 
 
 def _attributes(verdict: Mapping[str, Any]) -> list[str]:
-    if verdict["helps"] != "yes" or not verdict["attributes"] or verdict["attributes"][0]["low"] <= 0:
+    """The attribute that carries most, where the contents of profiles matter: otherwise it is a label."""
+    if verdict["helps"] != "yes" or verdict["claims"]["content"]["result"] != "above 0" or not verdict["attributes"]:
         return []
     most = verdict["attributes"][0]
+    if most["low"] <= 0:
+        return []
     return [f"Of the attributes {most['attribute']} carries most: without it the model loses {most['mean']:.4f}."]
 
 
