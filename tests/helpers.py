@@ -104,16 +104,10 @@ def _compose_config(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides), return_hydra_config=False)
 
 
-@cache
-def _composed(name: str, *overrides: str) -> DictConfig:
-    """Composed once per process: it takes .25 s, more than most tests."""
-    return compose_config(f"model={name}", "data=xing", *overrides)
-
-
 def model_config(name: str, dims: dict[str, Any], *overrides: str) -> dict[str, Any]:
     """The resolved config of a model with the sizes of ``dims``."""
-    config = _composed(name, *overrides)
-    config.model.dims = dims  # of the shared config: every call sets them
+    config = compose_config(f"model={name}", "data=xing", *overrides)
+    config.model.dims = dims
     plain = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(plain, dict)
     return plain  # type: ignore[return-value]

@@ -55,7 +55,9 @@ def test_tables_of_the_experiments_are_those_of_the_recorded_runs(restored: Path
     assert len(lines) > 10
     readme = (ROOT / "experiments" / "README.md").read_text()
     missing = [line for line in lines if line not in readme]
-    assert not missing, "run make report and copy its tables to experiments/README.md, which lacks:\n" + "\n".join(missing)
+    assert not missing, "run make report and copy its tables to experiments/README.md, which lacks:\n" + "\n".join(
+        missing
+    )
 
 
 def test_restored_runs_are_recorded_as_the_same_files(record: ModuleType, restored: Path, tmp_path: Path) -> None:
