@@ -74,6 +74,19 @@ def test_a_run_on_the_same_data_starts_where_the_other_ended(
             assert torch.equal(state["accumulator"], saved[index]["accumulator"]), name
 
 
+def test_another_optimizer_starts_without_state(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    case = BY_NAME["gru4rec"]
+    checkpoint = trained(case, small_dataset, tmp_path)
+    dims = small_dataset.dims
+    ids = ids_of(dims["n_items"], dims["single_sizes"], [f"f{code}" for code in range(dims["n_binary"])])
+    adam = case._replace(overrides=(*case.overrides, "model/optimizer=adam"))
+    model = adam.make(small_dataset)
+    callback, captured = start(model, adam, dims, ids, checkpoint, ids), Captured()
+    trainer(tmp_path, callbacks=[callback, captured]).fit(model, make_data(small_dataset))
+    assert torch.equal(captured.weights["scorer.items.weight"], checkpoint["state_dict"]["scorer.items.weight"])
+    assert not any(captured.optimizer.values())
+
+
 class Captured(Callback):
     """Weights and optimizer state before the first step."""
 
