@@ -309,9 +309,12 @@ class LiveSessions:
             start += part.nbytes
         model = self.predictor.model
         limits = [(single, 0, sum(dims["single_sizes"])), (active, -1, dims["n_binary"]), (seen, 0, model.n_items)]
-        # The integers of neighbourhood models are item codes plus one, or categories.
-        highest = 1 + max(model.n_items, sum(dims["single_sizes"]) + dims["n_binary"])
-        limits += [(part, 0, highest) for part in parts if not part.is_floating_point()]
+        # Integers are item codes plus one; in a query of a neighbourhood model categories, too.
+        n_categories = sum(dims["single_sizes"]) + dims["n_binary"]
+        for place, part in enumerate(parts):
+            if not part.is_floating_point():
+                is_query = bool(clicks) and place == 0
+                limits.append((part, 0, 1 + (max(model.n_items, n_categories) if is_query else model.n_items)))
         if any(len(part) and not (low <= part.min() and part.max() < high) for part, low, high in limits):
             raise damaged
         if not all(part.isfinite().all() for part in parts):
