@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 from scipy.stats import t as student_t
 
-from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.runs import Run, find_run_dirs, load_run
 from arnn_lightning.reporting.verdict import sentences
+from arnn_lightning.sweeps.plan import Costs, Plan, make_plan, seconds_of
 from arnn_lightning.tasks import train
-from arnn_lightning.tasks.verdict import Costs, Plan, WithoutAttribute, make_plan, seconds_of
 from commandline import arnn_here, metrics_of
 
 SETTINGS = ["trainer.max_epochs=1", "evaluation.bootstrap.resamples=60", "evaluation.cutoffs=[5]"]
@@ -299,7 +299,7 @@ def test_the_deployed_model_is_trained_by_the_command(verdict: SimpleNamespace) 
 def test_users_are_held_out_where_the_log_has_few_new_ones(
     verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arnn_lightning.tasks.verdict.MIN_NEW_USERS", 121)  # there are 120
+    monkeypatch.setattr("arnn_lightning.reporting.verdict_figures.MIN_NEW_USERS", 121)  # there are 120
     n_trained = len(verdict.trained)
     assert arnn_here(VERDICT, monkeypatch) == 0
     assert verdict.trained[n_trained:] == ["arnn_strong own 1", "arnn_strong own 2"]

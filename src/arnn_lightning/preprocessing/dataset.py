@@ -162,6 +162,21 @@ class PreparedDataset:
         return vocabulary.filter(pl.col("kind") == "multi").sort("code")["attribute"]
 
 
+@dataclass(frozen=True)
+class WithoutAttribute(PreparedDataset):
+    """A prepared data set in which one attribute of all users is unknown."""
+
+    hidden_attribute: str
+
+    def users(self) -> pl.DataFrame:
+        users, vocabulary = super().users(), self.vocabulary()
+        column = f"{PREFIX}{self.hidden_attribute}"
+        if column in users.columns:
+            return users.with_columns(pl.lit(0, users.schema[column]).alias(column))
+        codes = vocabulary.filter(pl.col("attribute") == self.hidden_attribute, pl.col("kind") == "multi")["code"]
+        return users.with_columns(pl.col("active").list.filter(~pl.element().is_in(codes.implode())))
+
+
 def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: None) -> PreparedDataset:
     """Prepares the data set of config ``data`` under ``root``/prepared, or reuses the existing one.
 

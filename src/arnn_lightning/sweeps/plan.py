@@ -1,0 +1,195 @@
+"""The runs of task=verdict, and the plan: how many seeds fit into the budget, and what is additional."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from arnn_lightning.config import DURATION
+from arnn_lightning.reporting.verdict import format_duration
+from arnn_lightning.run_folder import METRICS_FILE
+
+SESSION_MODEL, PROFILE_MODEL = "gru4rec_strong", "arnn_strong"
+CONTROLS = ("permuted", "per_session")  # assignments of data.contexts.assignment
+HELD_OUT_SHARE = 0.2
+MARGIN = 1.1  # of the planned time
+
+
+class Job(NamedTuple):
+    """One training run of the plan.
+
+    Attributes:
+        folder: its run folder.
+        overrides: of the command line that trains it.
+        seed: of the run.
+        description: for the progress lines.
+        session_from: the run folder whose session encoder it takes.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+    seed: int
+    description: str
+    session_from: Path | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / METRICS_FILE).is_file()
+
+    def metrics(self) -> dict[str, Any]:
+        """Its metrics.json."""
+        metrics: dict[str, Any] = json.loads((self.folder / METRICS_FILE).read_text())
+        return metrics
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return run_seconds(self.folder / METRICS_FILE)
+
+
+def run_seconds(file: Path) -> float:
+    """The seconds that all phases of a run took; ``file``: its metrics.json."""
+    return float(sum(json.loads(file.read_text())["seconds"].values()))
+
+
+def counted_jobs(folder: Path, models: Sequence[str], seed: int) -> list[Job]:
+    """The runs of the models without training, in folders below ``folder``."""
+    return [Job(folder / f"counted-{model}", (f"model={model}",), seed, model) for model in models]
+
+
+def seed_jobs(folder: Path, seed: int, holds_out_users: bool) -> dict[str, Job]:
+    """The runs of one seed, by name, in the order of training; in folders below ``folder``."""
+
+    def job(name: str, model: str, *overrides: str, session_from: Path | None = None) -> Job:
+        description = f"{model}, {name}, seed {seed}"
+        return Job(folder / f"{name}-seed{seed}", (f"model={model}", *overrides), seed, description, session_from)
+
+    jobs = {"session": job("session", SESSION_MODEL)}
+    for assignment in ("own", *CONTROLS):
+        override = f"data.contexts.assignment={assignment}"
+        jobs[assignment] = job(assignment, PROFILE_MODEL, override, session_from=jobs["session"].folder)
+    if holds_out_users:
+        jobs["new_users"] = job("new_users", PROFILE_MODEL, f"data.held_out_user_share={HELD_OUT_SHARE}")
+    return jobs
+
+
+class Costs(NamedTuple):
+    """Measured seconds: of all counted models, of one training of each model, and of tests without each attribute."""
+
+    counted: float
+    session: float
+    profile: float
+    attributes: float
+
+
+class Plan(NamedTuple):
+    """What fits into the budget.
+
+    Attributes:
+        n_seeds: number of seeds; 0 where not even two fit.
+        holds_out_users: whether a run per seed is trained without some users, who are then tested.
+        hides_attributes: whether the models are tested without each attribute.
+        seconds: of the whole plan; where nothing fits, of the smallest plan.
+    """
+
+    n_seeds: int
+    holds_out_users: bool
+    hides_attributes: bool
+    seconds: float
+
+
+def measured_costs(counted: Sequence[Job], first: Mapping[str, Job], n_attributes: int) -> Costs:
+    """The costs that finished runs have recorded.
+
+    Args:
+        counted: the runs of the models without training.
+        first: the runs of the first seed, of which ``session`` and ``own`` are finished.
+        n_attributes: number of attributes without each of which a model is tested.
+    """
+    test = float(first["own"].metrics()["seconds"]["test"])
+    seconds = sum(job.seconds for job in counted)
+    return Costs(seconds, first["session"].seconds, first["own"].seconds, test * n_attributes)
+
+
+def seconds_of(duration: str) -> float:
+    """The seconds of a duration.
+
+    >>> seconds_of("90s"), seconds_of("15m"), seconds_of("2h")
+    (90.0, 900.0, 7200.0)
+    """
+    match = re.fullmatch(DURATION, duration)
+    assert match is not None  # a rule of the settings
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool) -> Plan:
+    """The plan with most for ``budget`` seconds: three seeds come before held-out users, and these before attributes.
+
+    Two seeds give an interval that is seldom narrow enough, so what is additional is dropped for the third.
+
+    Args:
+        budget: seconds, those of the finished runs included.
+        costs: measured.
+        max_seeds: the largest number of seeds.
+        lacks_new_users: whether users must be held out to test the models on new ones.
+    """
+    smallest = 0.0
+    for at_least in (min(3, max_seeds), 2):
+        for holds_out, hides in dict.fromkeys([(lacks_new_users, True), (False, True), (False, False)]):
+            per_seed = MARGIN * (
+                costs.session
+                + (1 + len(CONTROLS)) * costs.profile
+                + holds_out * (costs.session + costs.profile)
+                + hides * costs.attributes
+            )
+            n_seeds = min(int((budget - costs.counted) / per_seed), max_seeds)
+            if n_seeds >= at_least:
+                return Plan(n_seeds, holds_out, hides, costs.counted + n_seeds * per_seed)
+            smallest = costs.counted + 2 * per_seed
+    return Plan(0, False, False, smallest)
+
+
+def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int) -> str:
+    """The line that is logged: the measured seconds, and what the plan trains and tests.
+
+    Args:
+        plan: of ``make_plan``.
+        costs: measured.
+        budget: the setting, such as ``15m``.
+        n_attributes: number of attributes without each of which the models are tested.
+    """
+    measured = (
+        f"measured: {SESSION_MODEL} {format_duration(costs.session)}, {PROFILE_MODEL} "
+        f"{format_duration(costs.profile)}, models without training {format_duration(costs.counted)}"
+    )
+    if not plan.n_seeds:
+        return (
+            f"{measured}; budget={budget} is too short for two seeds, which need about "
+            f"{format_duration(plan.seconds)}: nothing more is trained"
+        )
+    parts = [f"{SESSION_MODEL} and {PROFILE_MODEL} with own, permuted and per-session profiles"]
+    parts += [f"{PROFILE_MODEL} without a fifth of the users"] if plan.holds_out_users else []
+    parts += [f"tests without each of {n_attributes} attributes"] if plan.hides_attributes else []
+    return f"{measured}; plan: {plan.n_seeds} seeds of {', '.join(parts)}: {format_duration(plan.seconds)} in all"
+
+
+class TooSlowError(Exception):
+    """The first run would take the whole budget; its argument is the seconds that the smallest plan needs."""
+
+
+class FirstEpoch(Callback):
+    """Ends the first run after an epoch where its other epochs leave no time for the runs after it."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = (time.monotonic() - self._started) / (trainer.current_epoch + 1) * (trainer.max_epochs or 1)
+        smallest = 2 * (2 + len(CONTROLS)) * seconds  # a model with profiles takes as long, at least
+        if smallest > self.budget:
+            raise TooSlowError(smallest)
