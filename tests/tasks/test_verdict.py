@@ -49,11 +49,11 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     root = tmp_path_factory.mktemp("verdict")
     trained: list[str] = []
 
-    def train_or_interrupt(config: Any, callbacks: Any) -> float | None:
+    def train_or_interrupt(config: Any, *arguments: Any) -> float | None:
         trained.append(f"{config.model.name} {config.data.contexts.assignment} {config.seed}")
         if len(trained) == 5:
             raise KeyboardInterrupt
-        return original(config, callbacks)
+        return original(config, *arguments)
 
     original = train.train
     with pytest.MonkeyPatch.context() as patch:

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+from hydra.core.utils import run_job
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
@@ -98,6 +101,31 @@ def train(config: DictConfig, callbacks: Sequence[Callback], test: bool = True) 
             return _print_saved_results(config, folder)
         record = Record(config, folder, is_resumed, is_pending=is_longer or not is_resumed)
         return _train(config, folder, callbacks, test, record)
+
+
+def train_as_job(config: DictConfig, callbacks: Sequence[Callback], test: bool = True) -> float | None:
+    """``train`` in the run folder of a composed config, as a job of Hydra; raises what the training raises.
+
+    Args:
+        config: with that of Hydra, whose mode decides between ``hydra.run.dir`` and ``hydra.sweep``; a job of a
+            multirun gets a log file in its folder.
+        callbacks, test: as of ``train``.
+    """
+
+    def train_or_error(config: DictConfig) -> float | Exception | None:
+        try:
+            return train(config, callbacks, test)
+        except Exception as error:  # raised below: Hydra would print it, a pruned trial's too
+            return error
+
+    is_multirun = config.hydra.mode is RunMode.MULTIRUN
+    key, subfolder_key = ("hydra.sweep.dir", "hydra.sweep.subdir") if is_multirun else ("hydra.run.dir", None)
+    context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+    job = run_job(train_or_error, config, key, subfolder_key, context, configure_logging=is_multirun)
+    value: float | Exception | None = job.return_value
+    if isinstance(value, Exception):
+        raise value
+    return value
 
 
 class Record(Callback):

@@ -3,20 +3,16 @@
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
-from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import run_job
-from hydra.types import HydraContext, RunMode
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning import Callback
 from rich.console import Console
 
 from arnn_lightning.config import USER_CONFIG_DIR, choices_name, instantiate
@@ -101,29 +97,12 @@ def tune(config: DictConfig, model: str) -> None:
             job.paths.data = config.paths.data
             job.hydra.mode = RunMode.MULTIRUN  # a trial is a job: loggers group them
             job.hydra.sweep.dir, job.hydra.sweep.subdir = str(folder), str(trial.number)
-        return run_trial(job, [PruningCallback(trial, f"val/{config.evaluation.monitor}")])
+        return train.train_as_job(job, [PruningCallback(trial, f"val/{config.evaluation.monitor}")], test=False)
 
     space = {key: distribution(key, space) for key, space in spaces.items()}
     sampler = lambda number: instantiate(config.sampler, seed=config.seed + number)  # noqa: E731
     optimize(study, file, config.trials, space, sampler, objective)
     _write_tuned(study, file, model, prepared)
-
-
-def run_trial(config: DictConfig, callbacks: Sequence[Callback]) -> float | None:
-    """Trains in a run folder below ``config.hydra.sweep.dir``, as a job of Hydra; raises what the training raises."""
-
-    def train_or_error(config: DictConfig) -> float | Exception | None:
-        try:
-            return train.train(config, callbacks, test=False)
-        except Exception as error:  # raised below: Hydra would print it, a pruned trial's too
-            return error
-
-    context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
-    job = run_job(train_or_error, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
-    value: float | Exception | None = job.return_value
-    if isinstance(value, Exception):
-        raise value
-    return value
 
 
 def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: PreparedDataset) -> None:

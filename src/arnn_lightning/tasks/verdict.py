@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from hydra import compose
-from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import run_job
-from hydra.types import HydraContext, RunMode
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from pytorch_lightning import Callback
 from rich.console import Console
@@ -206,21 +203,8 @@ class Verdict:
         config = self._compose(job.overrides, job.seed, job.folder)
         if job.session_from is not None:
             config.pretrained.session = str(job.session_from / BEST_OF_RUN)
-
-        def train_or_error(config: DictConfig) -> Exception | None:
-            try:
-                train.train(config, callbacks)
-            except Exception as error:  # raised below: Hydra would print it
-                return error
-            return None
-
-        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         with quiet():
-            error = run_job(
-                train_or_error, config, "hydra.run.dir", None, context, configure_logging=False
-            ).return_value
-        if isinstance(error, Exception):
-            raise error
+            train.train_as_job(config, callbacks)
 
     def _hide_attributes(self, seed: int) -> None:
         """Tests the model of a seed without each attribute; the ranks are in its run folder."""
