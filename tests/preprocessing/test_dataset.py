@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import arnn_lightning
+from arnn_lightning.config import RULES, check_settings
 from arnn_lightning.errors import UserError
 from arnn_lightning.loading.schedule import session_parallel_schedule
 from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
@@ -1439,7 +1441,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         ({"split": {"test_days": 20, "val_days": 1}}, ["data.split.test_days=20"]),
         ({"min_session_length": 1}, ["data.min_session_length=1", "at least 2"]),
         ({"gap": "1x"}, ["data.gap=1x", "30m"]),
-        ({"gap": None}, ["data.gap=None"]),
+        ({"gap": None}, ["data.gap=null"]),
         ({"session": "week"}, ["data.session=week", "gap, day, given"]),
         ({"session": "given"}, ["data.session=given", "does not define sessions"]),
         ({"items": items_of(1.0, "test")}, ["data.items.popularity_scope=test", "window, train"]),
@@ -1488,3 +1490,39 @@ def test_empty_validation_split_is_an_error_with_val_days(tmp_path: Path) -> Non
 def test_a_gap_may_be_written_in_any_unit(tmp_path: Path, gap: str | int) -> None:
     log = [*PAIRS, *(Row(1, item, 1, FIRST + late) for item, late in [(1, 0), (2, 7_200), (1, 14_401), (2, 14_402)])]
     assert sessions_of(prepared_from(tmp_path, log, gap=gap), "train") == [[1, 2], [1, 2], [1, 2]]
+
+
+NULLABLE = [key for key, rule in RULES.items() if re.fullmatch(r"data\.(?!raw_dir)[\w.]+", key) and rule.accepts(None)]
+NULLABLE += [f"data.columns.{name}" for name in ("user", "item", "time", "session", "user_in_users", "title")]
+
+
+@pytest.mark.parametrize("key", NULLABLE)
+def test_null_is_a_value_or_refused_in_one_line(tmp_path: Path, key: str) -> None:
+    rows = [f"{user},{item},{FIRST + DAY * day + item}" for user in range(3) for day in range(6) for item in range(3)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,time", *rows]))
+    composed = compose_config("data=tabular", f"data.events={tmp_path}/log.csv", "data.items.min_events=1")
+    OmegaConf.update(composed, key, None)
+    check_settings(composed, [], [])
+    data: Any = OmegaConf.to_container(composed.data, resolve=True)
+    refusal = None
+    try:
+        prepare(data, tmp_path)
+    except UserError as error:
+        refusal = str(error)
+    assert refusal is None or (key.rpartition(".")[2] in refusal and "None" not in refusal)
+
+
+def test_validation_days_of_null_are_none(tmp_path: Path) -> None:
+    log = clicks(*((user, item, day + item / 100) for user in range(3) for day in range(4) for item in range(3)))
+    raw = write_xing(tmp_path, log, {})
+    splits = [{"test_days": 1, "val_days": days} for days in (None, 0)]
+    manifests = [prepare(config(raw, split=split), tmp_path).manifest for split in splits]
+    assert manifests[0]["splits"] == manifests[1]["splits"]
+    assert manifests[0]["splits"]["val"]["sessions"] == 0
+
+
+@pytest.mark.parametrize("name", ["xing", "tmall"])
+def test_raw_files_need_a_folder(tmp_path: Path, name: str) -> None:
+    data: Any = OmegaConf.to_container(compose_config(f"data={name}", "data.raw_dir=null").data, resolve=True)
+    with pytest.raises(UserError, match=r"^data\.raw_dir=null: must be the folder"):
+        prepare(data, tmp_path)

@@ -410,7 +410,7 @@ def test_file_format_is_detected_from_magic_bytes(tmp_path: Path) -> None:
         ("data.null_values=[null]", r"data\.null_values=\[None\]: must be a list of strings"),
         ("data.list_separator=''", r"data\.list_separator=''"),
         ("data.time_format=5", r"data\.time_format=5"),
-        ("data.columns.item=null", r"data\.columns\.item=None"),
+        ("data.columns.item=null", r"data\.columns\.item=null"),
         ("data.encoding=klingon", r"data\.encoding=klingon: no such encoding"),
         ("data.where=view", r"data\.where=view: must be columns with their values"),
         ("data.columns.user=null", r"data\.columns\.user=null needs data\.session=given, not gap"),

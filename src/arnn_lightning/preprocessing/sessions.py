@@ -60,7 +60,7 @@ class SessionRule:
     max_gap: int
 
 
-def parse_duration(text: str | int) -> int:
+def parse_duration(text: str | int | None) -> int:
     """Seconds of a duration such as ``30m``; raises UserError for anything else.
 
     >>> parse_duration("1h"), parse_duration("30m"), parse_duration(90)
@@ -69,7 +69,9 @@ def parse_duration(text: str | int) -> int:
     value = str(text).strip()
     number, unit = (value[:-1], value[-1]) if value[-1:] in _UNITS else (value, "s")
     if not (number.isascii() and number.isdigit()):
-        raise UserError(f"data.gap={text}: not a duration; write for example 90s, 30m, 1h or 1d")
+        raise UserError(
+            f"data.gap={'null' if text is None else text}: not a duration; write for example 90s, 30m, 1h or 1d"
+        )
     return int(number) * _UNITS[unit]
 
 
@@ -91,7 +93,7 @@ def midnight(day: int, timezone: str) -> int:
     return int((start if timezone == "UTC" else start.replace(tzinfo=ZoneInfo(timezone))).timestamp())
 
 
-def session_rule(log: pl.DataFrame, session: str, gap: str | int, timezone: str) -> SessionRule:
+def session_rule(log: pl.DataFrame, session: str, gap: str | int | None, timezone: str) -> SessionRule:
     """The rule of ``data.session``, valid for all events of ``log`` and for any subset of them.
 
     ``gap``: a pause of a user longer than ``gap`` starts a session. ``day``: each calendar day in ``timezone`` is a

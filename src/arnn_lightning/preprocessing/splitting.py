@@ -22,7 +22,8 @@ def assign_splits(events: pl.DataFrame, start_time: pl.Series, split: Mapping[st
     Args:
         events: events with their session ids, numbered from 0.
         start_time: (sessions,) unix second at which each session starts.
-        split: ``test_days`` and ``val_days``, or ``test_share`` and ``val_share``; the others are None.
+        split: ``test_days`` and ``val_days``, or ``test_share`` and ``val_share``; the others are None. No ``val_days``
+            or ``val_share``: no validation split.
         timezone: of the days.
     """
     if split["test_days"] is None:
@@ -34,7 +35,7 @@ def assign_splits(events: pl.DataFrame, start_time: pl.Series, split: Mapping[st
     else:
         start = start_time.rename(TIME).to_frame().select(local_day(timezone)).to_series().to_numpy()
         test_from = start.max() + 1 - int(split["test_days"])
-        val_from = test_from - int(split["val_days"])
+        val_from = test_from - int(split["val_days"] or 0)
     split_of_session = np.where(start >= test_from, 2, np.where(start >= val_from, 1, 0)).astype(np.uint8)
     return events.with_columns(pl.Series(SPLIT, split_of_session).gather(events[SESSION_ID]))
 

@@ -41,9 +41,9 @@ PACKED = (*OPEN, "zst")
 
 
 def require_files(
-    folder: Path, expected: Mapping[str, str], source_hint: str, optional: Collection[str] = ()
+    raw_dir: str | Path | None, expected: Mapping[str, str], source_hint: str, optional: Collection[str] = ()
 ) -> dict[str, Path]:
-    """The path of each of ``expected`` (file name -> its contents) in ``folder``: plain, packed, or in a zip archive.
+    """The path of each of ``expected`` (file name -> its contents) in ``raw_dir``: plain, packed, or in a zip archive.
 
     A zip archive that contains several of them is the path of each. Files of ``optional`` may be missing.
 
@@ -51,6 +51,9 @@ def require_files(
         UserError: the folder or a file is missing; names the files expected and ``source_hint``, where to get them.
     """
     contents = ", ".join(f"{name} ({what})" for name, what in expected.items())
+    if raw_dir is None:
+        raise UserError(f"data.raw_dir=null: must be the folder of the raw files: {contents}; {source_hint}")
+    folder = Path(raw_dir)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; expected: {contents}; {source_hint}; set data.raw_dir or ARNN_DATA")
     paths = {name: path for name in (*expected, *optional) if (path := find_file(folder / name)) is not None}

@@ -159,7 +159,9 @@ class TabularReader:
         for name, column in self.columns.items():
             optional = name in ("order", "user") or (name == "user_in_users" and self.columns["user"] is None)
             if not isinstance(column, str) and not (column is None and optional):
-                raise UserError(f"data.columns.{name}={column}: must be the name of a column")
+                raise UserError(
+                    f"data.columns.{name}={'null' if column is None else column}: must be the name of a column"
+                )
         if self.where is not None and not isinstance(self.where, Mapping):
             raise UserError(f"data.where={self.where}: must be columns with their values, as in {{event: [view]}}")
         try:

@@ -27,11 +27,11 @@ class TmallReader:
     order in the file. Sellers, brands and categories are not read.
     """
 
-    raw_dir: str
+    raw_dir: str | None
 
     def files(self) -> dict[str, Path]:
         return require_files(
-            Path(self.raw_dir),
+            self.raw_dir,
             {
                 "user_log_format1.csv": "user_id, item_id, ..., time_stamp, action_type",
                 "user_info_format1.csv": "user_id, age_range, gender",

@@ -41,11 +41,11 @@ class XingReader:
     ``items.csv`` if it exists.
     """
 
-    raw_dir: str
+    raw_dir: str | None
 
     def files(self) -> dict[str, Path]:
         return require_files(
-            Path(self.raw_dir),
+            self.raw_dir,
             {"interactions.csv": "user_id, item_id, interaction_type, created_at", "users.csv": "id and 11 attributes"},
             "files of the RecSys Challenge 2016, which are no longer distributed",
             optional=["items.csv"],
