@@ -474,7 +474,8 @@ def test_two_device_run_leaves_one_folder_and_one_table(workspace: Path, run_dir
     assert (workspace / "out").read_text().count("arnn - gru4rec, paired") == 1
     assert "merging layer: epoch 1 of 1" in (workspace / "out").read_text()
     assert "arning" not in (workspace / "err").read_text()
-    ranks = {f"test_ranks{role}.parquet" for role in ("", "_session", "_context", "_pop", "_itemknn", "_sr", "_vsknn")}
+    roles = ("", "_session", "_context", "_pop", "_itemknn", "_sr", "_vsknn")
+    ranks = {f"test_{kind}{role}.parquet" for kind in ("ranks", "lists") for role in roles}
     assert {path.name for path in run_dir.iterdir()} == {
         ".hydra",
         ".lock",

@@ -544,7 +544,7 @@ def test_bf16_rounds_the_products_and_nothing_else(name: str, small_dataset: Pre
         losses, state = model.run_steps(chunk, model.initial_state(4))
         weights = dict(model.named_parameters())
         codes = {torch.int64} if name in ("narm", "sasrec") else {torch.float32}
-        assert {part.dtype for part in state} == codes
+        assert {part.dtype for part in state} <= codes
         assert all(tensor.dtype == torch.float32 for tensor in (losses, *weights.values()))
         results[bf16] = losses, {key: weights[key].detach() - value for key, value in initial.items()}, scores
     assert torch.equal(results[False][2], results[True][2])
