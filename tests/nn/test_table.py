@@ -66,6 +66,15 @@ def test_E22_the_cell_is_torchs_gru_cell() -> None:
     assert torch.allclose(ours(gates, h), theirs(x, h), atol=1e-12)
 
 
+def test_E28_only_rows_without_an_event_are_placed_at_their_mean() -> None:
+    table = EmbeddingTable(5, 2, "single")
+    with torch.no_grad():
+        table.weight.copy_(torch.tensor([[9.0, 9.0], [1.0, 2.0], [5.0, 6.0], [9.0, 9.0], [3.0, 4.0]]))
+    table.place_unseen(torch.tensor([0, 1, 3, 0, 7]), torch.tensor([0, 0, 0, 1, 1]))
+    expected = [[4.0, 5.0], [1.0, 2.0], [5.0, 6.0], [3.0, 4.0], [3.0, 4.0]]
+    assert torch.allclose(table.weight, torch.tensor(expected))
+
+
 def test_E12_the_scorer_is_glorot_uniform_with_biases_0() -> None:
     scorer = ItemScorer(200, 100)
     bound = (6 / 300) ** 0.5
