@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
@@ -40,3 +41,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower_case = {str(candidate).lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
     return f' (did you mean "{by_lower_case[matches[0]]}"?)' if matches else ""
+
+
+def nearest_file(path: Path) -> str:
+    """A hint for a file that is missing: the file of its folder with the nearest name."""
+    if not path.parent.is_dir():
+        return ""
+    return nearest(path.name, sorted(file.name for file in path.parent.iterdir() if file.is_file()))

@@ -99,6 +99,8 @@ def test_files_of_lists_are_read_as_csv_or_parquet(tmp_path: Path) -> None:
     expected = lists_of([(1, 2, 7, 0.5)])
     assert read_lists(tmp_path / "lists.csv").equals(expected)
     assert read_lists(tmp_path / "lists.parquet").equals(expected)
+    with pytest.raises(UserError, match=r'lists: no file .*list\.csv \(did you mean "lists\.csv"\?\)$'):
+        read_lists(tmp_path / "list.csv")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,16 @@ def test_several_files_and_globs_are_one_table(tmp_path: Path, log: Any) -> None
         reader(tmp_path / "night-*").files()
 
 
+@pytest.mark.parametrize("table", ["events", "users", "titles"])
+def test_a_missing_file_names_the_nearest_one(tmp_path: Path, log: Any, table: str) -> None:
+    path = log(f"user,item,time\nu1,a,{NOON}\n", "customers.csv")
+    other = [] if table == "events" else [f"data.{table}={tmp_path}/custmers.csv"]
+    with pytest.raises(
+        UserError, match=rf'data\.{table}: .*custmers\.csv is not a file \(did you mean "customers\.csv"'
+    ):
+        reader(path if other else tmp_path / "custmers.csv", *other).files()
+
+
 # --- times ---
 
 

@@ -1,5 +1,6 @@
 """What recommend() and live sessions accept and refuse: frames, ids, profiles, states."""
 
+import re
 import warnings
 from collections.abc import Callable
 from datetime import date
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from arnn_lightning.errors import UserError
 from arnn_lightning.serving.predictor import Predictor, load
 from arnn_lightning.serving.requests import Unknown, one_row
+from arnn_lightning.training.checkpoint import read_checkpoint
+from commandline import arnn_here
 from models import BY_NAME, MODELS, ModelCase, case_name
 
 Checkpoints = Callable[[ModelCase], Path]
@@ -119,6 +122,49 @@ def test_wrong_sessions_are_one_line(gru4rec: Predictor, frame: Any, message: st
     with pytest.raises(UserError, match=message) as error:
         gru4rec.recommend(frame)
     assert "\n" not in str(error.value)
+
+
+def test_attributes_in_sessions_are_reported(arnn: Predictor, gru4rec: Predictor, events: pl.DataFrame) -> None:
+    attribute = arnn.vocabulary.single[0]
+    mixed = events.with_columns(pl.lit("1").alias(attribute), price=2.5)
+    with pytest.warns(UserWarning, match=rf"attributes of the model \(give them in users\): {attribute}$"):
+        listed = arnn.recommend(mixed)
+    assert listed.equals(arnn.recommend(events))
+    with pytest.raises(UserError, match=rf"\(give them in users\): {attribute}$"):
+        arnn.recommend(mixed, on_unknown="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arnn.recommend(mixed, pl.DataFrame({"user_id": [0], attribute: [None]}))
+        arnn.recommend(mixed, on_unknown="ignore")
+        gru4rec.recommend(mixed)
+
+
+def test_the_command_reports_attributes_and_names_files(
+    checkpoints: Checkpoints,
+    arnn: Predictor,
+    events: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    attribute = arnn.vocabulary.single[0]
+    mixed = events.with_columns(pl.lit("1").alias(attribute), price=2.5)
+    mixed.write_csv("sessions.csv")
+    mixed.write_parquet("sessions.parquet")
+    command = ["task=recommend", f"checkpoint={checkpoints(BY_NAME['arnn'])}", "output=lists.csv", "hydra.run.dir=here"]
+    for name in ("sessions.csv", "sessions.parquet"):
+        assert arnn_here([*command, f"input={name}"], monkeypatch) == 0
+        printed = capsys.readouterr()
+        assert f"(give them in users): {attribute}\n" in printed.err
+        assert "attributes in input, not used: 1;" in printed.out
+        assert pl.read_csv("lists.csv")["item_id"].to_list() == arnn.recommend(events)["item_id"].to_list()
+    for mistake, hint in (
+        (["input=sesions.csv"], 'error: input=sesions.csv: no such file (did you mean "sessions.csv"?)\n'),
+        (["input=sessions.csv", "users=session.parquet"], 'no such file (did you mean "sessions.parquet"?)\n'),
+    ):
+        assert arnn_here([*command, *mistake], monkeypatch) == 2
+        assert capsys.readouterr().err.endswith(hint)
 
 
 # --- what is recommended ---
@@ -278,6 +324,20 @@ def test_wrong_users_are_one_line(arnn: Predictor, events: pl.DataFrame, users: 
     assert "\n" not in str(error.value)
 
 
+def test_the_logs_column_of_users_is_named(gru4rec: Predictor, events: pl.DataFrame) -> None:
+    data = gru4rec.metadata["data"] | {"columns": {"user": "customer", "user_in_users": "number"}}
+    predictor = Predictor(gru4rec.model, gru4rec.vocabulary, {**gru4rec.metadata, "data": data})
+    other = events.rename({"user_id": "customer"})
+    for sessions, column, fix in (
+        (events, "number", "users: no column .*; rename its column number to user_id"),
+        (events, "customer", "users: no column .*; rename its column customer to user_id"),
+        (events, "x", "users: no column .*; rename the column of user ids to user_id"),
+        (other, "user_id", "sessions: no column user_id; .*; rename its column customer to user_id"),
+    ):
+        with pytest.raises(UserError, match=fix):
+            predictor.recommend(sessions, pl.DataFrame({column: [1]}))
+
+
 def test_users_need_a_column_to_be_matched_by(arnn: Predictor, events: pl.DataFrame) -> None:
     with pytest.raises(UserError, match="sessions: no column user_id"):
         arnn.recommend(events.drop("user_id"), pl.DataFrame({"user_id": [1]}))
@@ -385,3 +445,17 @@ def test_a_state_that_is_damaged_or_foreign_is_refused(
 def test_a_folder_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint at"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("level", ["", "2026-11-24/"])
+def test_a_folder_of_runs_names_three_of_them(tmp_path: Path, level: str) -> None:
+    for name in ("own-seed1", "own-seed2", "own-seed3", "own-seed4"):
+        (tmp_path / level / name / "checkpoints" / "session").mkdir(parents=True)
+        (tmp_path / level / name / "checkpoints" / "best.ckpt").touch()
+        (tmp_path / level / name / "checkpoints" / "session" / "best.ckpt").touch()
+    runs = " or ".join(f"{tmp_path}/{level}own-seed{seed}" for seed in (1, 2, 3))
+    for read in (load, read_checkpoint):
+        with pytest.raises(UserError, match=rf"no checkpoint at .*\(did you mean {re.escape(runs)}\?\)$"):
+            read(tmp_path)
+    with pytest.raises(UserError, match=r'no checkpoint at .*bst\.ckpt \(did you mean "best\.ckpt"\?\)'):
+        load(tmp_path / level / "own-seed1" / "checkpoints" / "bst.ckpt")

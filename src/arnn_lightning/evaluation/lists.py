@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.errors import UserError, nearest, nearest_file
 from arnn_lightning.evaluation.result import EvaluationResult, next_item_targets
 
 SESSION, POSITION, ITEM, SCORE = COLUMNS = ("session_id", "position", "item_id", "score")
@@ -19,7 +19,7 @@ def read_lists(file: Path) -> pl.DataFrame:
         UserError: no such file, one that cannot be read, is empty or lacks a column.
     """
     if not file.is_file():
-        raise UserError(f"lists: no file {file}")
+        raise UserError(f"lists: no file {file}{nearest_file(file)}")
     try:
         if file.suffix == ".parquet":
             lists = pl.read_parquet(file, glob=False)

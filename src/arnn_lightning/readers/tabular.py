@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.errors import UserError, nearest, nearest_file
 from arnn_lightning.readers.delimited import (
     FIRST_ROW,
     PACKED,
@@ -424,7 +424,7 @@ def _resolve_files(
         if not matches and not path.is_dir() and (packed := find_file(path)) is not None:
             matches = [_File(packed, path.name if packed.suffix == ".zip" else None, header)]
         if not matches:
-            what = "a folder" if path.is_dir() else "not a file"
+            what = "a folder" if path.is_dir() else f"not a file{nearest_file(path)}"
             raise UserError(f"data.{name}: {pattern} is {what}; give a path or a glob of files{hint}")
         files += matches
     return files

@@ -24,7 +24,7 @@ from arnn_lightning.nn.product import ProductLayer
 from arnn_lightning.serving.live import LiveSession, LiveSessions
 from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, check_length, find_codes, like, to_ids
 from arnn_lightning.serving.vocabulary import Vocabulary
-from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
+from arnn_lightning.training.checkpoint import build_model, checkpoint_file, load_weights, read_checkpoint
 
 OnUnknown = Literal["warn", "raise", "ignore"]
 BLOCK_SESSIONS = 1_024
@@ -48,12 +48,6 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> "Predictor":
     model = build_model(metadata["model"], RunSettings())
     load_weights(model, checkpoint, file)
     return Predictor(model, Vocabulary(checkpoint.get("vocabulary", {}), file), metadata)
-
-
-def checkpoint_file(path: str | Path) -> Path:
-    """A checkpoint itself, or the best one of a run folder."""
-    path = Path(path).expanduser()
-    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
 
 
 class Predictor:
@@ -87,6 +81,7 @@ class Predictor:
             data.get("null_values", [""]),
             data.get("date_format"),
             data.get("decimal", "."),
+            [data.get("columns", {}).get(key) for key in ("user_in_users", "user")],
         )
         self._single_sizes: list[int] = list(metadata["model"]["dims"]["single_sizes"])
         self._first_category = [0, *accumulate(self._single_sizes)][:-1]

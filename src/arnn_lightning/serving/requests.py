@@ -91,19 +91,21 @@ def check_length(k: Any) -> None:
 
 @dataclass
 class Unknown:
-    """What was requested and is not known: items that are not in the catalogue, attributes, and their values.
+    """What was requested and is ignored: items that are not in the catalogue, attributes, and their values.
 
     Attributes:
         items: ids that are not in the catalogue, one per event.
         attributes: attributes that the model does not use.
         values: (attribute, value) where the value is no category.
         no_click: number of sessions without an item of the catalogue.
+        columns: columns of the sessions that are attributes of the model, which only profiles have.
     """
 
     items: list[Any] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
     values: list[tuple[str, str]] = field(default_factory=list)
     no_click: int = 0
+    columns: list[str] = field(default_factory=list)
 
     def line(self, used: Sequence[str]) -> str | None:
         """One line about what is ignored; None where everything is known. ``used``: the model's attributes."""
@@ -116,6 +118,9 @@ class Unknown:
         if self.values:
             name, value = self.values[0]
             parts.append(f"attribute values not seen in training ({len(self.values):,}), such as {name}={value!r}")
+        if self.columns:
+            names = ", ".join(self.columns)
+            parts.append(f"columns of the sessions that are attributes of the model (give them in users): {names}")
         return "; ".join(parts) or None
 
 
@@ -150,6 +155,7 @@ class RequestReader:
         null_values: texts that mean a missing value.
         date_format: strftime format of dates in text; None: ISO 8601.
         decimal: the decimal separator of numbers in text.
+        user_columns: names of columns of user ids in the log, for errors.
     """
 
     def __init__(
@@ -160,6 +166,7 @@ class RequestReader:
         null_values: Iterable[str],
         date_format: str | None,
         decimal: str,
+        user_columns: Iterable[str | None],
     ) -> None:
         self.vocabulary = vocabulary
         self.uses_contexts = uses_contexts
@@ -167,6 +174,7 @@ class RequestReader:
         self.null_values = ["", *null_values]  # as in reading the data
         self.date_format = date_format
         self.decimal = decimal
+        self.user_columns = user_columns
         self.multi = [name for name in vocabulary.attributes if name not in vocabulary.single]
         is_numeric = pl.col("kind") == "numeric"
         self.numeric = set(vocabulary.contexts.filter(is_numeric)["attribute"])
@@ -186,18 +194,25 @@ class RequestReader:
         Raises:
             UserError: a missing column, ids of a wrong type, a session of two users, a user who occurs twice.
         """
-        events = self._events(sessions)
-        unknown = Unknown()
+        events, others = self._events(sessions)
+        profiled: list[str] = []
         key = None
         if users is not None:
             users = to_polars(users, "users")
+            profiled = users.columns
             key = next((name for name in (SESSION_ID, USER_ID) if name in users.columns), None)
             if key is None or key not in events.columns:
-                where = "users" if key is None else "sessions"
-                raise UserError(f"{where}: no column {key or 'session_id or user_id'}; profiles are matched by it")
+                where, names = ("users", profiled) if key is None else ("sessions", others)
+                renamed = next((f"its column {name}" for name in self.user_columns if name in names), None)
+                raise UserError(
+                    f"{where}: no column {key or 'session_id or user_id'}; profiles are matched by it; rename "
+                    f"{renamed or 'the column of user ids'} to user_id"
+                )
             ids = cast_ids(users[key], events[key].dtype, f"users: {key}")
             _require_ids(ids, users[key], key)
             users = users.with_columns(ids.alias(key))
+        attributes = self.vocabulary.attributes if self.uses_contexts else []
+        unknown = Unknown(columns=[name for name in others if name in attributes and name not in profiled])
         session_id = events[SESSION_ID].unique(maintain_order=True)
         if key == SESSION_ID:  # sessions without an event so far
             session_id = pl.concat([session_id, users[key].filter(~users[key].is_in(session_id.implode()))])
@@ -230,26 +245,27 @@ class RequestReader:
             unknown=unknown,
         )
 
-    def _events(self, sessions: Any) -> pl.DataFrame:
-        """The columns of ``sessions`` that are read, validated."""
+    def _events(self, sessions: Any) -> tuple[pl.DataFrame, list[str]]:
+        """The columns of ``sessions`` that are read, validated; the names of the others."""
         if isinstance(sessions, list | tuple):
             try:
                 items = pl.Series(sessions, dtype=None if sessions else self.vocabulary.items["id"].dtype)
             except (TypeError, pl.exceptions.PolarsError) as error:
                 raise UserError(f"sessions: {str(error).splitlines()[0]}; a list has the ids of one") from error
-            return pl.DataFrame({SESSION_ID: pl.repeat(0, len(items), dtype=pl.Int64, eager=True), ITEM_ID: items})
+            return pl.DataFrame({SESSION_ID: pl.repeat(0, len(items), dtype=pl.Int64, eager=True), ITEM_ID: items}), []
         events = to_polars(sessions, "sessions")
         for name in (SESSION_ID, ITEM_ID):
             if name not in events.columns:
                 hint = nearest(name, events.columns)
                 raise UserError(f"sessions: no column {name}{hint}; its columns: {', '.join(events.columns)}")
-        events = events.select(name for name in (SESSION_ID, ITEM_ID, TIME, USER_ID) if name in events.columns)
+        others = [name for name in events.columns if name not in (SESSION_ID, ITEM_ID, TIME, USER_ID)]
+        events = events.drop(others)
         for name in {SESSION_ID, TIME} & {*events.columns}:
             if events[name].has_nulls():
                 raise UserError(f"sessions: column {name}, row {events[name].is_null().arg_true()[0] + 1}: no value")
         if events[SESSION_ID].dtype.is_nested():
             raise UserError(f"sessions: {SESSION_ID}: ids must be integers or strings, not {events[SESSION_ID].dtype}")
-        return events
+        return events, others
 
     def encode(self, users: pl.DataFrame, key: str | None, unknown: Unknown) -> pl.DataFrame:
         """Context codes of profiles; adds what is not known to ``unknown``. ``key``: the column of ids, if any."""

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from polars.io.plugins import register_io_source
 from rich.console import Console
 
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, nearest_file
 from arnn_lightning.io import atomic_path
 from arnn_lightning.readers.delimited import decompressed, file_format, read_delimited
 from arnn_lightning.serving.predictor import load
@@ -57,19 +57,23 @@ def run(config: DictConfig) -> None:
     Console(soft_wrap=True).print(
         f"sessions: {n_sessions:,} ({unknown.no_click:,} without a known item); events of unknown items: "
         f"{len(unknown.items):,}; unknown attributes and values: {len(unknown.attributes) + len(unknown.values):,}; "
-        f"{time.perf_counter() - started:.1f} s; {output}"
+        f"attributes in input, not used: {len(unknown.columns):,}; {time.perf_counter() - started:.1f} s; {output}"
     )
 
 
 def _read(path: str, key: str, columns: tuple[str, ...] | None) -> pl.DataFrame:
-    """A CSV or parquet file: those of ``columns`` that it has, or all; ids and attributes of a CSV are strings."""
+    """A CSV or parquet file; ids and attributes of a CSV are strings.
+
+    Columns that are not among ``columns`` (None: all are) are null: of them, only the names are used.
+    """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"{key}={path}: no such file")
+        raise UserError(f"{key}={path}: no such file{nearest_file(file)}")
     if file_format(file) == "parquet":
         try:
-            names = [name for name in pl.read_parquet_schema(file) if columns is None or name in columns]
-            return pl.read_parquet(file, columns=names, glob=False)
+            header = [*pl.read_parquet_schema(file)]
+            names = [name for name in header if columns is None or name in columns]
+            return _with_nulls(pl.read_parquet(file, columns=names, glob=False), header)
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
     with decompressed(file) as plain, plain.open(encoding="utf-8-sig", errors="replace") as lines:
@@ -78,8 +82,12 @@ def _read(path: str, key: str, columns: tuple[str, ...] | None) -> pl.DataFrame:
     names = header if columns is None else [*columns[:2], *(name for name in columns[2:] if name in header)]
     required = [SESSION_ID] if columns is not None else []
     types = dict.fromkeys(names, pl.String())
-    frame = read_delimited(file, types, separator=None, required=required, null_values=[""])
+    frame = _with_nulls(read_delimited(file, types, separator=None, required=required, null_values=[""]), header)
     if TIME not in frame.columns:
         return frame
     number = frame[TIME].cast(pl.Float64, strict=False)
     return frame if number.has_nulls() else frame.with_columns(number)  # ISO 8601 sorts as it is
+
+
+def _with_nulls(frame: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    return frame.with_columns(pl.lit(None).alias(name) for name in dict.fromkeys(names) if name not in frame.columns)

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from arnn_lightning.config import install_hint
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.predictor import checkpoint_file, load
+from arnn_lightning.serving.predictor import load
+from arnn_lightning.training.checkpoint import checkpoint_file
 
 TOKEN = "ARNN_TOKEN"
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from arnn_lightning.config import instantiate
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, nearest_file
 from arnn_lightning.io import atomic_path
 from arnn_lightning.models.base import CHECKPOINT_VERSION, Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
@@ -53,15 +53,32 @@ def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Meta
     return model
 
 
+def checkpoint_file(path: str | Path) -> Path:
+    """A checkpoint itself, or the best one of a run folder.
+
+    Raises:
+        UserError: there is none; names run folders below ``path``, as of a multirun or a verdict.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}{nearest_file(path)} (runs save theirs to RUN/{BEST_OF_RUN})")
+    if (path / BEST_OF_RUN).is_file():
+        return path / BEST_OF_RUN
+    below = (sorted(path.glob(f"{level}/{BEST_OF_RUN}")) for level in ("*", "*/*", "*/*/*"))
+    runs = [str(file.parents[1]) for file in next(filter(None, below), [])[:3]]
+    hint = f"did you mean {' or '.join(runs)}?" if runs else f"runs save theirs to RUN/{BEST_OF_RUN}"
+    raise UserError(f"no checkpoint at {path / BEST_OF_RUN} ({hint})")
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint of this project, or the best one of a run folder; executes nothing that it contains.
 
     Raises:
         UserError: no such file, not a checkpoint, one that contains code, or one of another program or format version.
     """
-    file = Path(path) / BEST_OF_RUN if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise UserError(f"no checkpoint at {file} (runs save theirs to RUN/checkpoints/best.ckpt)")
+    file = checkpoint_file(path)
     if not zipfile.is_zipfile(file):
         raise UserError(f"{file}: damaged or not a checkpoint")
     try:
