@@ -14,8 +14,12 @@ from helpers import make_data, make_model, ready, train_losses
 SMALL = ["model.hidden_size=8"]
 CASES: dict[str, tuple[str, list[str], int]] = {
     "one-hot, TOP1, dropout": ("gru4rec", SMALL, 0),
-    "tied, log q, negatives": ("gru4rec_strong", SMALL, 7),
-    "PNN": ("pnn", [*SMALL, "model.embedding_size=3", "model.products=false"], 0),
+    "tied, log q, negatives": ("gru4rec_strong", [*SMALL, "model.clip_norm=1000"], 7),
+    "PNN": (
+        "pnn",
+        [*SMALL, "model.embedding_size=3", "model.products=false", "model.optimizer.weight_decay=0.01"],
+        0,
+    ),
     "ARNN's merging layer": (
         "arnn",
         [*SMALL, "model.session.hidden_size=6", "model.context.hidden_size=5", "model.clip_norm=0.01"],
