@@ -109,6 +109,16 @@ def test_other_settings_do_not_mix_in_one_folder(
     assert "data.contexts.multi=[]: " in capsys.readouterr().err
 
 
+def test_another_log_needs_another_folder(
+    verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = "500,1,2024-01-05T10:00:00,team0,old,a\n500,2,2024-01-05T10:01:00,team0,old,a\n"
+    Path("later.csv").write_text(Path("log.csv").read_text() + later)
+    assert arnn_here([*VERDICT, "data.events=later.csv", "paths.data=later"], monkeypatch) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("a verdict is of one log; use a new hydra.run.dir, such as outputs/verdict/tabular-2")
+
+
 def test_its_runs_share_the_session_encoder(verdict: SimpleNamespace) -> None:
     for arm in ("own", "permuted", "per_session"):
         assert not (verdict.folder / f"{arm}-seed2" / "checkpoints" / "session").exists()  # not trained there
@@ -285,6 +295,12 @@ def test_the_deployed_model_is_trained_by_the_command(verdict: SimpleNamespace) 
     trained = verdict.folder.parents[2] / deploy["trained"]
     assert (trained / "checkpoints" / "best.ckpt").is_file()
     assert metrics_of(trained)["model"] == deploy["model"]
+    helps = verdict.shown["helps"] == "yes"
+    counted = {name: row for name, row in verdict.shown["counted"].items() if helps or not row["uses_profiles"]}
+    rows = counted | {"own": verdict.shown["models"]["own" if helps else "session"]}
+    names = {"own": "arnn_strong" if helps else "gru4rec_strong"}
+    assert deploy["chosen_from"] == {names.get(name, name): row["validation"] for name, row in rows.items()}
+    assert deploy["model"] == max(deploy["chosen_from"], key=deploy["chosen_from"].get)
     command = shlex.split(deploy["command"])
     assert command[:4] == ["python", "-m", "arnn_lightning", f"model={deploy['model']}"]
     recorded = OmegaConf.load(trained / ".hydra" / "overrides.yaml")

@@ -71,7 +71,9 @@ def write_verdict(verdict: dict[str, Any], folder: Path) -> str:
         The paragraph.
     """
     paragraph = " ".join(sentences(verdict))
-    verdict = verdict | {"answer": answer(verdict), "paragraph": paragraph, "advice": " ".join(profile_advice(verdict))}
+    verdict = verdict | {"answer": answer(verdict), "paragraph": paragraph}
+    if verdict["seeds"]:
+        verdict |= {"next_step": _deployment(verdict), "advice": " ".join(profile_advice(verdict))}
     write_json(folder / "verdict.json", verdict)
     shown = json.loads((folder / "verdict.json").read_text())
     for name in ("verdict.md", "verdict.html"):
@@ -271,8 +273,6 @@ def _attributes(verdict: Mapping[str, Any]) -> list[str]:
 
 def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
     """What is to be done with the profiles: which attributes are to be kept, and which can be dropped."""
-    if not verdict["seeds"]:
-        return []
     if verdict["helps"] == "no":
         return ["No profiles need to be collected for these recommendations."]
     if verdict["helps"] == "unclear":

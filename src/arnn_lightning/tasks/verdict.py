@@ -105,7 +105,7 @@ def require_counted(models: Sequence[str]) -> None:
     for name in models:
         if name not in known:
             raise UserError(f"counted={name}: no such model{nearest(name, known)}")
-        if "optimizer" in compose("config", overrides=[f"model={name}"]).model:
+        if "optimizer" in compose(f"model/{name}").model:
             raise UserError(f"counted={name}: is trained; counted takes models without training, such as sr")
 
 
