@@ -104,6 +104,15 @@ def test_groups_have_the_gains_of_their_predictions() -> None:
     assert frame["base"].to_list() == pytest.approx([low.base, whole.base])
 
 
+def test_a_group_of_fewer_than_10_users_has_no_interval() -> None:
+    cluster = np.arange(40) % 20
+    value, base = np.random.default_rng(3).random((2, 2, 40))
+    rows = group_gains(value, base, {"9": cluster < 9, "10": cluster < 10}, cluster, BOOTSTRAP, 5).to_dicts()
+    assert [row["users"] for row in rows] == [9, 10]
+    assert (rows[0]["low"], rows[0]["high"]) == (None, None)
+    assert rows[1]["low"] < rows[1]["mean"] < rows[1]["high"]
+
+
 def test_results_of_other_predictions_are_not_compared() -> None:
     def result(sessions: list[int]) -> EvaluationResult:
         columns = {"session": sessions, "position": [1] * len(sessions), "rank": [1.0] * len(sessions)}

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from omegaconf import OmegaConf
 from scipy.stats import t as student_t
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.runs import Run, find_run_dirs, load_run
-from arnn_lightning.reporting.verdict import sentences
-from arnn_lightning.sweeps.plan import Costs, Plan, make_plan, seconds_of
+from arnn_lightning.reporting.verdict import outcome, profile_advice, sentences
+from arnn_lightning.sweeps.plan import Costs, Plan, extend_plan, make_plan, plan_line, seconds_of
 from arnn_lightning.tasks import train
 from commandline import arnn_here, metrics_of
 
@@ -106,6 +107,16 @@ def test_other_settings_do_not_mix_in_one_folder(
     command = [argument for argument in VERDICT if not argument.startswith("data.contexts.multi")]
     assert arnn_here(command, monkeypatch) == 2
     assert "data.contexts.multi=[]: " in capsys.readouterr().err
+
+
+def test_another_log_needs_another_folder(
+    verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = "500,1,2024-01-05T10:00:00,team0,old,a\n500,2,2024-01-05T10:01:00,team0,old,a\n"
+    Path("later.csv").write_text(Path("log.csv").read_text() + later)
+    assert arnn_here([*VERDICT, "data.events=later.csv", "paths.data=later"], monkeypatch) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("a verdict is of one log; use a new hydra.run.dir, such as outputs/verdict/tabular-2")
 
 
 def test_its_runs_share_the_session_encoder(verdict: SimpleNamespace) -> None:
@@ -284,16 +295,16 @@ def test_the_deployed_model_is_trained_by_the_command(verdict: SimpleNamespace) 
     trained = verdict.folder.parents[2] / deploy["trained"]
     assert (trained / "checkpoints" / "best.ckpt").is_file()
     assert metrics_of(trained)["model"] == deploy["model"]
-    command = [
-        "python",
-        "-m",
-        "arnn_lightning",
-        f"model={deploy['model']}",
-        *DATA,
-        *SETTINGS,
-        "evaluation.monitor=mrr@5",
-    ]
-    assert shlex.split(deploy["command"]) == command
+    helps = verdict.shown["helps"] == "yes"
+    counted = {name: row for name, row in verdict.shown["counted"].items() if helps or not row["uses_profiles"]}
+    rows = counted | {"own": verdict.shown["models"]["own" if helps else "session"]}
+    names = {"own": "arnn_strong" if helps else "gru4rec_strong"}
+    assert deploy["chosen_from"] == {names.get(name, name): row["validation"] for name, row in rows.items()}
+    assert deploy["model"] == max(deploy["chosen_from"], key=deploy["chosen_from"].get)
+    command = shlex.split(deploy["command"])
+    assert command[:4] == ["python", "-m", "arnn_lightning", f"model={deploy['model']}"]
+    recorded = OmegaConf.load(trained / ".hydra" / "overrides.yaml")
+    assert {*command[3:], "logger=csv", "task=train"} == {*recorded}
 
 
 def test_users_are_held_out_where_the_log_has_few_new_ones(
@@ -320,6 +331,7 @@ def test_a_budget_for_less_than_two_seeds_is_no_answer(
     assert (shown["helps"], shown["seeds"]) == ("unclear", [])
     assert shown["seconds_needed"] > 1
     assert "budget of 1s is too short for two seeds" in shown["paragraph"]
+    assert " data" not in shown["paragraph"]
     assert not list(Path("short").glob("*/metrics.json"))
 
 
@@ -328,6 +340,8 @@ def test_a_budget_for_less_than_two_seeds_is_no_answer(
     [
         ("budget=15", "budget=15: must be a duration such as 90s, 15m or 2h"),
         ("budget=0m", "budget=0m: must be a duration such as 90s, 15m or 2h"),
+        ("counted=[pop,srr]", 'counted=srr: no such model (did you mean "sr"?)'),
+        ("counted=[gru4rec]", "counted=gru4rec: is trained; counted takes models without training, such as sr"),
         ("max_seeds=1", "max_seeds=1: must be an integer of at least 2"),
         (
             "data.contexts.assignment=unknown",
@@ -380,38 +394,170 @@ def test_the_plan_is_the_same_once_runs_are_finished() -> None:
     assert make_plan(600, costs, 5, True) == make_plan(600, costs, 5, True)
 
 
-def words(helps: str, content: bool, recognition: bool, high: float = 0.05) -> str:
-    """The paragraph of a verdict with given answers."""
+def test_a_larger_plan_names_what_limits_the_seeds() -> None:
+    costs = Costs(counted=10, session=20, profile=30, attributes=5)  # 126.5 a seed
+    two = make_plan(3600, costs, 2, False)
+    more = extend_plan(two, 2, 3600, 263, costs, 2, False)
+    assert (more.n_seeds, more.settings, more.limited_by) == (3, ("max_seeds=3",), "max_seeds")
+    assert more.seconds == pytest.approx(126.5)
+    two = make_plan(300, costs, 5, False)
+    more = extend_plan(two, 2, 300, 263, costs, 5, False)
+    assert (more.n_seeds, more.settings, more.limited_by) == (3, ("budget=7m",), "budget")
+    line = plan_line(two, costs, "300s", 2, " ".join(more.settings))
+    assert line.endswith("; two seeds seldom decide, three need budget=7m")
+    assert "seldom" not in plan_line(make_plan(3600, costs, 5, False), costs, "1h", 2, "")
+    assert extend_plan(two, 2, 300, 263, costs, 2, False).settings == ("max_seeds=3", "budget=7m")
+    assert extend_plan(two, 3, 300, 1000, costs, 5, False).settings == ("budget=21m",)  # slower than measured
+    for budget in range(263, 2000, 7):
+        plan = make_plan(budget, costs, 4, True)
+        more = extend_plan(plan, plan.n_seeds, budget, 0, costs, 4, True)
+        enough = next((60 * int(text[7:-1]) for text in more.settings if text.startswith("budget=")), budget)
+        assert make_plan(enough, costs, max(4, more.n_seeds), True).n_seeds >= more.n_seeds > plan.n_seeds
+        complete = make_plan(60 * int(more.complete_budget[:-1]), costs, 4, True)
+        assert complete.holds_out_users
+        assert complete.hides_attributes
+
+
+def shown_figures(helps: str, content: bool = True, recognition: bool = True, **changed: Any) -> dict[str, Any]:
+    """The figures of a verdict with given answers."""
     gain = {
         "mean": 0.02,
         "low": 0.01,
-        "high": high,
+        "high": 0.05,
         "relative": 0.1,
         "base": 0.2,
         "user_error": 0.01,
         "seed_error": 0.02,
     }
     names = ("over_session", "over_per_session", "content", "recognition", "over_counted", "new_users")
-    holds = dict.fromkeys(names, True) | {"content": content, "recognition": recognition}
-    claims = {name: {"result": "above 0" if is_above else "not shown"} for name, is_above in holds.items()}
-    figures: dict[str, Any] = {
+    holds = dict.fromkeys(names[2:], True) | {"content": content, "recognition": recognition}
+    claims = {
+        name: {"result": "above 0" if is_above else "not shown", "adjusted_p_value": 0.08}
+        for name, is_above in holds.items()
+    }
+    row = {"mean": {"recall@20": 0.5, "mrr@20": 0.2}}
+    return {
         "helps": helps,
         "seeds": [1, 2, 3],
         "metric": "mrr@20",
         "profile_model": "arnn_strong",
         "session_model": "gru4rec_strong",
-        "models": {"own": {"mean": {"mrr@20": 0.22}}},
+        "context_model": "pnn",
+        "models": {"own": {"mean": {"recall@20": 0.55, "mrr@20": 0.22}}, "session": row, "context": row},
+        "counted": {"vsknn": row},
         "bootstrap": {"confidence": 0.95},
         "smallest_gain": 0.01,
         "smallest_gain_absolute": 0.06,
-        "gains": dict.fromkeys(names, gain),
+        "gains": {name: dict(gain) for name in names},
         "claims": claims,
         "attributes": [{"attribute": "region", "mean": 0.0123, "low": 0.01, "high": 0.02}],
         "new_users": {"users": 1200, "held_out": True},
+        "holds_out_users": True,
         "best_counted": "vsknn",
-        "deploy": {"model": "arnn_strong", "counted": False},
-    }
-    return " ".join(sentences(figures))
+        "splits": {"test": {"users": 1500}},
+        "more_seeds": {
+            "settings": ["max_seeds=5"],
+            "limited_by": "max_seeds",
+            "seconds": 95,
+            "complete_budget": "9m",
+        },
+        "rising": [],
+        "deploy": {
+            "model": "vsknn",
+            "counted": True,
+            "uses_profiles": False,
+            "chosen_from": {"vsknn": 0.21, "gru4rec_strong": 0.2},
+        },
+    } | changed
+
+
+def words(helps: str, content: bool, recognition: bool) -> str:
+    return " ".join(sentences(shown_figures(helps, content, recognition)))
+
+
+def test_an_unclear_verdict_states_what_would_decide_it() -> None:
+    figures = shown_figures("unclear")
+    figures["gains"]["over_session"]["low"] = -0.1
+    text = " ".join(sentences(figures))
+    assert text.startswith("Whether profiles help cannot be told from 3 seeds.")
+    assert "because of the number of seeds (3 only, limited by max_seeds=3)" in text
+    assert "Do not decide yet: run the same command with max_seeds=5, which needs about 1m35s more." in text
+    best = "the best on validation of the models without profiles (MRR@20: vsknn 0.2100, gru4rec_strong 0.2000)"
+    assert f"Until then deploy vsknn, {best}." in text
+    by_budget = figures["more_seeds"] | {"limited_by": "budget", "settings": ["budget=9m"]}
+    text = " ".join(sentences(figures | {"more_seeds": by_budget}))
+    assert "limited by the budget" in text
+    assert "run the same command with budget=9m" in text
+    figures["gains"]["over_session"]["seed_error"] = 0.001
+    text = " ".join(sentences(figures))
+    assert text.startswith("Whether profiles help cannot be told from this much data.")
+    assert "because of the number of test users (1,500)" in text
+    assert "test on more users" in text
+    assert "max_seeds" not in text
+    assert "cannot be told from 2 seeds" in sentences(figures | {"seeds": [1, 2]})[0]
+
+
+def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
+    figures = shown_figures("yes", content=False, recognition=False)
+    by_itself = "above 0 by itself, not after correction for 4 comparisons"
+    assert outcome(figures, "content") == by_itself
+    assert outcome(figures, "over_session") == "above 0"
+    text = " ".join(sentences(figures))
+    assert f"what the profile contains +0.0100 to +0.0500, {by_itself})" in text
+    figures["claims"]["new_users"]["result"] = figures["claims"]["over_counted"]["result"] = "not shown"
+    text = " ".join(sentences(figures))
+    assert text.count(f"+0.0500), {by_itself} (p = 0.0800).") == 2
+    assert "may be chance" not in text
+    figures["gains"]["new_users"]["low"] = -0.01
+    assert "(+10.0%, -0.0100 to +0.0500), which may be chance." in " ".join(sentences(figures))
+
+
+def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
+    assert "), not from recognising the user" in words("yes", content=True, recognition=False)
+    figures = shown_figures("yes", content=True, recognition=False, smallest_gain_absolute=0.002)
+    assert "; it is not shown to come from recognising the user" in " ".join(sentences(figures))
+    figures = shown_figures("yes", content=False, recognition=True, smallest_gain_absolute=0.002)
+    assert "A stable label of a user may do" in " ".join(sentences(figures))
+
+
+def test_the_page_states_what_to_do_with_the_profiles() -> None:
+    limits = {"plan": (0.05, 0.09), "country": (-0.01, 0.001), "age": (-0.01, 0.05)}
+    rows = [{"attribute": name, "mean": low, "low": low, "high": high} for name, (low, high) in limits.items()]
+    keep, drop, undecided, _ = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows))
+    assert keep == "Keep and collect plan (loss without it +0.0500, +0.0500 to +0.0900)."
+    assert drop.startswith("country (loss without it -0.0100, -0.0100 to +0.0010) can be dropped")
+    assert undecided.startswith("Undecided, to be kept for now: age (")
+    assert "any stable label" in profile_advice(shown_figures("yes"))[0]
+    untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
+    assert profile_advice(untested)[0].endswith("was not tested; with budget=9m it is.")
+    assert profile_advice(shown_figures("no")) == ["No profiles need to be collected for these recommendations."]
+    assert "until it is decided" in profile_advice(shown_figures("unclear"))[0]
+
+
+def test_untested_new_users_name_the_budget() -> None:
+    figures = shown_figures("yes", new_users=None, holds_out_users=False)
+    assert "budget=9m is long enough" in " ".join(sentences(figures))
+    figures = shown_figures("yes", new_users=None)
+    assert "budget" not in " ".join(sentences(figures))
+
+
+def test_another_order_by_another_metric_is_named() -> None:
+    figures = shown_figures("yes")
+    assert "is first" not in " ".join(sentences(figures))
+    figures["counted"] = {"vsknn": {"mean": {"recall@20": 0.6, "mrr@20": 0.2}}}
+    assert "By Recall@20 vsknn is first (0.6000; arnn_strong 0.5500)." in sentences(figures)
+    figures["models"]["context"] = {"mean": {"recall@20": 0.5, "mrr@20": 0.3}}
+    assert "By MRR@20 pnn, the context encoder of arnn_strong, is first (0.3000; arnn_strong 0.2200)." in sentences(
+        figures
+    )
+
+
+def test_a_validation_metric_that_still_improves_is_named() -> None:
+    row = {"model": "arnn_strong", "epochs": 2, "is_capped": True}
+    text = sentences(shown_figures("yes", rising=[row]))[-1]
+    assert text.startswith("Validation was best in the last epoch in most runs of arnn_strong (epoch 2)")
+    assert "trainer.max_epochs" in text
+    assert "model.epochs" in sentences(shown_figures("yes", rising=[row | {"is_capped": False}]))[-1]
 
 
 def test_the_paragraph_names_the_source_of_a_gain() -> None:
@@ -423,5 +569,4 @@ def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "Both intervals end below 0.0600" in words("no", content=True, recognition=True)
     assert "region carries most: without it the model loses 0.0123" in words("yes", content=True, recognition=True)
     assert "carries most" not in words("yes", content=False, recognition=True)
-    assert "with more seeds" in words("unclear", content=True, recognition=True)
     assert "For the 1,200 users held out of training" in words("no", content=True, recognition=True)

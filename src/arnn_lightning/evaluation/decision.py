@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.evaluation.bootstrap import holm, p_value, seed_bootstrap_means
+from arnn_lightning.evaluation.groups import MIN_CLUSTERS
 from arnn_lightning.evaluation.result import EvaluationResult
 
 Answer = Literal["yes", "no", "unclear"]
@@ -109,7 +110,8 @@ def group_gains(
         groups: name -> (N,) whether a prediction is in it; groups may overlap.
 
     Returns:
-        group, predictions, users, base, mean, low, high; groups in their order.
+        group, predictions, users, base, mean, low, high; groups in their order. Limits are null with fewer than
+        ``MIN_CLUSTERS`` users.
     """
     groups = {name: is_in for name, is_in in groups.items() if is_in.any()}
     if not groups:
@@ -119,6 +121,7 @@ def group_gains(
     means = seed_bootstrap_means(difference, cluster, bootstrap["resamples"], seed)
     tails = [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2]
     low, high = np.nanquantile(means, tails, axis=0)
+    has_limits = pl.col("users") >= MIN_CLUSTERS
     return pl.DataFrame(
         {
             "group": list(groups),
@@ -129,7 +132,7 @@ def group_gains(
             "low": low,
             "high": high,
         }
-    )
+    ).with_columns(pl.when(has_limits).then(pl.col("low", "high")))
 
 
 def decide(over_session: Gain, over_control: Gain, smallest_gain: float) -> Answer:

@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from scipy.special import stdtrit
 
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import write_json, write_text
 
-ANSWERS = {
-    "yes": "Profiles help.",
-    "no": "Profiles do not help.",
-    "unclear": "Whether profiles help cannot be told from this much data.",
-}
+ANSWERS = {"yes": "Profiles help.", "no": "Profiles do not help."}
 ARMS = {  # the models of a verdict, and the profiles that they get
     "session": "none",
     "own": "the user's own",
     "permuted": "those of one other user, for good",
     "per_session": "those of another user in every session",
+    "context": "the user's own",  # the context encoder of the model with profiles
 }
 GAINS = {
     "over_session": "over the session model",
@@ -73,7 +71,9 @@ def write_verdict(verdict: dict[str, Any], folder: Path) -> str:
         The paragraph.
     """
     paragraph = " ".join(sentences(verdict))
-    verdict = verdict | {"answer": ANSWERS[verdict["helps"]], "paragraph": paragraph}
+    verdict = verdict | {"answer": answer(verdict), "paragraph": paragraph}
+    if verdict["seeds"]:
+        verdict |= {"next_step": _deployment(verdict), "advice": " ".join(profile_advice(verdict))}
     write_json(folder / "verdict.json", verdict)
     shown = json.loads((folder / "verdict.json").read_text())
     for name in ("verdict.md", "verdict.html"):
@@ -98,9 +98,43 @@ def _render(template: str, verdict: Mapping[str, Any]) -> str:
         "percent": lambda value: "" if value is None else f"{value:+.1%}",
         "count": lambda value: f"{value:,}",
         "cell": lambda value: str(value).replace("|", "\\|"),
+        "interval": lambda row: "too few users" if row["low"] is None else _interval(row),
+        "outcome": lambda name: outcome(verdict, name),
+        "rule": _rule,
     }
-    percent = f"{100 * verdict['bootstrap']['confidence']:g}"
-    return environment.get_template(template).render(v=verdict, percent=percent, arms=ARMS, gains=GAINS, groups=GROUPS)
+    profile = verdict["profile_model"]
+    names = dict.fromkeys(ARMS, profile) | {"session": verdict["session_model"]}
+    names["context"] = f"{verdict.get('context_model')}, the context encoder of {profile}"
+    tables = {"arms": ARMS, "gains": GAINS, "groups": GROUPS, "names": names}
+    return environment.get_template(template).render(v=verdict, percent=_percent(verdict), **tables)
+
+
+def _percent(verdict: Mapping[str, Any]) -> str:
+    return f"{100 * verdict['bootstrap']['confidence']:g}"
+
+
+def _rule(verdict: Mapping[str, Any]) -> str:
+    """How the answer follows from the intervals."""
+    metric, bootstrap = metric_label(verdict["metric"]), verdict["bootstrap"]
+    return (
+        "Yes: both gains, over the session model and over the same model with profiles of another user in every "
+        "session, have intervals above 0. No: one of the two intervals ends below "
+        f"{100 * verdict['smallest_gain']:g} % of the session model's {metric}. Else it is unclear. Intervals are at "
+        f"{_percent(verdict)} %, by a bootstrap over {bootstrap['unit']}s ({bootstrap['resamples']:,} resamples) and "
+        "over seeds. The results of the other gains are corrected for their number (Holm). The best model without "
+        "training, and the model to deploy, are chosen on validation. The runs took "
+        f"{format_duration(verdict['seconds'])} of a budget of {format_duration(verdict['budget'])}."
+    )
+
+
+def answer(verdict: Mapping[str, Any]) -> str:
+    """The answer in a sentence."""
+    if not verdict["seeds"]:
+        return "Whether profiles help was not tested."
+    if verdict["helps"] == "unclear":
+        source = f"{len(verdict['seeds'])} seeds" if _is_limited_by_seeds(verdict) else "this much data"
+        return f"Whether profiles help cannot be told from {source}."
+    return ANSWERS[verdict["helps"]]
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
@@ -108,19 +142,38 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
     if not verdict["seeds"]:
         needed = verdict["seconds_needed"]
         return [
-            ANSWERS["unclear"],
+            answer(verdict),
             f"The budget of {format_duration(verdict['budget'])} is too short for two seeds of every model, which need "
             f"about {format_duration(needed)}: run the same command with budget={math.ceil(needed / 60)}m or more.",
         ]
     return [
-        ANSWERS[verdict["helps"]],
+        answer(verdict),
         *_size(verdict),
         *([_source(verdict)] if verdict["helps"] == "yes" else []),
         *_attributes(verdict),
-        *_new_users(verdict),
+        _new_users(verdict),
         _neighbours(verdict),
         _deployment(verdict),
+        *_other_leaders(verdict),
+        *_epochs(verdict),
     ]
+
+
+def outcome(verdict: Mapping[str, Any], name: str) -> str:
+    """Whether a gain differs from 0: of a claim, after correction for the number of claims."""
+    gain, claim = verdict["gains"][name], verdict["claims"].get(name)
+    sign = "above 0" if gain["low"] > 0 else "below 0" if gain["high"] < 0 else "not shown"
+    if claim is None or claim["result"] != "not shown" or sign == "not shown":
+        return sign if claim is None else str(claim["result"])
+    return f"{sign} by itself, not after correction for {len(verdict['claims'])} comparisons"
+
+
+def _is_limited_by_seeds(verdict: Mapping[str, Any]) -> bool:
+    """Whether an interval is wide because of few trainings rather than few users."""
+    n_seeds = len(verdict["seeds"])
+    gains = [verdict["gains"][name] for name in ("over_session", "over_per_session")]
+    factor = stdtrit(n_seeds - 1, 0.975) / stdtrit(math.inf, 0.975)
+    return n_seeds == 2 or any(gain["low"] <= 0 and factor * gain["seed_error"] > gain["user_error"] for gain in gains)
 
 
 def _gain(gain: Mapping[str, Any]) -> str:
@@ -135,7 +188,7 @@ def _interval(gain: Mapping[str, Any]) -> str:
 def _size(verdict: Mapping[str, Any]) -> list[str]:
     gains, profile = verdict["gains"], verdict["profile_model"]
     session, control = gains["over_session"], gains["over_per_session"]
-    percent = f"{100 * verdict['bootstrap']['confidence']:g} %"
+    percent = f"{_percent(verdict)} %"
     metric = verdict["metric"]
     relative = "" if session["relative"] is None else f" or {session['relative']:+.1%}"
     lines = [
@@ -153,36 +206,58 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
             f"{verdict['smallest_gain']:.1%} of the session model's)."
         )
     if verdict["helps"] == "unclear":
-        by_seeds = max(session["seed_error"], control["seed_error"]) > max(session["user_error"], control["user_error"])
-        remedy = "more seeds (a larger budget)" if by_seeds else "more test users (a longer log, or more test days)"
         lines.append(
             f"The two intervals are not both above 0, and neither ends below {smallest:.4f}, the least that matters; "
-            f"they get narrower with {remedy}."
+            f"they are wide because of {_limit(verdict)}."
         )
     return lines
 
 
+def _limit(verdict: Mapping[str, Any]) -> str:
+    n_seeds, more = len(verdict["seeds"]), verdict["more_seeds"]
+    if not _is_limited_by_seeds(verdict):
+        return f"the number of test users ({verdict['splits']['test']['users']:,})"
+    limit = f"max_seeds={n_seeds}" if more["limited_by"] == "max_seeds" else "the budget"
+    return f"the number of seeds ({n_seeds} only, limited by {limit})"
+
+
 def _source(verdict: Mapping[str, Any]) -> str:
     content, recognition = verdict["gains"]["content"], verdict["gains"]["recognition"]
-    holds = {name: verdict["claims"][name]["result"] == "above 0" for name in ("content", "recognition")}
-    parts = f"recognising the user {_interval(recognition)}, what the profile contains {_interval(content)}"
-    if all(holds.values()):
+    is_shown = {name: verdict["claims"][name]["result"] == "above 0" for name in ("content", "recognition")}
+    is_too_small = {
+        name: verdict["gains"][name]["high"] < verdict["smallest_gain_absolute"] for name in ("content", "recognition")
+    }
+    if all(is_shown.values()):
         return (
             f"Of the latter, {signed(recognition['mean'])} comes from recognising the user, which any stable label "
-            f"would give, and {signed(content['mean'])} from what the profile contains (intervals: {parts})."
+            f"would give, and {signed(content['mean'])} from what the profile contains (intervals: recognising the "
+            f"user {_interval(recognition)}, what the profile contains {_interval(content)})."
         )
-    if holds["content"]:
+    if is_shown["content"]:
+        joined = ", not from" if is_too_small["recognition"] else "; it is not shown to come from"
         return (
-            f"It comes from what the profile contains, {signed(content['mean'])} ({_interval(content)}), not from "
+            f"It comes from what the profile contains, {signed(content['mean'])} ({_interval(content)}){joined} "
             f"recognising the user: a profile permuted among users gives {signed(recognition['mean'])} "
             f"({_interval(recognition)})."
         )
-    if holds["recognition"]:
+    if is_shown["recognition"]:
+        label = (
+            "too little to matter. Any stable label of a user would do"
+            if is_too_small["content"]
+            else f"{outcome(verdict, 'content')}. A stable label of a user may do"
+        )
         return (
             f"It comes from recognising the user: profiles permuted among users, which only distinguish them, give "
             f"{signed(recognition['mean'])} ({_interval(recognition)}), and the user's own {signed(content['mean'])} "
-            f"more ({_interval(content)}), which is not above 0 beyond chance. Any stable label of a user would do."
+            f"more ({_interval(content)}), {label}."
         )
+    parts = "; ".join(
+        f"{title} {_interval(gain)}, {outcome(verdict, name)}"
+        for name, title, gain in (
+            ("recognition", "recognising the user", recognition),
+            ("content", "what the profile contains", content),
+        )
+    )
     return f"Whether it comes from recognising the user or from what the profile contains cannot be told ({parts})."
 
 
@@ -196,14 +271,52 @@ def _attributes(verdict: Mapping[str, Any]) -> list[str]:
     return [f"Of the attributes {most['attribute']} carries most: without it the model loses {most['mean']:.4f}."]
 
 
-def _new_users(verdict: Mapping[str, Any]) -> list[str]:
+def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
+    """What is to be done with the profiles: which attributes are to be kept, and which can be dropped."""
+    if verdict["helps"] == "no":
+        return ["No profiles need to be collected for these recommendations."]
+    if verdict["helps"] == "unclear":
+        return ["Keep the profiles that there are, and collect no more of them until it is decided."]
+    if verdict["gains"]["content"]["high"] < verdict["smallest_gain_absolute"]:
+        return ["No attributes need to be collected for these recommendations: any stable label of a user would do."]
+    if not verdict["attributes"]:
+        budget = verdict["more_seeds"]["complete_budget"]
+        return [f"Keep the profiles. Which attributes carry the gain was not tested; with budget={budget} it is."]
+    smallest = verdict["smallest_gain_absolute"]
+    groups: dict[str, list[str]] = {"keep": [], "drop": [], "open": []}
+    for row in verdict["attributes"]:
+        kind = "drop" if row["high"] < smallest else "keep" if row["low"] > 0 else "open"
+        groups[kind].append(f"{row['attribute']} (loss without it {signed(row['mean'])}, {_interval(row)})")
+    lines = {
+        "keep": "Keep and collect {}.",
+        "drop": f"{{}} can be dropped: the interval of the loss ends below {smallest:.4f}, the least that matters.",
+        "open": f"Undecided, to be kept for now: {{}}; the interval contains 0 and losses of {smallest:.4f} or more.",
+    }
+    advice = [text.format(", ".join(groups[kind])) for kind, text in lines.items() if groups[kind]]
+    if len(groups["drop"]) > 1:
+        advice.append("Drop one at a time: attributes that contain the same can replace each other.")
+    if verdict["deploy"]["counted"] and not verdict["deploy"]["uses_profiles"]:
+        advice.append(f"The model to deploy, {verdict['deploy']['model']}, uses none of them.")
+    return advice
+
+
+def _new_users(verdict: Mapping[str, Any]) -> str:
     if verdict["new_users"] is None:
-        return ["Too few users without a training session were tested to tell what profiles do for them."]
+        few = "Too few users without a training session were tested to tell what profiles do for them"
+        if verdict["holds_out_users"]:
+            return f"{few}."
+        budget = verdict["more_seeds"]["complete_budget"]
+        return f"{few}: the budget was too short to hold out users of training; budget={budget} is long enough."
     new, gain = verdict["new_users"], verdict["gains"]["new_users"]
-    claim = verdict["claims"]["new_users"]["result"]
-    result = {"above 0": "", "below 0": ": a loss", "not shown": ", which may be chance"}[claim]
     who = "held out of training" if new["held_out"] else "without a training session"
-    return [f"For the {new['users']:,} users {who} the gain is {_gain(gain)}{result}."]
+    return f"For the {new['users']:,} users {who} the gain is {_gain(gain)}{_chance(verdict, 'new_users')}."
+
+
+def _chance(verdict: Mapping[str, Any], name: str) -> str:
+    """Ends the sentence about a gain that is not shown to be above 0."""
+    result = outcome(verdict, name)
+    words = {"above 0": "", "below 0": ": a loss", "not shown": ", which may be chance"}
+    return words[result] if result in words else f", {result} (p = {verdict['claims'][name]['adjusted_p_value']:.4f})"
 
 
 def _neighbours(verdict: Mapping[str, Any]) -> str:
@@ -212,13 +325,53 @@ def _neighbours(verdict: Mapping[str, Any]) -> str:
         "above 0": f"it would not replace {profile}",
         "below 0": f"it is better than {profile}",
         "not shown": f"its difference to {profile} may be chance",
-    }
-    name, claim = verdict["best_counted"], verdict["claims"]["over_counted"]["result"]
-    return f"The best model without training, {name}, has {gain['base']:.4f}: {result[claim]}."
+    }.get(outcome(verdict, "over_counted"), f"{profile} gains {_gain(gain)}{_chance(verdict, 'over_counted')}")
+    return f"The best model without training, {verdict['best_counted']}, has {gain['base']:.4f}: {result}."
 
 
 def _deployment(verdict: Mapping[str, Any]) -> str:
-    model = verdict["deploy"]["model"]
-    if verdict["deploy"]["counted"]:
-        return f"Deploy {model}, which is the best on validation."
-    return f"Deploy {model}." if verdict["helps"] == "yes" else f"Deploy {model}, which needs no profiles."
+    """The model to deploy, and what it was chosen from: differences on the test split may be chance."""
+    model, metric = verdict["deploy"]["model"], metric_label(verdict["metric"])
+    values = ", ".join(f"{name} {value:.4f}" for name, value in list(verdict["deploy"]["chosen_from"].items())[:2])
+    if verdict["helps"] == "yes":
+        return f"Deploy {model}, the best on validation ({metric}: {values})."
+    reason = f"the best on validation of the models without profiles ({metric}: {values})"
+    if verdict["helps"] == "no":
+        return f"Deploy {model}, {reason}."
+    settings, seconds = " ".join(verdict["more_seeds"]["settings"]), verdict["more_seeds"]["seconds"]
+    remedy = (
+        f"run the same command with {settings}, which needs about {format_duration(seconds)} more"
+        if _is_limited_by_seeds(verdict)
+        else "test on more users (a longer log, or more data.split.test_days), in another hydra.run.dir"
+    )
+    return f"Do not decide yet: {remedy}. Until then deploy {model}, {reason}."
+
+
+def _other_leaders(verdict: Mapping[str, Any]) -> list[str]:
+    """Another model that is first by another metric, or the context encoder where it is first."""
+    profile, metric = verdict["profile_model"], verdict["metric"]
+    rows = {profile: verdict["models"]["own"], verdict["session_model"]: verdict["models"]["session"]}
+    if verdict["context_model"] is not None:
+        rows[f"{verdict['context_model']}, the context encoder of {profile},"] = verdict["models"]["context"]
+    rows |= verdict["counted"]
+    metrics = sorted(verdict["models"]["own"]["mean"], key=lambda name: name != metric)
+    leaders = {name: max(rows, key=lambda row: rows[row]["mean"][name]) for name in metrics}
+    lines = []
+    for name, leader in leaders.items():
+        other = leaders[metric] if leader == profile else profile
+        is_context = leader.startswith(f"{verdict['context_model']},")
+        if is_context if name == metric else leader != leaders[metric]:
+            values = [rows[model]["mean"][name] for model in (leader, other)]
+            lines.append(f"By {metric_label(name)} {leader} is first ({values[0]:.4f}; {other} {values[1]:.4f}).")
+    return lines
+
+
+def _epochs(verdict: Mapping[str, Any]) -> list[str]:
+    rising = verdict["rising"]
+    if not rising:
+        return []
+    models = " and ".join(f"{row['model']} (epoch {row['epochs']})" for row in rising)
+    key = "trainer.max_epochs, in another hydra.run.dir" if rising[0]["is_capped"] else "model.epochs of task=train"
+    return [
+        f"Validation was best in the last epoch in most runs of {models}: more epochs may change the answer ({key})."
+    ]

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.evaluation.decision import Gain, check_claims, decide, group_gains, measure_gain, paired_values
-from arnn_lightning.evaluation.groups import by_known_attributes, by_popularity, by_position, by_seen
+from arnn_lightning.evaluation.groups import MIN_CLUSTERS, by_known_attributes, by_popularity, by_position, by_seen
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.preprocessing.contexts import PREFIX
 from arnn_lightning.preprocessing.dataset import PreparedDataset
@@ -68,9 +68,9 @@ class VerdictFigures:
 
         Args:
             models: S results each of ``session``, the model without profiles, and of the model with the user's
-                ``own``, ``permuted`` and ``per_session`` profiles.
+                ``own``, ``permuted`` and ``per_session`` profiles; and of ``context``, its context encoder.
             counted: the result of each model without training.
-            validation: the validation metric of all of these, a mean over seeds.
+            validation: the validation metric of all of these but ``context``, a mean over seeds.
             held_out: S results of the models with and without profiles, for users held out of training; None where
                 the test split has enough new users.
             without_attribute: attributes, and S results of the model with the user's own profiles, tested without
@@ -87,7 +87,7 @@ class VerdictFigures:
         return {
             "helps": decide(gains["over_session"], gains["over_per_session"], self.smallest_gain),
             "smallest_gain_absolute": self.smallest_gain * gains["over_session"].base,
-            "models": {name: self._model_row(results, validation[name]) for name, results in models.items()},
+            "models": {name: self._model_row(results, validation.get(name)) for name, results in models.items()},
             "counted": {name: self._model_row([result], validation[name]) for name, result in counted.items()},
             "best_counted": best,
             "gains": {name: asdict(gain) | {"relative": gain.relative} for name, gain in gains.items()},
@@ -107,7 +107,7 @@ class VerdictFigures:
         cluster: np.ndarray = results[0].ranks[self.bootstrap["unit"]].to_numpy()
         return cluster
 
-    def _model_row(self, results: Sequence[EvaluationResult], validation: float) -> dict[str, Any]:
+    def _model_row(self, results: Sequence[EvaluationResult], validation: float | None) -> dict[str, Any]:
         """Mean and standard deviation over seeds of every metric; no deviation of one seed."""
         metrics = [result.metrics(self.metrics) for result in results]
         return {
@@ -131,7 +131,7 @@ class VerdictFigures:
             is_new = (by_seen(user, train_events) == "unseen").to_numpy()
         users = user.to_numpy()[is_new]
         n_users = len(np.unique(users))
-        if n_users < (1 if are_held_out else MIN_NEW_USERS):
+        if n_users < (MIN_CLUSTERS if are_held_out else MIN_NEW_USERS):
             return None, None
         value, base = paired_values(own, session, self.metric)
         cluster = self._cluster(own)[is_new]

@@ -1,12 +1,14 @@
 """The runs of task=verdict, and the plan: how many seeds fit into the budget, and what is additional."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from arnn_lightning.config import DURATION
@@ -45,6 +47,15 @@ class Job(NamedTuple):
         metrics: dict[str, Any] = json.loads((self.folder / METRICS_FILE).read_text())
         return metrics
 
+    def was_best_in_last_epoch(self, metric: str) -> bool:
+        """Whether the last epoch has the largest validation metric; False without a metrics.csv (logger=none)."""
+        file = self.folder / "metrics.csv"
+        if not file.is_file():
+            return False
+        rows = pl.read_csv(file).filter(pl.col("metric") == f"val/{metric}")
+        values = rows.group_by("epoch").agg(pl.col("value").last()).sort("epoch")["value"]
+        return len(values) > 0 and values.arg_max() == len(values) - 1
+
     @property
     def seconds(self) -> float:
         """How long it took."""
@@ -58,7 +69,7 @@ def run_seconds(file: Path) -> float:
 
 def counted_jobs(folder: Path, models: Sequence[str], seed: int) -> list[Job]:
     """The runs of the models without training, in folders below ``folder``."""
-    return [Job(folder / f"counted-{model}", (f"model={model}",), seed, model) for model in models]
+    return [Job(folder / f"counted-{model}", (f"model={model}",), seed, model) for model in dict.fromkeys(models)]
 
 
 def seed_jobs(folder: Path, seed: int, holds_out_users: bool) -> dict[str, Job]:
@@ -126,6 +137,20 @@ def seconds_of(duration: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def _per_seed(costs: Costs, holds_out_users: bool, hides_attributes: bool) -> float:
+    return MARGIN * (
+        costs.session
+        + (1 + len(CONTROLS)) * costs.profile
+        + holds_out_users * (costs.session + costs.profile)
+        + hides_attributes * costs.attributes
+    )
+
+
+def _additions(lacks_new_users: bool) -> list[tuple[bool, bool]]:
+    """What a plan may have in addition, most first: held-out users, tests without each attribute."""
+    return list(dict.fromkeys([(lacks_new_users, True), (False, True), (False, False)]))
+
+
 def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool) -> Plan:
     """The plan with most for ``budget`` seconds: three seeds come before held-out users, and these before attributes.
 
@@ -139,13 +164,8 @@ def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool
     """
     smallest = 0.0
     for at_least in (min(3, max_seeds), 2):
-        for holds_out, hides in dict.fromkeys([(lacks_new_users, True), (False, True), (False, False)]):
-            per_seed = MARGIN * (
-                costs.session
-                + (1 + len(CONTROLS)) * costs.profile
-                + holds_out * (costs.session + costs.profile)
-                + hides * costs.attributes
-            )
+        for holds_out, hides in _additions(lacks_new_users):
+            per_seed = _per_seed(costs, holds_out, hides)
             n_seeds = min(int((budget - costs.counted) / per_seed), max_seeds)
             if n_seeds >= at_least:
                 return Plan(n_seeds, holds_out, hides, costs.counted + n_seeds * per_seed)
@@ -153,7 +173,64 @@ def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool
     return Plan(0, False, False, smallest)
 
 
-def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int) -> str:
+class Extension(NamedTuple):
+    """What a larger verdict needs.
+
+    Attributes:
+        n_seeds: of the larger verdict.
+        settings: of its command line, those that differ: ``max_seeds``, ``budget``.
+        limited_by: what the number of seeds was limited by, ``max_seeds`` or ``budget``.
+        seconds: of the additional seeds.
+        complete_budget: a budget that has time for held-out users and for tests without each attribute, too.
+    """
+
+    n_seeds: int
+    settings: tuple[str, ...]
+    limited_by: str
+    seconds: float
+    complete_budget: str
+
+
+def extend_plan(
+    plan: Plan, n_seeds: int, budget: float, spent: float, costs: Costs, max_seeds: int, lacks_new_users: bool
+) -> Extension:
+    """The next number of seeds whose intervals are much narrower: 3 after 2, then 5, then twice as many.
+
+    Args:
+        plan: of the verdict.
+        n_seeds: whose runs are finished.
+        budget, spent: seconds.
+        costs, max_seeds, lacks_new_users: as of ``make_plan``.
+    """
+    larger = 3 if n_seeds == 2 else 5 if n_seeds < 5 else 2 * n_seeds
+    seconds = (larger - n_seeds) * _per_seed(costs, plan.holds_out_users, plan.hides_attributes)
+    totals = sorted(costs.counted + larger * _per_seed(costs, *added) for added in _additions(lacks_new_users))
+    rounded = [60.0 * math.ceil(total / 60 + 1e-9) for total in totals]
+    budgets = (enough for enough in (budget, *rounded) if enough >= budget)
+    enough = next(enough for enough in budgets if make_plan(enough, costs, larger, lacks_new_users).n_seeds == larger)
+    enough = max(enough, spent + seconds)
+    settings = [f"max_seeds={larger}"] if larger > max_seeds else []
+    settings += [f"budget={in_minutes(enough)}"] if enough > budget else []
+    complete = costs.counted + max(min(3, max_seeds), n_seeds) * _per_seed(costs, lacks_new_users, True)
+    return Extension(
+        larger,
+        tuple(settings),
+        "max_seeds" if n_seeds >= max_seeds else "budget",
+        seconds,
+        in_minutes(complete),
+    )
+
+
+def in_minutes(seconds: float) -> str:
+    """A budget that is long enough.
+
+    >>> in_minutes(95)
+    '2m'
+    """
+    return f"{math.ceil(seconds / 60 - 1e-9)}m"
+
+
+def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int, three_seeds: str) -> str:
     """The line that is logged: the measured seconds, and what the plan trains and tests.
 
     Args:
@@ -161,6 +238,7 @@ def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int) -> str:
         costs: measured.
         budget: the setting, such as ``15m``.
         n_attributes: number of attributes without each of which the models are tested.
+        three_seeds: the settings that give three seeds.
     """
     measured = (
         f"measured: {SESSION_MODEL} {format_duration(costs.session)}, {PROFILE_MODEL} "
@@ -174,7 +252,8 @@ def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int) -> str:
     parts = [f"{SESSION_MODEL} and {PROFILE_MODEL} with own, permuted and per-session profiles"]
     parts += [f"{PROFILE_MODEL} without a fifth of the users"] if plan.holds_out_users else []
     parts += [f"tests without each of {n_attributes} attributes"] if plan.hides_attributes else []
-    return f"{measured}; plan: {plan.n_seeds} seeds of {', '.join(parts)}: {format_duration(plan.seconds)} in all"
+    line = f"{measured}; plan: {plan.n_seeds} seeds of {', '.join(parts)}: {format_duration(plan.seconds)} in all"
+    return line if plan.n_seeds > 2 else f"{line}; two seeds seldom decide, three need {three_seeds}"
 
 
 class TooSlowError(Exception):

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, open_dict
 from pytorch_lightning import Callback
 from rich.console import Console
 
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.io import atomic_path
 from arnn_lightning.preprocessing.contexts import attribute_names
@@ -43,11 +45,14 @@ from arnn_lightning.sweeps.plan import (
     MARGIN,
     PROFILE_MODEL,
     SESSION_MODEL,
+    Costs,
+    Extension,
     FirstEpoch,
     Job,
     Plan,
     TooSlowError,
     counted_jobs,
+    extend_plan,
     make_plan,
     measured_costs,
     plan_line,
@@ -58,7 +63,13 @@ from arnn_lightning.sweeps.plan import (
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import BEST_OF_RUN, build_model, load_weights, read_checkpoint
-from arnn_lightning.training.stage import evaluate_model, prediction_metrics, run_settings, to_container
+from arnn_lightning.training.stage import (
+    evaluate_model,
+    n_epochs,
+    prediction_metrics,
+    run_settings,
+    to_container,
+)
 
 log = logging.getLogger(__name__)
 TASK_KEYS = ("task", "budget", "max_seeds", "smallest_gain", "counted", "seed")
@@ -68,7 +79,7 @@ def run(config: DictConfig) -> None:
     """Trains what fits into the budget, and writes verdict.json, verdict.md and verdict.html.
 
     Raises:
-        UserError: no attributes, no validation split, a folder with other settings or of another log.
+        UserError: no attributes, no validation split, unknown models, a folder with other settings or of another log.
     """
     if config.trainer.get("strategy") is not None:
         raise UserError("task=verdict is not supported with trainer=ddp: its runs are one process each")
@@ -76,6 +87,7 @@ def run(config: DictConfig) -> None:
         raise UserError("data.contexts.assignment: task=verdict sets it, run by run; leave it out")
     if HydraConfig.get().runtime.choices.get("experiment") is not None:
         raise UserError("experiment: is not supported with task=verdict, which sets the models; choose data=NAME")
+    require_counted(config.counted)
     with task_folder(config) as folder:
         if has_record(folder):
             require_same_settings(config, folder, ("budget", "max_seeds", "smallest_gain"))
@@ -84,6 +96,17 @@ def run(config: DictConfig) -> None:
         except KeyboardInterrupt:
             sys.stderr.write("Interrupted. The same command resumes the verdict.\n")
             raise
+
+
+def require_counted(models: Sequence[str]) -> None:
+    """Raises UserError where one of the models does not exist, or is trained."""
+    options = GlobalHydra.instance().config_loader().get_group_options("model")
+    known = [name for name in options if not name.startswith("_")]
+    for name in models:
+        if name not in known:
+            raise UserError(f"counted={name}: no such model{nearest(name, known)}")
+        if "optimizer" in compose(f"model/{name}").model:
+            raise UserError(f"counted={name}: is trained; counted takes models without training, such as sr")
 
 
 class Verdict:
@@ -114,7 +137,8 @@ class Verdict:
         self.bootstrap = to_container(config.evaluation.bootstrap)
         self.counted = counted_jobs(folder, config.counted, config.seed)
         self.seeds: list[int] = []  # whose runs are complete
-        self.plan = Plan(0, False, False, 0.0)
+        self.plan, self.costs = Plan(0, False, False, 0.0), Costs(0.0, 0.0, 0.0, 0.0)
+        self.lacks_new_users = lacks_new_users(self.prepared)
         self._earlier_seconds = 0.0  # of the runs that other processes finished
         self._started = time.monotonic()
 
@@ -141,12 +165,13 @@ class Verdict:
         except TooSlowError as error:
             self._conclude(float(error.args[0]))
             return
-        costs = measured_costs(self.counted, first, len(self.attributes))
-        self.plan = make_plan(self.budget, costs, self.config.max_seeds, lacks_new_users(self.prepared))
+        costs = self.costs = measured_costs(self.counted, first, len(self.attributes))
+        self.plan = make_plan(self.budget, costs, self.config.max_seeds, self.lacks_new_users)
         n_finished = sum(all(job.is_finished for job in self._jobs(seed).values()) for seed in self._all_seeds())
         if n_finished >= 2:  # with a larger budget, earlier
             self.plan = self.plan._replace(n_seeds=max(self.plan.n_seeds, n_finished))
-        log.info(plan_line(self.plan, costs, self.config.budget, len(self.attributes)))
+        three_seeds = " ".join(self._extension(2, 0.0).settings)
+        log.info(plan_line(self.plan, costs, self.config.budget, len(self.attributes), three_seeds))
         if not self.plan.n_seeds:
             self._conclude(self.plan.seconds)
             return
@@ -163,6 +188,11 @@ class Verdict:
             self.seeds.append(seed)
         self._conclude(None)
 
+    def _extension(self, n_seeds: int, spent: float) -> Extension:
+        return extend_plan(
+            self.plan, n_seeds, self.budget, spent, self.costs, self.config.max_seeds, self.lacks_new_users
+        )
+
     def _all_seeds(self) -> range:
         return range(self.config.seed, self.config.seed + self.config.max_seeds)
 
@@ -173,7 +203,8 @@ class Verdict:
         for job in jobs:
             if job.is_finished and job.metrics()["manifest"] != self.prepared.manifest_sha256:
                 raise UserError(
-                    f"{job.folder}: was trained on another log than there is now; use another hydra.run.dir"
+                    f"{job.folder}: was trained on another log, and a verdict is of one log; use a new hydra.run.dir, "
+                    f"such as {os.path.relpath(self.folder)}-2"
                 )
 
     def _compose(self, overrides: Sequence[str], seed: int, folder: Path) -> DictConfig:
@@ -258,9 +289,14 @@ class Verdict:
             name: [EvaluationResult.read(name, of_seed[name].folder) for of_seed in jobs]
             for name in ("session", "own", *CONTROLS)
         }
+        folders = [of_seed["own"].folder for of_seed in jobs]
+        part = stored_config(folders[0]).model.get("context")
+        context = None if part is None else str(part.name)
         counted = {job.description: EvaluationResult.read(job.description, job.folder) for job in self.counted}
         validation = {name: float(np.mean([self._validation(of_seed[name]) for of_seed in jobs])) for name in models}
         validation |= {job.description: self._validation(job) for job in self.counted}
+        if context is not None:
+            models["context"] = [EvaluationResult.read(context, folder, "context") for folder in folders]
         held_out = None
         if self.plan.holds_out_users:
             folders = [of_seed["new_users"].folder for of_seed in jobs]
@@ -275,11 +311,16 @@ class Verdict:
         figures = VerdictFigures(
             self.prepared, self.attributes, self.metric, metrics, self.bootstrap, seed, smallest_gain
         ).compute(models, counted, validation, held_out, without_attribute)
+        for job in self.counted:
+            figures["counted"][job.description]["uses_profiles"] = uses_profiles(stored_config(job.folder).model)
         return figures | {
-            "deploy": self._deployment(figures["helps"], validation, figures["best_counted"], jobs),
+            "context_model": context,
+            "holds_out_users": self.plan.holds_out_users,
+            "more_seeds": self._extension(len(self.seeds), self._spent())._asdict(),
+            "rising": [row for arm in ("session", "own") for row in self._rising([of_seed[arm] for of_seed in jobs])],
+            "deploy": self._deployment(figures, validation, jobs),
             "runs": [
-                {"folder": job.folder.name, "command": self._command(*job.overrides, f"seed={job.seed}")}
-                | {"seconds": round(job.seconds, 1)}
+                {"folder": job.folder.name, "command": self._command(job), "seconds": round(job.seconds, 1)}
                 for job in (*self.counted, *(job for of_seed in jobs for job in of_seed.values()))
             ],
         }
@@ -287,25 +328,43 @@ class Verdict:
     def _validation(self, job: Job) -> float:
         return float(job.metrics()["val"][self.metric])
 
+    def _rising(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """A row where the runs of most seeds were best in their last epoch."""
+        if 2 * sum(job.was_best_in_last_epoch(self.metric) for job in jobs) <= len(jobs):
+            return []
+        config = stored_config(jobs[0].folder)
+        epochs = n_epochs(config, config.model)
+        return [{"model": config.model.name, "epochs": epochs, "is_capped": epochs < config.model.epochs}]
+
     def _deployment(
-        self, helps: str, validation: Mapping[str, float], best: str, jobs: Sequence[Mapping[str, Job]]
+        self, figures: Mapping[str, Any], validation: Mapping[str, float], jobs: Sequence[Mapping[str, Job]]
     ) -> dict[str, Any]:
-        """The model to deploy: the one with profiles where they help; a counted one where it validates better."""
-        arm, model = ("own", PROFILE_MODEL) if helps == "yes" else ("session", SESSION_MODEL)
-        candidates = [of_seed[arm] for of_seed in jobs]
-        if is_counted := validation[best] > validation[arm]:
-            model, candidates = best, [job for job in self.counted if job.description == best]
+        """The model that is best on validation: where profiles help, of all, else of those without profiles."""
+        helps = figures["helps"] == "yes"
+        arm, trained = ("own", PROFILE_MODEL) if helps else ("session", SESSION_MODEL)
+        counted = {name: row["uses_profiles"] for name, row in figures["counted"].items()}
+        values = {trained: validation[arm]} | {name: validation[name] for name in counted if helps or not counted[name]}
+        values = dict(sorted(values.items(), key=lambda item: -item[1]))
+        model = next(iter(values))
+        candidates = [job for job in self.counted if job.description == model] or [of_seed[arm] for of_seed in jobs]
         job = max(candidates, key=self._validation)
         return {
             "model": model,
-            "counted": is_counted,
-            "command": self._command(f"model={model}"),
+            "counted": model in counted,
+            "uses_profiles": counted.get(model, helps),
+            "chosen_from": values,
+            "command": self._command(job),
             "trained": os.path.relpath(job.folder),
         }
 
-    def _command(self, *overrides: str) -> str:
-        given = [text for text in self.given if not text.startswith(("logger=", "paths.", "performance."))]
-        return " ".join(["python -m arnn_lightning", *map(_shell, (*overrides, *given))])
+    def _command(self, job: Job) -> str:
+        overrides = (*job.overrides, f"seed={job.seed}", *self.given)
+        return " ".join(["python -m arnn_lightning", *map(_shell, overrides)])
+
+
+def uses_profiles(model: DictConfig) -> bool:
+    """Whether a model without training uses profiles."""
+    return bool(model.get("context_weight", 0)) or bool(getattr(get_class(model._target_), "uses_contexts", False))
 
 
 def _shell(override: str) -> str:
