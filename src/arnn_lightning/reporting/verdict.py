@@ -286,10 +286,10 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
     groups: dict[str, list[str]] = {"keep": [], "drop": [], "open": []}
     for row in verdict["attributes"]:
         kind = "drop" if row["high"] < smallest else "keep" if row["low"] > 0 else "open"
-        groups[kind].append(f"{row['attribute']} (loss without it {signed(row['mean'])}, {_interval(row)})")
+        groups[kind].append(row["attribute"])
     lines = {
         "keep": "Keep and collect {}.",
-        "drop": f"{{}} can be dropped: the interval of the loss ends below {smallest:.4f}, the least that matters.",
+        "drop": f"Can be dropped: {{}}; the loss without one is less than {smallest:.4f}, the least that matters.",
         "open": f"Undecided, to be kept for now: {{}}; the interval contains 0 and losses of {smallest:.4f} or more.",
     }
     advice = [text.format(", ".join(groups[kind])) for kind, text in lines.items() if groups[kind]]
