@@ -526,7 +526,7 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     keep, drop, undecided, _ = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows))
     assert keep == "Keep and collect plan."
     assert drop.startswith("Can be dropped: country; ")
-    assert undecided.startswith("Undecided, to be kept for now: age (")
+    assert undecided.startswith("Undecided, to be kept for now: age; ")
     assert "any stable label" in profile_advice(shown_figures("yes"))[0]
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
     assert profile_advice(untested)[0].endswith("was not tested; with budget=9m it is.")
