@@ -69,6 +69,7 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
             continue
         linked = document.parent / path if path else document
         assert linked.exists(), target
+        assert document not in PAGES or linked.parent == document.parent, f"{target}: not a page of the site"
         if heading:
             headings = re.findall(r"^#+ (.*)$", text_of(linked), re.MULTILINE)
             assert heading in {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}, target
