@@ -1,6 +1,7 @@
 """Runs the command line as users do, in a process of its own or in this one."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -43,6 +44,11 @@ def arnn_here(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         main()
     except SystemExit as end:
         return int(end.code or 0)
+    finally:  # Hydra's log file of this run would receive the lines of later tests
+        for handler in logging.root.handlers[:]:
+            if isinstance(handler, logging.FileHandler):
+                logging.root.removeHandler(handler)
+                handler.close()
     return 0
 
 
