@@ -479,7 +479,7 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     figures = shown_figures("unclear")
     figures["gains"]["over_session"]["low"] = -0.1
     text = " ".join(sentences(figures))
-    assert text.startswith("Whether profiles help cannot be told from 3 seeds.")
+    assert text.startswith("Whether profiles help cannot be decided from 3 seeds.")
     assert "because of the number of seeds (3 only, limited by max_seeds=3)" in text
     assert "Do not decide yet: run the same command with max_seeds=5, which needs about 1m35s more." in text
     best = "the best on validation of the models without profiles (MRR@20: vsknn 0.2100, gru4rec_strong 0.2000)"
@@ -490,11 +490,11 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     assert "run the same command with budget=9m" in text
     figures["gains"]["over_session"]["seed_error"] = 0.001
     text = " ".join(sentences(figures))
-    assert text.startswith("Whether profiles help cannot be told from this much data.")
+    assert text.startswith("Whether profiles help cannot be decided from this much data.")
     assert "because of the number of test users (1,500)" in text
     assert "test on more users" in text
     assert "max_seeds" not in text
-    assert "cannot be told from 2 seeds" in sentences(figures | {"seeds": [1, 2]})[0]
+    assert "cannot be decided from 2 seeds" in sentences(figures | {"seeds": [1, 2]})[0]
 
 
 def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
@@ -564,7 +564,7 @@ def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "It comes from what the profile contains" in words("yes", content=True, recognition=False)
     assert "Any stable label of a user would do" in words("yes", content=False, recognition=True)
     assert "which any stable label would give" in words("yes", content=True, recognition=True)
-    assert "cannot be told" in words("yes", content=False, recognition=False)
+    assert "cannot be decided" in words("yes", content=False, recognition=False)
     assert "comes from" not in words("no", content=True, recognition=True)
     assert "Both intervals end below 0.0600" in words("no", content=True, recognition=True)
     assert "region carries most: without it the model loses 0.0123" in words("yes", content=True, recognition=True)

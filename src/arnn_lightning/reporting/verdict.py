@@ -133,7 +133,7 @@ def answer(verdict: Mapping[str, Any]) -> str:
         return "Whether profiles help was not tested."
     if verdict["helps"] == "unclear":
         source = f"{len(verdict['seeds'])} seeds" if _is_limited_by_seeds(verdict) else "this much data"
-        return f"Whether profiles help cannot be told from {source}."
+        return f"Whether profiles help cannot be decided from {source}."
     return ANSWERS[verdict["helps"]]
 
 
@@ -258,7 +258,7 @@ def _source(verdict: Mapping[str, Any]) -> str:
             ("content", "what the profile contains", content),
         )
     )
-    return f"Whether it comes from recognising the user or from what the profile contains cannot be told ({parts})."
+    return f"Whether it comes from recognising the user or from what the profile contains cannot be decided ({parts})."
 
 
 def _attributes(verdict: Mapping[str, Any]) -> list[str]:

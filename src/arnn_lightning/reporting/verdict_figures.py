@@ -18,6 +18,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 
 MIN_NEW_USERS = 100  # users without a training session in the test split: with fewer, users are held out
 MAX_VALUES = 8  # groups of an attribute's values: the most frequent ones
+PairedValues = tuple[np.ndarray, np.ndarray]  # (S, N) of the model with profiles, and of the session model
 GAINS = {  # the model, and the one that it is compared with
     "over_session": ("own", "session"),
     "over_per_session": ("own", "per_session"),
@@ -77,6 +78,7 @@ class VerdictFigures:
                 the attribute.
         """
         own, session = models["own"], models["session"]
+        values = paired_values(own, session, self.metric)
         best = max(counted, key=validation.__getitem__)
         gains = {name: self._gain(models[model], models[base]) for name, (model, base) in GAINS.items()}
         gains["over_counted"] = self._gain(own, [counted[best]])
@@ -93,8 +95,8 @@ class VerdictFigures:
             "gains": {name: asdict(gain) | {"relative": gain.relative} for name, gain in gains.items()},
             "claims": check_claims(claims, self.bootstrap["confidence"]),
             "new_users": new_users,
-            "groups": self._groups(own, session),
-            "attribute_values": self._attribute_values(own, session),
+            "groups": self._groups(own, values),
+            "attribute_values": self._attribute_values(own, values),
             "attributes": self._attribute_losses(own, without_attribute),
         }
 
@@ -138,7 +140,7 @@ class VerdictFigures:
         gain = measure_gain(value[:, is_new], base[:, is_new], cluster, self.bootstrap, self.seed)
         return {"users": n_users, "predictions": len(users), "held_out": are_held_out}, gain
 
-    def _groups(self, own: Sequence[EvaluationResult], session: Sequence[EvaluationResult]) -> dict[str, Any]:
+    def _groups(self, own: Sequence[EvaluationResult], values: PairedValues) -> dict[str, Any]:
         """The gain over the session model in groups of predictions, by what they are grouped by."""
         ranks, folder = own[0].ranks, self.prepared.folder
         train_events = pl.read_parquet(folder / "train.parquet", columns=["user", "item"])
@@ -152,51 +154,27 @@ class VerdictFigures:
         for by, label in labels.items():
             assert isinstance(label.dtype, pl.Enum)
             members = {name: (label == name).to_numpy() for name in label.dtype.categories}
-            groups[by] = self._group_gains(own, session, members)
+            groups[by] = self._group_gains(own, values, members)
         return groups
 
-    def _attribute_values(self, own: Sequence[EvaluationResult], session: Sequence[EvaluationResult]) -> dict[str, Any]:
+    def _attribute_values(self, own: Sequence[EvaluationResult], values: PairedValues) -> dict[str, Any]:
         """For each attribute the gain of its most frequent values, "unknown" among them."""
-        user = own[0].ranks["user"].to_numpy()
+        user, users, vocabulary = own[0].ranks["user"].to_numpy(), self.prepared.users(), self.prepared.vocabulary()
         return {
-            name: self._group_gains(own, session, {value: is_in[user] for value, is_in in values})
-            for name, values in ((name, self._values(name, user)) for name in self.attributes)
+            name: self._group_gains(
+                own, values, {value: is_in[user] for value, is_in in _frequent_values(name, user, users, vocabulary)}
+            )
+            for name in self.attributes
         }
-
-    def _values(self, attribute: str, user: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """The values of an attribute with most predictions: name, (U,) whether a user has it.
-
-        Args:
-            attribute: its name.
-            user: (N,) code of the user of every prediction.
-        """
-        users = self.prepared.users()
-        rows = self.prepared.vocabulary().filter(pl.col("attribute") == attribute).to_dicts()
-        column = f"{PREFIX}{attribute}"
-        values: dict[str, np.ndarray] = {}
-        if column in users.columns:
-            codes = users[column].to_numpy()
-            values["unknown"] = codes == 0
-            for row in rows:
-                low = row["low"]
-                name = str(row["category"]) if low is None else f"from {low:g}"
-                values[name] = codes == row["code"]
-        else:
-            for row in rows:
-                is_in = users["active"].list.contains(pl.lit(row["code"], pl.UInt32)).to_numpy()
-                values[str(row["category"])] = values.get(str(row["category"]), False) | is_in
-        frequent = sorted(values.items(), key=lambda value: -int(value[1][user].sum()))
-        return [(name, is_in) for name, is_in in frequent[:MAX_VALUES] if is_in[user].any()]
 
     def _group_gains(
         self,
         own: Sequence[EvaluationResult],
-        session: Sequence[EvaluationResult],
+        values: PairedValues,
         members: Mapping[str, np.ndarray],
     ) -> list[dict[str, Any]]:
         """The rows of ``group_gains``; ``members``: name -> (N,) whether a prediction is in the group."""
-        value, base = paired_values(own, session, self.metric)
-        return group_gains(value, base, members, self._cluster(own), self.bootstrap, self.seed).to_dicts()
+        return group_gains(*values, members, self._cluster(own), self.bootstrap, self.seed).to_dicts()
 
     def _attribute_losses(
         self,
@@ -209,3 +187,31 @@ class VerdictFigures:
             loss = self._gain(own, hidden)
             losses.append({"attribute": name, "mean": loss.mean, "low": loss.low, "high": loss.high})
         return sorted(losses, key=lambda loss: -loss["mean"])
+
+
+def _frequent_values(
+    attribute: str, user: np.ndarray, users: pl.DataFrame, vocabulary: pl.DataFrame
+) -> list[tuple[str, np.ndarray]]:
+    """The values of an attribute with most predictions: name, (U,) whether a user has it.
+
+    Args:
+        attribute: its name.
+        user: (N,) code of the user of every prediction.
+        users, vocabulary: of the prepared data set.
+    """
+    rows = vocabulary.filter(pl.col("attribute") == attribute).to_dicts()
+    column = f"{PREFIX}{attribute}"
+    values: dict[str, np.ndarray] = {}
+    if column in users.columns:
+        codes = users[column].to_numpy()
+        values["unknown"] = codes == 0
+        for row in rows:
+            low = row["low"]
+            name = str(row["category"]) if low is None else f"from {low:g}"
+            values[name] = codes == row["code"]
+    else:
+        for row in rows:
+            is_in = users["active"].list.contains(pl.lit(row["code"], pl.UInt32)).to_numpy()
+            values[str(row["category"])] = values.get(str(row["category"]), False) | is_in
+    frequent = sorted(values.items(), key=lambda value: -int(value[1][user].sum()))
+    return [(name, is_in) for name, is_in in frequent[:MAX_VALUES] if is_in[user].any()]
