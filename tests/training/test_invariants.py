@@ -527,6 +527,17 @@ def test_global_step_counts_chunks_and_mini_batches_every_step(small_dataset: Pr
     assert int(model.mini_batches) == 2 * len(chunks.schedule.event)
 
 
+@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+def test_E26_an_empty_slot_changes_no_other_query(case: ModelCase, small_dataset: PreparedDataset) -> None:
+    model = case.make(small_dataset).train()
+    valid, queries = torch.tensor([True, True, True, False]), []
+    for item, user in ((0, 0), (7, 4)):  # in the empty slot
+        torch.manual_seed(0)  # equal dropout
+        step = model.step_input(torch.tensor([1, 2, 3, item]), torch.tensor([1, 2, 3, user]), valid)
+        queries.append(model.encode(step, model.initial_state(4))[0][:3])
+    assert torch.equal(*queries)
+
+
 # --- precision ---
 
 
