@@ -54,6 +54,19 @@ ML_100K = {
     "u.user": "186|24|M|technician|85711\n196|53|F|other|T8H1N\n",
     "u.item": f'242|Léon: "The" (1994)|01-Jan-1994||http://x{"|0" * 19}\n302|L.A.|01-Jan-1997||http://y{"|1" * 19}\n',
 }
+RECBOLE = {
+    "ml-100k.inter": (
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949\n186\t302\t3\t891717742\n"
+    ),
+    "ml-100k.user": (
+        "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+        "186\t24\tM\ttechnician\t85711\n196\t53\tF\tother\tT8H1N\n"
+    ),
+    "ml-100k.item": (
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        '242\tLéon: "The"\t1994\tCrime Drama\n302\tL.A.\t1997\tCrime\n'
+    ),
+}
 ML_1M = {
     "ratings.dat": "1::1193::5::978300760\n1::661::3::978302109\n",
     "users.dat": "1::F::1::10::48067\n",
@@ -122,6 +135,15 @@ def test_kion_is_read_from_its_archive(tmp_path: Path) -> None:
     assert raw.users().collect().rows()[1] == ("699317", None, None, None, "0")
 
 
+def test_movielens_of_recbole_equals_the_released_files(tmp_path: Path) -> None:
+    recbole, released = read("movielens_recbole", tmp_path, RECBOLE), read("movielens", tmp_path, ML_100K, "latin-1")
+    assert recbole.events.equals(released.events)
+    assert recbole.users().collect().rows() == released.users().collect().rows()
+    items = recbole.items()
+    assert items is not None
+    assert items.rows() == [("242", 'Léon: "The"'), ("302", "L.A.")]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("name", "files"), [("movielens", ML_100K), ("movielens_1m", ML_1M)])
 def test_movielens_is_read_plain_and_from_its_archive(
@@ -156,7 +178,17 @@ def test_a_row_of_an_archive_is_named_by_its_file(tmp_path: Path) -> None:
         validated("movielens_1m", tmp_path)
 
 
-PUBLIC = ("rsc15", "diginetica", "retailrocket", "lastfm1k", "gowalla", "kion", "movielens", "movielens_1m")
+PUBLIC = (
+    "rsc15",
+    "diginetica",
+    "retailrocket",
+    "lastfm1k",
+    "gowalla",
+    "kion",
+    "movielens",
+    "movielens_1m",
+    "movielens_recbole",
+)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
