@@ -274,7 +274,7 @@ NO_EFFECT = [
     ("data=tabular data.events=a.csv data.columns.session=x", "data.session is not given"),
     ("data=tabular data.events=a.csv data.columns.user_in_users=x", "there is no table data.users"),
     ("data=tabular data.events=a.csv data.columns.title=x", "there is no table data.titles"),
-    ("data=tabular data.events=a.csv data.items.popularity_scope=log", "all items are kept"),
+    ("data=tabular data.events=a.csv data.items.popularity_scope=log data.items.min_events=1", "all items are kept"),
     ("data=tabular data.events=a.csv data.list_separator=x", "there is no multi-valued attribute"),
     ("data=movielens data.contexts.coverage=0.5", "there is no multi-valued attribute"),
     ("data.raw_dir=x data.generate.events=3", "data.raw_dir is read"),

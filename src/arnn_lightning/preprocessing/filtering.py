@@ -194,12 +194,16 @@ def _keep_popular_items(
 ) -> pl.DataFrame:
     """Keeps the most popular items (4.2.3), counted over the whole log, the window, or its training days.
 
+    Of equally popular items all are kept, or none.
+
     ``item_counts``: how often each item occurs, (n_items,), in the ``log`` and in what is left of the ``window``.
     """
     scope, n_items = items["popularity_scope"], len(item_counts["log"])
     counts = count_codes(events.filter(pl.col(SPLIT) == 0)[ITEM], n_items) if scope == "train" else item_counts[scope]
     table = pl.DataFrame({ITEM: np.arange(n_items), "events": counts}).filter(pl.col("events") > 0)
     kept = most_popular(table, float(items["popularity_coverage"])).filter(pl.col("events") >= int(items["min_events"]))
+    if items.get("most_popular") is not None:
+        kept = kept.filter(pl.col("events") >= table["events"].top_k(int(items["most_popular"])).min())
     is_kept = np.zeros(n_items, bool)
     is_kept[kept[ITEM].to_numpy()] = True
     return events.filter(pl.Series(is_kept).gather(events[ITEM]))

@@ -217,10 +217,13 @@ def data_notes(data: Mapping[str, Any]) -> list[str]:
     """What a reader of results on the data set of config ``data`` must know, a line each."""
     notes = [data["note"]] if data["note"] else []
     items = data["items"]
-    if items["popularity_scope"] != "train" and (items["popularity_coverage"] < 1 or items["min_events"] > 1):
+    is_selected = items["popularity_coverage"] < 1 or items["min_events"] > 1 or items.get("most_popular") is not None
+    if items["popularity_scope"] != "train" and is_selected:
+        scope = items["popularity_scope"]
+        paper = ", the paper's rule" if items["popularity_coverage"] < 1 else ""
         notes.append(
             "items are chosen by their popularity over validation and test days too "
-            f"(data.items.popularity_scope={items['popularity_scope']}, the paper's rule for its data sets)"
+            f"(data.items.popularity_scope={scope}{paper})"
         )
     return [f"{data['name']}: {note}" for note in notes]
 
