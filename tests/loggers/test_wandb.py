@@ -27,7 +27,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = arnn(folder, "-m", *SMALL, *four, code=2)
         assert "Traceback" not in done.stderr
         assert "wandb" not in done.stdout.lower()
-        arnn(
+        done = arnn(
             folder,
             *(override for override in SMALL if not override.startswith("data.generate")),
             "model=arnn",
@@ -35,6 +35,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "logger.wandb.artifacts=true",
             f"data.raw_dir={raw(folder)}",
         )
+        assert "wandb:" not in done.stdout + done.stderr  # its warnings would be every user's first lines
     return folder
 
 

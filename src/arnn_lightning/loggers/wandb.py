@@ -66,6 +66,7 @@ class WandbLogger(LightningWandbLogger):
             group=group or (Path(HydraConfig.get().sweep.dir).name if is_multirun else None),
             job_type=job_type,
         )
+        self._wandb_init.pop("anonymous", None)  # has no effect any more, and wandb warns of it
         self.artifacts = artifacts
         self.timeouts = {"init_timeout": connect_timeout_s, "finish_timeout": upload_timeout_s}
         self._steps: dict[str, float] = {}  # mini-batches of each stage, by prefix
