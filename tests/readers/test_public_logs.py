@@ -199,10 +199,17 @@ def test_a_missing_public_log_names_its_source(tmp_path: Path, name: str) -> Non
         instantiate(config.data.reader).files()
 
 
+def settings_above(name: str) -> dict[str, Any]:
+    """What a data set's YAML overrides: the settings of the first of its defaults, and of those above."""
+    above = yaml.safe_load((CONF / f"{name}.yaml").read_text()).get("defaults", ["_self_"])[0]
+    if above == "_self_":
+        return {}
+    return {**settings_above(above), **yaml.safe_load((CONF / f"{above}.yaml").read_text())}
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_log_repeats_no_value_of_its_base(name: str) -> None:
-    values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    base = {**yaml.safe_load((CONF / "_base.yaml").read_text()), **yaml.safe_load((CONF / "tabular.yaml").read_text())}
+    values, base = yaml.safe_load((CONF / f"{name}.yaml").read_text()), settings_above(name)
     assert "reader" not in values
     for key, value in values.items():
         assert key == "raw_dir" or key in base, key
