@@ -80,3 +80,11 @@ def test_a_folder_that_cannot_be_written_is_named(code: int, tmp_path: Path, mon
     monkeypatch.setattr(Path, "write_text", refuse)
     with pytest.raises(UserError, match=f"^{tmp_path}/metrics.json: cannot be written: "):
         write_json(tmp_path / "metrics.json", json.loads("{}"))
+
+
+def test_what_a_killed_process_staged_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".data.tmp").mkdir()
+    (tmp_path / ".data.tmp" / "half").touch()
+    with staging_directory(tmp_path / "data") as folder:
+        assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []

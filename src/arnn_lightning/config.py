@@ -573,6 +573,10 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
         raise UserError(
             f"checkpoint={config.checkpoint}: is a key of task=evaluate; encoders are set by pretrained.session"
         )
+    for table in ("events", "users", "titles"):
+        path = OmegaConf.to_container(config.data, resolve=False).get(table)
+        if isinstance(path, str) and "{.raw_dir}" in path and config.data.raw_dir is None:
+            raise UserError(f"data.raw_dir=null: must be the folder of {Path(path).name}, {config.data.source}")
     for role, path in config.pretrained.items():
         if path is not None and role not in config.model:
             raise UserError(f"pretrained.{role}={path}: model {config.model.get('name')} has no {role} encoder")

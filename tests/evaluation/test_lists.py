@@ -70,6 +70,14 @@ def test_targets_without_a_place_in_a_list_are_no_hit(ties: str, small_dataset: 
     assert result.ranks["rank"].to_list() == [1] + [12] * (targets.height - 1)
 
 
+def test_of_equal_scores_the_first_items_are_recommended(small_dataset: PreparedDataset) -> None:
+    session, position = next_item_targets(pl.read_parquet(small_dataset.folder / "test.parquet")).row(0)[:2]
+    rows = [(session, position, IDS[code], score) for code, score in ((9, 0.5), (4, 0.5), (7, 0.5), (2, 0.1), (11, 1))]
+    result, _ = evaluated(lists_of(rows), small_dataset, k=3)
+    assert result.item_counts is not None
+    assert np.flatnonzero(result.item_counts).tolist() == [4, 7, 11]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -52,8 +52,8 @@ def test_contexts_of_an_unknown_user_are_the_last_row(small_dataset: PreparedDat
 
 
 def test_assignments_keep_permute_or_remove_contexts(small_dataset: PreparedDataset) -> None:
-    def users(assignment: str) -> np.ndarray:
-        return make_data(small_dataset, assignment=assignment).chunks("test", 4).users
+    def users(assignment: str, seed: int = 1) -> np.ndarray:
+        return make_data(small_dataset, assignment=assignment, seed=seed).chunks("test", 4).users
 
     own = small_dataset.sessions("test").user
     assert (users("own") == own).all()
@@ -64,6 +64,7 @@ def test_assignments_keep_permute_or_remove_contexts(small_dataset: PreparedData
     assert (permuted != own).any()
     assert all(len(set(permuted[own == user])) == 1 for user in set(own))  # one other user for good
     assert len(set(permuted)) == len(set(own))
+    assert (users("permuted", seed=2) != permuted).any()
 
 
 def test_sessions_are_read_back_as_written(tmp_path: Path) -> None:

@@ -572,6 +572,16 @@ def test_where_keeps_rows_and_counts_the_others(log: Any) -> None:
         read(path, "data.where={event: veiw}")
     with pytest.raises(UserError, match=r"no column 'events' \(did you mean .event.\?\)"):
         read(path, "data.where={events: view}")
+    with pytest.raises(UserError, match=r"data\.where\.event: must be a value or a list of values"):
+        read(path, "data.where={event: null}")
+
+
+def test_a_value_of_where_without_a_row_is_noted(log: Any) -> None:
+    first = log(f"user,item,time,event\nu,a,{NOON},view\nu,b,{NOON},cart\n")
+    assert list(read(first, "data.where={event: [view, crat, cart]}").notes) == [
+        'data.where: no row has event=crat (did you mean "cart"?)'
+    ]
+    assert list(read(first, "data.where={event: [view, cart]}").notes) == []
 
 
 def test_incomplete_rows_are_an_error_or_dropped_and_counted(log: Any) -> None:

@@ -111,6 +111,11 @@ def test_a_time_that_a_clock_skips_is_an_hour_later() -> None:
     assert parse([date(2015, 10, 18)], timezone=sao_paulo) == parse(["2015-10-18 03:00Z"])  # no midnight there
 
 
+def test_an_offset_in_the_time_wins_over_the_zone() -> None:
+    times = ["2015-11-03 13:00:00", "2015-11-03 12:00:00Z", "2015-11-03T17:00:00+05:00"]
+    assert parse(times, timezone="Europe/Berlin") == [(NOON, 0)] * 3
+
+
 def test_names_of_zones_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"row 2: '2015-11-03 12:00:00 CET' .*set data\.timezone, and data\.time_format"

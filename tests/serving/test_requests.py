@@ -416,6 +416,17 @@ def test_a_state_has_a_bounded_size(arnn: Predictor) -> None:
     assert session.clicks == 2_500
 
 
+def test_the_latest_items_of_a_session_are_left_out(arnn: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item that is clicked again is a latest one."""
+    monkeypatch.setattr("arnn_lightning.serving.live.MAX_SEEN", 2)
+    first, second, third = arnn.vocabulary.items["id"].head(3)
+    session = arnn.session()
+    for item in (first, second, first, third):
+        session.click(item)
+    recommended = {entry.item_id for entry in session.top(arnn.n_items, exclude_seen=True)}
+    assert {first, second, third} - recommended == {first, third}
+
+
 def test_a_state_that_is_damaged_or_foreign_is_refused(
     arnn: Predictor, gru4rec: Predictor, events: pl.DataFrame
 ) -> None:
@@ -437,6 +448,9 @@ def test_a_state_that_is_damaged_or_foreign_is_refused(
     with pytest.raises(UserError, match="must be the bytes"):
         arnn.session(state="text")  # type: ignore[arg-type]
     assert arnn.session(state=state).top() == session.top()
+    session.hidden = tuple(part * float("nan") for part in session.hidden)
+    with pytest.raises(UserError, match="state: damaged or cut off"):
+        arnn.session(state=session.state())
 
 
 # --- checkpoints ---

@@ -24,6 +24,12 @@ def test_tuned_files_of_a_run_are_named(small_dataset: PreparedDataset) -> None:
     assert lines(small_dataset, "model=pop") == []
 
 
+def test_what_looks_wrong_in_the_settings_of_the_data_is_shown(small_dataset: PreparedDataset) -> None:
+    note = "data.where: no row has event=veiw"
+    small_dataset.manifest["notes"] = [note]
+    assert lines(small_dataset, "model=pop") == [note]
+
+
 def test_without_validation_the_last_epoch_is_kept(tmp_path) -> None:
     world = write_dataset(tmp_path, {"train": ([[0, 1]], [0]), "test": ([[0, 1]], [0])}, n_items=2)
     assert lines(world, "data=xing", "model=gru4rec") == [

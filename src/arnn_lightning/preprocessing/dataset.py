@@ -302,6 +302,7 @@ def _write_tables(
         "name": data["name"],
         "layout": FORMAT_VERSION,
         "version": __version__,
+        **({"notes": list(raw.notes)} if raw.notes else {}),
         "funnel": filter_log.steps,
         "log": profile | {"largest_user": str(user_ids[profile["largest_user"]])},
         "splits": splits,

@@ -7,7 +7,7 @@ List(String) for a multi-valued one; null (or an empty list) means unknown.
 ``items``, where the data set has titles: ``item`` and ``title`` (String).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
@@ -30,6 +30,7 @@ class RawData:
         load_users: reads the canonical users; lazily, so that lists are parsed only for users that are kept.
         load_items: reads the canonical item titles; None where there are none.
         dropped: what the reader dropped -> number of rows.
+        notes: what looks wrong in the settings, one line each.
     """
 
     events: pl.DataFrame
@@ -37,6 +38,7 @@ class RawData:
     load_users: Callable[[], pl.LazyFrame]
     load_items: Callable[[], pl.DataFrame] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def users(self) -> pl.LazyFrame:
         """The canonical users, validated.

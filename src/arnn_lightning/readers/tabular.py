@@ -68,6 +68,7 @@ class _Part:
         rows: indices of the rows that are kept; None: all.
         dropped: what was required -> number of rows that were dropped.
         unmatched: the error if no file has a row that ``data.where`` keeps; empty where this one has some.
+        absent: values of ``data.where`` that no row has, as COLUMN=VALUE -> a hint.
     """
 
     file: _File
@@ -76,6 +77,7 @@ class _Part:
     rows: pl.Series | None
     dropped: Mapping[str, int]
     unmatched: str
+    absent: Mapping[str, str]
 
     def location(self, event: int) -> str:
         row = event if self.rows is None else int(self.rows[event])
@@ -164,6 +166,9 @@ class TabularReader:
                 )
         if self.where is not None and not isinstance(self.where, Mapping):
             raise UserError(f"data.where={self.where}: must be columns with their values, as in {{event: [view]}}")
+        for column, values in (self.where or {}).items():
+            if not _as_list(values) or not all(isinstance(value, str | int | float) for value in _as_list(values)):
+                raise UserError(f"data.where.{column}: must be a value or a list of values, as in {{{column}: [view]}}")
         try:
             codecs.lookup(self.encoding)
         except LookupError as error:
@@ -218,12 +223,14 @@ class TabularReader:
         else:
             users = _attributes_from_events(events, event_attributes, parts)
         users, events = _align_id_types(users, events, USER, "users")
+        absent = set.intersection(*(set(part.absent) for part in parts))
+        notes = [f"data.where: no row has {label}{hint}" for label, hint in parts[0].absent.items() if label in absent]
         load_items = None
         if self.titles is not None:
             items, events = _align_id_types(self._read_titles(), events, ITEM, "titles")
             load_items = lambda: items  # noqa: E731
         events = _in_order(events.drop(event_attributes.values()))
-        return RawData(events, sum(part.n_rows for part in parts), users.lazy, load_items, dropped)
+        return RawData(events, sum(part.n_rows for part in parts), users.lazy, load_items, dropped, notes)
 
     def _read_events(self, file: _File, attributes: Mapping[str, str]) -> _Part:
         """Canonical events of one file; ``attributes``: name -> column in the result."""
@@ -244,17 +251,17 @@ class TabularReader:
             *(self._parse_number(frame[order], file).alias(ORDER) for order in orders),
             *(self._parse_attribute(frame, name, file).alias(column) for name, column in attributes.items()),
         )
-        kept, dropped, unmatched = self._keep_rows(frame, [*ids.values(), time, *orders], file)
+        kept, dropped, unmatched, absent = self._keep_rows(frame, [*ids.values(), time, *orders], file)
         rows = None
         if kept is not None:
             rows, events = kept.arg_true(), events.filter(kept)
         if USER not in ids:
             events = events.with_columns(pl.col(SESSION).alias(USER))
-        return _Part(file, events, frame.height, rows, dropped, unmatched)
+        return _Part(file, events, frame.height, rows, dropped, unmatched, absent)
 
     def _keep_rows(
         self, frame: pl.DataFrame, required: Sequence[str], file: _File
-    ) -> tuple[pl.Series | None, dict[str, int], str]:
+    ) -> tuple[pl.Series | None, dict[str, int], str, dict[str, str]]:
         """Which rows ``data.where`` and ``data.incomplete`` keep, None for all; and as in _Part.
 
         Raises:
@@ -262,14 +269,15 @@ class TabularReader:
         """
         kept = pl.repeat(True, frame.height, dtype=pl.Boolean, eager=True)
         dropped: dict[str, int] = {}
-        unmatched = ""
+        unmatched, absent = "", {}
         for column, values in (self.where or {}).items():
-            allowed = [
-                _as_text(value)
-                for value in ([values] if isinstance(values, str) or not isinstance(values, Sequence) else values)
-            ]
+            allowed = [_as_text(value) for value in _as_list(values)]
             text, before = frame[column].cast(pl.String).str.strip_chars(), int(kept.sum())
-            kept &= text.is_in(allowed).fill_null(False)
+            is_allowed = text.is_in(allowed).fill_null(False)
+            kept &= is_allowed
+            if missing := set(allowed) - set(text.filter(is_allowed).unique()):
+                present = [value for value in text.unique().sort().head(1_000) if value is not None]
+                absent |= {f"{column}={value}": nearest(value, present) for value in allowed if value in missing}
             label = f"{column}={' or '.join(allowed)}"
             dropped[f"with {label}"] = before - int(kept.sum())
             if not kept.any() and not unmatched:
@@ -287,7 +295,7 @@ class TabularReader:
                 kept &= ~missing
         if self.incomplete == "drop":
             dropped["without missing values"] = n_before - int(kept.sum())
-        return None if kept.all() else kept, dropped, unmatched
+        return None if kept.all() else kept, dropped, unmatched, absent
 
     def _read_users(self, attributes: Sequence[str]) -> pl.DataFrame:
         return self._read_table("users", USER, "user_in_users", attributes)
@@ -567,6 +575,10 @@ def _parse_list(text: str, separator: str) -> list[str]:
 def _parse_python_list(text: str) -> list[object]:
     # numpy writes no commas, and Python would join the strings.
     return list(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
+
+
+def _as_list(values: object) -> list[object]:
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
 
 
 def _as_text(value: object) -> str:

@@ -33,6 +33,8 @@ def run(config: DictConfig) -> None:
     console.print(steps_table(manifest))
     if config.published:
         console.print(paper_table(manifest, config.published))
+    for note in manifest.get("notes", ()):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     if config.data.note:
         console.print(f"{config.data.name}: {config.data.note}", soft_wrap=True, markup=False, highlight=False)
     summary = {

@@ -296,7 +296,7 @@ def check_evaluation(config: DictConfig, prepared: PreparedDataset) -> None:
 
 def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list[str]:
     """What a user should know of a run before it trains; ``job`` is its ``hydra`` part."""
-    model, lines = config.model, []
+    model, lines = config.model, list(prepared.manifest.get("notes", ()))
     tuned = [f"{package} ({Path(file).stem})" for package, file in applied_files(job.runtime).items()]
     if tuned:
         lines.append(f"tuned values: {', '.join(tuned)}; leave them out by ~tuned@model, ~tuned@model.session ...")
