@@ -119,7 +119,10 @@ def scores_of(model: Any, sessions: list[list[int]], users: list[int]) -> np.nda
 
 @pytest.mark.parametrize(("name", "values"), CASES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_scores_equal_the_formula_for_one_prediction(name: str, values: dict[str, Any], seed: int) -> None:
+def test_scores_equal_the_formula_for_one_prediction(
+    name: str, values: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arnn_lightning.models.neighbours._BLOCK_QUERIES", 128)
     train = random_sessions(seed, 60, N_ITEMS)
     users = np.random.default_rng(seed).integers(0, 5, 60).tolist()
     dims = {"n_items": N_ITEMS, "single_sizes": [4, 3], "n_binary": 2}
@@ -130,6 +133,23 @@ def test_scores_equal_the_formula_for_one_prediction(name: str, values: dict[str
     expected = [plain_scores(train, users, values, session, index % 5) for index, session in enumerate(sessions)]
     scores = scores_of(model, sessions, [index % 5 for index in range(150)])
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-12)
+
+
+def test_windows_may_be_longer_than_a_byte_counts() -> None:
+    values = VSKNN | {"last_n_events": 300, "weighting_score": "log"}
+    model = make_model("vsknn", {"n_items": N_ITEMS, "single_sizes": [], "n_binary": 0}, *overrides(values))
+    train = random_sessions(0, 60, N_ITEMS)
+    model.fit(make_sessions(train))
+    session = [0, *[1] * 270, 2]
+    expected = plain_scores(train, [0] * 60, values, session, 0)
+    np.testing.assert_allclose(scores_of(model, [session], [0])[0], expected, rtol=1e-5)
+
+
+def test_a_session_without_similar_ones_scores_zero() -> None:
+    model = make_model("vstan", {"n_items": N_ITEMS, "single_sizes": [], "n_binary": 0})
+    model.fit(make_sessions([[0, 1, 0]]))
+    assert not scores_of(model, [[2, 3]], [0]).any()
+    assert (scores_of(model, [[2, 3], [1]], [0, 0]).any(1) == [False, True]).all()
 
 
 def test_fit_does_not_depend_on_the_order_of_sessions() -> None:

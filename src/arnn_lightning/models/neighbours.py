@@ -26,7 +26,7 @@ from arnn_lightning.models.base import RunSettings
 from arnn_lightning.models.window import WindowRecommender, as_scores
 from arnn_lightning.preprocessing.sessions import DAY, Sessions
 
-_BLOCK_QUERIES = 128
+_BLOCK_QUERIES = 512
 
 
 class SessionNeighbours(WindowRecommender):
@@ -140,7 +140,20 @@ class SessionNeighbours(WindowRecommender):
             item, position, offset, time, category = (
                 part.cpu().numpy() for part in (self.item, self.position, self.offset, self.time, self.category)
             )
-            self._index = SessionIndex.make(item, position, offset, time, category, self.n_items, self.sample_size)
+            n_sessions, length = len(time), np.diff(offset)
+            session = np.repeat(np.arange(n_sessions, dtype=np.int32), length)
+            listed = np.flatnonzero(_most_recent(item, self.sample_size))
+            weight = (1 / np.sqrt(length) if self.is_cosine else np.ones(n_sessions))[session[listed]]
+            latest_time = np.zeros(self.n_items, np.int64)
+            latest_time[item] = time[session]  # sessions are in the order of their times
+            self._index = SessionIndex(
+                sparse.csr_array((position, item, offset.astype(np.int32)), shape=(n_sessions, self.n_items)),
+                int(position.max(initial=0)),
+                time,
+                category,
+                sparse.csr_array((weight, (item[listed], session[listed])), shape=(self.n_items, n_sessions)),
+                latest_time,
+            )
         return self._index
 
     # Scores
@@ -152,15 +165,20 @@ class SessionNeighbours(WindowRecommender):
         return torch.cat([window_BL, self._categories(step.contexts)], 1), state
 
     def score(self, query_NH: Tensor) -> Tensor:
+        query_NH, device = query_NH.cpu(), query_NH.device
+        score_NI = np.empty((len(query_NH), self.n_items))
         # In blocks whose arrays stay in the processor's cache.
-        blocks = np.split(query_NH.cpu().numpy(), range(_BLOCK_QUERIES, len(query_NH), _BLOCK_QUERIES))
-        return as_scores(np.concatenate([self._score_block(block) for block in blocks]), query_NH.device)
+        for first in range(0, len(query_NH), _BLOCK_QUERIES):
+            rows = slice(first, first + _BLOCK_QUERIES)
+            self._score_block(query_NH[rows].numpy(), score_NI[rows])
+        return as_scores(score_NI, device)
 
-    def _score_block(self, query_MH: np.ndarray) -> np.ndarray:
+    def _score_block(self, query_MH: np.ndarray, score_MI: np.ndarray) -> None:
+        """Writes the scores of the queries into ``score_MI``."""
         window_ML, category_MF = query_MH[:, : self.last_n_events], query_MH[:, self.last_n_events :]
         index, n_rows = self.index, len(query_MH)
         # How many events back each item's last event is, 1 the window's last; more than L: not in the window.
-        step_MI = np.full((n_rows, self.n_items), self.last_n_events + 1, np.int32)
+        step_MI = np.full((n_rows, self.n_items), self.last_n_events + 1, np.min_scalar_type(self.last_n_events + 1))
         row_D, column_D = window_ML.nonzero()
         item_D, step_D = window_ML[row_D, column_D] - 1, self.last_n_events - column_D
         step_MI[row_D, item_D] = step_D  # of several events of an item the last stays
@@ -170,50 +188,50 @@ class SessionNeighbours(WindowRecommender):
 
         first_D = np.searchsorted(row_D, np.arange(n_rows + 1)).astype(np.int32)
         weights = sparse.csr_array((weight_D, item_D.astype(np.int32), first_D), shape=step_MI.shape)
-        overlap = weights @ index.sessions_of_item
-        row_P = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(overlap.indptr))
-        session_P, similarity_P = overlap.indices, overlap.data
-        if np.diff(overlap.indptr).max(initial=0) > self.sample_size:
-            is_recent_P = _largest(session_P, row_P, n_rows, self.sample_size)
-            row_P, session_P, similarity_P = row_P[is_recent_P], session_P[is_recent_P], similarity_P[is_recent_P]
-        if self.is_cosine:
-            similarity_P = similarity_P * index.inverse_norm[session_P]
+        candidates = weights @ index.weight_of_session
+        session_P, similarity_P, n_pairs_M = candidates.indices, candidates.data, np.diff(candidates.indptr)
+        oldest_M = _largest(session_P, candidates.indptr, self.sample_size)
+        if oldest_M.any():
+            similarity_P[session_P < np.repeat(oldest_M, n_pairs_M)] = 0  # adds nothing to any score
         if self.decay_days is not None:
             # The current session's time cancels out; relative to the latest candidate nothing underflows.
             latest_M = np.zeros(n_rows, np.int64)
             np.maximum.at(latest_M, row_D, index.latest_time[item_D])
-            age_P = latest_M[row_P] - index.time[session_P]
-            similarity_P = similarity_P * np.exp(age_P / (-self.decay_days * DAY))
+            age_P = np.repeat(latest_M, n_pairs_M) - index.time[session_P]
+            similarity_P *= np.exp(age_P / (-self.decay_days * DAY))
         if self.context_weight:
-            similarity_P = similarity_P * (1 + self.context_weight * self._agreement(category_MF, row_P, session_P))
+            row_P = np.repeat(np.arange(n_rows), n_pairs_M)
+            similarity_P *= 1 + self.context_weight * self._agreement(category_MF, row_P, session_P)
         # One number with the bits of the similarity, which sort as it does, before those of the session.
         key_P = similarity_P.astype(np.float32).view(np.uint32).astype(np.uint64) << np.uint64(32)
         key_P |= session_P.astype(np.uint64)
-        is_near_P = np.flatnonzero(_largest(key_P, row_P, n_rows, self.neighbours))
-        return self._sum_items(step_MI, row_P[is_near_P], session_P[is_near_P], similarity_P[is_near_P])
+        threshold_M = _largest(key_P, candidates.indptr, self.neighbours)
+        is_near_P = np.flatnonzero(key_P >= np.repeat(threshold_M, n_pairs_M))
+        first_N = np.searchsorted(is_near_P, candidates.indptr)
+        neighbours = sparse.csr_array((similarity_P[is_near_P], session_P[is_near_P], first_N), shape=candidates.shape)
+        self._sum_items(step_MI, neighbours, score_MI)
 
-    def _sum_items(
-        self, step_MI: np.ndarray, row_P: np.ndarray, session_P: np.ndarray, similarity_P: np.ndarray
-    ) -> np.ndarray:
-        """Scores (M, I) of the neighbours' items."""
-        index = self.index
-        length_P = index.length[session_P]
-        first_P = np.cumsum(length_P) - length_P
-        entry_F = np.repeat(index.offset[session_P] - first_P, length_P) + np.arange(length_P.sum())
-        cell_F = np.repeat(row_P * np.int64(self.n_items), length_P) + index.item[entry_F]
+    def _sum_items(self, step_MI: np.ndarray, neighbours: sparse.csr_array, score_MI: np.ndarray) -> None:
+        """Writes into ``score_MI`` the sums over the items of the neighbours, whose similarities are ``neighbours``."""
+        index, similarity_P = self.index, neighbours.data
+        events = index.position[neighbours.indices]
+        first_P, length_P = events.indptr[:-1], np.diff(events.indptr)
+        first_F = events.indptr[neighbours.indptr]  # of a query's items, which are those of all its neighbours
         recency = self.recency(np.arange(1, self.last_n_events + 1))
         closeness = self.closeness(np.arange(index.longest + 1))
         if len(first_P) and (recency is not None or closeness is not None):
-            step_F = step_MI.ravel()[cell_F]
+            step_F = step_MI.ravel()[
+                np.repeat(np.arange(0, step_MI.size, self.n_items), np.diff(first_F)) + events.indices
+            ]
         if len(first_P) and recency is not None:
             similarity_P = similarity_P * recency[np.minimum.reduceat(step_F, first_P) - 1]
         value_F = np.repeat(similarity_P, length_P)
         if len(first_P) and closeness is not None:
-            position_F = index.position[entry_F]
-            shared_P = np.maximum.reduceat(position_F * (step_F <= self.last_n_events), first_P)
-            value_F *= closeness[np.abs(position_F - np.repeat(shared_P, length_P))]
-        score_MI = np.bincount(cell_F, value_F, minlength=step_MI.size).reshape(step_MI.shape)
-        return score_MI * (1 + self.idf_weight * self.idf.cpu().numpy()) if self.idf_weight else score_MI
+            shared_P = np.maximum.reduceat(events.data * (step_F <= self.last_n_events), first_P)
+            value_F *= closeness[np.abs(events.data - np.repeat(shared_P, length_P)).astype(np.intp)]
+        if self.idf_weight:
+            value_F *= (1 + self.idf_weight * self.idf.cpu().numpy())[events.indices]
+        sparse.csr_array((value_F, events.indices, first_F), shape=step_MI.shape).toarray(out=score_MI)
 
     def _agreement(self, category_MF: np.ndarray, row_P: np.ndarray, session_P: np.ndarray) -> np.ndarray:
         """(P,) cosine of the users' sets of known attributes, 0 where one of the two has none."""
@@ -233,46 +251,12 @@ class SessionNeighbours(WindowRecommender):
 class SessionIndex:
     """The training sessions, and what is derived from them."""
 
-    item: np.ndarray
-    position: np.ndarray
-    offset: np.ndarray
-    time: np.ndarray
-    category: np.ndarray
-    length: np.ndarray  # (S,) distinct items
+    position: sparse.csr_array  # (S, I) of the items' last events in the sessions
     longest: int  # events
-    inverse_norm: np.ndarray  # (S,) 1 / root of ``length``
-    sessions_of_item: sparse.csr_array  # (I, S) 1 where the session is among the item's most recent ones
+    time: np.ndarray  # (S,)
+    category: np.ndarray  # (S, fields)
+    weight_of_session: sparse.csr_array  # (I, S) of the item's most recent sessions
     latest_time: np.ndarray  # (I,) of the item's most recent session
-
-    @classmethod
-    def make(
-        cls,
-        item: np.ndarray,
-        position: np.ndarray,
-        offset: np.ndarray,
-        time: np.ndarray,
-        category: np.ndarray,
-        n_items: int,
-        sample_size: int,
-    ) -> "SessionIndex":
-        length = np.diff(offset)
-        session = np.repeat(np.arange(len(length), dtype=np.int32), length)
-        listed = np.flatnonzero(_most_recent(item, sample_size))
-        entries = (np.ones(len(listed)), (item[listed], session[listed]))
-        latest_time = np.zeros(n_items, np.int64)
-        latest_time[item] = time[session]  # sessions are in the order of their times
-        return cls(
-            item,
-            position,
-            offset,
-            time,
-            category,
-            length,
-            longest=int(position.max(initial=0)),
-            inverse_norm=1 / np.sqrt(length),
-            sessions_of_item=sparse.csr_array(entries, shape=(n_items, len(length))),
-            latest_time=latest_time,
-        )
 
 
 def _ranges(length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -298,25 +282,21 @@ def _most_recent(item: np.ndarray, count: int) -> np.ndarray:
     return is_recent
 
 
-def _largest(key_P: np.ndarray, row_P: np.ndarray, n_rows: int, count: int) -> np.ndarray:
-    """Whether each key is among the ``count`` largest of its row; rows ascend, the keys of a row differ.
+def _largest(value_P: np.ndarray, first_M: np.ndarray, count: int) -> np.ndarray:
+    """(M,) the ``count``-th largest value of each row, 0 where a row has no more than ``count``.
 
-    Rows of similar lengths are padded to one matrix.
+    Args:
+        value_P: the rows' values, one row after the other.
+        first_M: where each row starts, and the end.
+        count: from 1.
 
-    >>> _largest(np.array([3, 1, 2, 9]), np.array([0, 0, 0, 1]), 2, 2).tolist()
-    [True, False, True, True]
+    >>> _largest(np.array([3, 1, 2, 9]), np.array([0, 3, 4]), 2).tolist()
+    [2, 0]
     """
-    length_M = np.bincount(row_P, minlength=n_rows)
-    first_M = np.cumsum(length_M) - length_M
-    threshold_M = np.zeros(n_rows, key_P.dtype)
-    power_M = np.where(length_M > count, np.frexp(length_M)[1], 0)
-    for power in np.unique(power_M[power_M > 0]):
-        row_R = np.flatnonzero(power_M == power)
-        width = length_M[row_R].max()
-        place_W = np.arange(width)
-        padded_RW = key_P[np.minimum(first_M[row_R, None] + place_W, len(key_P) - 1)]
-        padded_RW[place_W >= length_M[row_R, None]] = 0
-        padded_RW.partition(width - count, 1)
-        threshold_M[row_R] = padded_RW[:, width - count]
-    is_largest: np.ndarray = key_P >= np.repeat(threshold_M, length_M)
-    return is_largest
+    largest_M = np.zeros(len(first_M) - 1, value_P.dtype)
+    row_R = np.flatnonzero(np.diff(first_M) > count)
+    for row, first, last in zip(row_R.tolist(), first_M[row_R].tolist(), first_M[row_R + 1].tolist(), strict=True):
+        row_P = value_P[first:last].copy()
+        row_P.partition(last - first - count)
+        largest_M[row] = row_P[last - first - count]
+    return largest_M
