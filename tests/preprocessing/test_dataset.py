@@ -98,7 +98,12 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
     defaults = {
         "name": "xing",
         "raw_dir": str(raw),
-        "reader": {"_target_": "arnn_lightning.readers.xing.XingReader", "raw_dir": str(raw)},
+        "reader": {
+            "_target_": "arnn_lightning.readers.xing.XingReader",
+            "raw_dir": str(raw),
+            "item_single": [],
+            "item_multi": [],
+        },
         "window_days": 30,
         "session": "gap",
         "gap": "1h",
@@ -110,7 +115,11 @@ def config(raw: Path, **changes: Any) -> dict[str, Any]:
     }
     data = defaults | NO_CUTS | changes
     data["split"] = dict.fromkeys(("test_days", "val_days", "test_share", "val_share")) | data["split"]
-    data["contexts"] = {"numeric": None, "min_events": 1} | data["contexts"]
+    for section in ("contexts", "item_contexts"):
+        data[section] = {"single": [], "multi": [], "numeric": None, "min_events": 1, "coverage": 0.75} | data.get(
+            section, {}
+        )
+    data["items"] = {"cold": "drop"} | data["items"]
     return data
 
 
@@ -1211,7 +1220,7 @@ def test_preparing_twice_gives_identical_bytes(tmp_path: Path) -> None:
     first, second = (prepare(config(tmp_path), tmp_path / name) for name in ("one", "two"))
     assert first.folder.name == second.folder.name
     tables = files_of(first, "*.parquet")
-    assert len(tables) == 6
+    assert len(tables) == 7
     assert tables == files_of(second, "*.parquet")
     assert first.manifest | {"seconds": None} == second.manifest | {"seconds": None}
 

@@ -32,7 +32,7 @@ PEOPLE = PROFILES + "1\t5,6\t3\t1\t2\tde\t4\t1\t2\t3\t1\t9\n2\t0\t0\t0\t0\tat\t0
 def reader(folder: Path, log: str = CLICKS, profiles: str = PEOPLE) -> XingReader:
     (folder / "interactions.csv").write_text(log)
     (folder / "users.csv").write_text(profiles)
-    return XingReader(str(folder))
+    return XingReader(str(folder), [], [])
 
 
 def read(folder: Path, log: str = CLICKS, profiles: str = PEOPLE) -> RawData:
@@ -159,7 +159,7 @@ def test_the_events_file_comes_first(tmp_path: Path) -> None:
 
 def test_a_missing_folder_names_the_files_it_should_hold(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder .*none.*interactions\.csv.*users\.csv.*RecSys Challenge 2016"):
-        XingReader(str(tmp_path / "none")).files()
+        XingReader(str(tmp_path / "none"), [], []).files()
 
 
 @pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
@@ -242,3 +242,17 @@ def test_titles_come_from_items_where_they_are(tmp_path: Path) -> None:
     assert titles is not None
     assert titles.rows() == [(7, "1,2"), (8, None)]
     assert list(reader(tmp_path).files()) == ["interactions.csv", "users.csv", "items.csv"]
+
+
+def test_attributes_of_items_are_those_that_are_listed(tmp_path: Path) -> None:
+    read(tmp_path)  # writes the other files
+    lines = ["id\ttitle\tcareer_level\tdiscipline_id\ttags", "7\tx\t3\t0\t4,5", "8\ty\t0\t2\t"]
+    (tmp_path / "items.csv").write_text("\n".join(lines) + "\n")
+    items = XingReader(str(tmp_path), ["career_level", "discipline_id"], ["tags"]).read().items()
+    assert items is not None
+    assert items.columns == ["item", "title", "career_level", "discipline_id", "tags"]
+    assert items["career_level"].to_list() == ["3", None]  # 0 is unknown
+    assert items["discipline_id"].to_list() == ["0", "2"]
+    assert items["tags"].to_list() == [["4", "5"], None]
+    with pytest.raises(UserError, match=r"items\.csv.*'industry_id'"):
+        XingReader(str(tmp_path), ["industry_id"], []).read().items()

@@ -99,7 +99,7 @@ def test_ids_are_those_of_the_other_files(simulated: dict[float, Path]) -> None:
 
 
 def test_the_reader_reads_what_is_written(simulated: dict[float, Path]) -> None:
-    raw = XingReader(str(simulated[1.0])).read()
+    raw = XingReader(str(simulated[1.0]), [], []).read()
     validate_events(raw, simulated[1.0])
     assert raw.rows == EVENTS
     assert raw.events.height == clicks(simulated[1.0]).height
@@ -108,7 +108,9 @@ def test_the_reader_reads_what_is_written(simulated: dict[float, Path]) -> None:
 
 @pytest.mark.parametrize("name", MULTI)
 def test_the_lists_that_are_read_hold_codes_and_nothing_else(simulated: dict[float, Path], name: str) -> None:
-    codes = XingReader(str(simulated[1.0])).read().users().collect()[name].explode().drop_nulls().unique().to_list()
+    codes = (
+        XingReader(str(simulated[1.0]), [], []).read().users().collect()[name].explode().drop_nulls().unique().to_list()
+    )
     assert [text for text in codes if not text.isdigit()] == []
 
 
@@ -192,7 +194,7 @@ def test_four_in_nine_users_hide_their_region(simulated: dict[float, Path]) -> N
 
 @pytest.mark.parametrize("name", MULTI)
 def test_as_many_lists_are_unknown_as_published(simulated: dict[float, Path], name: str) -> None:
-    users = XingReader(str(simulated[1.0])).read().users().collect()
+    users = XingReader(str(simulated[1.0]), [], []).read().users().collect()
     unknown = (users[name].list.len().fill_null(0) == 0).mean()
     published = MARGINALS[name]["count_0_only"] + MARGINALS[name]["count_empty"]
     assert unknown == pytest.approx(published / MARGINALS["n_users"], abs=0.02)

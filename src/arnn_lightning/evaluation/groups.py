@@ -10,7 +10,7 @@ from arnn_lightning.evaluation.bootstrap import holm, p_value, resampled_sums, s
 
 POSITIONS = ((1, 1), (2, 2), (3, 4), (5, 9), (10, None))  # numbers of preceding events, both ends inclusive
 USER_GROUPS = ("unseen", "seen")
-POPULARITY_GROUPS = ("head 1 %", "middle", "tail")
+POPULARITY_GROUPS = ("head 1 %", "middle", "tail", "not in training")
 OTHERS = "(others)"
 MAX_CATEGORIES = 8  # of an attribute, by number of predictions; the others are one group
 MIN_CLUSTERS = 10  # users of a group; a percentile interval of fewer is too narrow
@@ -60,13 +60,15 @@ def by_seen(user: pl.Series, train: pl.DataFrame) -> pl.Series:
 def by_popularity(item: pl.Series, train: pl.DataFrame, n_items: int) -> pl.Series:
     """Label of every prediction by the popularity rank of its target, the item with most training events first.
 
-    ``head 1 %`` is the first hundredth of the catalogue (at least one item), ``tail`` its second half, ``middle`` the
-    items between; equal counts are ordered by code.
+    ``head 1 %`` is the first hundredth of the items that training has (at least one), ``tail`` their second half,
+    ``middle`` the items between; equal counts are ordered by code. Items may have no training event
+    (``data.items.cold=keep``).
     """
-    order = np.argsort(-np.bincount(train["item"].to_numpy(), minlength=n_items), kind="stable")
+    events = np.bincount(train["item"].to_numpy(), minlength=n_items)
+    n_trained = int(np.count_nonzero(events))
     popularity_rank = np.empty(n_items, np.int64)
-    popularity_rank[order] = np.arange(n_items)
-    bounds = [-(-n_items // 100), -(-n_items // 2)]
+    popularity_rank[np.argsort(-events, kind="stable")] = np.arange(n_items)
+    bounds = [-(-n_trained // 100), -(-n_trained // 2), n_trained]
     return _to_enum(np.searchsorted(bounds, popularity_rank[item.to_numpy()], side="right"), list(POPULARITY_GROUPS))
 
 

@@ -1,4 +1,4 @@
-"""User attributes -> PNN fields (paper 4.2.4).
+"""Attributes of users, and of items -> PNN fields (paper 4.2.4).
 
 A single-valued attribute is one field whose code 0 is "unknown" (missing, or not seen in training); categories with
 fewer than ``min_events`` training events share one code, "other". A numeric attribute is one field too: its codes from
@@ -34,10 +34,11 @@ VOCABULARY = {
 
 @dataclass(frozen=True)
 class EncodedContexts:
-    """Contexts of every user as codes.
+    """Contexts of every user, or of every item, as codes.
 
     Attributes:
-        users: one row per user code, as returned by ``encode_profiles``, and ``n_known`` (number of known attributes).
+        users: one row per user code (per item code), as returned by ``encode_profiles``, and ``n_known`` (number of
+            known attributes).
         vocabulary: as returned by ``fit_vocabulary``.
         single_sizes: number of codes of each single-valued field, numeric ones last, "unknown" included.
         n_binary: number of binary fields.
@@ -82,30 +83,38 @@ def most_popular(counts: pl.DataFrame, coverage: float) -> pl.DataFrame:
     return counts.filter(pl.col("events") >= ordered[last])
 
 
-def encode_contexts(users: pl.DataFrame, train_events: pl.Series, contexts: Mapping[str, Any]) -> EncodedContexts:
-    """Fits the fields on the training users and encodes every user.
+def encode_contexts(
+    users: pl.DataFrame, train_events: pl.Series, contexts: Mapping[str, Any], owner: str = USER
+) -> EncodedContexts:
+    """Fits the fields on the training users and encodes every user; likewise items.
 
     Args:
         users: one row per user code, sorted by id, with canonical attributes (null = unknown).
         train_events: number of training events of each user.
-        contexts: ``data.contexts``.
+        contexts: ``data.contexts``, of items ``data.item_contexts``.
+        owner: user or item, for errors.
 
     Raises:
         UserError: an attribute that is not in ``users``, or is listed under the wrong kind.
     """
-    _validate_attributes(users, contexts)
+    require_attributes(users, contexts, owner)
     vocabulary = fit_vocabulary(users, train_events, contexts)
     sizes = dict(vocabulary.filter(pl.col("kind") != "multi").group_by("attribute").len().iter_rows())
     table, _ = encode_profiles(users, field_names(contexts), vocabulary)
-    known = [pl.col(name).is_not_null() for name in field_names(contexts)]
-    known += [pl.col(name).list.len() > 0 for name in contexts["multi"]]
-    n_known = pl.sum_horizontal(pl.lit(0, pl.UInt8), *(flag.fill_null(False).cast(pl.UInt8) for flag in known))
+    n_known = users.with_columns(n_known=count_known(contexts))["n_known"]
     return EncodedContexts(
-        users=table.with_columns(n_known=users.with_columns(n_known=n_known)["n_known"].cast(pl.UInt8)),
+        users=table.with_columns(n_known),
         vocabulary=vocabulary,
         single_sizes=[1 + sizes.get(name, 0) for name in field_names(contexts)],
         n_binary=int((vocabulary["kind"] == "multi").sum()),
     )
+
+
+def count_known(contexts: Mapping[str, Any]) -> pl.Expr:
+    """How many attributes of a canonical row are known."""
+    known = [pl.col(name).is_not_null() for name in field_names(contexts)]
+    known += [pl.col(name).list.len() > 0 for name in contexts["multi"]]
+    return pl.sum_horizontal(pl.lit(0, pl.UInt8), *(flag.fill_null(False) for flag in known)).cast(pl.UInt8)
 
 
 def fit_vocabulary(users: pl.DataFrame, train_events: pl.Series, contexts: Mapping[str, Any]) -> pl.DataFrame:
@@ -164,19 +173,21 @@ def encode_profiles(
     return table.select(pl.exclude("row", "active"), pl.col("active").fill_null([])), pl.concat(unseen)
 
 
-def _validate_attributes(users: pl.DataFrame, contexts: Mapping[str, Any]) -> None:
+def require_attributes(users: pl.DataFrame, contexts: Mapping[str, Any], owner: str) -> None:
+    """Raises UserError for an attribute that the table of users (of items) does not have, or of another kind."""
+    section = "data.contexts" if owner == USER else f"data.{owner}_contexts"
     for name in attribute_names(contexts):
         if name not in users.columns:
-            raise UserError(f"data.contexts: the users table has no attribute {name!r}{nearest(name, users.columns)}")
+            raise UserError(f"{section}: the {owner}s table has no attribute {name!r}{nearest(name, users.columns)}")
         kind = "multi" if users[name].dtype == pl.List else "single"
         if name in numeric_bins(contexts):
             if not users[name].dtype.is_numeric():
                 raise UserError(
-                    f"data.contexts.numeric: attribute {name!r} consists of {users[name].dtype}, not of numbers; list "
-                    f"it under data.contexts.{kind}"
+                    f"{section}.numeric: attribute {name!r} consists of {users[name].dtype}, not of numbers; list "
+                    f"it under {section}.{kind}"
                 )
         elif (kind == "multi") != (name in contexts["multi"]):
-            raise UserError(f"data.contexts: attribute {name!r} must be listed under data.contexts.{kind}")
+            raise UserError(f"{section}: attribute {name!r} must be listed under {section}.{kind}")
 
 
 def _fit_single(trained: pl.DataFrame, name: str, min_events: int) -> pl.DataFrame:

@@ -1,8 +1,9 @@
 """Raw data -> prepared data set, written once and reused while its manifest matches.
 
 A prepared data set is a folder: ``manifest.json``, ``train.parquet``, ``val.parquet``, ``test.parquet`` (session,
-user, item, time: integer codes, sorted by session start, then by position), ``items.parquet`` (item, id),
-``users.parquet`` (user, id, contexts) and ``contexts.parquet`` (the categories behind the context codes).
+user, item, time: integer codes, sorted by session start, then by position), ``items.parquet`` (item, id, contexts),
+``users.parquet`` (user, id, contexts), ``contexts.parquet`` and ``item_contexts.parquet`` (the categories behind the
+context codes).
 """
 
 import hashlib
@@ -30,22 +31,25 @@ from arnn_lightning.preprocessing.contexts import (
     PREFIX,
     EncodedContexts,
     attribute_names,
+    count_known,
     encode_contexts,
     field_names,
+    require_attributes,
     select_attributes,
 )
 from arnn_lightning.preprocessing.encoding import count_codes, encode_ids, recode_events
 from arnn_lightning.preprocessing.filtering import FilterLog, Progress, filter_events
 from arnn_lightning.preprocessing.sessions import Sessions, session_starts
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
-from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData, Reader, validate_events
+from arnn_lightning.readers.schema import ITEM, SESSION, TIME, TITLE, USER, RawData, Reader, validate_events
 
-FORMAT_VERSION = 5  # raised whenever equal settings would write other bytes
+FORMAT_VERSION = 6  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
 PATH_KEYS = ("raw_dir", "events", "users", "titles", "source")  # where files are, not what they mean
 RUN_KEYS = ("assignment", "n_attributes")  # settings of contexts that a run applies to the prepared data set
-TABLES = ("train.parquet", "val.parquet", "test.parquet", "items.parquet", "users.parquet", "contexts.parquet")
+CONTEXTS, ITEM_CONTEXTS = "contexts.parquet", "item_contexts.parquet"
+TABLES = ("train.parquet", "val.parquet", "test.parquet", "items.parquet", "users.parquet", CONTEXTS, ITEM_CONTEXTS)
 Value = TypeVar("Value")
 SETTINGS = (
     *("timezone", "window_days", "session", "gap", "duplicates", "repeats", "items"),
@@ -114,7 +118,7 @@ class PreparedDataset:
         ``session_id`` is the session's code, which test_ranks.parquet has too; ``position`` is the number of preceding
         events of the session.
         """
-        users, items = self.users().select(USER, user_id="id"), pl.read_parquet(self.folder / "items.parquet")
+        users, items = self.users().select(USER, user_id="id"), self.items()
         for split in SPLITS:
             events = pl.read_parquet(self.folder / f"{split}.parquet")
             coded = events.select(USER, ITEM, TIME, session_id=SESSION, position=pl.int_range(pl.len()).over(SESSION))
@@ -130,7 +134,15 @@ class PreparedDataset:
 
     def vocabulary(self) -> pl.DataFrame:
         """The categories behind the codes of contexts; see ``fit_vocabulary``."""
-        return pl.read_parquet(self.folder / "contexts.parquet")
+        return pl.read_parquet(self.folder / CONTEXTS)
+
+    def items(self) -> pl.DataFrame:
+        """One row per item: item, id; where there are, title and the columns of ``EncodedContexts.users``."""
+        return pl.read_parquet(self.folder / "items.parquet")
+
+    def item_vocabulary(self) -> pl.DataFrame:
+        """The categories behind the codes of the items' contexts; see ``fit_vocabulary``."""
+        return pl.read_parquet(self.folder / ITEM_CONTEXTS)
 
     def attribute(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Every user's code of a single-valued or numeric attribute (U,), and the categories by code, "unknown" first.
@@ -158,8 +170,7 @@ class PreparedDataset:
 
     def binary_attributes(self) -> pl.Series:
         """(M,) the multi-valued attribute that each two-valued field belongs to; fields of one are adjacent."""
-        vocabulary = pl.read_parquet(self.folder / "contexts.parquet")
-        return vocabulary.filter(pl.col("kind") == "multi").sort("code")["attribute"]
+        return self.vocabulary().filter(pl.col("kind") == "multi").sort("code")["attribute"]
 
 
 @dataclass(frozen=True)
@@ -232,9 +243,10 @@ def _timed(function: Callable[[], Value]) -> tuple[Value, float]:
 
 def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the data config that determines what is written: no paths, and no settings of a run."""
+    contexts = ("contexts", "item_contexts")
     return {
         "reader": {key: value for key, value in data["reader"].items() if key not in PATH_KEYS},
-        "contexts": {key: value for key, value in data["contexts"].items() if key not in RUN_KEYS},
+        **{kind: {key: value for key, value in data[kind].items() if key not in RUN_KEYS} for kind in contexts},
         **{key: data[key] for key in SETTINGS},
     }
 
@@ -242,7 +254,7 @@ def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
 def _validate_config(data: Mapping[str, Any]) -> None:
     """Raises UserError for a setting that its rule does not accept, and for settings that exclude each other."""
     check_values("data", data)
-    split, contexts = data["split"], data["contexts"]
+    split = data["split"]
     days, shares = (
         {f"data.split.{name}": split[name] for name in names if split[name] is not None}
         for names in (("test_days", "val_days"), ("test_share", "val_share"))
@@ -256,9 +268,12 @@ def _validate_config(data: Mapping[str, Any]) -> None:
         raise UserError("data.split: set test_days and val_days, or test_share and val_share")
     if sum(shares.values()) >= 1:
         raise UserError(f"data.split: test_share + val_share is {sum(shares.values()):g}; must be below 1")
-    for name, count in Counter(attribute_names(contexts)).items():
-        if count > 1:
-            raise UserError(f"data.contexts: attribute {name!r} is listed more than once")
+    for section in ("contexts", "item_contexts"):
+        for name, count in Counter(attribute_names(data[section])).items():
+            if count > 1:
+                raise UserError(f"data.{section}: attribute {name!r} is listed more than once")
+    if data["items"]["cold"] == "keep" and not attribute_names(data["item_contexts"]):
+        raise UserError("data.items.cold=keep: needs attributes of items; set data.item_contexts")
 
 
 def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
@@ -277,26 +292,29 @@ def _write_tables(
     """Writes all tables into ``folder``; returns what the manifest contains about them."""
     started = time.perf_counter()
     progress(f"reading {source.name}")
-    raw, log, user_ids, item_ids = _read_log(reader, source)
+    raw, log, user_ids, item_ids, is_described = _read_log(reader, source, data)
     read_at = time.perf_counter()
     with ThreadPoolExecutor() as executor:
         filter_log = FilterLog(source, raw.rows, raw.dropped, len(user_ids), len(item_ids), progress)
-        users_future, titles_future = executor.submit(raw.users), executor.submit(raw.items)
-        events, profile = filter_events(log, data, filter_log, executor)
+        users_future, items_future = executor.submit(raw.users), executor.submit(raw.items)
+        events, profile = filter_events(log, data, filter_log, executor, is_described)
         del log
         progress("coding and writing")
         is_kept = {
             USER: count_codes(events[USER], len(user_ids)) > 0,
-            ITEM: count_codes(events[ITEM], len(item_ids)) > 0,
+            ITEM: (count_codes(events[ITEM], len(item_ids)) > 0) | is_described,
         }
         users, items = user_ids.filter(pl.Series(is_kept[USER])), item_ids.filter(pl.Series(is_kept[ITEM]))
-        n_train_events = count_codes(events.filter(pl.col(SPLIT) == 0)[USER], len(user_ids))[is_kept[USER]]
+        training = events.filter(pl.col(SPLIT) == 0)
+        n_train_events = {key: count_codes(training[key], len(is_kept[key]))[is_kept[key]] for key in (USER, ITEM)}
         users_done = executor.submit(
-            lambda: _write_users(folder, users_future.result(), users, n_train_events, data["contexts"])
+            lambda: _write_users(folder, users_future.result(), users, n_train_events[USER], data["contexts"])
         )
-        items_done = executor.submit(lambda: _write_items(folder, titles_future.result(), items))
+        items_done = executor.submit(
+            lambda: _write_items(folder, items_future.result(), items, n_train_events[ITEM], data["item_contexts"])
+        )
         splits = _write_events(folder, recode_events(events, is_kept), len(users), len(items))
-        (encoded, without_profile), _ = users_done.result(), items_done.result()
+        (encoded, without_profile), (of_items, without_row) = users_done.result(), items_done.result()
     return {
         "seconds": {"read": round(read_at - started, 3), "prepare": round(time.perf_counter() - read_at, 3)},
         "name": data["name"],
@@ -307,23 +325,53 @@ def _write_tables(
         "log": profile | {"largest_user": str(user_ids[profile["largest_user"]])},
         "splits": splits,
         "users": {"all": len(users), "without_profile": without_profile},
+        "items": {
+            "all": len(items),
+            "without_row": without_row,
+            "without_training_event": int(np.count_nonzero(n_train_events[ITEM] == 0)),
+        },
         "fields": len(encoded.single_sizes) + encoded.n_binary + 1,
-        "dims": {"n_items": len(items), "single_sizes": encoded.single_sizes, "n_binary": encoded.n_binary},
+        "dims": {
+            "n_items": len(items),
+            "single_sizes": encoded.single_sizes,
+            "n_binary": encoded.n_binary,
+            "item_single_sizes": of_items.single_sizes,
+            "n_item_binary": of_items.n_binary,
+        },
     }
 
 
-def _read_log(reader: Reader, source: Path) -> tuple[RawData, pl.DataFrame, pl.Series, pl.Series]:
-    """The raw tables without events, the events with ids as codes, and the ids of users and items by code."""
+def _read_log(
+    reader: Reader, source: Path, data: Mapping[str, Any]
+) -> tuple[RawData, pl.DataFrame, pl.Series, pl.Series, np.ndarray]:
+    """The raw tables without events, the events with ids as codes, and the ids of users and items by code.
+
+    Also whether each item stays in the catalogue without a training event (``data.items.cold=keep``).
+    """
     raw = validate_events(reader.read(), source)
+    n_events, described = raw.events.height, raw.events[ITEM].clear()
+    if data["items"]["cold"] == "keep":
+        described = _described_items(raw, data["item_contexts"])
     with ThreadPoolExecutor() as executor:
-        (user, user_ids), (item, item_ids) = executor.map(encode_ids, (raw.events[USER], raw.events[ITEM]))
+        ids = (raw.events[USER], pl.concat([raw.events[ITEM], described]))
+        (user, user_ids), (item, item_ids) = executor.map(encode_ids, ids)
+    is_described = count_codes(item[n_events:], len(item_ids)) > 0
+    item = item[:n_events]
     seconds = raw.events[TIME]
     if cast(int, seconds.min()) >= -(2**31) and cast(int, seconds.max()) < 2**31:
         seconds = seconds.cast(pl.Int32)  # half as wide, until 2038
     log = pl.DataFrame({USER: user, ITEM: item, TIME: seconds})
     if SESSION in raw.events.columns:
         log = log.with_columns(encode_ids(raw.events[SESSION])[0].alias(SESSION))
-    return replace(raw, events=raw.events.clear()), log, user_ids, item_ids
+    return replace(raw, events=raw.events.clear()), log, user_ids, item_ids, is_described
+
+
+def _described_items(raw: RawData, contexts: Mapping[str, Any]) -> pl.Series:
+    """The ids of the items of which an attribute is known."""
+    items = raw.items()
+    items = raw.events.select(ITEM).clear() if items is None else items
+    require_attributes(items, contexts, ITEM)
+    return items.filter(count_known(contexts) > 0)[ITEM]
 
 
 def _write_events(folder: Path, events: pl.DataFrame, n_users: int, n_items: int) -> dict[str, dict[str, int]]:
@@ -357,12 +405,26 @@ def _write_users(
     encoded = encode_contexts(attributes, pl.Series(n_train_events), contexts)
     ids = pl.DataFrame({"user": pl.int_range(len(users), dtype=pl.UInt32, eager=True), "id": users})
     pl.concat([ids, encoded.users], how="horizontal").write_parquet(folder / "users.parquet", **PARQUET)
-    encoded.vocabulary.write_parquet(folder / "contexts.parquet", **PARQUET)
+    encoded.vocabulary.write_parquet(folder / CONTEXTS, **PARQUET)
     return encoded, unknown.height
 
 
-def _write_items(folder: Path, titles: pl.DataFrame | None, items: pl.Series) -> None:
+def _write_items(
+    folder: Path, table: pl.DataFrame | None, items: pl.Series, n_train_events: np.ndarray, contexts: Mapping[str, Any]
+) -> tuple[EncodedContexts, int]:
+    """Writes every item's title and contexts, and the categories of their codes.
+
+    Returns:
+        the contexts, and the number of items without a row in ``table``.
+    """
+    known = items.to_frame(ITEM).clear() if table is None else table
+    n_missing = len(items) - int(items.is_in(known[ITEM].implode()).sum())
+    attributes = items.to_frame(ITEM).join(known, on=ITEM, how="left", maintain_order="left")
+    encoded = encode_contexts(attributes, pl.Series(n_train_events), contexts, ITEM)
     catalogue = pl.DataFrame({"item": pl.int_range(len(items), dtype=pl.UInt32, eager=True), "id": items})
-    if titles is not None:
-        catalogue = catalogue.join(titles.rename({ITEM: "id"}), on="id", how="left", maintain_order="left")
+    titles = [attributes[TITLE]] if TITLE in attributes.columns else []
+    columns = encoded.users if attribute_names(contexts) else pl.DataFrame()
+    catalogue = pl.concat([catalogue.with_columns(titles), columns], how="horizontal")
     catalogue.write_parquet(folder / "items.parquet", **PARQUET)
+    encoded.vocabulary.write_parquet(folder / ITEM_CONTEXTS, **PARQUET)
+    return encoded, n_missing

@@ -108,7 +108,7 @@ class FilterLog:
 
 
 def filter_events(
-    log: pl.DataFrame, data: Mapping[str, Any], filter_log: FilterLog, executor: Executor
+    log: pl.DataFrame, data: Mapping[str, Any], filter_log: FilterLog, executor: Executor, is_described: np.ndarray
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The events of a log that the data config ``data`` keeps.
 
@@ -117,6 +117,7 @@ def filter_events(
         data: the data config.
         filter_log: records every step.
         executor: runs what no step waits for.
+        is_described: (n_items,) whether an item's events after training are kept without a training event.
 
     Returns:
         the events sorted by user, session and time, with ``session_id`` and ``split`` (an index into SPLITS); the
@@ -148,7 +149,10 @@ def filter_events(
         events = hold_out_users(events, data["held_out_user_share"], in_log)
         filter_log.record("of held-out users after training", events)
     item_counts = {"log": log_item_counts, "window": filter_log.item_counts}  # window: without the rows dropped above
-    events = filter_log.record("of popular items", _keep_popular_items(events, data["items"], item_counts))
+    is_popular = _popular_items(events, data["items"], item_counts)
+    # Of the others, those that are known by their attributes have no training event: they can be recommended.
+    stays = is_popular | is_described
+    events = filter_log.record("of popular items", _keep_items(events, is_popular, stays))
     max_length = data["max_session_length"]
     if max_length is not None:
         events = filter_log.record(f"in sessions cut to {max_length} events", cut_long_sessions(events, max_length))
@@ -156,7 +160,7 @@ def filter_events(
     events = filter_log.record(f"in sessions of {min_length} events or more", _drop_short_sessions(events, min_length))
     filter_log.require_splits(events, data)
     in_train = count_codes(events.filter(pl.col(SPLIT) == 0)[ITEM], filter_log.n_items) > 0
-    events = filter_log.record("of items seen in training", events.filter(pl.Series(in_train).gather(events[ITEM])))
+    events = filter_log.record("of items seen in training", _keep_items(events, in_train, in_train | is_described))
     events = filter_log.record("in sessions still long enough", _drop_short_sessions(events, min_length))
     filter_log.require_splits(events, data)
     log_step["sessions"] = window_step["sessions"] + n_before.result()
@@ -189,10 +193,8 @@ def _last_day(events: pl.DataFrame, timezone: str) -> int:
     return last
 
 
-def _keep_popular_items(
-    events: pl.DataFrame, items: Mapping[str, Any], item_counts: Mapping[str, np.ndarray]
-) -> pl.DataFrame:
-    """Keeps the most popular items (4.2.3), counted over the whole log, the window, or its training days.
+def _popular_items(events: pl.DataFrame, items: Mapping[str, Any], item_counts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n_items,) the most popular items (4.2.3), counted over the whole log, the window, or its training days.
 
     Of equally popular items all are kept, or none.
 
@@ -206,7 +208,15 @@ def _keep_popular_items(
         kept = kept.filter(pl.col("events") >= table["events"].top_k(int(items["most_popular"])).min())
     is_kept = np.zeros(n_items, bool)
     is_kept[kept[ITEM].to_numpy()] = True
-    return events.filter(pl.Series(is_kept).gather(events[ITEM]))
+    return is_kept
+
+
+def _keep_items(events: pl.DataFrame, in_training: np.ndarray, after_training: np.ndarray) -> pl.DataFrame:
+    """The events of the items that training has, and after it of those that the catalogue has; (n_items,) each."""
+    is_kept = pl.Series(in_training).gather(events[ITEM])
+    if not np.array_equal(in_training, after_training):
+        is_kept |= (events[SPLIT] > 0) & pl.Series(after_training).gather(events[ITEM])
+    return events.filter(is_kept)
 
 
 def _drop_short_sessions(events: pl.DataFrame, min_length: int) -> pl.DataFrame:

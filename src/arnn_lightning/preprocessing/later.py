@@ -11,7 +11,7 @@ from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json
 from arnn_lightning.preprocessing.contexts import encode_profiles, field_names
-from arnn_lightning.preprocessing.dataset import PreparedDataset, hash_files
+from arnn_lightning.preprocessing.dataset import CONTEXTS, ITEM_CONTEXTS, PreparedDataset, hash_files
 from arnn_lightning.preprocessing.encoding import recode_events
 from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, session_rule
 from arnn_lightning.preprocessing.splitting import SPLIT
@@ -40,7 +40,7 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     source = next(iter(files.values()))
     data_read = validate_events(reader.read(), source)
     raw = data_read.events
-    items, users = pl.read_parquet(trained.folder / "items.parquet"), trained.users()
+    items, users = trained.items(), trained.users()
     new_ids = raw[USER].cast(pl.String).unique().sort().to_frame("id")
     new_ids = new_ids.join(users.select(pl.col("id").cast(pl.String)), on="id", how="anti", maintain_order="left")
     ids = {ITEM: items["id"].cast(pl.String), USER: pl.concat([users["id"].cast(pl.String), new_ids["id"]])}
@@ -60,7 +60,7 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     with staging_directory(folder) as temporary:
         test.drop(SPLIT).write_parquet(temporary / "test.parquet")
         everyone.write_parquet(temporary / "users.parquet")
-        for name in ("train.parquet", "items.parquet", "contexts.parquet"):
+        for name in ("train.parquet", "items.parquet", CONTEXTS, ITEM_CONTEXTS):
             shutil.copyfile(trained.folder / name, temporary / name)
         raw_files = hash_files(files, lambda _: None)
         write_json(temporary / "manifest.json", trained.manifest | {"raw": raw_files, "splits": splits})

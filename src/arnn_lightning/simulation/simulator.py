@@ -21,7 +21,7 @@ from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path, staging_directory
 
-SIMULATOR_VERSION = 1  # raised whenever equal settings would write other bytes
+SIMULATOR_VERSION = 2  # raised whenever equal settings would write other bytes
 
 
 class Simulator(ABC):

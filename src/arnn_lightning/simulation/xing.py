@@ -50,6 +50,8 @@ USER_CHUNK = 20_000
 class XingSimulator(Simulator):
     """Writes interactions.csv, users.csv and items.csv in the XING schema.
 
+    An item's discipline is its cluster of job roles: the clicks of a session are in one cluster, but for the noise.
+
     Attributes:
         events: rows of interactions.csv, about 81 % of them clicks.
         job_roles: size of the job-role vocabulary; roles fall into 30 clusters.
@@ -227,6 +229,7 @@ class _Catalogue:
                     f"cluster {cluster} topic {rank}" for cluster, rank in zip(self.cluster, self.rank, strict=True)
                 ],
                 "career_level": self.level,
+                "discipline_id": self.cluster + 1,
                 "region": self.region,
             }
         ).sort("id")
