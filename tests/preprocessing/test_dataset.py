@@ -254,7 +254,7 @@ def reference(rows: int, events: Sequence[Event], people: Profiles, data: Mappin
         counts = in_log
     fewest = data["items"]["min_events"]
     if data["items"]["most_popular"] is not None:
-        fewest = max(fewest, sorted(counts.values(), reverse=True)[: data["items"]["most_popular"]][-1])
+        fewest = max([fewest, *sorted(counts.values(), reverse=True)[: data["items"]["most_popular"]][-1:]])
     popular = {item for item in most_popular(counts, data["items"]["popularity_coverage"]) if counts[item] >= fewest}
     sessions = count("of popular items", only(sessions, popular))
     if longest is not None:
@@ -1341,7 +1341,8 @@ def test_V15_the_manifest_contains_the_origin_of_the_data(raw: Path) -> None:
         name: hashlib.sha256((raw / name).read_bytes()).hexdigest() for name in ("interactions.csv", "users.csv")
     }
     assert manifest["config"] == {
-        "reader": {"_target_": data["reader"]["_target_"]},
+        "reader": {"_target_": data["reader"]["_target_"], "item_single": [], "item_multi": []},
+        "item_contexts": data["item_contexts"],
         "contexts": {key: value for key, value in data["contexts"].items() if key != "assignment"},
         **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
         **NO_CUTS,
@@ -1444,7 +1445,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         subprocess.run(done, check=True, capture_output=True, env=environment)
         (folder,) = (path for path in (root / "prepared").iterdir() if path.is_dir())
         written.append(files_of(PreparedDataset(folder), "*.parquet"))
-    assert len(written[0]) == 6
+    assert len(written[0]) == 7
     assert written[0] == written[1] == written[2]
 
 

@@ -134,9 +134,8 @@ def test_complete_journey_has_attributes_of_products(tmp_path: Path) -> None:
     time = pl.Series([0, 0, 1], dtype=pl.Datetime("ns"))
     columns = {"household_id": [1, 1, 1], "basket_id": [7, 7, 8], "product_id": [5, 6, 5]}
     pl.DataFrame(columns).with_columns(transaction_timestamp=time).write_parquet(tmp_path / "transactions.parquet")
-    people = {"household_id": [1], "age": ["19-24"]} | dict.fromkeys(
-        ("income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count"), ["x"]
-    )
+    others = ("income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
+    people = {"household_id": [1], "age": ["19-24"]} | {name: ["x"] for name in others}
     pl.DataFrame(people).write_parquet(tmp_path / "demographics.parquet")
     products = {"product_id": [5, 6], **{name: ["x", None] for name in ITEM_ATTRIBUTES}, "manufacturer_id": [3, 4]}
     reader = CompleteJourneyReader(str(tmp_path), shuffle_seed=1, keep_unknown_households=False)
