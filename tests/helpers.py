@@ -48,8 +48,8 @@ def write_dataset(
 ) -> PreparedDataset:
     """Writes ``splits`` (name -> sessions, their users) as a prepared data set.
 
-    ``single``: attribute -> code of every user; ``active``: two-valued fields present per user. Likewise of items, which
-    have a category by default.
+    ``single``: attribute -> code of every user; ``active``: two-valued fields present per user. Likewise of items,
+    which have a category by default.
     """
     import json
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.loading.contexts import Assignment, assign_item_contexts
+from arnn_lightning.loading.contexts import Assignment, assign_item_contexts, single_attributes
 from arnn_lightning.preprocessing.contexts import PREFIX
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 
@@ -68,7 +68,7 @@ class Vocabulary:
     Attributes:
         items: one row per item code: id, events (in training) and, where there are, title and context codes.
         contexts: attribute, kind, code, category and low, as in the data set's contexts.parquet.
-        item_contexts: likewise of the items' contexts.
+        item_contexts, item_single: as ``contexts`` and ``single``, of the items.
         single: the attributes of one field each (single-valued and numeric), in the order of their fields.
         attributes: all attributes that the model uses.
         users: one row per user of the data set: id, context codes (``context.<name>``, active); empty where the
@@ -87,6 +87,7 @@ class Vocabulary:
             raise UserError(f"{source}: the stored vocabulary is damaged: {str(error).splitlines()[0]}") from error
         self.items = tables[ITEMS]
         self.contexts, self.item_contexts = tables[CONTEXTS], tables[ITEM_CONTEXTS]
+        self.item_single = single_attributes(self.items)
         self.single: list[str] = tables[SINGLE]["attribute"].to_list()
         self.attributes = list(dict.fromkeys([*self.single, *self.contexts["attribute"]]))
         columns = {"id": pl.String, **{f"{PREFIX}{name}": pl.UInt32 for name in self.single}}

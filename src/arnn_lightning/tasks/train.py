@@ -456,7 +456,12 @@ def read_initial_weights(
             )
         checkpoint = read_checkpoint(path)
         ids, earlier = (
-            Ids(stored.items["id"], stored.single, stored.contexts)
+            Ids(
+                stored.items["id"],
+                stored.single,
+                stored.contexts,
+                Ids(stored.items["id"], stored.item_single, stored.item_contexts),
+            )
             for stored in (Vocabulary(vocabulary, "this run"), Vocabulary(checkpoint.get("vocabulary", {}), path))
         )
         part = resolved[role] if role else resolved
