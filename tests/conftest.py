@@ -21,7 +21,10 @@ torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 @pytest.fixture
 def small_dataset(tmp_path: Path) -> PreparedDataset:
-    """Thirty random sessions a split over 12 items, six users with two attributes and five two-valued fields."""
+    """Thirty random sessions a split over 12 items; six users with two attributes and five two-valued fields.
+
+    Items have an attribute, which is unknown for one of them, and three two-valued fields.
+    """
     rng = np.random.default_rng(5)
     splits = {
         name: (random_sessions(seed, 30, 12), rng.integers(0, 6, 30).tolist())
@@ -33,4 +36,6 @@ def small_dataset(tmp_path: Path) -> PreparedDataset:
         n_items=12,
         single={"level": [0, 1, 2, 1, 0, 2], "country": [1, 1, 0, 2, 3, 0]},
         active=[[], [0, 4], [1], [2, 3, 4], [0], [1, 2]],
+        item_single={"category": [0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4]},
+        item_active=[[], [0], [1], [0, 1], [2], [], [0, 2], [1], [], [0, 1, 2], [2], [1]],
     )

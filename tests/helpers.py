@@ -43,10 +43,13 @@ def write_dataset(
     n_items: int,
     single: dict[str, list[int]] | None = None,
     active: list[list[int]] | None = None,
+    item_single: dict[str, list[int]] | None = None,
+    item_active: list[list[int]] | None = None,
 ) -> PreparedDataset:
     """Writes ``splits`` (name -> sessions, their users) as a prepared data set.
 
-    ``single``: attribute -> code of every user; ``active``: two-valued fields present per user.
+    ``single``: attribute -> code of every user; ``active``: two-valued fields present per user. Likewise of items,
+    which have a category by default.
     """
     import json
 
@@ -65,23 +68,24 @@ def write_dataset(
         frame = pl.DataFrame(rows, schema=["session", "user", "item", "time"], orient="row").cast(pl.Int64)
         frame.write_parquet(folder / f"{name}.parquet")
         counts[name] = {"events": frame.height, "sessions": len(sessions), "users": 0, "items": 0}
-    pl.DataFrame(
-        {
-            "user": range(n_users),
-            "id": range(n_users),
-            **{f"context.{name}": pl.Series(codes, dtype=pl.UInt32) for name, codes in single.items()},
-            "active": pl.Series(active, dtype=pl.List(pl.UInt32)),
-            "n_known": [len(single)] * n_users,
-        }
-    ).write_parquet(folder / "users.parquet")
-    dims = {
-        "n_items": n_items,
-        "single_sizes": [1 + max(codes) for codes in single.values()],
-        "n_binary": 1 + max((max(one, default=-1) for one in active), default=-1),
-    }
-    rows = [("tags", "multi", code) for code in range(dims["n_binary"])]
-    vocabulary = pl.DataFrame(rows, schema={"attribute": pl.String, "kind": pl.String, "code": pl.UInt32}, orient="row")
-    vocabulary.write_parquet(folder / "contexts.parquet")
+    item_single = {"category": [item % 3 for item in range(n_items)]} if item_single is None else item_single
+    item_active = item_active or [[] for _ in range(n_items)]
+    dims = {"n_items": n_items}
+    for prefix, file, one, many in (("", "users", single, active), ("item_", "items", item_single, item_active)):
+        pl.DataFrame(
+            {
+                file.removesuffix("s"): range(len(many)),
+                "id": range(len(many)),
+                **{f"context.{name}": pl.Series(codes, dtype=pl.UInt32) for name, codes in one.items()},
+                "active": pl.Series(many, dtype=pl.List(pl.UInt32)),
+                "n_known": [len(one)] * len(many),
+            }
+        ).write_parquet(folder / f"{file}.parquet")
+        n_binary = 1 + max((max(codes, default=-1) for codes in many), default=-1)
+        dims |= {f"{prefix}single_sizes": [1 + max(codes) for codes in one.values()], f"n_{prefix}binary": n_binary}
+        rows = [("tags", "multi", code) for code in range(n_binary)]
+        schema = {"attribute": pl.String, "kind": pl.String, "code": pl.UInt32}
+        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / f"{prefix}contexts.parquet")
     manifest = {"name": "small", "dims": dims, "splits": counts, "version": "test", "fields": 0}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return PreparedDataset(folder)
@@ -127,6 +131,7 @@ def make_data(prepared: PreparedDataset, batch_size: int = 4, **settings: Any) -
         "sample_alpha": 0.5,
         "negatives": "global",
         "assignment": "own",
+        "item_assignment": "own",
         "attribute_dropout": 0.0,
         "n_attributes": None,
         "seed": 1,
@@ -135,9 +140,8 @@ def make_data(prepared: PreparedDataset, batch_size: int = 4, **settings: Any) -
 
 
 def ready(model: Any, prepared: PreparedDataset) -> Any:
-    """The model with the users' contexts, and its encoders frozen where it freezes them, as a Trainer sets it up."""
-    if model.uses_contexts:
-        model.set_user_contexts(make_data(prepared).user_contexts())
+    """The model with the contexts of a data set, and its encoders frozen where it freezes them, as a Trainer does."""
+    model.set_contexts(make_data(prepared))
     if isinstance(model, ARNN):
         model.prepare_merge()
     return model

@@ -91,6 +91,16 @@ LOSSES: Mapping[str, tuple[Callable[[Tensor, list[Tensor]], Tensor], str]] = {
 }
 
 
+def item_vector(w: Weights, table: str, item: int) -> Tensor:
+    """A row of a table, plus the vectors of the item's categories (``item_codes``, padded with -1) where it has any."""
+    vector = w[f"{table}.weight"][item]
+    if f"{table}.attributes.weight" in w:
+        for code in w["item_codes"][item].tolist():
+            if code >= 0:
+                vector = vector + w[f"{table}.attributes.weight"][code]
+    return vector
+
+
 # Encoders: ``encode(weights, slots of a step, training)`` -> a query for every slot.
 
 
@@ -104,7 +114,7 @@ class GRU4Rec:
     def encode(self, w: Weights, users: Sequence[str], items: Sequence[int], sessions: Sequence[int]) -> list[Tensor]:
         queries = []
         for item, session in zip(items, sessions, strict=True):
-            inputs = w[f"{self.prefix}inputs.0.gates.weight"][item] + w[f"{self.prefix}inputs.0.bias"]
+            inputs = item_vector(w, f"{self.prefix}inputs.0.gates", item) + w[f"{self.prefix}inputs.0.bias"]
             size = len(inputs) // 3
             h = self.hidden.get(session, torch.zeros(size)).detach()  # back-propagation has length 1
             gates = w[f"{self.prefix}cells.0.weight"] @ h + w[f"{self.prefix}cells.0.bias"]
@@ -160,7 +170,7 @@ class PNN:
         p, m = f"{self.prefix}product.", self.n_binary
         fields = [w[f"{p}values"][i, int(i in present)] for i in range(m)]
         fields += [w[f"{self.prefix}single_embedding.weight"][code] for code in single]
-        fields.append(w[f"{self.prefix}item_embedding.weight"][item])
+        fields.append(item_vector(w, f"{self.prefix}item_embedding", item))
         linear = [*w[f"{p}binary_fields"], *w[f"{p}single_fields"], w[f"{p}item_field"]]
         row = w[f"{p}bias"]
         for field, matrix in zip(fields, linear, strict=True):
@@ -235,7 +245,7 @@ def train(
             negatives = [*targets[:b], *targets[b + 1 :], *extra(number)]
             columns = [target, *(item for item in negatives if item != target)]
             if len(columns) > 1:
-                logits = [w["scorer.items.weight"][c] @ query + w["scorer.bias.weight"][c] for c in columns]
+                logits = [item_vector(w, "scorer.items", c) @ query + w["scorer.bias.weight"][c] for c in columns]
                 scores = activate(activation, logits)
                 total = total + function(scores[0], scores[1:])
         if total.requires_grad:

@@ -52,6 +52,7 @@ MODELS = (
     ),
     ModelCase("gru4rec_tied", "gru4rec", (*_GRU4REC, "model.embedding=tied"), has_memory=True),
     ModelCase("gru4rec_strong", "gru4rec_strong", _GRU4REC, has_memory=True),
+    ModelCase("gru4rec_items", "gru4rec", (*_GRU4REC, "model.item_contexts=add"), has_memory=True),
     ModelCase("narm", "narm", _WINDOW, has_memory=True),
     ModelCase("sasrec", "sasrec", (*_WINDOW, "model.heads=2"), has_memory=True),
     ModelCase("pnn", "pnn", (*_PNN, "model.product_method=gram"), reads_contexts=True),
@@ -79,6 +80,7 @@ MODELS = (
         reads_contexts=True,
     ),
     ModelCase("arnn_strong", "arnn_strong", _ARNN, has_memory=True, reads_contexts=True),
+    ModelCase("arnn_items", "arnn_strong", (*_ARNN, "model.item_contexts=add"), has_memory=True, reads_contexts=True),
     ModelCase("latent_cross", "latent_cross", _FUSION, has_memory=True, reads_contexts=True),
     ModelCase(
         "latent_cross_sasrec",

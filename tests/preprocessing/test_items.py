@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
-from arnn_lightning.readers.complete_journey import ITEM_ATTRIBUTES
+from arnn_lightning.readers.complete_journey import ATTRIBUTES, ITEM_ATTRIBUTES, CompleteJourneyReader
 from helpers import compose_config
 
 DAY = 86_400
@@ -24,7 +24,7 @@ d,Date,fruit,sweet,9
 e,Endive,leaf,"sweet,bitter",4
 g,Grape,fruit,,
 """
-ATTRIBUTES = "data.item_contexts={single: [kind], multi: [tags], numeric: {price: [2]}, coverage: 1.0}"
+ITEM_CONTEXTS = "data.item_contexts={single: [kind], multi: [tags], numeric: {price: [2]}, coverage: 1.0}"
 Prepare = Callable[..., PreparedDataset]
 
 
@@ -50,7 +50,7 @@ def prepared(tmp_path: Path) -> Prepare:
 
 
 def test_attributes_of_items_are_codes_as_those_of_users(prepared: Prepare) -> None:
-    data = prepared(ATTRIBUTES)
+    data = prepared(ITEM_CONTEXTS)
     items = data.items()
     assert items.columns == ["item", "id", "title", "context.kind", "context.price", "active", "n_known"]
     assert items["id"].to_list() == ["a", "b", "d"]
@@ -72,7 +72,7 @@ def test_a_set_without_item_attributes_has_ids_and_titles(prepared: Prepare) -> 
 
 
 def test_items_without_training_event_are_dropped_by_default(prepared: Prepare) -> None:
-    data = prepared(ATTRIBUTES)
+    data = prepared(ITEM_CONTEXTS)
     ids, test = data.items()["id"], data.sessions("test")
     assert "".join(ids.gather(test.item).to_list()) == "adab"
     assert data.manifest["items"] == {"all": 3, "without_row": 0, "without_training_event": 0}
@@ -80,7 +80,7 @@ def test_items_without_training_event_are_dropped_by_default(prepared: Prepare) 
 
 def test_cold_items_with_a_known_attribute_are_kept(prepared: Prepare) -> None:
     """e is in the test day alone, g in no event; c has no known attribute and f no row."""
-    data = prepared(ATTRIBUTES, "data.items.cold=keep")
+    data = prepared(ITEM_CONTEXTS, "data.items.cold=keep")
     items, test = data.items(), data.sessions("test")
     assert items["id"].to_list() == ["a", "b", "d", "e", "g"]
     assert "".join(items["id"].gather(test.item).to_list()) == "aedab"  # fe and ce are left with one event
@@ -91,7 +91,7 @@ def test_cold_items_with_a_known_attribute_are_kept(prepared: Prepare) -> None:
 
 
 def test_cold_items_include_those_too_rare_to_train(prepared: Prepare) -> None:
-    data = prepared(ATTRIBUTES, "data.items.cold=keep", "data.items.min_events=2")
+    data = prepared(ITEM_CONTEXTS, "data.items.cold=keep", "data.items.min_events=2")
     items, test = data.items(), data.sessions("test")
     assert items["id"].to_list() == ["a", "b", "d", "e", "g"]
     assert data.item_popularity().tolist() == [3, 3, 0, 0, 0]
@@ -101,7 +101,7 @@ def test_cold_items_include_those_too_rare_to_train(prepared: Prepare) -> None:
 @pytest.mark.parametrize(
     ("overrides", "items", "message"),
     [
-        ((ATTRIBUTES,), None, r"data\.item_contexts: kind, tags, price: needs a table of items \(data\.titles="),
+        ((ITEM_CONTEXTS,), None, r"data\.item_contexts: kind, tags, price: needs a table of items \(data\.titles="),
         (
             ("data.item_contexts.single=[knd]",),
             ITEMS,
@@ -129,13 +129,10 @@ def test_an_items_table_that_does_not_fit_is_one_line(
 
 
 def test_complete_journey_has_attributes_of_products(tmp_path: Path) -> None:
-    from arnn_lightning.readers.complete_journey import CompleteJourneyReader
-
     time = pl.Series([0, 0, 1], dtype=pl.Datetime("ns"))
     columns = {"household_id": [1, 1, 1], "basket_id": [7, 7, 8], "product_id": [5, 6, 5]}
     pl.DataFrame(columns).with_columns(transaction_timestamp=time).write_parquet(tmp_path / "transactions.parquet")
-    others = ("income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
-    people = {"household_id": [1], "age": ["19-24"]} | {name: ["x"] for name in others}
+    people = {"household_id": [1], **{name: ["x"] for name in ATTRIBUTES}}
     pl.DataFrame(people).write_parquet(tmp_path / "demographics.parquet")
     products = {"product_id": [5, 6], **{name: ["x", None] for name in ITEM_ATTRIBUTES}, "manufacturer_id": [3, 4]}
     reader = CompleteJourneyReader(str(tmp_path), shuffle_seed=1, keep_unknown_households=False)

@@ -21,6 +21,10 @@ from helpers import make_data, make_model, model_config, random_sessions, ready,
 from models import BY_NAME, TRAINED, ModelCase, case_name
 
 SINGLE = ["level", "country"]
+CATEGORIES = [  # of the items of small_dataset
+    *(("category", "single", code, f"c{code}") for code in range(1, 5)),
+    *(("tags", "multi", code, f"t{code}") for code in range(3)),
+]
 
 
 def ids_of(n_items: int, sizes: list[int], fields: list[str], shift: int = 0) -> Ids:
@@ -31,8 +35,13 @@ def ids_of(n_items: int, sizes: list[int], fields: list[str], shift: int = 0) ->
         for code in range(1, size)
     ]
     rows += [("roles", "multi", code, name) for code, name in enumerate(fields)]
-    contexts = pl.DataFrame(rows, schema=["attribute", "kind", "code", "category"], orient="row")
-    return Ids(pl.Series([f"i{shift + code}" for code in range(n_items)]), SINGLE, contexts)
+    items = pl.Series([f"i{shift + code}" for code in range(n_items)])
+    of_items = Ids(items, ["category"], vocabulary(CATEGORIES))
+    return Ids(items, SINGLE, vocabulary(rows), of_items)
+
+
+def vocabulary(rows: list[tuple[str, str, int, str]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=["attribute", "kind", "code", "category"], orient="row")
 
 
 def start(model: Any, case: ModelCase, dims: dict[str, Any], now: Ids, checkpoint: Any, then: Ids) -> InitialWeights:
@@ -152,6 +161,33 @@ def test_known_rows_follow_their_ids(name: str, tmp_path: Path) -> None:
             neutral = model.encode(step(model, item[:1], single_codes, fields), start_state)[0]
             unknown = model.encode(step(model, item[:1], [[0, 5]], [[0, -1]]), start_state)[0]
             torch.testing.assert_close(neutral, unknown, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_categories_of_items_follow_their_names(tmp_path: Path) -> None:
+    """Categories a, b, price below 5 and tag t then; b, new, price below 5 and no tag now."""
+    case, sizes = BY_NAME["gru4rec_items"], {"n_items": 4, "single_sizes": [], "n_binary": 0}
+    then, now = (sizes | {"item_single_sizes": [3, 2], "n_item_binary": n} for n in (1, 0))
+    items = pl.Series(["i0", "i1", "i2", "i3"])
+    rows = [
+        ("kind", "single", 1, "a"),
+        ("kind", "single", 2, "b"),
+        ("price", "numeric", 1, "< 5"),
+        ("t", "multi", 0, "t"),
+    ]
+    new = [("kind", "single", 1, "b"), ("kind", "single", 2, "new"), ("price", "numeric", 1, "< 5")]
+    ids_then, ids_now = (
+        Ids(items, [], vocabulary([]), Ids(items, ["kind", "price"], vocabulary(categories)))
+        for categories in (rows, new)
+    )
+    earlier, model = (make_model(case.preset, dims, *case.overrides) for dims in (then, now))
+    for weight in earlier.parameters():
+        weight.copy_(torch.randn_like(weight))
+    metadata = {"model": model_config(case.preset, then, *case.overrides)}
+    checkpoint = {"state_dict": earlier.state_dict(), "metadata": metadata}
+    run_start(start(model, case, now, ids_now, checkpoint, ids_then), model)
+    weight, before = (m.scorer.items.attributes.weight for m in (model, earlier))
+    assert weight.equal(torch.stack([before[0], before[2], torch.zeros(8), before[3], before[4], before[6]]))
 
 
 def single_out(model: Any) -> None:

@@ -1,7 +1,7 @@
 """Every user's context codes, and whose contexts a session gets (controls). U users, S fields, A active fields."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -64,6 +64,18 @@ def context_codes(users: pl.DataFrame, single_sizes: Sequence[int]) -> Contexts:
         single[:-1] = users.select(f"{PREFIX}{name}" for name in single_attributes(users)).to_numpy()
     offset = np.cumsum([0, *single_sizes])[:-1]
     return Contexts(torch.from_numpy(single + offset), torch.from_numpy(active))
+
+
+def assign_item_contexts(items: pl.DataFrame, assignment: Assignment, seed: int) -> pl.DataFrame:
+    """A prepared data set's items, each with the contexts of the item that ``assignment`` gives it."""
+    columns = [name for name in items.columns if name.startswith(PREFIX) or name == "active"]
+    rows = assign_contexts(np.arange(items.height), items.height, assignment, seed)
+    return items.with_columns(items.select(columns)[rows])
+
+
+def item_context_codes(items: pl.DataFrame, dims: Mapping[str, Any]) -> Contexts:
+    """Codes of every item (I rows); ``dims``: the sizes that models measure from data."""
+    return Contexts(*(codes[:-1] for codes in context_codes(items, dims["item_single_sizes"])))
 
 
 class AttributeDropout:

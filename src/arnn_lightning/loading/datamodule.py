@@ -16,7 +16,9 @@ from arnn_lightning.loading.contexts import (
     Assignment,
     AttributeDropout,
     assign_contexts,
+    assign_item_contexts,
     context_codes,
+    item_context_codes,
     single_attributes,
 )
 from arnn_lightning.loading.datasets import (
@@ -87,6 +89,7 @@ class SessionDataModule(LightningDataModule):
         sample_alpha: exponent of the popularity by which they are sampled.
         negatives: on many devices, whether the negatives are ``global`` (of all devices) or ``local`` (the slot's own).
         assignment: whose contexts a session gets.
+        item_assignment: which item's contexts an item gets.
         attribute_dropout: share of the attributes that are hidden in training.
         n_attributes: how many attributes are used; None for all.
         seed: seed of the samples.
@@ -108,6 +111,7 @@ class SessionDataModule(LightningDataModule):
         sample_alpha: float,
         negatives: NegativeScope,
         assignment: Assignment,
+        item_assignment: Assignment,
         attribute_dropout: float,
         n_attributes: int | None,
         seed: int,
@@ -134,6 +138,7 @@ class SessionDataModule(LightningDataModule):
         self.sample_alpha = sample_alpha
         self.negatives: NegativeScope = negatives
         self.assignment: Assignment = assignment
+        self.item_assignment: Assignment = item_assignment
         self.attribute_dropout = attribute_dropout
         self.seed = seed
         self.device = device
@@ -146,6 +151,15 @@ class SessionDataModule(LightningDataModule):
         if self._contexts is None:
             self._contexts = context_codes(self._users, self.dims["single_sizes"])
         return self._contexts
+
+    def item_contexts(self) -> Contexts:
+        """Every item's context codes (I rows)."""
+        items = assign_item_contexts(self.prepared.items(), self.item_assignment, self.seed)
+        return item_context_codes(items, self.dims)
+
+    def item_events(self) -> torch.Tensor:
+        """(I,) training events of every item."""
+        return torch.from_numpy(self.prepared.item_popularity())
 
     def category_events(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(C,) training events of every category of the single-valued fields, and (C,) the field it belongs to."""

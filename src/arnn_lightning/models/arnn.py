@@ -9,6 +9,7 @@ from torch import Tensor
 from arnn_lightning.batch import Contexts, State, StepInput, TrainChunk
 from arnn_lightning.encoders.arnn import ARNNEncoder
 from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.optim.step import autocast
 
 _USERS_PER_BATCH = 2_048
@@ -56,6 +57,9 @@ class ARNN(SessionRecommender):
     @property
     def stage_name(self) -> str:
         return "merging layer" if self.encoder.freeze_encoders else self.name
+
+    def item_tables(self) -> Iterator[EmbeddingTable]:
+        yield self.scorer.items  # the encoders have those of their models
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -136,7 +136,12 @@ class Recommender(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None and self.uses_contexts:
+        if data is not None:
+            self.set_contexts(data)
+
+    def set_contexts(self, data: Any) -> None:
+        """Stores what the model reads of the contexts of a data set: a ``SessionDataModule``, or the like."""
+        if self.uses_contexts:
             self.set_user_contexts(data.user_contexts())
 
     def set_user_contexts(self, contexts: Contexts) -> None:

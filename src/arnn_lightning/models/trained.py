@@ -5,7 +5,7 @@ Shapes: K steps in a chunk, B batch slots, H width of a query, L layers of a hid
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -24,7 +24,7 @@ from arnn_lightning.losses.base import RankingLoss
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.nn.collectives import all_gather, all_reduce_sum, rank_and_world_size
 from arnn_lightning.nn.dropout import random_state, set_random_state
-from arnn_lightning.nn.table import EmbeddingTable, ItemScorer
+from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes, ItemScorer
 from arnn_lightning.optim.compiled import CompiledTrainStep
 from arnn_lightning.optim.step import StepLoss, TrainStep
 
@@ -76,10 +76,58 @@ class SessionRecommender(Recommender):
         self._train_step: TrainStep | None = None
         self._step_scheduler: LRScheduler | None = None
         self._category_events: tuple[Tensor, ...] | None = None
+        self._item_events: Tensor | None = None
         self._training_state: State | None = None
         self._resume_state: dict[str, Any] | None = None
         self._n_events_timed, self._seconds_timed, self._is_warm = 0, 0.0, False
         self._epoch_loss = (0.0, 0)  # sum over events, events
+        self._item_vectors: Tensor | None = None
+
+    # Contexts of items
+
+    def item_tables(self) -> Iterator[EmbeddingTable]:
+        """The tables of item vectors that this model trains, those of a model trained before excepted."""
+        for module in self.modules():
+            if isinstance(module, EmbeddingTable) and module.ids == "item" and module.weight.dim() == 2:
+                yield module
+
+    def add_item_contexts(self, dims: Mapping[str, Any]) -> None:
+        """Adds to every item's vector those of its attributes, where items are read and where they are scored.
+
+        Args:
+            dims: ``item_single_sizes``, the number of codes of each single-valued field; ``n_item_binary``.
+
+        Raises:
+            UserError: items without attributes.
+        """
+        sizes, n_binary = dims.get("item_single_sizes"), dims.get("n_item_binary")
+        if not sizes and not n_binary:
+            raise UserError(
+                "model.item_contexts=add: the data set has no attributes of items; set data.item_contexts, as in "
+                "data.item_contexts.single=[category]"
+            )
+        for table in self.item_tables():
+            if table.attributes is None:
+                table.add_attributes(sizes or [], n_binary or 0)
+
+    def set_contexts(self, data: Any) -> None:
+        super().set_contexts(data)
+        if self.uses_item_contexts:
+            self.set_item_contexts(data.item_contexts())
+
+    def set_item_contexts(self, contexts: Contexts) -> None:
+        """Stores ``contexts``, the codes of every item (I rows)."""
+        for attributes in self._attributes():
+            attributes.set_codes(contexts)
+
+    @property
+    def uses_item_contexts(self) -> bool:
+        return bool(self._attributes())
+
+    def _attributes(self) -> list[ItemAttributes]:
+        return [module for module in self.modules() if isinstance(module, ItemAttributes)]
+
+    # What a model is
 
     def initial_state(self, batch_size: int) -> State:
         return self.encoder.initial_state(batch_size)
@@ -93,14 +141,25 @@ class SessionRecommender(Recommender):
 
     def item_similarity(self, item_N: Tensor) -> Tensor:
         """Cosine of the vectors with which the items are scored."""
-        vector_IH = F.normalize(self.scorer.items.weight, dim=1)
+        vector_IH = F.normalize(self.scorer.items.vectors(), dim=1)
         return vector_IH[item_N] @ vector_IH.T
 
     def count_ranks(
         self, query_NH: Tensor, target_N: Tensor, recommended: RecommendationCounts | None = None
     ) -> Tensor:
-        weight, bias = self.scorer.items.weight, self.scorer.bias.weight
-        return count_higher_and_tied_blockwise(query_NH, target_N, weight, bias, recommended)
+        if self._item_vectors is None:
+            self._item_vectors = self.scorer.items.vectors().detach()
+        return count_higher_and_tied_blockwise(
+            query_NH, target_N, self._item_vectors, self.scorer.bias.weight, recommended
+        )
+
+    def _reset_ranks(self) -> None:
+        super()._reset_ranks()
+        self._item_vectors = None  # of other weights
+
+    def _compute_metrics(self) -> dict[str, float | int]:
+        self._item_vectors = None  # as wide as the catalogue
+        return super()._compute_metrics()
 
     # Training
 
@@ -236,7 +295,7 @@ class SessionRecommender(Recommender):
         self._epoch_loss = (0.0, 0)
 
     def on_train_epoch_end(self) -> None:
-        self._place_unseen_categories()  # also without validation: checkpoints are saved after this
+        self._place_unseen()  # also without validation: checkpoints are saved after this
         if self.scheduler_factory is None or self.scheduler_interval != "epoch":
             return
         scheduler = self.lr_schedulers()
@@ -247,19 +306,34 @@ class SessionRecommender(Recommender):
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self._place_unseen_categories()
+            self._place_unseen()
+
+    def _place_unseen(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            self.place_unseen(data)
 
     @torch.no_grad()
-    def _place_unseen_categories(self) -> None:
-        """Sets categories without a training event, "unknown" among them, to a neutral place (E28)."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not self.uses_contexts or data is None:
-            return
-        if self._category_events is None:
+    def place_unseen(self, data: Any) -> None:
+        """Sets categories without a training event, "unknown" among them, and items to a neutral place (E28).
+
+        ``data``: as in ``set_contexts``.
+        """
+        if self._category_events is None and self.uses_contexts:
             self._category_events = tuple(tensor.to(self.device) for tensor in data.category_events())
-        for module in self.encoder.modules():
-            if isinstance(module, EmbeddingTable) and module.ids == "single" and module.weight.requires_grad:
-                module.place_unseen(*self._category_events)
+        if self._item_events is None:
+            self._item_events = data.item_events().double().to(self.device)
+        # An item's place is the mean over items, not over events: an item without a click is not a popular one.
+        is_trained_I = (self._item_events > 0).double()
+        one_field_I = torch.zeros_like(is_trained_I, dtype=torch.int64)
+        for module in self.modules():
+            if isinstance(module, EmbeddingTable) and module.weight.requires_grad:
+                if module.ids == "single" and self._category_events is not None:
+                    module.place_unseen(*self._category_events)
+                elif module.ids == "item" and not is_trained_I.all():
+                    module.place_unseen(is_trained_I, one_field_I)
+            elif isinstance(module, ItemAttributes) and module.weight.requires_grad:
+                module.place_unseen(self._item_events)
 
     def _restore_rng(self) -> None:
         """Sets the random state of a resumed run at its first step: starting a run may use random numbers too."""

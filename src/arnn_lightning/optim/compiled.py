@@ -225,7 +225,8 @@ class CompiledTrainStep(TrainStep):
             buffers = [buffer.clone() for buffer in buffers]
             names = [*(f"{name}.weight" for name in self._names), *self._dense_names, *self._buffer_names]
             substitutes = dict(zip(names, [*inputs, *buffers], strict=True))
-            for name, position in zip(self._names, positions, strict=True):
+            for name, position, row_ids in zip(self._names, positions, ids, strict=True):
+                substitutes[f"{name}.row_ids"] = row_ids
                 if position is not None:
                     substitutes[f"{name}.positions"] = position
             with supplied_noise(noise):

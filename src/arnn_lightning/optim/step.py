@@ -134,7 +134,7 @@ class TrainStep:
             loss, state = self.loss.forward(step, candidates, state)
         finally:
             for _, weight, parameters, buffers, _ in self._entries:
-                parameters["weight"], buffers["positions"] = weight, None
+                parameters["weight"], buffers["positions"], buffers["row_ids"] = weight, None, None
             for source, positions in self._positions.items():
                 positions.index_fill_(0, rows[source], -1)
         gradients = self._gradients(loss, values)
@@ -165,6 +165,7 @@ class TrainStep:
             for source, weight, parameters, buffers, positions_of in self._entries:
                 value = weight.index_select(0, rows[source]).requires_grad_()
                 parameters["weight"], buffers["positions"] = value, positions_of  # type: ignore[assignment]
+                buffers["row_ids"] = rows[source]
                 values.append(value)
         return values
 

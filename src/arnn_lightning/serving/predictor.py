@@ -17,10 +17,11 @@ from arnn_lightning.batch import Contexts, StepInput, no_contexts
 from arnn_lightning.config import check_targets
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.ranking import top_items
-from arnn_lightning.loading.contexts import context_codes
+from arnn_lightning.loading.contexts import context_codes, item_context_codes
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.product import ProductLayer
+from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.serving.live import LiveSession, LiveSessions
 from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, check_length, find_codes, like, to_ids
 from arnn_lightning.serving.vocabulary import Vocabulary
@@ -66,8 +67,10 @@ class Predictor:
 
     def __init__(self, model: Recommender, vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> None:
         self.model = model.eval().requires_grad_(False)
+        if isinstance(model, SessionRecommender) and model.uses_item_contexts:
+            model.set_item_contexts(item_context_codes(vocabulary.items, metadata["model"]["dims"]))
         for module in model.modules():
-            if isinstance(module, ProductLayer):
+            if isinstance(module, ProductLayer | EmbeddingTable):
                 module.fold()
         self.vocabulary = vocabulary
         self.metadata = metadata

@@ -184,7 +184,13 @@ def _train_and_test(
 ) -> float | None:
     seed_everything(config.seed, verbose=False)
     settings = run_settings(config)
-    settings.vocabulary = store_vocabulary(prepared, config.data.contexts.n_attributes, config.checkpoint.users)
+    settings.vocabulary = store_vocabulary(
+        prepared,
+        config.data.contexts.n_attributes,
+        config.checkpoint.users,
+        config.data.item_contexts.assignment,
+        config.seed,
+    )
     model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
     if model.uses_contexts and rank_and_world_size()[0] == 0:
         warn_of_untrained_unknowns(prepared, config)
@@ -450,7 +456,12 @@ def read_initial_weights(
             )
         checkpoint = read_checkpoint(path)
         ids, earlier = (
-            Ids(stored.items["id"], stored.single, stored.contexts)
+            Ids(
+                stored.items["id"],
+                stored.single,
+                stored.contexts,
+                Ids(stored.items["id"], stored.item_single, stored.item_contexts),
+            )
             for stored in (Vocabulary(vocabulary, "this run"), Vocabulary(checkpoint.get("vocabulary", {}), path))
         )
         part = resolved[role] if role else resolved

@@ -26,7 +26,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.contexts import ContextEmbedding
 from arnn_lightning.nn.product import ProductLayer
-from arnn_lightning.nn.table import EmbeddingTable
+from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes
 from arnn_lightning.training.checkpoint import TRAINING_KEYS
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,14 @@ class Ids:
     Attributes:
         items: (I,) ids of the items.
         single: the single-valued attributes, in the order of their fields.
-        contexts: attribute, kind (single | multi), code, category.
+        contexts: attribute, kind (single | numeric | multi), code, category.
+        of_items: likewise of the items' contexts; None: items have none.
     """
 
     items: pl.Series
     single: list[str]
     contexts: pl.DataFrame
+    of_items: "Ids | None" = None
 
     @property
     def multi(self) -> list[str]:
@@ -58,14 +60,21 @@ class Ids:
         return multi["attribute"].unique(maintain_order=True).to_list()
 
     def rows(self, kind: str) -> list[tuple[str, str]]:
-        """(attribute, category) of every row of the categories' table, or of every two-valued field."""
-        by_attribute = self.contexts.filter(pl.col("kind") == kind).sort("code")
+        """(attribute, category) of every row of the categories' table (single), of every two-valued field (multi)."""
+        is_multi = pl.col("kind") == "multi"
+        by_attribute = self.contexts.filter(is_multi if kind == "multi" else ~is_multi).sort("code")
         pairs: list[tuple[str, str]] = []
         for name in self.single if kind == "single" else self.multi:
             categories = by_attribute.filter(pl.col("attribute") == name)["category"].to_list()
             pairs += [(name, "")] if kind == "single" else []  # code 0 is "unknown"
             pairs += [(name, f"={category}") for category in categories]
         return pairs
+
+    @property
+    def item_rows(self) -> list[tuple[str, str]]:
+        """(attribute, category) of every row of ``ItemAttributes``, of which the last is padding."""
+        of_items = self.of_items
+        return [] if of_items is None else [*of_items.rows("single"), *of_items.rows("multi"), ("", "")]
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,7 @@ class _Correspondence:
         neutral = torch.tensor([unknown.get(name, NEW) for name, _ in ids.rows("single")], dtype=torch.int64)
         self.n_items = len(item)
         self.item = Rows(item, item != NEW, "mean")
+        self.item_category = _rows_of(_places(ids.item_rows, earlier.item_rows))  # new ones at 0, as without init_from
         self.single = Rows(torch.where(single == NEW, neutral, single), single != NEW)
         self.values, self.binary = Rows(binary, binary != NEW, "random"), _rows_of(binary)
         first, second = np.triu_indices(len(binary), 1)
@@ -229,6 +239,8 @@ class _Correspondence:
         module = model.get_submodule(path)
         if isinstance(module, EmbeddingTable):
             return self.item if module.ids == "item" else self.single
+        if isinstance(module, ItemAttributes):
+            return self.item_category
         if isinstance(module, ProductLayer):
             # Weights of 0 get gradients only where the embeddings are not 0, too.
             binary = {"values": self.values, "binary_fields": self.binary, "cross_pairs": self.binary}

@@ -109,6 +109,7 @@ def make_datamodule(
         sample_alpha=model.get("sample_alpha", 0.0),
         negatives=model.get("negatives", "global"),
         assignment=config.data.contexts.assignment,
+        item_assignment=config.data.item_contexts.assignment,
         attribute_dropout=model.get("attribute_dropout", 0.0),
         n_attributes=config.data.contexts.n_attributes,
         seed=config.seed,
@@ -171,8 +172,7 @@ def train_stage(
 def fit_counts(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> None:
     """Fits a model without gradients on the training sessions and the contexts that these get."""
     data = make_datamodule(prepared, config)
-    if model.uses_contexts:
-        model.set_user_contexts(data.user_contexts())
+    model.set_contexts(data)
     model.fit(data.sessions("train"))
 
 
