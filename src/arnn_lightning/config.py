@@ -564,8 +564,8 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
         raise UserError(
             f"checkpoint={config.checkpoint}: is a key of task=evaluate; encoders are set by pretrained.session"
         )
-    for table in ("events", "users", "titles"):
-        path = OmegaConf.to_container(config.data, resolve=False).get(table)
+    data: Any = OmegaConf.to_container(config.data, resolve=False)
+    for path in (data.get(table) for table in ("events", "users", "titles")):
         if isinstance(path, str) and "{.raw_dir}" in path and config.data.raw_dir is None:
             raise UserError(f"data.raw_dir=null: must be the folder of {Path(path).name}, {config.data.source}")
     for role, path in config.pretrained.items():
