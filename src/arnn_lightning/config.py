@@ -566,7 +566,7 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
         )
     data: Any = OmegaConf.to_container(config.data, resolve=False)
     for path in (data.get(table) for table in ("events", "users", "titles")):
-        if isinstance(path, str) and "{.raw_dir}" in path and config.data.raw_dir is None:
+        if isinstance(path, str) and "{.raw_dir}" in path and config.data.get("raw_dir") is None:
             raise UserError(f"data.raw_dir=null: must be the folder of {Path(path).name}, {config.data.source}")
     for role, path in config.pretrained.items():
         if path is not None and role not in config.model:
