@@ -11,9 +11,9 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from arnn_lightning.training.callbacks import EpochProgress
-from commandline import SMALL, arnn, arnn_here, metrics_of
+from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
 
-GRU = [*SMALL, "model=gru4rec", "baselines={}"]
+GRU = [*SMALL, "model=gru4rec", *NO_BASELINES]
 Run = tuple[int, str, str]
 
 
