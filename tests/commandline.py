@@ -20,6 +20,7 @@ SMALL = [
     "evaluation.bootstrap.resamples=50",
 ]
 SMALL += ["logger=csv"]
+NO_BASELINES = [f"~baselines.{name}" for name in ("pop", "itemknn", "sr", "vsknn")]
 
 
 def arnn(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:

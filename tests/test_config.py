@@ -181,6 +181,7 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("~seed", "seed is required"),
         ("~model.hidden_size", "~model.hidden_size: is required"),
         ("~data.contexts", "~data.contexts: is required"),
+        ("data.contexts={}", "data.contexts={}: changes nothing; remove what you do not want, as in ~data.contexts."),
         ("model._target_=null", "model: needs a _target_"),
         ("model.scheduler={T_max:3}", "model.scheduler: needs a _target_"),
         ("+callbacks.x=1", "callbacks.x: needs a _target_"),

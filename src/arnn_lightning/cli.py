@@ -26,7 +26,8 @@ from arnn_lightning import __version__
 from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key, unused_settings
 from arnn_lightning.errors import UserError, nearest, one_line
 from arnn_lightning.evaluation.metrics import METRICS, is_of_lists, metric_names, parse_metric
-from arnn_lightning.run_folder import add_stored_overrides, multirun_folder, own_multirun
+from arnn_lightning.run_folder import add_stored_overrides, multirun_folder, note_new_folders, own_multirun
+from arnn_lightning.sweeps.jobs import print_jobs
 from arnn_lightning.sweeps.space import quote_spaces
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,9 @@ class CheckSettings(Callback):
             check(config, config.hydra)
             if config.hydra.mode is RunMode.MULTIRUN:
                 own_multirun(config)
+            else:
+                HydraConfig.instance().set_config(config)  # as Hydra does next: the folder's name refers to it
+                note_new_folders(Path(config.hydra.run.dir).absolute())
         except Exception as error:  # Hydra turns a callback's exceptions into warnings
             _exit_on_user_error(error)
             raise
@@ -163,7 +167,8 @@ def _main(arguments: Sequence[str]) -> None:
         main_job()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenExecutor:  # of a parallel launcher, which ends all its processes then
+    except BrokenExecutor:  # of a parallel launcher, which ends all its processes then, and calls no callback
+        print_jobs(multirun_folder())
         sys.stderr.write(
             "error: a process of this multirun was killed, possibly out of memory; resume with the same command plus "
             f"resume=true hydra.sweep.dir={multirun_folder()}\n"

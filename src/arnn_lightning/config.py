@@ -592,9 +592,9 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
         raise UserError(
             f"checkpoint={config.checkpoint}: is a key of task=evaluate; encoders are set by pretrained.session"
         )
-    for table in ("events", "users", "titles"):
-        path = OmegaConf.to_container(config.data, resolve=False).get(table)
-        if isinstance(path, str) and "{.raw_dir}" in path and config.data.raw_dir is None:
+    data: Any = OmegaConf.to_container(config.data, resolve=False)
+    for path in (data.get(table) for table in ("events", "users", "titles")):
+        if isinstance(path, str) and "{.raw_dir}" in path and config.data.get("raw_dir") is None:
             raise UserError(f"data.raw_dir=null: must be the folder of {Path(path).name}, {config.data.source}")
     for role, path in config.pretrained.items():
         if path is not None and role not in config.model:
@@ -823,12 +823,16 @@ def _not_a_setting(config: DictConfig, key: str, name: str, value: Any) -> UserE
 
 
 def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[str]) -> None:
-    """``+key`` where nothing reads it; ``~key`` where the package reads it."""
+    """``+key`` where nothing reads it; ``~key`` where the package reads it; ``key={}``, which has no effect."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element().lstrip("+~")
         if key in groups or override.key_or_group in groups:
             continue
         name, owner = canonical(key), _owner_of(config, key)
+        node = OmegaConf.select(config, key)
+        if override.value() == {} and isinstance(node, DictConfig) and node:  # Hydra merges mappings
+            parts = " ".join(f"~{key}.{part}" for part in node)
+            raise UserError(f"{key}={{}}: changes nothing; remove what you do not want, as in {parts}")
         if override.is_delete() and _is_own(owner if not key.startswith("trainer.") else OWN):
             is_section = any(rule.startswith(f"{name}.") for rule in RULES)
             if name in RULES or (is_section and name not in FREE and not re.fullmatch(r"baselines\.[^.]+", key)):

@@ -4,6 +4,8 @@ Hydra's own record (``hydra.output_subdir``) is turned off, since Hydra writes i
 """
 
 import math
+import os
+import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,24 +40,43 @@ MAY_DIFFER = (
 )
 MAY_GROW = re.compile(r"model(\.\w+)*\.epochs|trainer\.max_epochs")
 _multirun_lock: FileLock | None = None  # of this process, until it ends
+_new_folders: list[Path] = []  # that did not exist when this process started, the innermost first
+
+
+def note_new_folders(folder: Path) -> None:
+    """Notes which folders Hydra is going to make for ``folder``: a command that is refused leaves none of them."""
+    _new_folders[:] = [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Owns ``folder`` inside the context; a folder that nothing was written into is removed at its end.
+    """Owns ``folder`` inside the context; one that got nothing but a log file is removed at its end.
 
     Raises:
         UserError: another process owns it.
     """
     lock = _acquire(folder, "hydra.run.dir")
+    _write_owner(lock)
     try:
         yield
     finally:
-        if {path.name for path in folder.iterdir()} <= {LOCK}:
-            with suppress(OSError):
-                Path(lock.lock_file).unlink(missing_ok=True)
-                folder.rmdir()
+        files = list(folder.iterdir())
+        if all(file.name == LOCK or file.suffix == ".log" for file in files):
+            _remove(folder, files)
+        else:
+            _write_owner(lock, "")
         lock.release()
+
+
+def _remove(folder: Path, files: Sequence[Path]) -> None:
+    """Removes a folder with its files (lock and log, whose lines are on the console), and folders made for it alone."""
+    with suppress(OSError):  # not empty
+        for file in files:
+            file.unlink()
+        folder.rmdir()
+        for parent in _new_folders:
+            if parent in folder.absolute().parents:
+                parent.rmdir()
 
 
 def _acquire(folder: Path, key: str) -> FileLock:
@@ -63,10 +84,17 @@ def _acquire(folder: Path, key: str) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{folder} is in use by another process; use another {key}") from error
+        owner = Path(lock.lock_file).read_text(errors="replace") or "another process"
+        raise UserError(f"{folder} is in use by {owner}; use another {key}") from error
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}") from error
     return lock
+
+
+def _write_owner(lock: FileLock, owner: str | None = None) -> None:
+    """Writes who owns the lock (this process) into its file, which must stay the same file, for errors of others."""
+    with suppress(OSError):  # a disk that is full; Windows
+        Path(lock.lock_file).write_text(f"process {os.getpid()} on {platform.node()}" if owner is None else owner)
 
 
 @contextmanager
@@ -132,6 +160,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
     if "task" in given and given["task"].value() != "train":
         raise UserError(f"resume=true resumes a training run; task={given['task'].value()} has nothing to resume")
     is_multirun = bool({"-m", "--multirun"} & {*arguments}) or "hydra.sweep.dir" in given
+    arguments = ["-m", *arguments] if is_multirun else [*arguments]  # the folder of a multirun implies it
     key = "hydra.sweep.dir" if is_multirun else "hydra.run.dir"
     if key not in given:
         raise UserError(f"resume=true needs the folder to resume: add {key}=FOLDER")
@@ -216,22 +245,33 @@ def own_multirun(config: DictConfig) -> None:
     Raises:
         UserError: another process owns it; it contains a multirun and ``resume`` is false, or settings differ.
     """
-    folder = Path(config.hydra.sweep.dir)
-    record = folder / MULTIRUN
-    if record.is_file():
-        if not config.resume:
-            raise UserError(f"{folder} contains a multirun: pass resume=true to resume it, or use another folder")
-        stored = _by_key(_load(record).hydra.overrides.task)
-        for key, override in _by_key(config.hydra.overrides.task).items():
-            before = _text(stored[key]) if key in stored else "its default"
-            after = _text(override)
-            if not MAY_GROW.fullmatch(key):
-                _require_equal(key, before, after, folder)
-            elif key in stored:
-                _require_growth(key, stored[key].value(), override.value(), folder)
     global _multirun_lock
+    folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    _multirun_lock = _acquire(folder, "hydra.sweep.dir")
+    lock = _acquire(folder, "hydra.sweep.dir")
+    try:
+        _require_new_or_resumed_multirun(config, folder)
+    except UserError:
+        lock.release()
+        raise
+    _write_owner(lock)
+    _multirun_lock = lock
+
+
+def _require_new_or_resumed_multirun(config: DictConfig, folder: Path) -> None:
+    record = folder / MULTIRUN
+    if not record.is_file():
+        return
+    if not config.resume:
+        raise UserError(f"{folder} contains a multirun: pass resume=true to resume it, or use another folder")
+    stored = _by_key(_load(record).hydra.overrides.task)
+    for key, override in _by_key(config.hydra.overrides.task).items():
+        before = _text(stored[key]) if key in stored else "its default"
+        after = _text(override)
+        if not MAY_GROW.fullmatch(key):
+            _require_equal(key, before, after, folder)
+        elif key in stored:
+            _require_growth(key, stored[key].value(), override.value(), folder)
 
 
 def multirun_folder() -> Path:

@@ -112,7 +112,10 @@ def test_each_task_has_its_run_folder(workspace: Path, monkeypatch: pytest.Monke
 
 
 def test_modules_of_the_current_folder_are_found(workspace: Path) -> None:
-    """A callback, a logger and an optimizer of the user's; by ``python -m`` and by the console script."""
+    """A callback, a logger and an optimizer of the user's; by ``python -m`` and by the console script.
+
+    They come after the packages that are installed.
+    """
     (workspace / "mine.py").write_text(
         "import torch\n"
         "from pytorch_lightning import Callback\n"
@@ -123,6 +126,8 @@ def test_modules_of_the_current_folder_are_found(workspace: Path) -> None:
         "class Log(CSVLogger): pass\n"
         "class SGD(torch.optim.SGD): pass\n"
     )
+    (workspace / "click.py").write_text("raise ImportError('a file of the user, not the package')")
+    (workspace / "rich.py").write_text("raise ImportError('a file of the user, not the package')")
     mine = [*SMALL, "model=gru4rec", "+callbacks.stop={_target_: mine.Stop, word: stopped}"]
     mine += ["+logger.mine={_target_: mine.Log}", "model/optimizer=sgd", "model.optimizer._target_=mine.SGD"]
     assert "stopped gru4rec" in arnn(workspace, *mine, "hydra.run.dir=mine_1").stdout
@@ -136,6 +141,8 @@ def test_modules_of_the_current_folder_are_found(workspace: Path) -> None:
     ]  # no current folder in sys.path
     done = subprocess.run([*script, *mine, "hydra.run.dir=mine_2"], cwd=workspace, capture_output=True, text=True)
     assert "stopped gru4rec" in done.stdout, done.stderr
+    for name in ("click.py", "rich.py"):
+        (workspace / name).unlink()
     # A checkpoint is not trusted, whoever wrote it.
     evaluate = ["task=evaluate", "checkpoint=mine_1/checkpoints/best.ckpt", "hydra.run.dir=mine_3"]
     assert "_target_ mine.SGD is not in a trusted module" in error_line(arnn(workspace, *evaluate, code=2))

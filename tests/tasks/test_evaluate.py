@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from commandline import SMALL, arnn, arnn_here, metrics_of
+from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
 
 NOON = 1_447_243_200
 
@@ -28,7 +28,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_log(folder / "next.csv", range(12, 19), items=33, users=50)
     users = ["user,country", *(f"u{user},{'de' if user % 2 else 'at'}" for user in range(40))]
     (folder / "users.csv").write_text("\n".join(users))
-    shop = ["data=tabular", "data.name=shop", "data.events=clicks.csv", "data.users=users.csv", "baselines={}"]
+    shop = ["data=tabular", "data.name=shop", "data.events=clicks.csv", "data.users=users.csv", *NO_BASELINES]
     shop += ["data.contexts.single=[country]", "data.split.val_days=2", "data.split.test_days=2", "seed=3"]
     arnn(folder, *SMALL[1:], *shop, "model=pnn", "data.contexts.assignment=permuted", "hydra.run.dir=run")
     (folder / "users.csv").rename(folder / "profiles.csv")

@@ -11,9 +11,9 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from arnn_lightning.training.callbacks import EpochProgress
-from commandline import SMALL, arnn, arnn_here, metrics_of
+from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
 
-GRU = [*SMALL, "model=gru4rec", "baselines={}"]
+GRU = [*SMALL, "model=gru4rec", *NO_BASELINES]
 Run = tuple[int, str, str]
 
 
@@ -68,6 +68,10 @@ def contents(folder: Path) -> dict[Path, str]:
         (["-m", "resume=true", "hydra.sweep.dir=grid", "seed=1,3"], "seed=1,3: grid was started with 1,2"),
         (["-m", "resume=true", "hydra.sweep.dir=run"], "resume=true: run contains no multirun"),
         (["-m", "resume=true"], "add hydra.sweep.dir=FOLDER"),
+        (["resume=true", "hydra.sweep.dir=grid", "seed=1,3"], "seed=1,3: grid was started with 1,2"),
+        ([*GRU, "init_from=nothing", "hydra.run.dir=new/inner/run"], "no checkpoint at nothing"),
+        (["data=gowalla", "data.raw_dir=null"], "data.raw_dir=null: must be the folder of loc-gowalla_totalCheckins"),
+        (["data=tabular", "data.events=no.csv", "model=pop"], "data.events: no.csv is not a file"),
     ],
 )
 def test_a_refused_command_changes_no_byte_of_a_folder(
@@ -82,6 +86,8 @@ def test_a_refused_command_changes_no_byte_of_a_folder(
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert contents(workspace) == before
+    assert not Path("new").exists()
+    assert not Path("outputs").exists()
 
 
 def test_a_job_in_the_folder_of_another_run_changes_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +98,23 @@ def test_a_job_in_the_folder_of_another_run_changes_nothing_there(monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "command", [["hydra.run.dir=run", "resume=true"], ["-m", "hydra.sweep.dir=grid", "resume=true"]]
+    "command",
+    [
+        ["hydra.run.dir=run", "resume=true"],
+        ["-m", "hydra.sweep.dir=grid", "resume=true"],
+        ["-m", *SMALL, "model=pop", "hydra.sweep.dir=grid", "seed=1,2"],
+    ],
 )
 def test_a_folder_in_use_is_refused_at_once(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = command[-2].partition("=")[2]
-    with FileLock(f"{folder}/.lock"):
-        assert arnn_here(command, monkeypatch) == 2
-    assert "is in use by another process; use another hydra." in capfd.readouterr().err
+    folder = next(text for text in command if text.startswith("hydra.")).partition("=")[2]
+    lock = Path(folder, ".lock")
+    with FileLock(lock):
+        for owner in ("process 7 on laptop", ""):
+            lock.write_text(owner)
+            assert arnn_here(command, monkeypatch) == 2
+            assert f"is in use by {owner or 'another process'}; use another hydra." in capfd.readouterr().err
 
 
 def test_resume_with_a_folder_alone_shows_the_finished_run(
@@ -111,7 +125,7 @@ def test_resume_with_a_folder_alone_shows_the_finished_run(
     assert arnn_here(["resume=true", "hydra.run.dir=run", *free], monkeypatch) == 0
     assert "gru4rec" in capfd.readouterr().out
     assert contents(Path("run")) == before
-    assert arnn_here(["-m", "resume=true", "hydra.sweep.dir=grid"], monkeypatch) == 0
+    assert arnn_here(["resume=true", "hydra.sweep.dir=grid"], monkeypatch) == 0
     assert "grid: 2 jobs, 0 failed" in capfd.readouterr().out
 
 
@@ -123,6 +137,32 @@ def test_settings_that_changed_since_are_those_of_the_record(monkeypatch: pytest
     assert arnn_here(["resume=true", "hydra.run.dir=older"], monkeypatch) == 0
     shutil.rmtree("arnn_conf")
     assert metrics_of(Path("older"))["test"] == metrics_of(Path("run"))["test"]
+
+
+def test_a_run_resumes_without_the_run_it_started_from(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are in the run's checkpoint; before there is one, the same weights are needed."""
+    shutil.copytree("run", "source")
+    best = Path("source/checkpoints/best.ckpt")
+    assert arnn_here([*GRU, "init_from=source", "hydra.run.dir=started"], monkeypatch) == 0
+    whole = metrics_of(Path("started"))
+    assert whole["init_from"]["model"]["sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+    for name in ("metrics.json", "checkpoints/done"):
+        Path("started", name).unlink()
+    shutil.copytree("started", "unbegun")
+    shutil.rmtree("source")
+    assert arnn_here(["resume=true", "hydra.run.dir=started"], monkeypatch) == 0
+    resumed = metrics_of(Path("started"))
+    assert [resumed[key] for key in ("test", "init_from")] == [whole[key] for key in ("test", "init_from")]
+    Path("unbegun/checkpoints/last.ckpt").unlink()
+    capfd.readouterr()
+    assert arnn_here(["resume=true", "hydra.run.dir=unbegun"], monkeypatch) == 2
+    assert "error: no checkpoint at source" in capfd.readouterr().err
+    best.parent.mkdir(parents=True)
+    shutil.copy("started/checkpoints/best.ckpt", best)
+    assert arnn_here(["resume=true", "hydra.run.dir=unbegun"], monkeypatch) == 2
+    assert "init_from.model: source/checkpoints/best.ckpt has changed since" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "arnn"])

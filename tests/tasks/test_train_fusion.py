@@ -5,10 +5,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from commandline import SMALL, arnn_here, metrics_of
+from commandline import NO_BASELINES, SMALL, arnn_here, metrics_of
 
 SIZES = ["model.session.hidden_size=8", "model.session.n_sample=20", "model.session.batch_size=200"]
-NO_BASELINES = [f"~baselines.{name}" for name in ("pop", "itemknn", "sr", "vsknn")]
 
 
 def test_runs_of_fusions_compare_them_with_their_control(

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback
 
 import independent
 from arnn_lightning.loading.negatives import PopularitySampler
-from commandline import arnn_here
+from commandline import NO_BASELINES, arnn_here
 
 BATCH_SIZE, LR, EPS = 5, 0.1, 1e-6  # a larger eps: rounding of a gradient that is 0 must not become a step
 DAY = 86_400
@@ -100,7 +100,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple
     small += ["data.contexts.single=[country]", "data.contexts.multi=[skills]", "data.contexts.coverage=1.0"]
     small += ["evaluation.cutoffs=[1,5]", "evaluation.monitor=mrr@5", "evaluation.bootstrap.resamples=10"]
     small += ["performance.steps_per_execution=1", "hydra.run.dir=run", f"paths.data={folder / 'data'}"]
-    small += [f"+callbacks.record._target_={__name__}.Recorder", "baselines={}"]
+    small += [f"+callbacks.record._target_={__name__}.Recorder", *NO_BASELINES]
     assert arnn_here([*small, *overrides], monkeypatch) == 0
     (prepared,) = (folder / "data" / "prepared").glob("*/manifest.json")
     return folder / "run", read_log(folder, prepared.parent)

@@ -20,7 +20,7 @@ from arnn_lightning.errors import one_line
 from arnn_lightning.io import write_json
 
 OUTCOMES = ".outcomes"  # a folder in that of the multirun: a refused job changes nothing in the folder of a run
-KILLED = "its process was killed, possibly out of memory"
+KILLED = "not finished: its process, or another of the same launcher, was killed, possibly out of memory"
 
 
 class JobSummary(Callback):
@@ -59,21 +59,25 @@ class JobSummary(Callback):
         Raises:
             SystemExit: a job failed; code 2 if users can fix all that failed, else 1.
         """
-        folder = Path(config.hydra.sweep.dir)
-        outcomes = [json.loads(path.read_text()) for path in (folder / OUTCOMES).iterdir()]
-        failed = [outcome for outcome in outcomes if outcome["error"] is not None]
-        times = Counter(override for outcome in outcomes for override in outcome["overrides"])
-        table = Table("job", "overrides", "validation MRR@20", "status")
-        for outcome in sorted(outcomes, key=lambda outcome: int(outcome["job"])):
-            varied = [override for override in outcome["overrides"] if times[override] < len(outcomes)]
-            value = "" if outcome["value"] is None else f"{outcome['value']:.4f}"
-            status = "done" if outcome["error"] is None else f"failed: {outcome['error']}"
-            table.add_row(str(outcome["job"]), Text(" ".join(varied)), value, Text(status))  # brackets are no markup
-        console = Console()
-        console.print(f"{folder}: {len(outcomes)} jobs, {len(failed)} failed", soft_wrap=True, highlight=False)
-        console.print(table)
-        if failed:
+        if failed := print_jobs(Path(config.hydra.sweep.dir)):
             sys.exit(2 if all(outcome["is_user_error"] for outcome in failed) else 1)
+
+
+def print_jobs(folder: Path) -> list[dict[str, Any]]:
+    """Prints the table of the jobs of a multirun that were started; returns the outcomes of those that failed."""
+    outcomes = [json.loads(path.read_text()) for path in (folder / OUTCOMES).glob("*.json")]
+    failed = [outcome for outcome in outcomes if outcome["error"] is not None]
+    times = Counter(override for outcome in outcomes for override in outcome["overrides"])
+    table = Table("job", "overrides", "validation MRR@20", "status")
+    for outcome in sorted(outcomes, key=lambda outcome: int(outcome["job"])):
+        varied = [override for override in outcome["overrides"] if times[override] < len(outcomes)]
+        value = "" if outcome["value"] is None else f"{outcome['value']:.4f}"
+        status = "done" if outcome["error"] is None else f"failed: {outcome['error']}"
+        table.add_row(str(outcome["job"]), Text(" ".join(varied)), value, Text(status))  # brackets are no markup
+    console = Console()
+    console.print(f"{folder}: {len(outcomes)} jobs, {len(failed)} failed", soft_wrap=True, highlight=False)
+    console.print(table)
+    return failed
 
 
 def _write(config: DictConfig, outcome: dict[str, Any]) -> None:

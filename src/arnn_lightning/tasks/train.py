@@ -1,6 +1,7 @@
 """task=train: prepare, train (a model's encoders first), test, and end with one table."""
 
 import copy
+import hashlib
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ from arnn_lightning.reporting.console import (
 from arnn_lightning.reporting.run_tables import Groups, RunTables, groups_record, print_groups
 from arnn_lightning.run_folder import (
     METRICS_FILE,
+    RECORD,
     has_record,
     require_new_or_resumed,
     resumed_config,
@@ -46,11 +48,18 @@ from arnn_lightning.run_folder import (
 )
 from arnn_lightning.serving.vocabulary import Vocabulary, store_vocabulary
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint, require_same_dataset
+from arnn_lightning.training.checkpoint import (
+    build_model,
+    checkpoint_file,
+    load_weights,
+    read_checkpoint,
+    require_same_dataset,
+)
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
 from arnn_lightning.training.initial import Ids, InitialWeights
 from arnn_lightning.training.stage import (
     BEST,
+    LAST,
     all_metrics,
     evaluate_model,
     fit_counts,
@@ -157,6 +166,40 @@ class Record(Callback):
         self.write()
 
 
+class Sources:
+    """The checkpoints that a run takes weights from, by setting and role. Its record has their hashes.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / RECORD / "weights.json"
+        self._stored: dict[str, dict[str, str]] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._read: dict[str, dict[str, str]] = {}
+
+    def read(self, key: str, path: Path) -> dict[str, Any]:
+        """A checkpoint; raises UserError for one that is not the one that the run was started with."""
+        checkpoint = read_checkpoint(path)
+        with checkpoint_file(path).open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if self._stored.get(key, {}).get("sha256", digest) != digest:
+            raise UserError(f"{key}: {path} has changed since this run was started with it; start a new run")
+        self._read[key] = {"checkpoint": str(path), "sha256": digest}
+        return checkpoint
+
+    def write(self) -> None:
+        if self._read.keys() - self._stored.keys():
+            write_json(self._file, self._stored | self._read)
+
+    def of(self, setting: str) -> dict[str, dict[str, str]]:
+        """Those of a setting by role, those of a run that is resumed included."""
+        sources = self._stored | self._read
+        return {
+            key.removeprefix(f"{setting}."): value for key, value in sources.items() if key.startswith(f"{setting}.")
+        }
+
+
 def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback], test: bool, record: Record) -> float | None:
     stopwatch = Stopwatch()
     prepared = rank_zero_first(lambda: prepare_data(config))
@@ -194,13 +237,16 @@ def _train_and_test(
     model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
     if model.uses_contexts and rank_and_world_size()[0] == 0:
         warn_of_untrained_unknowns(prepared, config)
-    load_pretrained(model, prepared, config)
-    initial = read_initial_weights(model, config, settings.vocabulary)
+    sources = Sources(folder)
+    load_pretrained(model, prepared, config, sources)
+    initial = read_initial_weights(model, config, settings.vocabulary, folder, sources)
     first = rank_and_world_size()[0] == 0
     if not (folder / METRICS_FILE).is_file():
         record.write()
+    if first:
+        sources.write()
     encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch, initial, test, record)
-    callbacks = [*callbacks, record, *([initial[""]] if initial else [])]
+    callbacks = [*callbacks, record, *([initial[""]] if "" in initial else [])]
     train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
     stopwatch.lap("train")
     record.write()
@@ -216,8 +262,8 @@ def _train_and_test(
     if first:
         speed = getattr(model, "train_events_per_second", None)
         notes: dict[str, Any] = {"resumed": True} if record.is_resumed else {}
-        if initial:
-            notes["init_from"] = {role or "model": weights.record for role, weights in initial.items()}
+        if started_from := sources.of("init_from"):
+            notes["init_from"] = started_from
         results = [*baselines.values(), *encoders.values(), result]
         tables = run_tables(config, prepared)
         groups = tables.groups(results)
@@ -381,16 +427,16 @@ def _absolute(paths: Any) -> Any:
     return str(Path(paths).absolute()) if isinstance(paths, str) else [str(Path(path).absolute()) for path in paths]
 
 
-def load_pretrained(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> None:
+def load_pretrained(model: Recommender, prepared: PreparedDataset, config: DictConfig, sources: Sources) -> None:
     """Loads the encoders of ``pretrained``, all of them before the first hour of training.
 
     Raises:
-        UserError: no checkpoint, or one of another model, other sizes or another data set.
+        UserError: no checkpoint, one of another model, other sizes or another data set, or not that of the resumed run.
     """
     for role, stage in model.stages.items():
         path = config.pretrained[role]
         if path is not None:
-            checkpoint, source = read_checkpoint(path), f"pretrained.{role}: {path}"
+            checkpoint, source = sources.read(f"pretrained.{role}", Path(path)), f"pretrained.{role}: {path}"
             trained, expected = checkpoint["metadata"]["model"], config.model[role]
             if trained["_target_"] != expected._target_:
                 raise UserError(
@@ -418,7 +464,7 @@ def _train_encoders(
             continue  # a control
         if config.pretrained[role] is None:
             stage = to_container(config.model[role])
-            callbacks = [record, *([initial[role]] if initial else [])]
+            callbacks = [record, *([initial[role]] if role in initial else [])]
             if model.needs_stages and is_extended(config, stage, folder / "checkpoints" / role):
                 restart_stage(folder / "checkpoints")  # of what is trained on top of this encoder
             train_stage(stage_model, prepared, config, stage, folder / "checkpoints" / role, loggers, callbacks)
@@ -430,9 +476,11 @@ def _train_encoders(
 
 
 def read_initial_weights(
-    model: Recommender, config: DictConfig, vocabulary: Mapping[str, Tensor]
+    model: Recommender, config: DictConfig, vocabulary: Mapping[str, Tensor], folder: Path, sources: Sources
 ) -> dict[str, InitialWeights]:
     """By role ("" for the model itself), the weights of ``init_from``; empty without it. Logs what is known and new.
+
+    A stage that is resumed has its own checkpoint in ``folder`` and needs none: that of ``init_from`` may be gone.
 
     Raises:
         UserError: a model that is not trained, or checkpoints that do not fit.
@@ -444,9 +492,11 @@ def read_initial_weights(
     file, resolved = Path(config.init_from), to_container(config.model)
     if file.is_dir():  # a run folder
         file = file / "checkpoints" / "best.ckpt"
-    initial = {}
+    initial: dict[str, InitialWeights] = {}
     for role, stage in {**model.stages, "": model}.items():
         if role and config.pretrained[role] is not None:
+            continue
+        if config.resume and not _starts_anew(model, config, folder / "checkpoints", role):
             continue
         path = file.parent / role / file.name if role else file
         if role and not path.is_file():
@@ -454,7 +504,7 @@ def read_initial_weights(
                 f"init_from: {path} does not exist, since {file} took its {role} encoder from another run; set "
                 f"pretrained.{role}"
             )
-        checkpoint = read_checkpoint(path)
+        checkpoint = sources.read(f"init_from.{role or 'model'}", path)
         ids, earlier = (
             Ids(
                 stored.items["id"],
@@ -467,8 +517,17 @@ def read_initial_weights(
         part = resolved[role] if role else resolved
         encoders = None if role else nn.ModuleList(trained.encoder for trained in model.stages.values())
         initial[role] = InitialWeights(stage, part, ids, checkpoint, earlier, path, encoders)
-    log.info(f"init_from {file}: {initial[''].summary}")
+    if "" in initial:
+        log.info(f"init_from {file}: {initial[''].summary}")
     return initial
+
+
+def _starts_anew(model: Recommender, config: DictConfig, checkpoints: Path, role: str) -> bool:
+    """Whether a stage of a resumed run has no checkpoint, or one that an encoder with more epochs makes useless."""
+    if not (checkpoints / role / LAST).is_file():
+        return True
+    encoders = model.stages if not role and model.needs_stages else {}
+    return any(is_extended(config, to_container(config.model[name]), checkpoints / name) for name in encoders)
 
 
 def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[str, EvaluationResult]:
@@ -489,6 +548,8 @@ def _is_multirun() -> bool:
 
 def _how_to_resume() -> str:
     hydra = HydraConfig.get()
+    if not _is_multirun() and not has_record(Path(hydra.runtime.output_dir)):
+        return "Interrupted before training started: there is nothing to resume.\n"
     folder = os.path.relpath(hydra.runtime.output_dir)
     key = f"sweep.dir={hydra.sweep.dir}" if _is_multirun() else f"run.dir={folder}"
     return f"Interrupted. Resume with the same command plus resume=true hydra.{key}\n"

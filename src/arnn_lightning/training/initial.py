@@ -8,7 +8,6 @@ is 0.
 M two-valued fields, S single-valued fields.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,13 +153,6 @@ class InitialWeights(Callback):
             earlier_weight = self._weights.get(name)
             if earlier_weight is None or self._start(model, name).shape != model.state_dict()[name].shape:
                 raise UserError(f"init_from: {file}: {name} does not fit this model{_differing(then, config)}")
-
-    @property
-    def record(self) -> dict[str, str]:
-        """What the run's record states about its start."""
-        with self.file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        return {"checkpoint": str(self.file), "sha256": digest}
 
     @property
     def summary(self) -> str:
