@@ -10,7 +10,7 @@ PATH is a checkout of one of the three, recognised by its files; none of their c
   weights. Its Adagrad adds eps = 1e-6 inside the root, ours 1e-10 outside: ``--peer-eps 1e-20`` makes the two the same.
 - yhs968/pyGRU4REC: mini-batches of the 2016 model (one-hot, tanh, TOP1), B = 50, as its ``run_epoch`` runs them,
   metrics included.
-- rn5l/session-rec: ItemKNN's fit and predictions.
+- rn5l/session-rec: fit and predictions of the models that count, and Recall@20 and MRR@20 of both, ours first.
 
 Ours trains through Lightning with its logger, as users run it. Rounds are interleaved; each side is timed with each
 number of threads, and its best median counts. Needs pandas, for the peers.
@@ -36,6 +36,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import torch
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -56,6 +57,9 @@ FILES = {
     "session-rec": ("algorithms/knn/iknn.py",),
 }
 LEARNING_RATE, SAMPLE_ALPHA = 0.05, 0.5
+METRICS = ["recall@20", "mrr@20"]
+N_PASSES = 5
+LAMBDAS = ("lambda_spw", "lambda_snh", "lambda_inh")
 ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
@@ -81,10 +85,11 @@ def load(path: Path, name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def frame(prepared: PreparedDataset, split: str) -> pd.DataFrame:
-    """A split in the peers' columns; row numbers stand for times, so that sorting changes nothing."""
+def frame(prepared: PreparedDataset, split: str, unix_time: bool = False) -> pd.DataFrame:
+    """A split in the peers' columns; row numbers stand for times, so that sorting changes nothing, or seconds do."""
     table = pl.read_parquet(prepared.folder / f"{split}.parquet")
-    columns = {"SessionId": table["session"], "ItemId": table["item"], "Time": pl.Series(range(table.height))}
+    time = table["time"] if unix_time else pl.Series(range(table.height))
+    columns = {"SessionId": table["session"], "ItemId": table["item"], "Time": time}
     return pd.DataFrame({name: column.to_numpy().astype(np.int64) for name, column in columns.items()})
 
 
@@ -287,7 +292,7 @@ def compare_accuracy(module: ModuleType, evaluation: ModuleType, race: Race, los
         results["peer"].append((float(recall[20]), float(mrr[20])))
         torch.manual_seed(seed)
         lightning(workload, options.epochs)
-        metrics = evaluate_model(workload.model, workload.prepared, workload.config).metrics([20])
+        metrics = evaluate_model(workload.model, workload.prepared, workload.config).metrics(METRICS)
         results["ours"].append((metrics["recall@20"], metrics["mrr@20"]))
         last = ", ".join(f"{name} {values[-1]}" for name, values in results.items())
         print(f"{options.data} {loss} seed {seed}: {last}", flush=True)
@@ -334,24 +339,100 @@ def pygru4rec(path: Path, race: Race) -> None:
     race.run(what, per_unit(lambda: lightning(new()), workload.n_steps), peer)
 
 
+def search_settings(model: DictConfig, *lambdas: str) -> dict[str, Any]:
+    names = {"k": "neighbours", "sample_size": "sample_size"} | {name: name for name in lambdas}
+    return {peer_name: model[name] for peer_name, name in names.items()}
+
+
+# The file and the class of each of its models, and its settings that are equal to those of our config.
+COUNTED: dict[str, tuple[str, str, Callable[[DictConfig], dict[str, Any]]]] = {
+    "itemknn": (
+        "knn/iknn",
+        "ItemKNN",
+        lambda model: {"n_sims": model.neighbours, "lmbd": model.shrinkage, "alpha": model.alpha},
+    ),
+    "sr": (
+        "baselines/sr",
+        "SequentialRules",
+        lambda model: {"steps": model.steps, "weighting": model.weighting, "pruning": model.neighbours},
+    ),
+    "sknn": ("knn/sknn", "ContextKNN", lambda model: search_settings(model) | {"similarity": "cosine"}),
+    "vsknn": (
+        "knn/vsknn",
+        "VMContextKNN",
+        lambda model: (
+            search_settings(model, "weighting", "weighting_score", "idf_weighting")
+            | {"similarity": "vec" if model.similarity == "dot" else model.similarity}
+        ),
+    ),
+    "stan": ("knn/stan", "STAN", lambda model: search_settings(model, *LAMBDAS)),
+    "vstan": ("knn/vstan", "VSKNN_STAN", lambda model: search_settings(model, *LAMBDAS, "lambda_ipw", "lambda_idf")),
+}
+
+
 def session_rec(path: Path, race: Race) -> None:
     if not hasattr(np, "in1d"):
         np.in1d = np.isin  # noqa: NPY201  # the name when the peer was written
-    workload = race.workload("model=itemknn", "model.neighbours=100", "model.shrinkage=20", "model.alpha=0.5")
-    model, prepared = workload.model, workload.prepared
-    peer = load(path, "algorithms/knn/iknn").ItemKNN(n_sims=100, lmbd=20, alpha=0.5)
-    sessions, events = prepared.sessions("train"), frame(prepared, "train")
-    items = np.arange(model.n_items)
-    last_items = prepared.sessions("test").item[: race.options.predictions]
+    for package in ("psutil", "pympler"):  # with which it measures memory
+        sys.modules.setdefault(package, SimpleNamespace(asizeof=None))  # type: ignore[arg-type]
+    for name, (file, class_name, settings) in COUNTED.items():
+        if race.includes(name):
+            race_counted(race, name, getattr(load(path, f"algorithms/{file}"), class_name), settings)
 
-    def predict() -> None:
-        for item in last_items:
-            peer.predict_next(0, item, items)
+
+def race_counted(race: Race, name: str, peer_class: type, settings: Callable[[DictConfig], dict[str, Any]]) -> None:
+    """Fit and predictions, and Recall@20 and MRR@20 of both sides on the whole test split."""
+    workload = race.workload(f"model={name}")
+    model, prepared = workload.model, workload.prepared
+    train, test = (frame(prepared, split, unix_time=True) for split in ("train", "test"))
+    sessions, items = prepared.sessions("train"), np.arange(model.n_items)
+
+    def fit_peer() -> Any:
+        peer = peer_class(**settings(workload.config.model))
+        peer.fit(train.copy())
+        return peer
 
     fit = timed(lambda: model.fit(sessions))
-    race.run(f"ItemKNN's fit, {len(events):,} events", fit, timed(lambda: peer.fit(events.copy())))
-    score, n = timed(lambda: model.score(torch.from_numpy(last_items)[:, None])), len(last_items)
-    race.run(f"ItemKNN's prediction, {len(items):,} items", per_unit(score, n), per_unit(timed(predict), n))
+    race.run(f"{name}: fit, {len(train):,} events", fit, timed(fit_peer))
+    model.fit(sessions)
+    peer = fit_peer()
+
+    def predict(session: int, item: int, time: int) -> Any:
+        return peer.predict_next(session, item, items, timestamp=time)
+
+    events = test.to_numpy()
+    is_input = np.append(events[1:, 0] == events[:-1, 0], False)
+    ranks = []
+    for event, target in zip(events[is_input], events[np.flatnonzero(is_input) + 1, 1], strict=True):
+        scores = predict(*event).to_numpy()
+        ranks.append((scores >= scores[target]).sum())
+    hits = np.array(ranks) <= 20
+    ours = evaluate_model(model, prepared, workload.config).metrics(METRICS)
+    recall, mrr = hits.mean(), (hits / ranks).mean()
+    remark = f"Recall@20 {ours['recall@20']:.4f}, {recall:.4f}; MRR@20 {ours['mrr@20']:.4f}, {mrr:.4f}"
+
+    # Both score the same sessions, as many as have the wanted number of predictions; ours several times, as an
+    # evaluation does not start anew after a few thousandths of a second either.
+    split = prepared.sessions("test")
+    n_sessions = int(np.searchsorted(split.offset - np.arange(len(split.offset)), race.options.predictions))
+    part = Sessions(split.item, split.offset[: n_sessions + 1], split.session, split.user, split.time)
+    chunks = SessionParallelDataset(part, part.user, workload.config.evaluation.batch_size, steps_per_chunk=50)
+    inputs = events[: part.offset[-1]][is_input[: part.offset[-1]]]
+
+    @torch.no_grad()
+    def score() -> None:
+        for _ in range(N_PASSES):
+            model.on_test_epoch_start()
+            for chunk in range(len(chunks)):
+                for query_MH in model.encode_chunk(chunks[0, chunk])[0].split(512):
+                    model.score(query_MH)
+
+    def score_peer() -> None:
+        for event in inputs:
+            predict(*event)
+
+    predictions = per_unit(timed(score), N_PASSES * len(inputs)), per_unit(timed(score_peer), len(inputs))
+    race.run(f"{name}: prediction, {len(items):,} items", *predictions, remark)
 
 
 PEERS: dict[str, Callable[[Path, Race], None]] = {
@@ -373,7 +454,7 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", help="trainer.precision of our training")
     parser.add_argument("--catalogue", type=int, default=0, help="more items than the data has, for pyGRU4REC's race")
     parser.add_argument("--sessions", type=int, default=2_000, help="sessions that pyGRU4REC trains on")
-    parser.add_argument("--predictions", type=int, default=200, help="of ItemKNN")
+    parser.add_argument("--predictions", type=int, default=2000, help="timed of each of session-rec's models")
     parser.add_argument("--accuracy", nargs="+", choices=["cross_entropy", "bpr_max"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=3)

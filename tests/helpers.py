@@ -162,6 +162,14 @@ def train_losses(model: Any, data: SessionDataModule, epochs: int = 1, learn: bo
     return losses
 
 
+def profile_of(model: Any, user: int) -> Tensor:
+    """(D,) the sum of a fusion's embeddings of all that is known of the user."""
+    contexts = model.encoder.contexts
+    single = [contexts.single_embedding.weight[category] for category in model.user_single[user]]
+    present = [contexts.binary_embedding[field] for field in model.user_active[user] if field >= 0]
+    return torch.stack([*single, *present]).sum(0)
+
+
 def random_sessions(seed: int, count: int, n_items: int, longest: int = 7) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, n_items, rng.integers(2, longest + 1)).tolist() for _ in range(count)]

@@ -35,6 +35,7 @@ _ARNN = (
     "model.context.embedding_size=4",
 )
 _FUSION = ("model.session.hidden_size=8", "model.fusion.embedding_size=4")
+_PREFIX = (*_FUSION, "model.session.last_n_events=3", "model.fusion.n_tokens=2")
 
 MODELS = (
     ModelCase("pop", "pop", is_trained=False),
@@ -91,6 +92,7 @@ MODELS = (
     ),
     ModelCase("init_state", "init_state", _FUSION, has_memory=True, reads_contexts=True),
     ModelCase("input_concat", "input_concat", _FUSION, has_memory=True, reads_contexts=True),
+    ModelCase("prefix", "prefix", _PREFIX, has_memory=True, reads_contexts=True),
     ModelCase(
         "arnn_sasrec",
         "arnn_strong",

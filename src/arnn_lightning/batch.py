@@ -39,6 +39,7 @@ class StepInput(NamedTuple):
         user_terms: (B, ...) the encoder's ``user_terms`` of each slot, where they were computed beforehand.
         features: (B, W) the outputs of ARNN's frozen encoders, where they were computed beforehand.
         input_term: (B, sum of the encoder's ``input_sizes``) added to what it computes of the item, before any state.
+        prefix: (B, P, H) P vectors as wide as a query that a window encoder reads before those of the session's items.
     """
 
     item: Tensor
@@ -47,6 +48,7 @@ class StepInput(NamedTuple):
     user_terms: Tensor | None = None
     features: Tensor | None = None
     input_term: Tensor | None = None
+    prefix: Tensor | None = None
 
 
 class Candidates(NamedTuple):

@@ -162,6 +162,7 @@ RULES = TRAINING_RULES | {
     "model.products": BOOLEAN,
     "model.product_method": choice("auto", "gram", "closed"),
     "model.fusion.embedding_size": integer(1),
+    "model.fusion.n_tokens": integer(1),
     "model.freeze_encoders": BOOLEAN,
     "model.finetune_context_batchnorm": BOOLEAN,
     "model.scheduler": NULL,

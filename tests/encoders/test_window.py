@@ -1,28 +1,31 @@
-"""NARM and SASRec against their formulas, written in plain loops over one session in double precision."""
+"""NARM and SASRec, alone and after context tokens, against plain loops over one session in double precision."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from arnn_lightning.encoders import NARMEncoder, SASRecEncoder, WindowEncoder
+from arnn_lightning.batch import no_contexts
+from arnn_lightning.encoders import NARMEncoder, PrefixEncoder, SASRecEncoder, WindowEncoder
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, make_model, train_losses
+from helpers import make_data, make_model, profile_of, train_losses
 from models import BY_NAME
 
-NAMES = ("narm", "sasrec")
-LENGTH = 3  # L of both; the sessions have up to 7 events
+ENCODERS = ("narm", "sasrec")
+NAMES = (*ENCODERS, "prefix", "prefix_narm")
+LENGTH = 3  # L of all; the sessions have up to 7 events
 
 
-def narm_query(encoder: NARMEncoder, items: list[int]) -> Tensor:
-    """[h_t; sum_j alpha_j h_j] times B, alpha_j = v sigmoid(A_1 h_t + A_2 h_j)."""
+def narm_query(encoder: NARMEncoder, items: list[int], tokens: Sequence[Tensor] = ()) -> Tensor:
+    """[h_t; sum_j alpha_j h_j] times B, alpha_j = v sigmoid(A_1 h_t + A_2 h_j); ``tokens`` come before the items."""
     inputs, cell = encoder.to_gates, encoder.cell
     hidden_H, hidden = torch.zeros(encoder.hidden_size, dtype=torch.float64), []
-    for item in items:
-        input_gates = (inputs.linear.weight @ inputs.embedding.weight[item] + inputs.linear.bias).chunk(3)
+    for vector in (*tokens, *encoder.items.weight[items]):
+        input_gates = (inputs.weight @ vector + inputs.bias).chunk(3)
         hidden_gates = (cell.weight @ hidden_H + cell.bias).chunk(3)
         reset, update = (torch.sigmoid(input_gates[gate] + hidden_gates[gate]) for gate in (0, 1))
         new = torch.tanh(input_gates[2] + reset * hidden_gates[2])
@@ -39,10 +42,10 @@ def layer_norm(norm: Any, x: Tensor) -> Tensor:
     return (x - x.mean()) / (x.var(unbiased=False) + 1e-8).sqrt() * norm.weight + norm.bias
 
 
-def sasrec_query(encoder: SASRecEncoder, items: list[int]) -> Tensor:
-    """The last event's vector after all blocks; the last event has the last position."""
+def sasrec_query(encoder: SASRecEncoder, items: list[int], tokens: Sequence[Tensor] = ()) -> Tensor:
+    """The last event's vector after all blocks; it has the last position. ``tokens`` come before the items."""
     size, first = encoder.hidden_size, encoder.last_n_events - len(items)
-    xs = [
+    xs = [*tokens] + [
         encoder.items.weight[item] * math.sqrt(size) + encoder.position[first + place]
         for place, item in enumerate(items)
     ]
@@ -64,12 +67,23 @@ def sasrec_query(encoder: SASRecEncoder, items: list[int]) -> Tensor:
     return layer_norm(encoder.norm, xs[-1])
 
 
-REFERENCES: dict[str, Any] = {"narm": narm_query, "sasrec": sasrec_query}
+def reference_query(model: Any, items: list[int], user: int) -> Tensor:
+    encoder, tokens = model.encoder, []
+    if isinstance(encoder, PrefixEncoder):
+        width, profile = encoder.hidden_size, profile_of(model, user)
+        tokens = [
+            encoder.tokens.weight[row : row + width] @ profile + encoder.tokens.bias[row : row + width]
+            for row in range(0, len(encoder.tokens.bias), width)
+        ]
+        encoder = encoder.session
+    return (narm_query if isinstance(encoder, NARMEncoder) else sasrec_query)(encoder, items[-LENGTH:], tokens)
 
 
 def random_model(name: str, prepared: PreparedDataset) -> Any:
     """In double precision; no weight is 0 or 1 as at the start."""
-    model = BY_NAME[name].make(prepared).double().eval()
+    preset, _, session = name.partition("_")
+    overrides = [f"model@model.session={session}"] if session else []
+    model = BY_NAME[preset].make(prepared, *overrides).double().eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -89,9 +103,9 @@ def test_E1_queries_equal_the_formula_at_every_event(name: str, small_dataset: P
         queries, _ = model.encode_chunk(chunk)
         places = zip(chunk.session[chunk.valid].tolist(), chunk.position[chunk.valid].tolist(), strict=True)
         for query, (session, position) in zip(queries, places, strict=True):
-            start = sessions.offset[sessions.session.tolist().index(session)]
-            items = sessions.item[start : start + position].tolist()
-            assert torch.allclose(query, REFERENCES[name](model.encoder, items[-LENGTH:]), rtol=0, atol=1e-9)
+            index = sessions.session.tolist().index(session)
+            items = sessions.item[sessions.offset[index] :][:position].tolist()
+            assert torch.allclose(query, reference_query(model, items, sessions.user[index]), rtol=0, atol=1e-9)
             lengths.add(position)
     assert lengths == {1, 2, 3, 4, 5, 6}
 
@@ -104,16 +118,20 @@ def test_gradients_reach_the_whole_window(name: str, n_events: int, small_datase
     items, weights = [3, 1, 4, 1, 5, 9, 2][:n_events], dict(model.encoder.named_parameters())
     state = model.initial_state(1)
     for item in items:
-        query, state = model.encode(model.step_input(torch.tensor([item]), torch.tensor([0]), None), state)
+        query, state = model.encode(model.step_input(torch.tensor([item]), torch.tensor([1]), None), state)
         state = tuple(part.detach() for part in state)
     direction = torch.arange(1.0, 1 + query.shape[1], dtype=torch.float64)
-    expected = REFERENCES[name](model.encoder, items[-LENGTH:]) @ direction
-    ours, reference = (torch.autograd.grad(value, weights.values()) for value in (query[0] @ direction, expected))
+    expected = reference_query(model, items, 1) @ direction
+    ours, reference = (
+        torch.autograd.grad(value, weights.values(), materialize_grads=True)
+        for value in (query[0] @ direction, expected)
+    )
     for key, a, b in zip(weights, ours, reference, strict=True):
+        assert b.any() or n_events == 1, key  # the GRU's first state is 0
         assert torch.allclose(a, b, rtol=0, atol=1e-9), key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_dropouts_of_windows_act_in_training_only(name: str, small_dataset: PreparedDataset) -> None:
     """E11: each of them by itself."""
     settings = ["dropout_hidden", "dropout_embedding"] if name == "narm" else ["dropout"]
@@ -124,6 +142,13 @@ def test_dropouts_of_windows_act_in_training_only(name: str, small_dataset: Prep
         for training in (True, False):
             first, second = (model.train(training).encode(step, model.initial_state(3))[0] for _ in range(2))
             assert torch.equal(first, second) != training, setting
+
+
+def test_without_contexts_the_tokens_are_their_positions() -> None:
+    dims = {"n_items": 5, "single_sizes": [], "n_binary": 0}
+    encoder = make_model("prefix", dims, "model.session.hidden_size=8", "model.fusion.n_tokens=2").encoder
+    torch.nn.init.normal_(encoder.tokens.bias)
+    assert torch.equal(encoder.user_terms(no_contexts(3)), encoder.tokens.bias.view(2, 8).expand(3, 2, 8))
 
 
 def test_joint_training_of_arnn_reads_the_window(small_dataset: PreparedDataset) -> None:
@@ -143,7 +168,7 @@ def test_heads_must_divide_the_hidden_size() -> None:
 
 
 def test_item_vectors_are_shared_with_the_scorer(small_dataset: PreparedDataset) -> None:
-    for name in NAMES:
+    for name in ENCODERS:
         model = BY_NAME[name].make(small_dataset)
         assert isinstance(model.encoder, WindowEncoder)
         assert any(module is model.scorer.items for module in model.encoder.modules()), name

@@ -14,7 +14,7 @@ from arnn_lightning.batch import Contexts, StepInput
 from arnn_lightning.errors import UserError
 from arnn_lightning.models import Fusion
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, make_model, trainer
+from helpers import make_data, make_model, profile_of, trainer
 from models import BY_NAME
 
 FUSIONS = ("latent_cross", "init_state", "input_concat")
@@ -38,14 +38,9 @@ def make_fusion(name: str, session: str, prepared: PreparedDataset) -> Fusion:
 def naive_step(model: Fusion, item: int, user: int, hidden: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
     """One event of one session: the query and the hidden state of each layer; ``hidden`` None: a session's first."""
     fusion: Any = model.encoder
-    session, contexts = fusion.session, fusion.contexts
+    session = fusion.session
     size, n_layers = session.hidden_size, len(session.cells)
-    profile = torch.zeros(contexts.binary_embedding.shape[1], dtype=torch.float64)
-    for category in model.user_single[user]:
-        profile = profile + contexts.single_embedding.weight[category]
-    for field in model.user_active[user]:
-        if field >= 0:
-            profile = profile + contexts.binary_embedding[field]
+    profile = profile_of(model, user)
     if hidden is None:
         hidden = [torch.zeros(size, dtype=torch.float64)] * n_layers
         if hasattr(fusion, "start"):
@@ -163,7 +158,11 @@ def test_any_encoder_can_be_crossed(small_dataset: PreparedDataset) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("init_state", "has no hidden state to start at the profile"), ("input_concat", "takes no input beside the item")],
+    [
+        ("init_state", "has no hidden state to start at the profile"),
+        ("input_concat", "takes no input beside the item"),
+        ("prefix", "has no window of events to put context tokens before"),
+    ],
 )
 def test_an_encoder_that_cannot_be_fused_is_one_line(name: str, message: str, small_dataset: PreparedDataset) -> None:
     with pytest.raises(UserError, match=rf"^model\.session: PNNEncoder {message}; choose [^\n]*$"):

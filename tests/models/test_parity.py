@@ -90,12 +90,12 @@ def make_window_model(name: str, peer: dict[str, Any]) -> SessionRecommender:
     encoder: Any = model.encoder
     values, weights = peer["weights"], {model.scorer.items.weight: peer["weights"]["items"]}
     if name == "narm":
-        weights |= {encoder.to_gates.linear.weight: values["input_gates"], encoder.cell.weight: values["hidden_gates"]}
+        weights |= {encoder.to_gates.weight: values["input_gates"], encoder.cell.weight: values["hidden_gates"]}
         # Its a_1 is applied to all hidden states, its a_2 to the last, and the local encoder's half comes first.
         local, last = torch.tensor(values["b"]).view(peer["hidden"], -1).chunk(2, 1)
         weights |= {encoder.attend_all.weight: values["a_1"], encoder.attend_last.weight: values["a_2"]}
         weights |= {encoder.attention.weight: values["v"], encoder.to_query.weight: torch.cat([last, local], 1)}
-        frozen = [encoder.to_gates.linear.bias, encoder.cell.bias]
+        frozen = [encoder.to_gates.bias, encoder.cell.bias]
     else:
         weights[encoder.position], frozen = values["position"], []
         for block, layers in zip(encoder.blocks, values["blocks"], strict=True):

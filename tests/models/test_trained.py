@@ -74,7 +74,7 @@ def test_E13_every_value_of_a_config_reaches_the_optimizer(small_dataset: Prepar
         assert {key: list(group[key]) if key == "betas" else group[key] for key in values} == values
 
 
-@pytest.mark.parametrize("name", ["pnn", "concat", "latent_cross", "init_state", "input_concat"])
+@pytest.mark.parametrize("name", ["pnn", "concat", "latent_cross", "init_state", "input_concat", "prefix"])
 def test_E28_unseen_categories_stand_at_their_fields_mean(name: str, tmp_path: Path) -> None:
     """Codes 0 of both fields and 3 of the second have no training event; users have 6, 4 and 2 of them."""
     sessions = [[0, 1, 2], [2, 1, 0], [1, 2], [0, 2], [2, 0]]

@@ -125,8 +125,11 @@ class SumOfWindow(WindowEncoder):
         self.table = EmbeddingTable(12, 8)
         nn.init.normal_(self.table.weight)
 
-    def encode_window(self, item_BL: Tensor, is_event_BL: Tensor) -> Tensor:
-        return (self.table(item_BL) * is_event_BL[:, :, None]).sum(1)
+    def embed(self, item_BL: Tensor) -> Tensor:
+        return self.table(item_BL)
+
+    def encode_window(self, vector_BLH: Tensor, is_input_BL: Tensor) -> Tensor:
+        return (vector_BLH * is_input_BL[:, :, None]).sum(1)
 
 
 def test_a_step_trains_the_items_of_the_whole_window(small_dataset: PreparedDataset) -> None:

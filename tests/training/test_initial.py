@@ -107,7 +107,7 @@ class Captured(Callback):
 
 
 @pytest.mark.parametrize(
-    "name", ["gru4rec", "gru4rec_tied", "pnn", "concat", "latent_cross", "init_state", "input_concat"]
+    "name", ["gru4rec", "gru4rec_tied", "pnn", "concat", "latent_cross", "init_state", "input_concat", "prefix"]
 )
 @torch.no_grad()
 def test_known_rows_follow_their_ids(name: str, tmp_path: Path) -> None:

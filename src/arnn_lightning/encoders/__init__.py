@@ -10,6 +10,7 @@ from arnn_lightning.encoders.input_concat import InputConcatEncoder
 from arnn_lightning.encoders.latent_cross import LatentCrossEncoder
 from arnn_lightning.encoders.narm import NARMEncoder
 from arnn_lightning.encoders.pnn import PNNEncoder
+from arnn_lightning.encoders.prefix import PrefixEncoder
 from arnn_lightning.encoders.sasrec import SASRecEncoder
 from arnn_lightning.encoders.window import WindowEncoder
 
@@ -23,6 +24,7 @@ __all__ = [
     "LatentCrossEncoder",
     "NARMEncoder",
     "PNNEncoder",
+    "PrefixEncoder",
     "SASRecEncoder",
     "SessionEncoder",
     "WindowEncoder",

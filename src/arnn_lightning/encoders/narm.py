@@ -9,7 +9,7 @@ Known differences: one GRU is both encoders, as in the authors' code and RecBole
 as in the paper and RecBole (that code applies a softmax); embedding and GRU have one size (the paper's have 50 and
 100); the GRU is the one of nn/gru.py; scores have a bias per item.
 
-B batch slots, L events of a window, H hidden.
+B batch slots, L events of a window and the tokens before it, H hidden.
 """
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from arnn_lightning.encoders.window import WindowEncoder
 from arnn_lightning.nn.dropout import dropout
-from arnn_lightning.nn.gru import EmbeddingInput, GRUCell
+from arnn_lightning.nn.gru import GRUCell, LinearInput
 from arnn_lightning.nn.table import EmbeddingTable
 
 
@@ -36,8 +36,10 @@ class NARMEncoder(WindowEncoder):
     ) -> None:
         hidden_size = items.weight.shape[1]
         super().__init__(hidden_size, last_n_events)
+        self.dropout_embedding = dropout_embedding
         self.dropout_hidden = dropout_hidden
-        self.to_gates = EmbeddingInput(items, hidden_size, dropout_embedding)
+        self.items = items
+        self.to_gates = LinearInput(hidden_size)
         self.cell = GRUCell(hidden_size)
         self.attend_last = nn.Linear(hidden_size, hidden_size, bias=False)  # A_1
         self.attend_all = nn.Linear(hidden_size, hidden_size, bias=False)  # A_2
@@ -46,14 +48,18 @@ class NARMEncoder(WindowEncoder):
         for linear in (self.attend_last, self.attend_all, self.attention, self.to_query):
             nn.init.xavier_uniform_(linear.weight)
 
-    def encode_window(self, item_BL: Tensor, is_event_BL: Tensor) -> Tensor:
-        gates_BLG = self.to_gates(item_BL)
-        hidden_BH = self.cell.weight.new_zeros(item_BL.shape[0], self.hidden_size)
+    def embed(self, item_BL: Tensor) -> Tensor:
+        vector_BLH: Tensor = self.items(item_BL)
+        return vector_BLH
+
+    def encode_window(self, vector_BLH: Tensor, is_input_BL: Tensor) -> Tensor:
+        gates_BLG = self.to_gates(dropout(vector_BLH, self.dropout_embedding, self.training))
+        hidden_BH = self.cell.weight.new_zeros(vector_BLH.shape[0], self.hidden_size)
         hidden = []
-        for gates_BG, is_event_B in zip(gates_BLG.unbind(1), is_event_BL.unbind(1), strict=True):
-            hidden_BH = torch.where(is_event_B[:, None], self.cell(gates_BG, hidden_BH), hidden_BH)
+        for gates_BG, is_input_B in zip(gates_BLG.unbind(1), is_input_BL.unbind(1), strict=True):
+            hidden_BH = torch.where(is_input_B[:, None], self.cell(gates_BG, hidden_BH), hidden_BH)
             hidden.append(hidden_BH)
-        hidden_BLH = torch.stack(hidden, 1)  # zeros where there is no event: these add nothing to the sum
+        hidden_BLH = torch.stack(hidden, 1) * is_input_BL[:, :, None]  # padding adds nothing to the sum
         weight_BL1 = self.attention(torch.sigmoid(self.attend_last(hidden_BH)[:, None] + self.attend_all(hidden_BLH)))
         hybrid_B2H = torch.cat([hidden_BH, (weight_BL1 * hidden_BLH).sum(1)], 1)
         query_BH: Tensor = self.to_query(dropout(hybrid_B2H, self.dropout_hidden, self.training))

@@ -9,7 +9,7 @@ Known differences: scores are products with the embedded item vectors as in the 
 is where the authors' code has it: on the embedding, the attention weights and both feed-forward layers (in the paper,
 on g). That code normalises the attention's queries but not its keys, and adds the normalised x.
 
-B batch slots, L events of a window, Q queries of a block, H hidden, N heads, D = H / N.
+B batch slots, L events of a window and the tokens before it, Q queries of a block, H hidden, N heads, D = H / N.
 """
 
 import math
@@ -36,8 +36,6 @@ class SASRecEncoder(WindowEncoder):
         dropout: on the embedding, the attention weights and the feed-forward layers.
     """
 
-    causal: Tensor
-
     def __init__(self, items: EmbeddingTable, last_n_events: int, blocks: int, heads: int, dropout: float) -> None:
         hidden_size = items.weight.shape[1]
         super().__init__(hidden_size, last_n_events)
@@ -47,14 +45,15 @@ class SASRecEncoder(WindowEncoder):
         nn.init.xavier_uniform_(self.position)
         self.blocks = nn.ModuleList(SelfAttentionBlock(hidden_size, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(hidden_size, _EPS)
-        causal_LL = torch.ones(last_n_events, last_n_events, dtype=torch.bool).tril()
-        self.register_buffer("causal", causal_LL, persistent=False)
 
-    def encode_window(self, item_BL: Tensor, is_event_BL: Tensor) -> Tensor:
-        x_BLH = self.items(item_BL) * math.sqrt(self.hidden_size) + self.position
-        x_BLH = dropout(x_BLH, self.dropout, self.training)
-        # No event attends to padding. Padding does: a softmax over no key would be NaN.
-        is_key_BLL = self.causal & (is_event_BL[:, None] | ~is_event_BL[:, :, None])
+    def embed(self, item_BL: Tensor) -> Tensor:
+        vector_BLH: Tensor = self.items(item_BL) * math.sqrt(self.hidden_size) + self.position
+        return vector_BLH
+
+    def encode_window(self, vector_BLH: Tensor, is_input_BL: Tensor) -> Tensor:
+        x_BLH = dropout(vector_BLH, self.dropout, self.training)
+        # No input attends to padding. Padding does: a softmax over no key would be NaN.
+        is_key_BLL = (is_input_BL[:, None] | ~is_input_BL[:, :, None]).tril()
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             # Only the query of the last event leaves the last block.

@@ -1,4 +1,4 @@
-"""Encoders of a session's last events. B batch slots, L events of a window, H width of a query.
+"""Encoders of a session's last events. B batch slots, L events of a window, P tokens of a prefix, H width of a query.
 
 Back-propagation through a carried state has length 1, so a state of vectors would leave earlier items untrained. The
 state has item codes instead: every step encodes its whole window anew, and its gradient reaches the vectors of all L
@@ -15,7 +15,7 @@ from arnn_lightning.encoders.base import SessionEncoder
 class WindowEncoder(SessionEncoder):
     """Its state is the window: (B, L) item codes + 1, the most recent event last, 0 before the session's first.
 
-    A subclass implements ``encode_window``.
+    A subclass implements ``embed`` and ``encode_window``.
 
     Args:
         hidden_size: H.
@@ -36,12 +36,21 @@ class WindowEncoder(SessionEncoder):
         is_event_BL = window_BL > 0
         # A training step has rows for the items that it reads only: padding is the current item, masked.
         item_BL = torch.where(is_event_BL, window_BL - 1, step.item[:, None])
-        return self.encode_window(item_BL, is_event_BL), (window_BL,)
+        vector_BLH, is_input_BL = self.embed(item_BL), is_event_BL
+        if step.prefix is not None:
+            vector_BLH = torch.cat([step.prefix, vector_BLH], 1)
+            is_input_BL = torch.cat([is_event_BL.new_ones(step.prefix.shape[:2]), is_event_BL], 1)
+        return self.encode_window(vector_BLH, is_input_BL), (window_BL,)
 
-    def encode_window(self, item_BL: Tensor, is_event_BL: Tensor) -> Tensor:
-        """Items and where they are events (the last always is), (B, L) each -> query (B, H).
+    def embed(self, item_BL: Tensor) -> Tensor:
+        """The vectors (B, L, H) of the window's items."""
+        raise NotImplementedError(f"{type(self).__name__} must implement embed()")
 
-        Items that are no events must have no effect, and a gradient of exactly 0.
+    def encode_window(self, vector_BLH: Tensor, is_input_BL: Tensor) -> Tensor:
+        """Vectors and whether each is an input or padding -> query (B, H).
+
+        The last is that of the current event. A prefix comes first, so that there may be P + L vectors. Padding must
+        have no effect, and a gradient of exactly 0.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement encode_window()")
 
