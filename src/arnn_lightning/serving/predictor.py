@@ -141,7 +141,8 @@ class Predictor:
             exclude_seen: leaves out the items of the session.
             items: recommends these only.
             exclude_items: leaves these out.
-            on_unknown: what happens where an item, an attribute or a value is not known, and thus ignored.
+            on_unknown: what happens where an item, an attribute or a value is not known, and thus ignored. Columns of
+                ``sessions`` that are attributes are known, but not used: ``raise`` warns of them, too.
 
         Returns:
             a frame of the library of ``sessions``: session_id, item_id, score, rank and, where the data set has titles,
@@ -171,10 +172,9 @@ class Predictor:
         if on_unknown not in ("warn", "raise", "ignore"):
             raise UserError(f"on_unknown={on_unknown!r}: must be warn, raise or ignore")
         request = self.reader.read(sessions, users)
-        line = request.unknown.line(self.attributes)
-        if line is not None and on_unknown == "raise":
+        if on_unknown == "raise" and (line := request.unknown.line(self.attributes, with_columns=False)):
             raise UserError(line)
-        if line is not None and on_unknown == "warn":
+        if on_unknown != "ignore" and (line := request.unknown.line(self.attributes, with_columns=True)):
             warnings.warn(f"ignored: {line}", stacklevel=3)
         return request
 
