@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from arnn_lightning.batch import Contexts, StepInput
 from arnn_lightning.errors import UserError
@@ -24,7 +25,7 @@ from arnn_lightning.serving.card import find_evidence, model_card
 from arnn_lightning.serving.export import ExportedStep, export_model
 from arnn_lightning.serving.predictor import Predictor, load
 from arnn_lightning.serving.vocabulary import Vocabulary
-from commandline import arnn
+from commandline import arnn, arnn_here
 from helpers import make_model, model_config, python_block
 from models import BY_NAME, MODELS, TRAINED, ModelCase
 
@@ -282,3 +283,44 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     ):
         assert f"| {group} | predictions | Recall@20 |" in card
     assert "\n\n\n" not in card
+
+
+def test_controls_are_the_runs_with_other_contexts(
+    checkpoints: Checkpoints,
+    prepared: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = checkpoints(BY_NAME["concat"])
+    result = EvaluationResult.read("concat", run)
+    worse = EvaluationResult("concat", result.ranks.with_columns(pl.col("rank") + 5))
+
+    def write_run(folder: Path, ranks: EvaluationResult, model: str, assignment: str) -> None:
+        (folder / ".hydra").mkdir(parents=True)
+        OmegaConf.save({"data": {"contexts": {"assignment": assignment}}}, folder / ".hydra" / "config.yaml")
+        metrics = {"model": model, "seed": 1, "encoders": {}, "baselines": {}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        ranks.write(folder)
+
+    write_run(tmp_path / "run", result, "concat", "own")
+    (tmp_path / "run" / "checkpoints").symlink_to(run / "checkpoints")
+    write_run(tmp_path / "same" / "own", worse, "concat", "own")
+    write_run(tmp_path / "same" / "gru4rec", worse, "gru4rec", "permuted")
+    write_run(tmp_path / "same" / "permuted", worse, "concat", "permuted")
+    (tmp_path / "same" / "unfinished" / ".hydra").mkdir(parents=True)
+    (tmp_path / "same" / "unfinished" / ".hydra" / "config.yaml").touch()
+    write_run(tmp_path / "other", EvaluationResult("concat", worse.ranks.tail(-1)), "concat", "unknown")
+    monkeypatch.chdir(tmp_path)
+    task = ["task=export", "checkpoint=run", "output=out", "evaluation.bootstrap.resamples=20", "hydra.run.dir=here"]
+    for controls, message in (
+        ("nowhere", "controls: no folder matches nowhere"),
+        ("same/own", "controls: no finished run of concat with data.contexts.assignment other than own"),
+        ("[same,other]", "controls: unknown, seed 1: its test split is not that of "),
+    ):
+        assert arnn_here([*task, f"controls={controls}"], monkeypatch) == 2
+        assert f"error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert arnn_here([*task, "controls=same"], monkeypatch) == 0
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines if ", seed 1 |" in line] == ["permuted, seed 1"]
