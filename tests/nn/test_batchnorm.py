@@ -71,6 +71,17 @@ def test_in_evaluation_it_is_torchs_batch_norm() -> None:
     assert torch.equal(ours.eval()(x, torch.zeros(5, dtype=torch.bool)), theirs.eval()(x))
 
 
+def test_folded_it_is_torchs_batch_norm_in_evaluation() -> None:
+    ours, theirs = norms()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    for norm in (ours, theirs):
+        torch.manual_seed(1)
+        norm(torch.randn(16, 3, dtype=torch.float64))
+        norm.eval()
+    ours.fold()
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
 def test_statistics_of_bfloat16_are_computed_in_float32() -> None:
     x, valid = torch.randn(600, 3).bfloat16(), torch.arange(600) < 500
     ours, theirs = MaskedBatchNorm(3), MaskedBatchNorm(3)

@@ -1,6 +1,7 @@
 """Exported models: ONNX Runtime gives the model's scores and the evaluation's ranks; folders are whole or not there."""
 
 import ast
+import io
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from arnn_lightning.batch import Contexts, StepInput
 from arnn_lightning.errors import UserError
@@ -22,8 +24,9 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.card import find_evidence, model_card
 from arnn_lightning.serving.export import ExportedStep, export_model
 from arnn_lightning.serving.predictor import Predictor, load
-from commandline import arnn
-from helpers import python_block
+from arnn_lightning.serving.vocabulary import Vocabulary
+from commandline import arnn, arnn_here
+from helpers import make_model, model_config, python_block
 from models import BY_NAME, MODELS, TRAINED, ModelCase
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -99,6 +102,39 @@ def test_V18_onnx_runtime_ranks_test_sessions_like_the_evaluation(
                     assert (found[0] + 1 == rank["rank"]) if len(found) else rank["rank"] > items.shape[1]
                     checked += 1
     assert checked > 80
+
+
+@pytest.mark.parametrize(("single", "multi"), [([], []), (["level"], []), ([], ["tags"])])
+def test_models_of_one_kind_of_attributes_are_exported(single: list[str], multi: list[str], tmp_path: Path) -> None:
+    """ONNX Runtime and the model agree: ``export_model`` compares them."""
+    case = BY_NAME["arnn"]
+    dims = {"n_items": 9, "single_sizes": [3 for _ in single], "n_binary": 4 if multi else 0}
+    contexts = [(name, "single", code, f"{name}{code}", None) for name in single for code in (1, 2)]
+    contexts += [(name, "multi", code, f"{name}{code}", None) for name in multi for code in range(4)]
+    schema = {"attribute": pl.String, "kind": pl.String, "code": pl.UInt32, "category": pl.String, "low": pl.Float64}
+    tables = {
+        "items": pl.DataFrame({"id": range(9), "events": range(9)}),
+        "contexts": pl.DataFrame(contexts, schema, orient="row"),
+        "single": pl.DataFrame({"attribute": single}, {"attribute": pl.String}),
+    }
+    stored = {name: torch.frombuffer(bytearray(as_parquet(table)), dtype=torch.uint8) for name, table in tables.items()}
+    data = {"name": "small", "contexts": {"assignment": "own"}}
+    metadata = {"model": model_config(case.preset, dims, *case.overrides), "data": data, "prepared": "none", "seed": 1}
+    predictor = Predictor(make_model(case.preset, dims, *case.overrides), Vocabulary(stored, "here"), metadata)
+    (tmp_path / "best.ckpt").write_bytes(b"")
+    config = export_model(predictor, tmp_path / "best.ckpt", tmp_path / "exported", 5, "")
+    assert {"single", "active"} & {*config["step"]["inputs"]} == {
+        *(["single"] if single else []),
+        *(["active"] if multi else []),
+    }
+    categories = json.loads((tmp_path / "exported" / "contexts.json").read_text())
+    assert [*categories["single"]] == single
+    assert [*categories["active"]] == multi
+
+
+def as_parquet(table: pl.DataFrame) -> bytes:
+    table.write_parquet(buffer := io.BytesIO())
+    return buffer.getvalue()
 
 
 def test_a_batch_may_have_any_number_of_fields(exported: Callable[[str], Path]) -> None:
@@ -247,3 +283,44 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     ):
         assert f"| {group} | predictions | Recall@20 |" in card
     assert "\n\n\n" not in card
+
+
+def test_controls_are_the_runs_with_other_contexts(
+    checkpoints: Checkpoints,
+    prepared: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = checkpoints(BY_NAME["concat"])
+    result = EvaluationResult.read("concat", run)
+    worse = EvaluationResult("concat", result.ranks.with_columns(pl.col("rank") + 5))
+
+    def write_run(folder: Path, ranks: EvaluationResult, model: str, assignment: str) -> None:
+        (folder / ".hydra").mkdir(parents=True)
+        OmegaConf.save({"data": {"contexts": {"assignment": assignment}}}, folder / ".hydra" / "config.yaml")
+        metrics = {"model": model, "seed": 1, "encoders": {}, "baselines": {}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        ranks.write(folder)
+
+    write_run(tmp_path / "run", result, "concat", "own")
+    (tmp_path / "run" / "checkpoints").symlink_to(run / "checkpoints")
+    write_run(tmp_path / "same" / "own", worse, "concat", "own")
+    write_run(tmp_path / "same" / "gru4rec", worse, "gru4rec", "permuted")
+    write_run(tmp_path / "same" / "permuted", worse, "concat", "permuted")
+    (tmp_path / "same" / "unfinished" / ".hydra").mkdir(parents=True)
+    (tmp_path / "same" / "unfinished" / ".hydra" / "config.yaml").touch()
+    write_run(tmp_path / "other", EvaluationResult("concat", worse.ranks.tail(-1)), "concat", "unknown")
+    monkeypatch.chdir(tmp_path)
+    task = ["task=export", "checkpoint=run", "output=out", "evaluation.bootstrap.resamples=20", "hydra.run.dir=here"]
+    for controls, message in (
+        ("nowhere", "controls: no folder matches nowhere"),
+        ("same/own", "controls: no finished run of concat with data.contexts.assignment other than own"),
+        ("[same,other]", "controls: unknown, seed 1: its test split is not that of "),
+    ):
+        assert arnn_here([*task, f"controls={controls}"], monkeypatch) == 2
+        assert f"error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert arnn_here([*task, "controls=same"], monkeypatch) == 0
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines if ", seed 1 |" in line] == ["permuted, seed 1"]

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
+from arnn_lightning.evaluation import screening
+from arnn_lightning.serving import predictor as serving
 from arnn_lightning.serving.predictor import load
 from models import MODELS, ModelCase, case_name
 
@@ -71,3 +75,34 @@ def test_V18_ranks_of_live_sessions_are_those_of_the_evaluation(
                 n_compared += 1
             batch[number] = session
     assert n_compared == 2 * sum(len(session) - 1 for session in items.values())
+
+
+@pytest.mark.parametrize("case", [case for case in MODELS if case.preset in ("gru4rec", "arnn")], ids=case_name)
+def test_V18_screened_live_lists_are_those_of_all_scores(
+    case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = test_sessions["user_id"][0]
+    sessions = [load(checkpoints(case)).session(user=user)]
+    monkeypatch.setattr(serving, "SCREEN_ITEMS", 1)
+    monkeypatch.setattr(screening, "MAX_SHARE", 1)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    sessions.append(load(checkpoints(case)).session(user=user))
+    usual, n_screened = screening.ItemScreen.top, 0
+
+    def top(*arguments: Any) -> Any:
+        nonlocal n_screened
+        lists = usual(*arguments)
+        n_screened += lists is not None
+        return lists
+
+    monkeypatch.setattr(screening.ItemScreen, "top", top)
+    items = test_sessions["item_id"].head(12).to_list()
+    filters: list[dict[str, Any]] = [{}, {"exclude_seen": True}, {"exclude_items": items}, {"items": items}]
+    for item in items:
+        for session in sessions:
+            session.click(item)
+        for filter in filters:
+            expected, lists = (session.top(5, **filter) for session in sessions)
+            assert [entry.item_id for entry in lists] == [entry.item_id for entry in expected]
+            assert [entry.score for entry in lists] == pytest.approx([entry.score for entry in expected], rel=1e-5)
+    assert n_screened == len(items) * len(filters)

@@ -130,8 +130,10 @@ def test_attributes_in_sessions_are_reported(arnn: Predictor, gru4rec: Predictor
     with pytest.warns(UserWarning, match=rf"attributes of the model \(give them in users\): {attribute}$"):
         listed = arnn.recommend(mixed)
     assert listed.equals(arnn.recommend(events))
-    with pytest.raises(UserError, match=rf"\(give them in users\): {attribute}$"):
-        arnn.recommend(mixed, on_unknown="raise")
+    with pytest.warns(UserWarning, match=rf"\(give them in users\): {attribute}$"):  # known, though not used
+        assert arnn.recommend(mixed, on_unknown="raise").equals(listed)
+    with pytest.raises(UserError, match=r"not in the catalogue \(8 events\), such as 1000000000$"):
+        arnn.recommend(mixed.with_columns(item_id=pl.lit(10**9)).head(8), on_unknown="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         arnn.recommend(mixed, pl.DataFrame({"user_id": [0], attribute: [None]}))

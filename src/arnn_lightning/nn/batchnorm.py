@@ -16,8 +16,21 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     On many devices the statistics are those of all their slots, also for a device without a valid slot.
     """
 
+    _folded: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Computes scale and shift from the running statistics once: for a layer that serves, not trained."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale_H = self.weight * torch.rsqrt(self.running_var + self.eps)
+        self._folded = scale_H, torch.addcmul(self.bias, self.running_mean, scale_H, value=-1)
+
     def forward(self, x_BH: Tensor, valid_B: Tensor | None = None) -> Tensor:
         """(B, H), (B,) -> (B, H). ``valid_B`` None: all slots are valid."""
+        if self._folded is not None:
+            scale_H, shift_H = self._folded
+            return torch.addcmul(shift_H, x_BH, scale_H)
         world_size = rank_and_world_size()[1] if self.training else 1
         if not self.training or (valid_B is None and len(x_BH) > 1 and world_size == 1):
             return super().forward(x_BH)

@@ -159,7 +159,7 @@ class ProductLayer(nn.Module):
         if not self.products or not len(self.values):
             return self.single_fields
         # sum_i w_is a_i is the same for all slots: it acts on field s like one more weight of z.
-        absent_DSH = (self.values[:, 0].T @ self.cross_pairs.flatten(1)).unflatten(1, (len(self.single_fields), -1))
+        absent_DSH = (self.values[:, 0].T @ self.cross_pairs.flatten(1)).unflatten(1, self.cross_pairs.shape[1:])
         weight_SDH: Tensor = self.single_fields + absent_DSH.transpose(0, 1)
         return weight_SDH
 

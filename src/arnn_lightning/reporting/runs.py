@@ -217,8 +217,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def find_run_dirs(patterns: Iterable[str]) -> list[Path]:
-    """The run folders at or below every path or glob, in order, each once.
+def find_run_dirs(patterns: Iterable[str], setting: str = "runs") -> list[Path]:
+    """The run folders at or below every path or glob, in order, each once; ``setting`` names them in errors.
 
     Raises:
         UserError: a pattern that matches no folder, or no run below any.
@@ -229,12 +229,12 @@ def find_run_dirs(patterns: Iterable[str]) -> list[Path]:
         paths = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         folders = [Path(path) for path in paths if Path(path).is_dir()]
         if not folders:
-            raise UserError(f"runs: no folder matches {pattern}")
+            raise UserError(f"{setting}: no folder matches {pattern}")
         for folder in folders:
             configs = sorted(folder.rglob(".hydra/config.yaml"), key=lambda file: _natural_sort_key(file.parents[1]))
             run_dirs |= dict.fromkeys(file.parents[1] for file in configs)
     if not run_dirs:
-        raise UserError(f"runs: no run folder (with .hydra/config.yaml) in {', '.join(patterns)}")
+        raise UserError(f"{setting}: no run folder (with .hydra/config.yaml) in {', '.join(patterns)}")
     return list(run_dirs)
 
 

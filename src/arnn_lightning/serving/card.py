@@ -11,6 +11,7 @@ import polars as pl
 import yaml
 
 from arnn_lightning import __version__
+from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known_attributes, by_popularity, by_position, by_seen, group_metrics
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.evaluation.result import EvaluationResult
@@ -38,7 +39,11 @@ class Evidence:
 def find_evidence(
     checkpoint: Path, metadata: Mapping[str, Any], data_root: Path, controls: Mapping[str, EvaluationResult]
 ) -> Evidence:
-    """Reads the run folder of a checkpoint, RUN/checkpoints/best.ckpt or RUN/checkpoints/ROLE/best.ckpt."""
+    """Reads the run folder of a checkpoint, RUN/checkpoints/best.ckpt or RUN/checkpoints/ROLE/best.ckpt.
+
+    Raises:
+        UserError: a control whose predictions are not those of the run.
+    """
     folder = data_root / "prepared" / metadata["prepared"]
     prepared = PreparedDataset(folder) if (folder / "manifest.json").is_file() else None
     role = "" if checkpoint.parent.name == "checkpoints" else checkpoint.parent.name
@@ -49,7 +54,11 @@ def find_evidence(
     names = {key: entry["model"] for kind in ("baselines", "encoders") for key, entry in metrics.get(kind, {}).items()}
     results = {key: EvaluationResult.read(name, run, key) for key, name in names.items()}
     if not role:
-        return Evidence(EvaluationResult.read(metrics["model"], run), results, controls, prepared)
+        result = EvaluationResult.read(metrics["model"], run)
+        for label, control in controls.items():
+            if not _same_predictions(result, control):
+                raise UserError(f"controls: {label}: its test split is not that of {run}; give runs on the same data")
+        return Evidence(result, results, controls, prepared)
     baselines = {key: results[key] for key in metrics["baselines"]}
     return Evidence(results.get(role), baselines, {}, prepared)
 
@@ -105,7 +114,7 @@ def model_card(
         stores_users="user" in predictor.attributes,
         result=result,
         others={key: other for key, other in evidence.others.items() if _same_predictions(result, other)},
-        controls={key: other for key, other in evidence.controls.items() if _same_predictions(result, other)},
+        controls=evidence.controls,
         metrics=metrics,
         labels=[metric_label(metric) for metric in metrics],
         interval=interval,

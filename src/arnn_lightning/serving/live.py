@@ -144,6 +144,7 @@ class LiveSessions:
     def __init__(self, predictor: "Predictor") -> None:
         self.predictor = predictor
         self.model_id = bytes.fromhex(predictor.model_id)
+        self._screen = predictor.make_screen()
         ids = predictor.vocabulary.items["id"]
         self._items = IdCodes(ids)
         table = predictor.vocabulary.items
@@ -217,10 +218,10 @@ class LiveSessions:
         )
         state = tuple(_cat(parts, -2) for parts in zip(*(s.hidden for s in batch), strict=True))
         query_NH, state = self.predictor.model.encode(step, state)
-        for n, (session, code) in enumerate(clicked):
+        parts = query_NH.split(1), *(part.split(1, -2) for part in state)
+        for (session, code), (query_1H, *hidden) in zip(clicked, zip(*parts, strict=True), strict=True):
             # Clones: a view would keep the whole batch in memory.
-            session.query = query_NH[n : n + 1].clone()
-            session.hidden = tuple(part[..., n : n + 1, :].clone() for part in state)
+            session.query, session.hidden = query_1H.clone(), tuple(part.clone() for part in hidden)
             session.clicks += 1
             session.seen.pop(code, None)
             session.seen[code] = None
@@ -261,6 +262,7 @@ class LiveSessions:
             k,
             self.predictor.allowed_items(items, exclude_items),
             [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None,
+            self._screen,
         )
         return [
             [
@@ -344,4 +346,5 @@ def _cat_queries(parts: Sequence[Tensor]) -> Tensor:
 def _pad(parts: Sequence[Tensor]) -> Tensor:
     """Rows of active fields (1, A) of different widths as one tensor, padded with -1."""
     width = max(part.shape[1] for part in parts)
-    return _cat([F.pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
+    missing = [width - part.shape[1] for part in parts]
+    return _cat([F.pad(part, (0, n), value=-1) if n else part for part, n in zip(parts, missing, strict=True)])

@@ -17,9 +17,11 @@ from arnn_lightning.batch import Contexts, StepInput, no_contexts
 from arnn_lightning.config import check_targets
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.ranking import top_items
+from arnn_lightning.evaluation.screening import ItemScreen
 from arnn_lightning.loading.contexts import context_codes, item_context_codes
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.nn.batchnorm import MaskedBatchNorm
 from arnn_lightning.nn.product import ProductLayer
 from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.serving.live import LiveSession, LiveSessions
@@ -30,6 +32,7 @@ from arnn_lightning.training.checkpoint import build_model, checkpoint_file, loa
 OnUnknown = Literal["warn", "raise", "ignore"]
 BLOCK_SESSIONS = 1_024
 BLOCK_SCORES = 1 << 22  # scores in memory at once, 16 MB
+SCREEN_ITEMS = 10_000  # from which on screening is faster than all scores
 
 
 def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> "Predictor":
@@ -70,7 +73,7 @@ class Predictor:
         if isinstance(model, SessionRecommender) and model.uses_item_contexts:
             model.set_item_contexts(item_context_codes(vocabulary.items, metadata["model"]["dims"]))
         for module in model.modules():
-            if isinstance(module, ProductLayer | EmbeddingTable):
+            if isinstance(module, MaskedBatchNorm | ProductLayer | EmbeddingTable):
                 module.fold()
         self.vocabulary = vocabulary
         self.metadata = metadata
@@ -141,7 +144,8 @@ class Predictor:
             exclude_seen: leaves out the items of the session.
             items: recommends these only.
             exclude_items: leaves these out.
-            on_unknown: what happens where an item, an attribute or a value is not known, and thus ignored.
+            on_unknown: what happens where an item, an attribute or a value is not known, and thus ignored. Columns of
+                ``sessions`` that are attributes are known, but not used: ``raise`` warns of them, too.
 
         Returns:
             a frame of the library of ``sessions``: session_id, item_id, score, rank and, where the data set has titles,
@@ -171,10 +175,9 @@ class Predictor:
         if on_unknown not in ("warn", "raise", "ignore"):
             raise UserError(f"on_unknown={on_unknown!r}: must be warn, raise or ignore")
         request = self.reader.read(sessions, users)
-        line = request.unknown.line(self.attributes)
-        if line is not None and on_unknown == "raise":
+        if on_unknown == "raise" and (line := request.unknown.line(self.attributes, with_columns=False)):
             raise UserError(line)
-        if line is not None and on_unknown == "warn":
+        if on_unknown != "ignore" and (line := request.unknown.line(self.attributes, with_columns=True)):
             warnings.warn(f"ignored: {line}", stacklevel=3)
         return request
 
@@ -276,6 +279,7 @@ class Predictor:
         k: int,
         allowed_I: Tensor | None,
         seen: Sequence[np.ndarray] | None,
+        screen: ItemScreen | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scores and items (N, K), the best first; scores are minus infinity where the list is shorter.
 
@@ -285,7 +289,20 @@ class Predictor:
             k: length of the lists.
             allowed_I: which items may be recommended; None: all.
             seen: the item codes of each session that may not; None: all may.
+            screen: what finds the list of a single session.
         """
+
+        def exclude(score_NI: Tensor) -> None:
+            if allowed_I is not None:
+                score_NI[:, ~allowed_I] = -torch.inf
+            if seen is not None:
+                row = np.repeat(np.arange(len(seen)), [len(codes) for codes in seen])
+                score_NI[torch.from_numpy(row), torch.from_numpy(np.concatenate(seen))] = -torch.inf
+
+        if screen is not None and query_NH is not None and len(query_NH) == 1 and has_click_N[0]:
+            lists = screen.top(query_NH[0], k, exclude)
+            if lists is not None:
+                return lists
         if query_NH is None or not has_click_N.any():
             score_NI = self._popularity_I.repeat(len(has_click_N), 1)
         elif has_click_N.all():
@@ -294,11 +311,7 @@ class Predictor:
             score_nI = self.model.score(query_NH[torch.from_numpy(has_click_N)])
             score_NI = self._popularity_I.to(score_nI.dtype).repeat(len(has_click_N), 1)
             score_NI[torch.from_numpy(has_click_N)] = score_nI
-        if allowed_I is not None:
-            score_NI[:, ~allowed_I] = -torch.inf
-        if seen is not None:
-            row = np.repeat(np.arange(len(seen)), [len(codes) for codes in seen])
-            score_NI[torch.from_numpy(row), torch.from_numpy(np.concatenate(seen))] = -torch.inf
+        exclude(score_NI)
         return top_items(score_NI, k)
 
     def _table(self, key: pl.Series, score_NK: Tensor, item_NK: Tensor) -> pl.DataFrame:
@@ -313,6 +326,15 @@ class Predictor:
         return pl.DataFrame(columns | ({"title": items["title"]} if "title" in items.columns else {}))
 
     # One click after the other
+
+    def make_screen(self) -> ItemScreen | None:
+        """What finds the list of a single session; None where all scores are as fast."""
+        if not isinstance(self.model, SessionRecommender) or self.n_items < SCREEN_ITEMS:
+            return None
+        if torch.backends.cpu.get_cpu_capability() != "AVX512":  # products of 8-bit integers take as long as of floats
+            return None
+        bias_I = self.model.scorer.bias.weight
+        return ItemScreen(self.model.scorer.items.weight[: len(bias_I)], bias_I)
 
     @cached_property
     def live(self) -> LiveSessions:

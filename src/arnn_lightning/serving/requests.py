@@ -107,8 +107,13 @@ class Unknown:
     no_click: int = 0
     columns: list[str] = field(default_factory=list)
 
-    def line(self, used: Sequence[str]) -> str | None:
-        """One line about what is ignored; None where everything is known. ``used``: the model's attributes."""
+    def line(self, used: Sequence[str], with_columns: bool) -> str | None:
+        """One line about what is ignored; None where everything is known.
+
+        Args:
+            used: the model's attributes.
+            with_columns: includes ``columns``, which are known but not used.
+        """
         parts = []
         if self.items:
             parts.append(f"items that are not in the catalogue ({len(self.items):,} events), such as {self.items[0]!r}")
@@ -118,7 +123,7 @@ class Unknown:
         if self.values:
             name, value = self.values[0]
             parts.append(f"attribute values not seen in training ({len(self.values):,}), such as {name}={value!r}")
-        if self.columns:
+        if self.columns and with_columns:
             names = ", ".join(self.columns)
             parts.append(f"columns of the sessions that are attributes of the model (give them in users): {names}")
         return "; ".join(parts) or None

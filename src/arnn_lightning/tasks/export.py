@@ -55,7 +55,8 @@ def _controls(patterns: Any, name: str) -> dict[str, EvaluationResult]:
     if patterns is None:
         return {}
     controls = {}
-    for folder in find_run_dirs(list(map(str, patterns)) if OmegaConf.is_list(patterns) else [str(patterns)]):
+    patterns = list(map(str, patterns)) if OmegaConf.is_list(patterns) else [str(patterns)]
+    for folder in find_run_dirs(patterns, "controls"):
         if not (folder / "metrics.json").is_file():
             continue
         metrics = json.loads((folder / "metrics.json").read_bytes())

@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ def run(config: DictConfig) -> None:
     sessions = _read(config.input, "input", (SESSION_ID, ITEM_ID, TIME, USER_ID))
     users = None if config.users is None else _read(config.users, "users", None)
     predictor = load(config.checkpoint, OmegaConf.to_container(config.trusted_modules))  # type: ignore[arg-type]
-    request = predictor.read(sessions, users, "raise" if config.on_unknown == "raise" else "ignore")
-    line = request.unknown.line(predictor.attributes)
-    if line is not None and config.on_unknown == "warn":
-        sys.stderr.write(f"ignored: {line}\n")
+    with warnings.catch_warnings(record=True) as ignored:
+        warnings.simplefilter("always")
+        request = predictor.read(sessions, users, config.on_unknown)
+    sys.stderr.writelines(f"{warning.message}\n" for warning in ignored)
     n_sessions = len(request.session_id)
     lists = predictor.lists(request, config.k, config.exclude_seen)
     schema = next(lists).schema

@@ -1,0 +1,128 @@
+"""Lists of one query by screening equal those of all scores."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from arnn_lightning.evaluation.ranking import top_items
+from arnn_lightning.evaluation.screening import ItemScreen
+
+N_ITEMS, WIDTH = 3_001, 24
+World = Callable[[], tuple[Tensor, Tensor, Tensor]]  # weights, biases, query
+
+
+def integers(low: int, high: int, *shape: int) -> Tensor:
+    """Products of small integers are exact in float32, so that equal scores are equal however they are computed."""
+    return torch.randint(low, high, shape).float()
+
+
+def many_ties() -> tuple[Tensor, Tensor, Tensor]:
+    few = integers(-2, 3, 40, WIDTH)  # seventy-five items of each row
+    return few[torch.randint(0, 40, (N_ITEMS,))], torch.zeros(N_ITEMS), integers(-2, 3, WIDTH)
+
+
+def one_huge_norm() -> tuple[Tensor, Tensor, Tensor]:
+    weight = integers(-9, 10, N_ITEMS, WIDTH)
+    weight[17] *= 2**14
+    weight[18] = 0
+    return weight, integers(-5, 6, N_ITEMS), integers(-9, 10, WIDTH)
+
+
+def huge_biases() -> tuple[Tensor, Tensor, Tensor]:
+    """The product matters among equal biases alone, of which the largest are those of a hundred items."""
+    bias = 2.0**12 * integers(0, 9, N_ITEMS)
+    return integers(-9, 10, N_ITEMS, WIDTH), bias, integers(-9, 10, WIDTH)
+
+
+def worlds_apart(usual: list[float], best: list[float], query: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Thirty items are best, but not by the product of integers: first and other coordinates of weights and query."""
+    rows = torch.tensor([usual, best, query]).repeat_interleave(torch.tensor([1, WIDTH - 1]), 1)
+    weight = rows[0].repeat(N_ITEMS, 1)
+    weight[torch.randperm(N_ITEMS)[:30]] = rows[1]
+    return weight, torch.zeros(N_ITEMS), rows[2]
+
+
+def rounded_query() -> tuple[Tensor, Tensor, Tensor]:
+    return worlds_apart(usual=[512, 0], best=[511, 9], query=[2048, 12])  # 12 is rounded to 0
+
+
+def rounded_weights() -> tuple[Tensor, Tensor, Tensor]:
+    return worlds_apart(usual=[512, 0], best=[511, 3], query=[79 * 26, 4 * 26])  # 3 is rounded to 0
+
+
+def opposite_errors() -> tuple[Tensor, Tensor, Tensor]:
+    """Nearly as large as the bound: the product is too high for the usual items and too low for the best."""
+    return worlds_apart(usual=[79, -79], best=[67, 79], query=[79 * 64, 31])
+
+
+def random() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(N_ITEMS, WIDTH), torch.randn(N_ITEMS), torch.randn(WIDTH)
+
+
+def tiny() -> tuple[Tensor, Tensor, Tensor]:
+    return 1e-32 * torch.randn(N_ITEMS, WIDTH), torch.zeros(N_ITEMS), torch.randn(WIDTH)
+
+
+def zero_query() -> tuple[Tensor, Tensor, Tensor]:
+    return integers(-9, 10, N_ITEMS, WIDTH), torch.arange(N_ITEMS).float(), torch.zeros(WIDTH)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "world",
+    [many_ties, one_huge_norm, huge_biases, rounded_query, rounded_weights, opposite_errors, random, tiny, zero_query],
+)
+def test_V18_screened_lists_equal_those_of_all_scores(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arnn_lightning.evaluation.screening.MAX_SHARE", 1)
+    torch.manual_seed(seed)
+    weight, bias, query = world()
+    screen = ItemScreen(weight, bias)
+    left_out = torch.randperm(N_ITEMS)[: N_ITEMS // 2]
+
+    def exclude(score: Tensor) -> None:
+        score[:, left_out] = -torch.inf
+
+    score = (weight.double() @ query.double() + bias).float()[None]
+    for k in (1, 20, 100):
+        for call in (lambda _: None, exclude):
+            expected = score.clone()
+            call(expected)
+            lists = screen.top(query, k, call)
+            assert lists is not None
+            assert torch.equal(lists[1], top_items(expected, k)[1])
+            assert torch.equal(lists[0], top_items(expected, k)[0])
+
+
+def test_screening_computes_the_scores_of_few_items() -> None:
+    torch.manual_seed(0)
+    screen = ItemScreen(torch.randn(N_ITEMS, WIDTH), torch.randn(N_ITEMS))
+    assert screen.top(torch.randn(WIDTH), 20, lambda _: None) is not None  # at most one in sixteen
+
+
+def test_a_screened_list_is_shorter_where_few_items_are_left() -> None:
+    weight, bias, query = random()
+
+    def exclude(score: Tensor) -> None:
+        score[:, 3:] = -torch.inf
+
+    lists = ItemScreen(weight, bias).top(query, 5, exclude)
+    assert lists is not None
+    assert (lists[0] > -torch.inf).tolist() == [[True] * 3 + [False] * 2]
+    assert {*lists[1][0, :3].tolist()} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf, 3e38])
+@pytest.mark.parametrize("part", ["weight", "bias", "query"])
+def test_V8_screening_refuses_scores_that_may_be_infinite(part: str, value: float) -> None:
+    tensors = dict(zip(("weight", "bias", "query"), random(), strict=True))
+    tensors[part].view(-1)[5] = value
+    screen = ItemScreen(tensors["weight"], tensors["bias"])
+    assert screen.top(tensors["query"], 20, lambda _: None) is None
+
+
+def test_screening_refuses_where_many_items_may_be_best() -> None:
+    screen = ItemScreen(torch.ones(N_ITEMS, WIDTH), torch.zeros(N_ITEMS))
+    assert screen.top(torch.ones(WIDTH), 20, lambda _: None) is None
+    assert screen.top(torch.ones(WIDTH), N_ITEMS, lambda _: None) is None
