@@ -5,10 +5,10 @@ python experiments/record.py restore RECORD FOLDER
 python -m arnn_lightning task=report runs=FOLDER paths.data=FOLDER
 
 DATA is the folder given as paths.data (ARNN_DATA) when the runs were made. A record is a folder per prepared data set:
-runs.yaml (configs, command lines, seconds, validation curves; a config with the keys of the one before it as its
-differences), ranks.parquet and lists.parquet (equal columns once), and the manifest, train, test and users of the data
-set as far as a report needs them. `pretrained.*` is not recorded: a part from a run of the same seed and data is the
-one that would have been trained.
+runs.yaml (configs, command lines, the commit that is checked out, seconds, validation curves; a config with the keys of
+the one before it as its differences), ranks.parquet and lists.parquet (equal columns once), and the manifest, train,
+test and users of the data set as far as a report needs them. `pretrained.*` is not recorded: a part from a run of the
+same seed and data is the one that would have been trained.
 """
 
 import argparse
@@ -16,6 +16,8 @@ import copy
 import hashlib
 import json
 import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from arnn_lightning.evaluation.result import RANKS, next_item_targets
 from arnn_lightning.reporting.runs import find_run_dirs, flatten
 
 SMALL: dict[str, Any] = {"compression": "zstd", "compression_level": 22, "statistics": False}
-METRICS = ("data", "model", "seed", "seconds", "train_events_per_second")
+METRICS = ("data", "model", "seed", "commit", "seconds", "train_events_per_second")
 DATA_COLUMNS = {"train": ["user", "item"], "test": ["session", "user", "item"], "users": ["user", "n_known"]}
 
 
@@ -95,6 +97,7 @@ def record_run(folder: Path, ranks: Tables, lists: Tables) -> tuple[dict[str, An
     config["pretrained"] = dict.fromkeys(config["pretrained"])
     overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["commit"] = metrics.get("commit") or head()
     roles = {
         kind: {role: result["model"] for role, result in metrics[kind].items()} for kind in ("encoders", "baselines")
     }
@@ -118,6 +121,13 @@ def record_run(folder: Path, ranks: Tables, lists: Tables) -> tuple[dict[str, An
         if (folder / role_file("lists", role)).is_file():
             run["lists"][role] = lists.add(pl.read_parquet(folder / role_file("lists", role), columns=["times"]))
     return run, config
+
+
+@cache
+def head() -> str:
+    """The commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def restore(source: Path, target: Path) -> None:

@@ -3,10 +3,13 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -21,19 +24,79 @@ SMALL = [
 ]
 SMALL += ["logger=csv"]
 NO_BASELINES = [f"~baselines.{name}" for name in ("pop", "itemknn", "sr", "vsknn")]
+# A process that has imported the package and does nothing else is forked for each command, since the import of torch
+# and Lightning takes longer than most commands do. From then on all is as with ``python -m arnn_lightning``.
+SERVER = """
+import atexit, importlib, json, multiprocessing, os, pkgutil, runpy, signal, sys
+import arnn_lightning.models, arnn_lightning.tasks
+for module in pkgutil.iter_modules(arnn_lightning.tasks.__path__, "arnn_lightning.tasks."):
+    importlib.import_module(module.name)
+
+def run(folder, arguments, environment, *streams):
+    signal.alarm(300)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    os.setsid()
+    for stream, path in enumerate(streams, start=1):
+        os.dup2(os.open(path, os.O_WRONLY), stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[0] = os.getcwd()
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module("arnn_lightning", run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()
+
+for line in sys.stdin:
+    process = multiprocessing.get_context("fork").Process(target=run, args=json.loads(line))
+    process.start()
+    print(process.pid, flush=True)
+    process.join()
+    print(process.exitcode, flush=True)
+"""
+
+
+@cache
+def server() -> tuple[IO[str], IO[str]]:
+    """Its stdin and stdout."""
+    pipe = subprocess.PIPE
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+class Command:
+    """A running command line, which leads a process group of its own; one at a time."""
+
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+        self.arguments = arguments
+        self._streams = Path(tempfile.mkdtemp())
+        (self._streams / "stdout").touch()
+        os.mkfifo(self._streams / "stderr")  # its end is that of all processes which have it
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables
+        streams = [str(self._streams / name) for name in ("stdout", "stderr")]
+        requests, self._replies = server()
+        requests.write(json.dumps([str(folder), arguments, dict(environment), *streams]) + "\n")
+        requests.flush()
+        self.pid = int(self._replies.readline())
+        self._stderr = (self._streams / "stderr").open()
+
+    def is_running(self) -> bool:
+        return Path(f"/proc/{self.pid}").exists()
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        with self._stderr:
+            stderr = self._stderr.read()
+        code, stdout = int(self._replies.readline()), (self._streams / "stdout").read_text()
+        shutil.rmtree(self._streams)
+        return subprocess.CompletedProcess(self.arguments, code, stdout, stderr)
 
 
 def arnn(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    done = subprocess.run(
-        [sys.executable, "-m", "arnn_lightning", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = Command(folder, *arguments).wait()
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -104,16 +104,3 @@ def test_E14_no_setting_has_a_default_in_code() -> None:
             if parameter.default is not parameter.empty
         ]
         assert not hidden, f"{target} has defaults for {hidden}"
-
-
-def test_every_yaml_composes() -> None:
-    """Every YAML of conf/ composes: nothing in it is stale."""
-    from helpers import compose_config
-
-    conf = PACKAGE.parents[1] / "conf"
-    for group in ("data", "model", "trainer", "logger", "task", "experiment"):
-        for file in sorted((conf / group).glob("*.yaml")):
-            compose_config(f"{group}={file.stem}")
-    for group in ("optimizer", "loss"):
-        for file in sorted((conf / "model" / group).glob("*.yaml")):
-            compose_config("model=gru4rec", f"model/{group}={file.stem}")

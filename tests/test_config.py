@@ -1,12 +1,18 @@
 """The schema of the settings, what a checkpoint may instantiate, and instantiation errors."""
 
+import copy
 import re
 import tomllib
+from functools import cache
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 import arnn_lightning
@@ -23,7 +29,18 @@ GROUPS = sorted(
 
 
 def compose_job(*overrides: str) -> DictConfig:
-    """A run's config with its ``hydra`` part."""
+    """A run's config with its ``hydra`` part; Hydra sets values once it has composed the groups, which takes longer."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    is_group = [o.package is not None or "/" in o.key_or_group or o.key_or_group in GROUPS for o in parsed]
+    config = copy.deepcopy(compose_groups(*compress(overrides, is_group)))
+    values = compress(parsed, map(not_, is_group))
+    ConfigLoaderImpl._apply_overrides_to_config([*values], config)
+    config.hydra.overrides.task = list(overrides)
+    return config
+
+
+@cache
+def compose_groups(*overrides: str) -> DictConfig:
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
         return compose("config", overrides=list(overrides), return_hydra_config=True)
 

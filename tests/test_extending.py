@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 
-from commandline import metrics_of
+from commandline import arnn, metrics_of
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 SECTIONS = dict(section.split("\n", 1) for section in DOCUMENT.split("\n## ")[1:])
@@ -47,12 +48,13 @@ def run(command: str, folder: Path, data: Path) -> str:
         if "task=" not in command:
             command += f" {SMALL}" + ("" if " data=" in command else " data.generate.events=20000")
             command += "" if " logger=" in command else " logger=csv"
-    command = re.sub("^python ", f"{sys.executable} ", command)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, f"{command}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    if command.startswith("python -m arnn_lightning "):
+        done = arnn(folder, *shlex.split(command)[3:])
+    else:
+        command = re.sub("^python ", f"{sys.executable} ", command)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 

@@ -1,12 +1,12 @@
 """The results tables of experiments/README.md equal those computed from the recorded runs."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import polars as pl
 import pytest
 
+import record
+import zoo
 from arnn_lightning.reporting.comparison import Settings
 from arnn_lightning.reporting.runs import Run, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import build_report
@@ -17,17 +17,7 @@ RECORDED = ROOT / "experiments" / "results" / "recorded"
 
 
 @pytest.fixture(scope="module")
-def record() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("record", ROOT / "experiments" / "record.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def restored(record: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("restored")
     record.restore(RECORDED, folder)
     return folder
@@ -60,7 +50,7 @@ def test_tables_of_the_experiments_are_those_of_the_recorded_runs(restored: Path
     )
 
 
-def test_restored_runs_are_recorded_as_the_same_files(record: ModuleType, restored: Path, tmp_path: Path) -> None:
+def test_restored_runs_are_recorded_as_the_same_files(restored: Path, tmp_path: Path) -> None:
     record.record(tmp_path, restored, [str(restored / "synthetic*"), str(restored / "cj*")])
     files = {path.relative_to(RECORDED) for path in RECORDED.rglob("*") if path.is_file()}
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == files
@@ -69,3 +59,15 @@ def test_restored_runs_are_recorded_as_the_same_files(record: ModuleType, restor
             assert pl.read_parquet(tmp_path / file).equals(pl.read_parquet(RECORDED / file)), file
         else:
             assert (tmp_path / file).read_text() == (RECORDED / file).read_text(), file
+
+
+def test_the_model_zoo_is_that_of_the_recorded_runs(restored: Path) -> None:
+    text = zoo.README.read_text()
+    assert zoo.with_zoo(text, zoo.zoo(restored)) == text, "run python experiments/zoo.py"
+
+
+def test_a_model_without_a_paper_is_named() -> None:
+    assert zoo.paper("gru4rec_strong") == zoo.paper("gru4rec")
+    assert zoo.paper("vstan_context").startswith("[Ludewig et al. 2021]")
+    with pytest.raises(SystemExit, match="grusome: add its paper"):
+        zoo.paper("grusome")

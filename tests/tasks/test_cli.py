@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 import arnn_lightning
 from arnn_lightning import conf
 from arnn_lightning.evaluation.result import RANKS
-from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
+from commandline import SMALL, Command, arnn, arnn_here, error_line, metrics_of
 
 
 @pytest.fixture(scope="module")
@@ -317,26 +317,16 @@ def test_resume_skips_finished_stages(workspace: Path) -> None:
 
 
 def test_ctrl_c_saves_and_prints_how_to_resume(workspace: Path) -> None:
-    command = [sys.executable, "-m", "arnn_lightning", *SMALL, "model=gru4rec", "hydra.run.dir=stopped"]
-    # A shell's background jobs ignore SIGINT; this process must receive it.
-    receive = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    run = subprocess.Popen(
-        [*command, "trainer.max_epochs=6", "model.epochs=6"],
-        cwd=workspace,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=receive,
-    )
+    run = Command(workspace, *SMALL, "model=gru4rec", "hydra.run.dir=stopped", "trainer.max_epochs=6", "model.epochs=6")
     last = workspace / "stopped" / "checkpoints" / "last.ckpt"
     while not last.is_file():
-        assert run.poll() is None
+        assert run.is_running()
         time.sleep(0.1)
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert "resume=true hydra.run.dir=stopped" in errors
-    assert "Traceback" not in errors
+    os.kill(run.pid, signal.SIGINT)
+    done = run.wait()
+    assert done.returncode == 130
+    assert "resume=true hydra.run.dir=stopped" in done.stderr
+    assert "Traceback" not in done.stderr
     arnn(workspace, "hydra.run.dir=stopped", "resume=true")
     assert metrics_of(workspace / "stopped")["model"] == "gru4rec"
 
@@ -460,12 +450,6 @@ def test_user_tables_train_from_the_command_line(tmp_path: Path) -> None:
 
 def test_the_data_folder_can_be_an_environment_variable(workspace: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ARNN_DATA", str(workspace / "data"))
-    done = subprocess.run(
-        [sys.executable, "-m", "arnn_lightning", "task=prepare", *SMALL],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = arnn(tmp_path, "task=prepare", *SMALL)
     assert str(workspace / "data" / "prepared") in done.stdout.replace("\n", "")
     assert not (tmp_path / "data").exists()

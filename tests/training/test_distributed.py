@@ -42,7 +42,7 @@ from arnn_lightning.training.stage import (
     to_container,
     train_stage,
 )
-from commandline import SMALL, arnn, arnn_here, metrics_of
+from commandline import SMALL, Command, arnn, arnn_here, metrics_of
 from helpers import WideTensors, compose_config, make_sessions, random_sessions, ready, write_dataset
 
 SLOTS, STEPS = 8, 50  # batch slots of each of two devices; steps that are compared
@@ -434,23 +434,17 @@ def run(config):
 """
 
 
-def start(folder: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
-    """Starts ``python -m command`` in a process group of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables
-    command = (sys.executable, "-m", *command)
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+def run_module(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``python -m command``, of which also the imports read the environment."""
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
-
-
-def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[str, str]:
-    """stdout and stderr, which are complete only once all processes of the run have ended."""
-    try:
-        return process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
 
 
 @pytest.fixture(scope="module")
@@ -490,7 +484,7 @@ def test_two_device_run_leaves_one_folder_and_one_table(workspace: Path, run_dir
         assert files >= {"best.ckpt", "last.ckpt", "done"}
 
 
-def test_each_device_has_the_threads_of_the_settings(workspace: Path) -> None:
+def test_each_device_has_the_threads_of_the_settings(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning's launcher resets them where OMP_NUM_THREADS is not set."""
     (workspace / "threads.py").write_text(
         "import torch\nfrom pathlib import Path\nfrom pytorch_lightning import Callback\n"
@@ -498,10 +492,10 @@ def test_each_device_has_the_threads_of_the_settings(workspace: Path) -> None:
         "    def on_train_batch_end(self, trainer, *_):\n"
         "        Path(f'threads_{trainer.global_rank}').write_text(str(torch.get_num_threads()))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    command = [sys.executable, "-m", "arnn_lightning", *SMALL, *TWO, "model=gru4rec", "performance.threads=3"]
-    command += ["+callbacks.threads={_target_: threads.Threads}", "hydra.run.dir=threads_run"]
-    subprocess.run(command, cwd=workspace, env=environment, capture_output=True, check=True, timeout=300)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = [*SMALL, *TWO, "model=gru4rec", "performance.threads=3", "hydra.run.dir=threads_run"]
+    done = run_module(workspace, "arnn_lightning", *command, "+callbacks.threads={_target_: threads.Threads}")
+    assert done.returncode == 0, done.stderr
     assert [(workspace / f"threads_{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
 
 
@@ -514,51 +508,47 @@ def test_V16_one_device_evaluates_a_two_device_checkpoint(workspace: Path, run_d
 
 @pytest.mark.parametrize("failing_ranks", ["0", "1", "01"])
 def test_user_error_ends_all_processes_with_one_line(workspace: Path, failing_ranks: str) -> None:
-    process = start(workspace, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=failing_ranks, FAILURE="user")
-    _, stderr = finish(process)
-    assert stderr == "error: in one process\n"
-    assert process.returncode == 2
+    done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=failing_ranks, FAILURE="user").wait()
+    assert done.stderr == "error: in one process\n"
+    assert done.returncode == 2
     assert {path.name for path in (workspace / "failed").glob("*")} <= {".lock"}
 
 
 def test_defect_ends_all_processes_with_one_traceback(workspace: Path) -> None:
-    process = start(workspace, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS="1", FAILURE="defect")
-    _, stderr = finish(process)
-    assert stderr.count("Traceback") == 1
-    assert stderr.splitlines()[-1] == "ValueError: in one process"
-    assert process.returncode == 1
+    done = Command(workspace, *FAIL, *TWO, FAILING_RANKS="1", FAILURE="defect").wait()
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1] == "ValueError: in one process"
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize("killed_rank", ["0", "1"])
 def test_killed_process_ends_the_others(workspace: Path, killed_rank: str) -> None:
-    process = start(workspace, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=killed_rank, FAILURE="killed")
-    _, stderr = finish(process)
-    assert "Traceback" not in stderr
-    if killed_rank == "1" and process.returncode != -signal.SIGKILL:  # Lightning's launcher may kill rank zero first
-        assert "error: another process of this run ended" in stderr
-        assert process.returncode == 2
+    done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=killed_rank, FAILURE="killed").wait()
+    assert "Traceback" not in done.stderr
+    if killed_rank == "1" and done.returncode != -signal.SIGKILL:  # Lightning's launcher may kill rank zero first
+        assert "error: another process of this run ended" in done.stderr
+        assert done.returncode == 2
 
 
 @pytest.mark.parametrize("failing_rank", ["0", "1"])
 def test_torchrun_prints_the_error_of_a_process_once(workspace: Path, failing_rank: str) -> None:
     torchrun = ("torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m")
-    process = start(workspace, *torchrun, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=failing_rank, FAILURE="user")
-    _, stderr = finish(process)
-    assert stderr.splitlines().count("error: in one process") == 1
-    assert process.returncode == 1  # torchrun's
+    done = run_module(workspace, *torchrun, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=failing_rank, FAILURE="user")
+    assert done.stderr.splitlines().count("error: in one process") == 1
+    assert done.returncode == 1  # torchrun's
 
 
 def test_ctrl_c_saves_and_ends_all_processes(workspace: Path) -> None:
     long_epoch = ["model=gru4rec", "model.batch_size=1", "hydra.run.dir=interrupted"]
-    process = start(workspace, "arnn_lightning", *SMALL, *TWO, *long_epoch)
+    run = Command(workspace, *SMALL, *TWO, *long_epoch)
     while not (workspace / "interrupted" / "metrics.csv").is_file():  # its first line: training has begun
-        assert process.poll() is None
+        assert run.is_running()
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = finish(process)
-    (line,) = stderr.splitlines()
+    os.killpg(run.pid, signal.SIGINT)
+    done = run.wait()
+    (line,) = done.stderr.splitlines()
     assert "resume=true hydra.run.dir=interrupted" in line
-    assert process.returncode == 130
+    assert done.returncode == 130
     assert (workspace / "interrupted" / "checkpoints" / LAST).is_file()
     assert not (workspace / "interrupted" / "checkpoints" / DONE_MARKER).exists()
 
@@ -598,10 +588,9 @@ def test_impossible_devices_are_user_errors(
 )
 def test_cluster_variables_do_not_change_a_one_device_run(workspace: Path, variables: dict[str, str]) -> None:
     run_dir = f"one_{'_'.join(variables)}"
-    process = start(workspace, "arnn_lightning", *SMALL, "model=pop", f"hydra.run.dir={run_dir}", **variables)
-    _, stderr = finish(process)
-    assert stderr == ""
-    assert process.returncode == 0
+    done = run_module(workspace, "arnn_lightning", *SMALL, "model=pop", f"hydra.run.dir={run_dir}", **variables)
+    assert done.stderr == ""
+    assert done.returncode == 0
     assert "test/recall@20" in (workspace / run_dir / "metrics.csv").read_text()
 
 
