@@ -70,7 +70,7 @@ def assign_item_contexts(items: pl.DataFrame, assignment: Assignment, seed: int)
     """A prepared data set's items, each with the contexts of the item that ``assignment`` gives it."""
     columns = [name for name in items.columns if name.startswith(PREFIX) or name == "active"]
     rows = assign_contexts(np.arange(items.height), items.height, assignment, seed)
-    return items.with_columns(items.select(columns)[rows])
+    return items.with_columns(items[rows].select(columns))
 
 
 def item_context_codes(items: pl.DataFrame, dims: Mapping[str, Any]) -> Contexts:
