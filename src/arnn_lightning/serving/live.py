@@ -251,6 +251,12 @@ class LiveSessions:
         Raises:
             UserError: ``k`` is not a positive integer, no item is left to recommend, or a session of another model.
         """
+        return self.top_allowed(sessions, k, exclude_seen, self.predictor.allowed_items(items, exclude_items))
+
+    def top_allowed(
+        self, sessions: Sequence[LiveSession], k: int, exclude_seen: bool, allowed_I: Tensor | None
+    ) -> list[list[Recommendation]]:
+        """``top`` with the items that may be recommended as ``Predictor.allowed_items`` returns them."""
         check_length(k)
         sessions = [*sessions]
         self._require_same_model(sessions)
@@ -265,7 +271,7 @@ class LiveSessions:
             query_NH,
             np.array([session.query is not None for session in sessions]),
             k,
-            self.predictor.allowed_items(items, exclude_items),
+            allowed_I,
             [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None,
             self._screen,
         )
