@@ -170,9 +170,14 @@ def test_the_command_reports_attributes_and_names_files(
     for mistake, hint in (
         (["input=sesions.csv"], 'error: input=sesions.csv: no such file (did you mean "sessions.csv"?)\n'),
         (["input=sessions.csv", "users=session.parquet"], 'no such file (did you mean "sessions.parquet"?)\n'),
+        (["input=sessions.csv", "output=./sessions.csv"], "is input, which it would replace; choose another file\n"),
     ):
         assert arnn_here([*command, *mistake], monkeypatch) == 2
         assert capsys.readouterr().err.endswith(hint)
+    assert pl.read_csv("sessions.csv").height == events.height
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert arnn_here([*command, 'input="~/sessions.csv"', 'output="~/home.csv"'], monkeypatch) == 0
+    assert (tmp_path / "home.csv").is_file()
 
 
 # --- what is recommended ---
