@@ -441,11 +441,8 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     app.add_middleware(Measure, requests=requests, seconds=seconds)
     _handle_errors(app)
     # The scheme is in the description alone: it would refuse some of the headers with status 403.
-    protected = [
-        Depends(_authorization(token)),
-        *([Depends(HTTPBearer(auto_error=False))] if token is not None else []),
-    ]
-    unauthorized = [401] if token is not None else []
+    protected = [] if token is None else [Depends(_authorization(token)), Depends(HTTPBearer(auto_error=False))]
+    unauthorized = [] if token is None else [401]
 
     def described(*statuses: int) -> dict[str, Any]:
         return {"dependencies": protected, "responses": _refusals(*unauthorized, *statuses)}
@@ -468,12 +465,12 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     return app
 
 
-def _authorization(token: str | None) -> Callable[[Request], Awaitable[None]]:
+def _authorization(token: str) -> Callable[[Request], Awaitable[None]]:
     """A dependency that refuses requests without the token; in constant time."""
 
     async def authorize(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as sent
-        if token is not None and not secrets.compare_digest(given, f"Bearer {token}".encode()):
+        if not secrets.compare_digest(given, f"Bearer {token}".encode()):
             raise HTTPException(401, "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
 
     return authorize
