@@ -20,7 +20,7 @@ LEVELS = 79
 MAX_SHARE = 16  # with more than one in this many items as candidates, the product of all weights is faster
 EPS, LARGEST = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).max / 2  # no score is larger
 SMALLEST = 1e-30  # scale, for rows of zeros
-BLOCK_ROWS = 1 << 16  # in float64 at once
+BLOCK_ROWS = 1 << 12  # in float64 at once, few enough for the cache
 
 
 class ItemScreen:
