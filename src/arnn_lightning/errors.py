@@ -15,13 +15,17 @@ class UserError(Exception):
 
 
 def one_line(error: Exception) -> str | None:
-    """The message of an error that a user can fix, in one line; None for any other.
+    r"""The message of an error that a user can fix, in one line; None for any other.
+
+    Control characters, as in the columns of a file that is no text, are written as escapes.
 
     >>> one_line(UserError("no item; give one")), one_line(ValueError("a defect"))
     ('no item; give one', None)
+    >>> print(one_line(UserError(f"its columns: {chr(27)}[2J")))
+    its columns: \x1b[2J
     """
     if isinstance(error, UserError):
-        return str(error)
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
     if isinstance(error, OSError) and error.filename is not None:  # no permission, no space, no such folder
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):

@@ -76,6 +76,7 @@ def zero_query() -> tuple[Tensor, Tensor, Tensor]:
 )
 def test_V18_screened_lists_equal_those_of_all_scores(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arnn_lightning.evaluation.screening.MAX_SHARE", 1)
+    monkeypatch.setattr("arnn_lightning.evaluation.screening.BLOCK_ROWS", 700)
     torch.manual_seed(seed)
     weight, bias, query = world()
     screen = ItemScreen(weight, bias)

@@ -97,6 +97,7 @@ def test_unknown_parts_are_named_in_the_answer(client: TestClient, items: list[A
         ({"session": [1], "items": [2**70]}, "item"),
         ({"session": [1], "items": []}, "items"),
         ({"session": [1], "user": 2**70, "items": ["a", 1]}, "items"),
+        ({"session": [1], "user": True}, "user: Input should be a valid integer"),
         ([], "body"),
         ("text", "body"),
     ],
@@ -170,6 +171,17 @@ def test_the_api_is_documented(client: TestClient) -> None:
         "/health",
     } <= paths.keys()
     assert client.get("/docs").status_code == 200
+
+
+def test_a_refused_click_does_not_count(models: ReloadingPredictor, items: list[Any]) -> None:
+    store = SessionStore(10, 60.0)
+    client = TestClient(make_app(models, store, None, 20_000))
+    key = client.post("/v1/sessions", json={}).json()["id"]
+    for refused in ({"item": items[0], "items": []}, {"item": items[0], "items": ["a", 1]}, {"item": 1.5}):
+        assert client.post(f"/v1/sessions/{key}/clicks", json=refused).status_code == 422
+    held = store.get(key)
+    assert held is not None
+    assert held[1].clicks == 0
 
 
 def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) -> None:

@@ -1,9 +1,10 @@
 """What recommend() and live sessions accept and refuse: frames, ids, profiles, states."""
 
+import math
 import re
 import warnings
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,11 @@ def test_empty_frames_give_empty_lists_with_their_columns(arnn: Predictor, event
         (pl.DataFrame({"session_id": [1], "item_id": [[1]]}), "item_id: ids must be integers or strings"),
         (pl.DataFrame({"session_id": [1], "item_id": [True]}), "item_id: ids must be integers or strings"),
         (pl.DataFrame({"session_id": [[1]], "item_id": [1]}), "session_id: ids must be integers or strings"),
+        (pl.DataFrame({"session_id": [1.0, math.nan], "item_id": [1, 2]}), "column session_id, row 2: no value"),
+        (pl.DataFrame({"session_id": [1], "item_id": [1], "time": [math.nan]}), "column time, row 1: no value"),
+        (pl.DataFrame({"session_id": [1], "item_id": [1], "time": [object()]}), "time: must be numbers, dates or"),
+        (pl.DataFrame({"session_id": [1], "item_id": [1], "time": [[1]]}), "time: must be numbers, dates or texts"),
+        (pd.DataFrame([[1, 2, 3]], columns=["session_id", "item_id", "item_id"]), "unique column names.*'item_id' 2"),
         (pl.DataFrame({"session_id": [1, 1], "item_id": [1, 2], "user_id": [5, 6]}), "session 1 has 2 users"),
         (pl.DataFrame({"session_id": [1], "item_id": [1]}).lazy(), "must be a DataFrame"),
         ({"session_id": [1]}, "must be a DataFrame of polars, pandas or pyarrow, not builtins.dict"),
@@ -164,9 +170,14 @@ def test_the_command_reports_attributes_and_names_files(
     for mistake, hint in (
         (["input=sesions.csv"], 'error: input=sesions.csv: no such file (did you mean "sessions.csv"?)\n'),
         (["input=sessions.csv", "users=session.parquet"], 'no such file (did you mean "sessions.parquet"?)\n'),
+        (["input=sessions.csv", "output=./sessions.csv"], "is input, which it would replace; choose another file\n"),
     ):
         assert arnn_here([*command, *mistake], monkeypatch) == 2
         assert capsys.readouterr().err.endswith(hint)
+    assert pl.read_csv("sessions.csv").height == events.height
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert arnn_here([*command, 'input="~/sessions.csv"', 'output="~/home.csv"'], monkeypatch) == 0
+    assert (tmp_path / "home.csv").is_file()
 
 
 # --- what is recommended ---
@@ -312,6 +323,19 @@ def test_unknown_attributes_and_values_are_named(arnn: Predictor, events: pl.Dat
 
 
 @pytest.mark.parametrize(
+    "value",
+    [b"\xff", timedelta(1), [["1"]], [[["1"]]], [{"a": 1}], {"a": 1}, object()],
+    ids=lambda value: str(type(value)),
+)
+def test_values_that_are_no_categories_are_one_line(arnn: Predictor, events: pl.DataFrame, value: Any) -> None:
+    for name in arnn.attributes:
+        users = pl.DataFrame({"session_id": events["session_id"][:1], name: pl.Series([value])})
+        with pytest.raises(UserError, match=f"column {name}: ") as error:
+            arnn.recommend(events, users)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("users", "message"),
     [
         ({"country": ["de"]}, "users: no column session_id or user_id"),
@@ -368,6 +392,25 @@ def test_a_batch_has_every_session_once(arnn: Predictor, events: pl.DataFrame) -
             arnn.live.click(sessions, items)
     arnn.live.click([], [])
     assert arnn.live.top([]) == []
+
+
+def test_sessions_of_another_model_are_refused(arnn: Predictor, gru4rec: Predictor, events: pl.DataFrame) -> None:
+    session = gru4rec.session()
+    for call in (
+        lambda: arnn.live.click([session], [events["item_id"][0]]),
+        lambda: arnn.live.top([arnn.session(), session]),
+    ):
+        with pytest.raises(UserError, match=r"^a session of another model \(gru4rec\)"):
+            call()
+    assert session.clicks == 0
+
+
+def test_numpy_values_are_those_of_python(arnn: Predictor) -> None:
+    profile = {"tags": np.array(["1", "2"]), **{name: np.int64(1) for name in arnn.vocabulary.single}}
+    plain = {"tags": ["1", "2"], **dict.fromkeys(arnn.vocabulary.single, 1)}
+    sessions = [arnn.session(values) for values in (profile, plain)]
+    assert sessions[0].contexts.single.equal(sessions[1].contexts.single)
+    assert sessions[0].contexts.active.equal(sessions[1].contexts.active)
 
 
 @pytest.mark.parametrize("case", MODELS, ids=case_name)

@@ -20,7 +20,7 @@ LEVELS = 79
 MAX_SHARE = 16  # with more than one in this many items as candidates, the product of all weights is faster
 EPS, LARGEST = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).max / 2  # no score is larger
 SMALLEST = 1e-30  # scale, for rows of zeros
-BLOCK_ROWS = 1 << 16  # in float64 at once
+BLOCK_ROWS = 1 << 12  # in float64 at once, few enough for the cache
 
 
 class ItemScreen:
@@ -74,12 +74,13 @@ class ItemScreen:
         bound += EPS * (width + 8) * (self.norm * _norm(q_H) + product + bound)
         if not self.largest_scale * (product + 4 * bound) + self.largest_bias < LARGEST:
             return None
-        product_1I = torch._int_mm(torch.from_numpy(code_H.astype(np.int8))[None], self.code_IH.T)
-        lowest_1I = torch.addcmul(self.bias_I, self.scale_I, product_1I * step - bound)
+        product_1I = torch._int_mm(torch.from_numpy(code_H[None].astype(np.int8)), self.code_IH.T)
+        lowest_I = torch.add(self.bias_I, self.scale_I, alpha=-bound)
+        lowest_1I = torch.addcmul(lowest_I, self.scale_I, product_1I, value=step)
         exclude(lowest_1I)
-        best_1G = lowest_1I[:, : n_items // GROUP_ITEMS * GROUP_ITEMS].unflatten(1, (GROUP_ITEMS, -1)).amax(1)
+        best_G = lowest_1I.numpy()[0, : n_items // GROUP_ITEMS * GROUP_ITEMS].reshape(GROUP_ITEMS, -1).max(0)
         # K items have at least this score.
-        least = max(float(np.partition(best_1G.numpy()[0], -k)[-k]), -LARGEST) - 8 * EPS * self.largest_bias
+        least = max(float(np.partition(best_G, -k)[-k]), -LARGEST) - 8 * EPS * self.largest_bias
         highest_1I = torch.add(lowest_1I, self.scale_I, alpha=2 * bound)
         item_C = np.flatnonzero(highest_1I.numpy() >= least)
         if len(item_C) > n_items // MAX_SHARE:

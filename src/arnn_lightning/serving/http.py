@@ -257,13 +257,16 @@ class Batches:
 
     @staticmethod
     def _answer(group: Sequence[tuple[Job, Future[list[list[Recommendation]]]]]) -> None:
-        live, lists = group[0][0].predictor.live, group[0][0].lists
+        predictor, lists = group[0][0].predictor, group[0][0].lists
+        live = predictor.live
+        # Before the clicks: they must not count where the request is refused.
+        allowed_I = predictor.allowed_items(lists.items, lists.exclude_items)
         sessions = [session for job, _ in group for session in job.sessions]
         items = [clicked for job, _ in group for clicked in job.items]
         for step in range(max(map(len, items), default=0)):
             active = [number for number, clicked in enumerate(items) if len(clicked) > step]
             live.click([sessions[number] for number in active], [items[number][step] for number in active])
-        found = iter(live.top(sessions, lists.k, lists.exclude_seen, lists.items, lists.exclude_items))
+        found = iter(live.top_allowed(sessions, lists.k, lists.exclude_seen, allowed_I))
         for job, future in group:
             future.set_result([*islice(found, len(job.sessions))])
 
@@ -438,11 +441,8 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     app.add_middleware(Measure, requests=requests, seconds=seconds)
     _handle_errors(app)
     # The scheme is in the description alone: it would refuse some of the headers with status 403.
-    protected = [
-        Depends(_authorization(token)),
-        *([Depends(HTTPBearer(auto_error=False))] if token is not None else []),
-    ]
-    unauthorized = [401] if token is not None else []
+    protected = [] if token is None else [Depends(_authorization(token)), Depends(HTTPBearer(auto_error=False))]
+    unauthorized = [] if token is None else [401]
 
     def described(*statuses: int) -> dict[str, Any]:
         return {"dependencies": protected, "responses": _refusals(*unauthorized, *statuses)}
@@ -465,12 +465,12 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     return app
 
 
-def _authorization(token: str | None) -> Callable[[Request], Awaitable[None]]:
+def _authorization(token: str) -> Callable[[Request], Awaitable[None]]:
     """A dependency that refuses requests without the token; in constant time."""
 
     async def authorize(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as sent
-        if token is not None and not secrets.compare_digest(given, f"Bearer {token}".encode()):
+        if not secrets.compare_digest(given, f"Bearer {token}".encode()):
             raise HTTPException(401, "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
 
     return authorize
@@ -486,7 +486,8 @@ def _handle_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         if "json" not in request.headers.get("content-type", ""):  # curl's default is that of forms
             return _error(422, "body: the header Content-Type must be application/json")
-        place = ".".join(map(str, first["loc"][1:3])) or "body"  # further parts are names of pydantic's
+        # Further parts, and those with brackets, are names of pydantic's.
+        place = ".".join(part for part in map(str, first["loc"][1:3]) if not part.endswith("]")) or "body"
         return _error(422, f"{place}: {first['msg']}")
 
 

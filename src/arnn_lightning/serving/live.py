@@ -197,8 +197,11 @@ class LiveSessions:
             items: N ids.
 
         Raises:
-            UserError: not one item per session, a session that is given twice, or an item of a wrong type.
+            UserError: not one item per session, a session that is given twice or is of another model, or an item of a
+                wrong type.
         """
+        sessions, items = [*sessions], [*items]
+        self._require_same_model(sessions)
         if len(sessions) != len(items) or len({id(session) for session in sessions}) < len(sessions):
             raise UserError("click: needs one item for every session, and every session once; click again for the next")
         codes = [self._items.find(item, "item") for item in items]
@@ -246,9 +249,17 @@ class LiveSessions:
             exclude_items: leaves these out, in all sessions.
 
         Raises:
-            UserError: ``k`` is not a positive integer, or no item is left to recommend.
+            UserError: ``k`` is not a positive integer, no item is left to recommend, or a session of another model.
         """
+        return self.top_allowed(sessions, k, exclude_seen, self.predictor.allowed_items(items, exclude_items))
+
+    def top_allowed(
+        self, sessions: Sequence[LiveSession], k: int, exclude_seen: bool, allowed_I: Tensor | None
+    ) -> list[list[Recommendation]]:
+        """``top`` with the items that may be recommended as ``Predictor.allowed_items`` returns them."""
         check_length(k)
+        sessions = [*sessions]
+        self._require_same_model(sessions)
         if not sessions:
             return []
         # Sessions without a click get the most popular items: any query may stand in for theirs.
@@ -260,7 +271,7 @@ class LiveSessions:
             query_NH,
             np.array([session.query is not None for session in sessions]),
             k,
-            self.predictor.allowed_items(items, exclude_items),
+            allowed_I,
             [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None,
             self._screen,
         )
@@ -272,6 +283,13 @@ class LiveSessions:
             ]
             for scores, codes in zip(score_NK.tolist(), item_NK.tolist(), strict=True)
         ]
+
+    def _require_same_model(self, sessions: Sequence[LiveSession]) -> None:
+        for session in sessions:
+            if session._sessions.model_id != self.model_id:
+                raise UserError(
+                    f"a session of another model ({session._sessions.predictor.name}): click and list it there"
+                )
 
     def _restore(self, state: bytes) -> LiveSession:
         """Reads what ``state`` wrote: header, sizes, codes (single, active, seen), query if clicked, hidden states."""

@@ -177,7 +177,7 @@ class Predictor:
         request = self.reader.read(sessions, users)
         if on_unknown == "raise" and (line := request.unknown.line(self.attributes, with_columns=False)):
             raise UserError(line)
-        if on_unknown != "ignore" and (line := request.unknown.line(self.attributes, with_columns=True)):
+        if on_unknown != "ignore" and (line := request.unknown.line(self.attributes)):
             warnings.warn(f"ignored: {line}", stacklevel=3)
         return request
 

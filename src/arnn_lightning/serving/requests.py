@@ -34,7 +34,7 @@ def to_polars(frame: Any, name: str) -> pl.DataFrame:
     except ModuleNotFoundError as error:
         raise UserError(f"{name}: {error}; pip install pyarrow, or pass a polars frame") from error
     except Exception as error:  # a class of the frame's library
-        raise UserError(f"{name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
 
 
 def like(frame: pl.DataFrame, original: Any) -> Any:
@@ -107,7 +107,7 @@ class Unknown:
     no_click: int = 0
     columns: list[str] = field(default_factory=list)
 
-    def line(self, used: Sequence[str], with_columns: bool) -> str | None:
+    def line(self, used: Sequence[str], with_columns: bool = True) -> str | None:
         """One line about what is ignored; None where everything is known.
 
         Args:
@@ -265,11 +265,15 @@ class RequestReader:
                 raise UserError(f"sessions: no column {name}{hint}; its columns: {', '.join(events.columns)}")
         others = [name for name in events.columns if name not in (SESSION_ID, ITEM_ID, TIME, USER_ID)]
         events = events.drop(others)
-        for name in {SESSION_ID, TIME} & {*events.columns}:
-            if events[name].has_nulls():
-                raise UserError(f"sessions: column {name}, row {events[name].is_null().arg_true()[0] + 1}: no value")
-        if events[SESSION_ID].dtype.is_nested():
-            raise UserError(f"sessions: {SESSION_ID}: ids must be integers or strings, not {events[SESSION_ID].dtype}")
+        for name, kind in ((SESSION_ID, "ids must be integers or strings"), (TIME, "must be numbers, dates or texts")):
+            if name not in events.columns:
+                continue
+            column = events[name]
+            if column.dtype.is_nested() or column.dtype == pl.Object:
+                raise UserError(f"sessions: {name}: {kind}, not {column.dtype}")
+            is_missing = column.fill_nan(None).is_null() if column.dtype.is_float() else column.is_null()
+            if is_missing.any():
+                raise UserError(f"sessions: column {name}, row {is_missing.arg_true()[0] + 1}: no value")
         return events, others
 
     def encode(self, users: pl.DataFrame, key: str | None, unknown: Unknown) -> pl.DataFrame:
@@ -338,7 +342,8 @@ class RequestReader:
     def _canonical(self, column: pl.Series) -> pl.Series:
         """An attribute as String, Float64 or List(String), as readers return it."""
         name = column.name
-        if isinstance(column.dtype, pl.Object | pl.Struct):
+        value_type = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else column.dtype
+        if value_type.is_nested() or value_type in (pl.Object, pl.Binary, pl.Duration):
             raise UserError(f"users: column {name}: must be numbers, texts or lists of them, not {column.dtype}")
         if name in self.numeric:
             return self._number(column)
@@ -361,7 +366,9 @@ def one_row(profile: Mapping[str, Any]) -> pl.DataFrame:
     """A profile as a frame; raises UserError for a value that is no text, number, date or list of these."""
     columns = {}
     for name, value in profile.items():
-        value = list(value) if isinstance(value, list | tuple | set | frozenset) else value
+        if isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
+        value = list(value) if isinstance(value, tuple | set | frozenset) else value
         try:
             columns[str(name)] = pl.Series([value], dtype=None if value != [] else pl.List(pl.String))
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:

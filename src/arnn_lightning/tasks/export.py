@@ -18,7 +18,7 @@ from arnn_lightning.training.stage import prediction_metrics, to_container
 
 def run(config: DictConfig) -> None:
     """Writes the folder ``output``, and prints what it contains."""
-    checkpoint, output = Path(config.checkpoint), Path(config.output)
+    checkpoint, output = Path(config.checkpoint).expanduser(), Path(config.output).expanduser()
     if checkpoint.is_dir():  # a run folder
         checkpoint = checkpoint / "checkpoints" / "best.ckpt"
     check_output(output)

@@ -24,9 +24,12 @@ from arnn_lightning.serving.requests import ITEM_ID, SESSION_ID, TIME, USER_ID
 def run(config: DictConfig) -> None:
     """Writes the lists of all sessions of ``input`` to ``output``, and prints one line."""
     started = time.perf_counter()
-    output = Path(config.output)
+    output = Path(config.output).expanduser()
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(f"output={output}: must end in .csv or .parquet")
+    for key in ("input", "users"):
+        if config[key] is not None and output.resolve() == Path(config[key]).expanduser().resolve():
+            raise UserError(f"output={output}: is {key}, which it would replace; choose another file")
     if config.performance.threads is not None:
         torch.set_num_threads(int(config.performance.threads))
     sessions = _read(config.input, "input", (SESSION_ID, ITEM_ID, TIME, USER_ID))
