@@ -560,6 +560,8 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
     for key, node in _instantiated(config):
         if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
             raise UserError(f"{key}: needs a _target_, a class or function as in mypackage.MyClass")
+        if key.endswith(".scheduler") and not node.get("_partial_"):
+            raise UserError(f"{key}: needs _partial_: true, since the optimizer is added to its arguments")
     if str(config.task._target_).startswith(f"{OWN}tasks.train.") and isinstance(config.checkpoint, str):
         raise UserError(
             f"checkpoint={config.checkpoint}: is a key of task=evaluate; encoders are set by pretrained.session"
