@@ -805,7 +805,7 @@ def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[s
         name, owner = canonical(key), _owner_of(config, key)
         node = OmegaConf.select(config, key)
         if override.value() == {} and isinstance(node, DictConfig) and node:  # Hydra merges mappings
-            parts = " ".join(f"~{key}.{part}" for part in node)
+            parts = " ".join(f"~{key}.{part!s}" for part in node)
             raise UserError(f"{key}={{}}: changes nothing; remove what you do not want, as in {parts}")
         if override.is_delete() and _is_own(owner if not key.startswith("trainer.") else OWN):
             is_section = any(rule.startswith(f"{name}.") for rule in RULES)
