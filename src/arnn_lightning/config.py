@@ -804,7 +804,8 @@ def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[s
             continue
         name, owner = canonical(key), _owner_of(config, key)
         node = OmegaConf.select(config, key)
-        if override.value() == {} and isinstance(node, DictConfig) and node:  # Hydra merges mappings
+        # Hydra merges mappings. What a resumed run was started with stands.
+        if override.value() == {} and isinstance(node, DictConfig) and node and not config.get("resume"):
             parts = " ".join(f"~{key}.{part!s}" for part in node)
             raise UserError(f"{key}={{}}: changes nothing; remove what you do not want, as in {parts}")
         if override.is_delete() and _is_own(owner if not key.startswith("trainer.") else OWN):
