@@ -201,6 +201,7 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("data.contexts={}", "data.contexts={}: changes nothing; remove what you do not want, as in ~data.contexts."),
         ("model._target_=null", "model: needs a _target_"),
         ("model.scheduler={T_max:3}", "model.scheduler: needs a _target_"),
+        ("model.scheduler={_target_:torch.optim.lr_scheduler.StepLR}", "model.scheduler: needs _partial_: true"),
         ("+callbacks.x=1", "callbacks.x: needs a _target_"),
         ("checkpoint=a.ckpt", "checkpoint=a.ckpt: is a key of task=evaluate"),
         ("model.hidden_size", "model.hidden_size: must be KEY=VALUE"),

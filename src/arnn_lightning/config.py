@@ -589,6 +589,8 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
     for key, node in _instantiated(config):
         if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
             raise UserError(f"{key}: needs a _target_, a class or function as in mypackage.MyClass")
+        if key.endswith(".scheduler") and not node.get("_partial_"):
+            raise UserError(f"{key}: needs _partial_: true, since the optimizer is added to its arguments")
     if str(config.task._target_).startswith(f"{OWN}tasks.train.") and isinstance(config.checkpoint, str):
         raise UserError(
             f"checkpoint={config.checkpoint}: is a key of task=evaluate; encoders are set by pretrained.session"
@@ -831,8 +833,9 @@ def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[s
             continue
         name, owner = canonical(key), _owner_of(config, key)
         node = OmegaConf.select(config, key)
-        if override.value() == {} and isinstance(node, DictConfig) and node:  # Hydra merges mappings
-            parts = " ".join(f"~{key}.{part}" for part in node)
+        # Hydra merges mappings. What a resumed run was started with stands.
+        if override.value() == {} and isinstance(node, DictConfig) and node and not config.get("resume"):
+            parts = " ".join(f"~{key}.{part!s}" for part in node)
             raise UserError(f"{key}={{}}: changes nothing; remove what you do not want, as in {parts}")
         if override.is_delete() and _is_own(owner if not key.startswith("trainer.") else OWN):
             is_section = any(rule.startswith(f"{name}.") for rule in RULES)

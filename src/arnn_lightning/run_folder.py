@@ -171,7 +171,8 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
         stored = list(_load(folder / MULTIRUN).hydra.overrides.task)
     else:
         if not has_record(folder):
-            raise UserError(f"resume=true: {folder} contains no run")
+            hint = f"but a multirun: add hydra.sweep.dir={folder} instead" if (folder / MULTIRUN).is_file() else ""
+            raise UserError(f"resume=true: {folder} contains no run {hint}".rstrip())
         stored = list(stored_config(folder, "overrides"))
         choices = stored_config(folder, "hydra").hydra.runtime.choices
         for key in given.keys() & choices.keys():  # another data set or model may not even compose with the rest

@@ -77,12 +77,23 @@ def test_the_summary_leaves_out_jobs_of_other_multiruns(
     assert len(outcomes(tmp_path / "sweeps/first")) == 3
 
 
-def test_a_killed_process_of_a_multirun_is_one_line(tmp_path: Path) -> None:
+def test_a_killed_process_of_a_multirun_keeps_the_others_results(tmp_path: Path) -> None:
+    """It is one line; the multirun is resumed by its folder alone."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    (tmp_path / "job.py").write_text("import os, signal\ndef run(config): os.kill(os.getpid(), signal.SIGKILL)\n")
+    (tmp_path / "job.py").write_text(
+        "import os, pathlib, signal, time\n"
+        "def run(config):\n"
+        "    while config.seed == 2 and not config.resume:\n"
+        "        if any('1.0' in file.read_text() for file in pathlib.Path('sweep/.outcomes').glob('0.json')):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        time.sleep(0.1)\n"
+        "    return float(config.seed)\n"
+    )
     done = arnn(tmp_path, "-m", *JOBLIB, "task._target_=job.run", "seed=1,2", code=1)
     assert error_line(done).endswith("resume with the same command plus resume=true hydra.sweep.dir=sweep")
-    assert {outcome["error"] for outcome in outcomes(tmp_path / "sweep")} == {KILLED}
+    assert "sweep: 2 jobs, 1 failed" in done.stdout
+    assert [outcome["error"] for outcome in outcomes(tmp_path / "sweep")] == [None, KILLED]
+    assert "sweep: 2 jobs, 0 failed" in arnn(tmp_path, "resume=true", "hydra.sweep.dir=sweep").stdout
 
 
 def test_eight_parallel_jobs_share_one_prepared_data_set(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Optuna studies: shared by processes, resumed where they stopped, with unpromising trials pruned."""
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -72,6 +74,36 @@ def test_only_the_spaces_of_a_command_line_are_moved() -> None:
 def test_an_invalid_search_space_is_an_error(space: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         distribution("model.dropout", space)
+
+
+def test_a_full_disk_ends_a_study_and_loses_no_trial(tmp_path: Path) -> None:
+    file = tmp_path / "a.db"
+    first = run_trials(file, 2).trials
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"a\.db: cannot be written: .*; finished trials are kept"):
+            run_trials(file, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    study = run_trials(file, 4)
+    assert [trial.params for trial in study.trials[:2]] == [trial.params for trial in first]
+    assert states(study).count("COMPLETE") == 4
+
+
+def test_a_trial_that_the_disk_ends_is_run_again(tmp_path: Path) -> None:
+    """With a complete trial, other errors are those of a trial, which counts."""
+
+    def full(trial: optuna.Trial) -> float:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise UserError("last.ckpt: cannot be written: No space left on device") from error
+
+    run_trials(tmp_path / "a.db", 1)
+    with pytest.raises(UserError, match=r"^last\.ckpt: cannot be written"):
+        run_trials(tmp_path / "a.db", 3, full)
+    assert states(run_trials(tmp_path / "a.db", 3)).count("COMPLETE") == 3
 
 
 def test_a_study_is_resumed_until_it_has_its_trials(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def contents(folder: Path) -> dict[Path, str]:
         ([*GRU, "hydra.run.dir=interrupted"], "contains an interrupted run; pass resume=true to resume it"),
         (["resume=true"], "resume=true needs the folder to resume: add hydra.run.dir=FOLDER"),
         (["resume=true", "hydra.run.dir=rum"], "resume=true: rum contains no run"),
+        (["resume=true", "hydra.run.dir=grid"], "contains no run but a multirun: add hydra.sweep.dir=grid instead"),
         (["resume=true", "hydra.run.dir=run", "seed=9"], "seed=9: "),
         (["resume=true", "hydra.run.dir=run", "model=pnn"], "model=pnn: run was started with gru4rec"),
         (["resume=true", "hydra.run.dir=run", "data=movielens"], "data=movielens: run was started with synthetic"),

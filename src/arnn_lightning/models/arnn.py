@@ -72,10 +72,6 @@ class ARNN(SessionRecommender):
         limit = self.settings.cache_mb if self.encoder.has_constant_features else 0.0
         self._cache = FeatureCache(int(limit * 1e6))
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self.prepare_merge()  # weights may have been loaded since
-
     def on_train_end(self) -> None:
         self._cache.clear()
 

@@ -289,15 +289,15 @@ class TabularReader:
         """
         kept = pl.repeat(True, frame.height, dtype=pl.Boolean, eager=True)
         dropped: dict[str, int] = {}
-        unmatched, absent = "", {}
+        unmatched, absent = "", dict[str, str]()
         for column, values in (self.where or {}).items():
             allowed = [_as_text(value) for value in _as_list(values)]
             text, before = frame[column].cast(pl.String).str.strip_chars(), int(kept.sum())
             is_allowed = text.is_in(allowed).fill_null(False)
             kept &= is_allowed
-            if missing := set(allowed) - set(text.filter(is_allowed).unique()):
+            if unseen := set(allowed) - set(text.filter(is_allowed).unique()):
                 present = [value for value in text.unique().sort().head(1_000) if value is not None]
-                absent |= {f"{column}={value}": nearest(value, present) for value in allowed if value in missing}
+                absent |= {f"{column}={value}": nearest(value, present) for value in allowed if value in unseen}
             label = f"{column}={' or '.join(allowed)}"
             dropped[f"with {label}"] = before - int(kept.sum())
             if not kept.any() and not unmatched:

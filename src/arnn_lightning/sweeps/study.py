@@ -5,8 +5,9 @@ A process locks a file for as long as a trial runs: a trial in state RUNNING who
 
 import logging
 import math
+import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def open_study(file: Path, settings: Mapping[str, Any], pruner: optuna.pruners.B
         pruner: ends trials early.
 
     Raises:
-        UserError: ``file`` is not a database of this Optuna, or its trials have other settings.
+        UserError: ``file`` cannot be written, is not a database of this Optuna, or its trials have other settings.
     """
     try:
         with _lock(file, "study"):  # one process creates the tables
@@ -76,6 +77,7 @@ def open_study(file: Path, settings: Mapping[str, Any], pruner: optuna.pruners.B
             if stored is None:
                 study.set_user_attr("settings", dict(settings))
     except Exception as error:  # of SQLAlchemy and Optuna, of many kinds
+        _raise_storage_error(error, file)
         raise UserError(
             f"{file} is not a database of Optuna {optuna.__version__}: {str(error).splitlines()[0]}"
         ) from error
@@ -108,8 +110,24 @@ def optimize(
         objective: returns the value of a trial, or raises ``optuna.TrialPruned``.
 
     Raises:
-        UserError: by ``objective`` before any trial is complete: all others are likely to raise it too.
+        UserError: by ``objective`` before any trial is complete: all others are likely to raise it too; ``file``
+            cannot be written.
     """
+    try:
+        _optimize(study, file, n_trials, space, sampler, objective)
+    except Exception as error:
+        _raise_storage_error(error, file)
+        raise
+
+
+def _optimize(
+    study: optuna.Study,
+    file: Path,
+    n_trials: int,
+    space: dict[str, BaseDistribution],
+    sampler: Callable[[int], optuna.samplers.BaseSampler],
+    objective: Callable[[Trial], float | None],
+) -> None:
     while True:
         with _lock(file, "study"):
             _retry_interrupted(study, file)
@@ -138,6 +156,22 @@ def _has_ended(trial: FrozenTrial) -> bool:
     return failed or trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _raise_storage_error(error: Exception, file: Path) -> None:
+    """Raises UserError where SQLite could not write ``file``, as on a full disk: Optuna and SQLAlchemy wrap that."""
+    for cause in _causes(error):
+        name = getattr(cause, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
+            raise UserError(
+                f"{file}: cannot be written: {cause}; finished trials are kept: the same command runs the others"
+            ) from error
+
+
 def _lock(file: Path, name: str | int) -> FileLock:
     path = file.with_suffix(".locks") / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +197,8 @@ def _evaluate(study: optuna.Study, trial: Trial, objective: Callable[[Trial], fl
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
     except Exception as error:
+        if any(isinstance(cause, OSError | sqlite3.Error) for cause in _causes(error)):
+            raise  # the disk's error, not the trial's, which is run again as an interrupted one
         message = one_line(error)
         if message is not None and not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             study.tell(trial, state=TrialState.FAIL)
