@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 DOCS := .venv/.docs
 TORCH := torch mpmath networkx setuptools sympy
 
-.PHONY: help demo test lint types bench report docs wheel lock clean
+.PHONY: help demo test coverage lint types bench report docs wheel lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,6 +19,12 @@ demo: $(INSTALLED) ## install, then train and compare all models on the default 
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+coverage: $(INSTALLED) ## run the tests, and list the lines that none of them reaches
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(INSTALLED) ## check style and format
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ NO_BASELINES = [f"~baselines.{name}" for name in ("pop", "itemknn", "sr", "vsknn
 # A process that has imported the package and does nothing else is forked for each command, since the import of torch
 # and Lightning takes longer than most commands do. From then on all is as with ``python -m arnn_lightning``.
 SERVER = """
-import atexit, importlib, json, multiprocessing, os, pkgutil, runpy, signal, sys
+import atexit, importlib, json, multiprocessing, os, pkgutil, runpy, signal, sys, threading
 import arnn_lightning.models, arnn_lightning.tasks
 for module in pkgutil.iter_modules(arnn_lightning.tasks.__path__, "arnn_lightning.tasks."):
     importlib.import_module(module.name)
@@ -45,7 +45,8 @@ def run(folder, arguments, environment, *streams):
     sys.argv[1:] = arguments
     try:
         runpy.run_module("arnn_lightning", run_name="__main__", alter_sys=True)
-    finally:
+    finally:  # as at the end of a process
+        threading._shutdown()
         atexit._run_exitfuncs()
 
 for line in sys.stdin:

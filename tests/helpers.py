@@ -1,8 +1,11 @@
 """Small prepared data sets and models shared by the tests."""
 
 import copy
+import json
 import re
 from functools import cache
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,14 @@ import numpy as np
 import polars as pl
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from arnn_lightning import conf
 from arnn_lightning.batch import State, StepInput
 from arnn_lightning.encoders import SessionEncoder
 from arnn_lightning.loading.datamodule import SessionDataModule
@@ -23,6 +29,8 @@ from arnn_lightning.models import ARNN, RunSettings, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.preprocessing.sessions import Sessions
 from arnn_lightning.training.checkpoint import build_model
+
+CONF = Path(conf.__path__[0])
 
 
 def make_sessions(items: list[list[int]], users: list[int] | None = None, first: int = 0) -> Sessions:
@@ -51,8 +59,6 @@ def write_dataset(
     ``single``: attribute -> code of every user; ``active``: two-valued fields present per user. Likewise of items,
     which have a category by default.
     """
-    import json
-
     single = single or {}
     n_users = 1 + max(max(users, default=0) for _, users in splits.values())
     active = active or [[] for _ in range(n_users)]
@@ -97,21 +103,40 @@ def python_block(text: str) -> str:
     return str(block)
 
 
-def compose_config(*overrides: str) -> DictConfig:
-    return copy.deepcopy(_compose_config(*overrides))
+GROUPS = {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")} - {"."}
+
+
+def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
+    """The config of a command line; ``with_hydra``: and its ``hydra`` part.
+
+    Hydra sets values once the groups are composed, which takes a quarter of a second; each choice is composed once.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    is_group = [o.package is not None or "/" in o.key_or_group or o.key_or_group in GROUPS for o in parsed]
+    config = copy.deepcopy(_compose_groups(*compress(overrides, is_group)))
+    ConfigLoaderImpl._apply_overrides_to_config([*compress(parsed, map(not_, is_group))], config)
+    config.hydra.overrides.task = list(overrides)
+    if not with_hydra:
+        with open_dict(config):
+            del config["hydra"]
+    return config
 
 
 @cache
-def _compose_config(*overrides: str) -> DictConfig:
-    """Composing takes a fifth of a second, and the contract tests compose each model many times."""
+def _compose_groups(*overrides: str) -> DictConfig:
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=False)
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
 def model_config(name: str, dims: dict[str, Any], *overrides: str) -> dict[str, Any]:
     """The resolved config of a model with the sizes of ``dims``."""
+    return copy.deepcopy(_model_config(name, json.dumps(dims), *overrides))
+
+
+@cache
+def _model_config(name: str, dims: str, *overrides: str) -> dict[str, Any]:
     config = compose_config(f"model={name}", "data=xing", *overrides)
-    config.model.dims = dims
+    config.model.dims = json.loads(dims)
     plain = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(plain, dict)
     return plain  # type: ignore[return-value]

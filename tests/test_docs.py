@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from arnn_lightning.config import check_settings
 from arnn_lightning.sweeps.space import quote_spaces
+from helpers import compose_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -152,6 +152,5 @@ def test_commands_of_the_documents_have_valid_settings(document: Path) -> None:
 @cache
 def check_command(overrides: tuple[str, ...]) -> None:
     """Composes a job; cached, since documents show the same commands."""
-    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=[*overrides], return_hydra_config=True)
+    config = compose_config(*overrides, with_hydra=True)
     check_settings(config, overrides, config.hydra.runtime.choices)
