@@ -45,6 +45,8 @@ def test_keys_of_the_merging_stage_alone_are_named(small_dataset: PreparedDatase
         "model.epochs: of the merging stage alone; model.context.epochs=10",
     ]
     assert len(lines(small_dataset, *arnn, "pretrained.session=a.ckpt")) == 1
+    shared = ["model.item_contexts=add", "model.attribute_dropout=0.2"]  # the encoders take the model's value
+    assert lines(small_dataset, "data=movielens", *shared) == []
     assert lines(small_dataset, "data=movielens", "model=gru4rec", "model.epochs=2") == []
 
 

@@ -104,8 +104,8 @@ def profile_attributes(
     """Every attribute's categories, unknowns and most frequent values, in the order of ``attribute_names``.
 
     Args:
-        users: of the prepared data set, with their codes.
-        vocabulary: the categories behind the codes.
+        users: of the prepared data set, or its items, with their codes.
+        vocabulary: the categories behind the codes, of these.
         contexts: ``data.contexts``.
         train_events: the number of training events.
 

@@ -139,7 +139,12 @@ def steps_table(manifest: Mapping[str, Any]) -> Table:
         f"popularity of items: counted over {POPULARITY_SCOPES[scope]}",
         f"PNN input fields, the previous item included: {manifest['fields']}",
     ]
-    users = manifest["users"]
+    items, users = manifest.get("items", {}), manifest["users"]
+    if items.get("without_training_event"):
+        notes.append(
+            f"{items['without_training_event']:,} of {items['all']:,} items have no training event: they are known by "
+            "their attributes"
+        )
     if users["without_profile"]:
         notes.append(
             f"{users['without_profile']:,} of {users['all']:,} users have no row in the users table: "
@@ -182,29 +187,32 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
     return table
 
 
-def attributes_table(attributes: Sequence[Mapping[str, Any]], remarks: Mapping[str, str]) -> Table:
+def attributes_table(
+    attributes: Sequence[Mapping[str, Any]], remarks: Mapping[str, str], owners: str = "users"
+) -> Table:
     """Every attribute's number of categories, unknowns and most frequent values, and what looks wrong.
 
     Args:
         attributes: as returned by ``profile_attributes``.
         remarks: as returned by ``attribute_remarks``.
+        owners: users or items.
     """
-    table = Table(title="contexts", title_justify="left", caption_justify="left")
+    table = Table(title=f"contexts of {owners}", title_justify="left", caption_justify="left")
     table.add_column("attribute", overflow="fold")
     table.add_column("kind", no_wrap=True)
     table.add_column("categories", justify="right", no_wrap=True)
     table.add_column("unknown", justify="right", no_wrap=True)
     table.add_column("most frequent", overflow="fold")
     for attribute in attributes:
-        name, users = attribute["name"], attribute["known"] + attribute["unknown"]
+        name, n_rows = attribute["name"], attribute["known"] + attribute["unknown"]
         table.add_row(
             _marked(name, name in remarks),
             attribute["kind"],
             f"{attribute['categories']:,}",
-            f"{attribute['unknown'] / users:.0%}",
+            f"{attribute['unknown'] / n_rows:.0%}",
             escape(", ".join(f"{value} ({share:.0%})" for value, share in attribute["top"])),
         )
-    notes = "unknown: share of the users; most frequent: share of the training events"
+    notes = f"unknown: share of the {owners}; most frequent: share of the training events"
     table.caption = "\n".join([notes, *(_marked(f"{name}: {remark}", True) for name, remark in remarks.items())])
     return table
 

@@ -25,11 +25,16 @@ def run(config: DictConfig) -> None:
     settings, log = manifest["config"], manifest["log"]
     n_train_events = manifest["splits"]["train"]["events"]
     attributes = profile_attributes(prepared.users(), prepared.vocabulary(), settings["contexts"], n_train_events)
+    of_items = profile_attributes(
+        prepared.items(), prepared.item_vocabulary(), settings["item_contexts"], n_train_events
+    )
     of_log, of_attributes = log_remarks(log, settings, date.today()), attribute_remarks(attributes)
     console = Console()
     console.print(log_table(log, of_log))
     if attributes:
         console.print(attributes_table(attributes, of_attributes))
+    if of_items:
+        console.print(attributes_table(of_items, {}, "items"))
     console.print(steps_table(manifest))
     if config.published:
         console.print(paper_table(manifest, config.published))
@@ -44,6 +49,7 @@ def run(config: DictConfig) -> None:
         "popularity_scope": settings["items"]["popularity_scope"],
         "log": log,
         "contexts": attributes,
+        "item_contexts": of_items,
         "remarks": {"log": of_log, "contexts": of_attributes},
     }
     write_json(Path(HydraConfig.get().runtime.output_dir) / "prepare.json", summary)

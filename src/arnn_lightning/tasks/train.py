@@ -358,7 +358,13 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
         lines.append("no validation split (data.split): the last epoch of each stage is kept, not the best")
     given = {str(text).partition("=")[0].lstrip("+") for text in job.overrides.task}
     for role in (role for role in ("session", "context") if role in model and config.pretrained[role] is None):
-        shared = sorted(key for key in model if f"model.{key}" in given and key in model[role] and key != "dims")
+        encoder = model[role]
+        shared = sorted(
+            key
+            for key in model
+            if f"model.{key}" in given and key in encoder and key != "dims"
+            if not OmegaConf.is_interpolation(encoder, key)  # of the model's value
+        )
         if shared:
             values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
             stage = "the merging stage" if "context" in model else model.name
