@@ -81,7 +81,6 @@ MODELS = (
         reads_contexts=True,
     ),
     ModelCase("arnn_strong", "arnn_strong", _ARNN, has_memory=True, reads_contexts=True),
-    ModelCase("arnn_items", "arnn_strong", (*_ARNN, "model.item_contexts=add"), has_memory=True, reads_contexts=True),
     ModelCase("latent_cross", "latent_cross", _FUSION, has_memory=True, reads_contexts=True),
     ModelCase(
         "latent_cross_sasrec",

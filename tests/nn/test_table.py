@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from arnn_lightning.batch import Contexts
 from arnn_lightning.nn.gru import GATES, GRUCell, OneHotInput
-from arnn_lightning.nn.table import EmbeddingTable, ItemScorer
+from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes, ItemScorer
 
 
 def fill(table: EmbeddingTable) -> EmbeddingTable:
@@ -53,6 +54,31 @@ def test_rows_that_embed_and_score_have_the_candidates_first() -> None:
     }
     some = torch.func.functional_call(scorer, substitutes, query)
     assert torch.allclose(some, scorer(query)[:, candidates], atol=1e-12)
+
+
+def test_E28_items_without_event_stand_at_the_mean_of_others() -> None:
+    events, one_field = torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3, dtype=torch.int64)
+    for width in (2, None):
+        table = fill(EmbeddingTable(3, width)) if width else EmbeddingTable(3, None)
+        table.weight.data += torch.tensor([1.0, 5.0, 3.0]).view(3, *[1] * (table.weight.dim() - 1))
+        before = table.weight.detach().clone()
+        table.place_unseen(events, one_field)
+        assert table.weight[[0, 2]].equal(before[[0, 2]])
+        torch.testing.assert_close(table.weight[1].detach(), before[[0, 2]].mean(0))
+
+
+def test_E28_a_category_without_event_stands_at_its_fields_mean() -> None:
+    """Items have categories 1, 1, 2, 0 and the two-valued fields none, 0, 0, 1; the last item has no event."""
+    attributes = ItemAttributes([3], 2, 4)
+    nn.init.normal_(attributes.weight)
+    single, active = torch.tensor([[1], [1], [2], [0]]), torch.tensor([[-1, -1], [0, -1], [0, -1], [1, -1]])
+    attributes.set_codes(Contexts(single, active))
+    before = attributes.weight.detach().clone()
+    assert attributes(torch.tensor([1, 3])).allclose(torch.stack([before[1] + before[3], before[0] + before[4]]))
+    attributes.place_unseen(torch.tensor([1.0, 1.0, 4.0, 0.0]))
+    assert attributes.weight[[1, 2, 3]].equal(before[[1, 2, 3]])
+    torch.testing.assert_close(attributes.weight[0].detach(), before[1] / 3 + before[2] * 2 / 3)  # "unknown"
+    assert not attributes.weight[4].any()  # absent from training: no effect
 
 
 def test_E22_the_cell_is_torchs_gru_cell() -> None:

@@ -14,7 +14,7 @@ from helpers import make_data, make_model, ready, train_losses
 SMALL = ["model.hidden_size=8"]
 CASES: dict[str, tuple[str, list[str], int]] = {
     "one-hot, TOP1, dropout": ("gru4rec", SMALL, 0),
-    "tied, log q, negatives": ("gru4rec_strong", [*SMALL, "model.clip_norm=1000"], 7),
+    "tied, log q, negatives": ("gru4rec_strong", [*SMALL, "model.item_contexts=add", "model.clip_norm=1000"], 7),
     "PNN": (
         "pnn",
         [*SMALL, "model.embedding_size=3", "model.products=false", "model.optimizer.weight_decay=0.01"],

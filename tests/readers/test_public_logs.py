@@ -168,6 +168,7 @@ def test_movielens_is_read_plain_and_from_its_archive(
             {"user": "1", "age": "1", "gender": "F", "occupation": "10", "zip_code": "48067"}
         ]
         assert items["title"].to_list() == ["James and the Giant Peach (1996)", "Cuckoo: Léon 1975"]
+        assert items["genres"].to_list() == [["Animation", "Musical"], ["Drama"]]
 
 
 def test_a_row_of_an_archive_is_named_by_its_file(tmp_path: Path) -> None:

@@ -147,15 +147,14 @@ class SessionRecommender(Recommender):
     def count_ranks(
         self, query_NH: Tensor, target_N: Tensor, recommended: RecommendationCounts | None = None
     ) -> Tensor:
-        if self._item_vectors is None:
-            self._item_vectors = self.scorer.items.vectors().detach()
-        return count_higher_and_tied_blockwise(
-            query_NH, target_N, self._item_vectors, self.scorer.bias.weight, recommended
-        )
+        weight, bias = self._item_vectors, self.scorer.bias.weight
+        if weight is None:
+            weight = self.scorer.items.vectors()
+        return count_higher_and_tied_blockwise(query_NH, target_N, weight, bias, recommended)
 
     def _reset_ranks(self) -> None:
         super()._reset_ranks()
-        self._item_vectors = None  # of other weights
+        self._item_vectors = self.scorer.items.vectors().detach()  # once for an evaluation
 
     def _compute_metrics(self) -> dict[str, float | int]:
         self._item_vectors = None  # as wide as the catalogue

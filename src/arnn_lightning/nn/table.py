@@ -50,13 +50,13 @@ class EmbeddingTable(nn.Module):
 
     def vectors(self, rows_C: Tensor | None = None) -> Tensor:
         """(C, width) the vectors of rows of ``weight``, None for all of them."""
-        weight: Tensor = self.weight if rows_C is None else self.weight.index_select(0, rows_C)
-        if self.attributes is None:
-            return weight
-        ids = rows_C
-        if self.row_ids is not None:
-            ids = self.row_ids if rows_C is None else self.row_ids[rows_C]
-        return weight + self.attributes(ids)
+        vectors: Tensor = self.weight if rows_C is None else self.weight.index_select(0, rows_C)
+        if self.attributes is not None:
+            ids = rows_C
+            if self.row_ids is not None:
+                ids = self.row_ids if rows_C is None else self.row_ids[rows_C]
+            vectors = vectors + self.attributes(ids)
+        return vectors
 
     def add_attributes(self, single_sizes: Sequence[int], n_binary: int) -> None:
         """Adds to every item's vector those of its attributes; sizes and start as in ``ItemAttributes``."""
