@@ -382,7 +382,7 @@ def session_rec(path: Path, race: Race) -> None:
 
 def race_counted(race: Race, name: str, peer_class: type, settings: Callable[[DictConfig], dict[str, Any]]) -> None:
     """Fit and predictions, and Recall@20 and MRR@20 of both sides on the whole test split."""
-    workload = race.workload(f"model={name}")
+    workload = race.workload(f"model={name}", "~tuned@model")  # the values of conf/model are session-rec's
     model, prepared = workload.model, workload.prepared
     train, test = (frame(prepared, split, unix_time=True) for split in ("train", "test"))
     sessions, items = prepared.sessions("train"), np.arange(model.n_items)

@@ -5,7 +5,8 @@
 - GRU4REC, H = 100, cross-entropy among the batch's targets, forward, backward and Adagrad; the reference embeds with
   nn.Embedding, runs nn.GRUCell, scores the whole catalogue, picks the batch's columns and updates every row with
   torch.optim.Adagrad. Its losses are the same (a test compares them).
-- A training step of NARM and of SASRec; the reference is one of GRU4REC with the same loss and tied vectors.
+- A training step of every other session encoder and fusion; the reference is one of GRU4REC with the same loss and tied
+  vectors. A fusion has TMALL's contexts: user, age and gender.
 - The PNN's product layer, forward and backward; the reference gathers and multiplies all pairs of fields.
 - ARNN's merging stage, a training step; the reference is a step of the PNN that it has frozen. The first epoch caches
   the outputs of the frozen encoders: this is a step of the later ones (`product.py` has both).
@@ -43,6 +44,7 @@ from workloads import (
 )
 
 LEARNING_RATE, STRONG = 0.05, "gru4rec_strong"
+BESIDE_STRONG = ("narm", "sasrec", "latent_cross", "init_state", "input_concat", "prefix")
 
 
 class DenseGRU4REC(nn.Module):
@@ -123,9 +125,10 @@ def main(arguments: list[str] | None = None) -> None:
         model = gru4rec(options.items)
         sides = chunk_training(model, batch_size), dense_training(model, batch_size)
         race(f"GRU4REC, B={batch_size}", "all items, dense Adagrad", STEPS, *sides)
-        for name in ("narm", "sasrec"):
-            sides = [chunk_training(make_model(preset, n_items=options.items), batch_size) for preset in (name, STRONG)]
-            race(f"{name}, B={batch_size}", STRONG, STEPS, *sides)
+        strong = chunk_training(make_model(STRONG, n_items=options.items), batch_size)
+        for name in BESIDE_STRONG:
+            encoder = chunk_training(make_model(name, n_items=options.items), batch_size)
+            race(f"{name}, B={batch_size}", STRONG, STEPS, encoder, strong)
         sides = layer_pass("auto", n_binary, batch_size), layer_pass(None, n_binary, batch_size)
         race(f"PNN layer, B={batch_size}", "all pairs gathered", 1, *sides)
         sides = chunk_training(arnn, batch_size), chunk_training(pnn, batch_size)

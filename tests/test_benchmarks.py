@@ -40,7 +40,7 @@ def test_reference_table_has_a_ratio_in_every_row(
     monkeypatch.setenv("COLUMNS", "160")
     import_module("reference").main(["--quick"])
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert len(rows) == 6
+    assert len(rows) == 10
     assert all(float(row[-2]) > 0 for row in rows)
 
 

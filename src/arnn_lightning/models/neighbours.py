@@ -26,7 +26,7 @@ from arnn_lightning.models.base import RunSettings
 from arnn_lightning.models.window import WindowRecommender, as_scores
 from arnn_lightning.preprocessing.sessions import DAY, Sessions
 
-_BLOCK_QUERIES = 512
+_BLOCK_QUERIES = 256
 
 
 class SessionNeighbours(WindowRecommender):
