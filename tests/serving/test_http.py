@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.http import ReloadingPredictor, SessionStore, make_app
+from arnn_lightning.serving.http import Batches, Job, Lists, ReloadingPredictor, SessionStore, make_app
 from arnn_lightning.serving.predictor import load
 from arnn_lightning.tasks import serve
 from commandline import arnn_here
@@ -182,6 +183,17 @@ def test_a_refused_click_does_not_count(models: ReloadingPredictor, items: list[
     held = store.get(key)
     assert held is not None
     assert held[1].clicks == 0
+
+
+def test_requests_of_one_session_are_answered_in_turn(models: ReloadingPredictor, items: list[Any]) -> None:
+    """A batch has each session once; both requests were waiting when it was made."""
+    session, batches, futures = models.current.session(), Batches(10), [Future[Any](), Future[Any]()]
+    for item, future in zip(items, futures, strict=False):
+        batches._waiting.append((Job(models.current, [session], [[item]], Lists()), future))
+    for number, future in enumerate(futures, 1):
+        batches._run()
+        assert future.result(0) is not None
+        assert session.clicks == number
 
 
 def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) -> None:
