@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from arnn_lightning.evaluation.ranking import rank
+from arnn_lightning.evaluation.metrics import rank
 from arnn_lightning.loading.datasets import SessionParallelDataset
 from arnn_lightning.models import GRU4REC
 from arnn_lightning.preprocessing.dataset import PreparedDataset
@@ -262,8 +262,8 @@ def race_evaluation(
     recorder, counts = RankRecorder(), ours()
     with contextlib.redirect_stdout(io.StringIO()):
         peer(recorder)
-    peer_ranks = torch.cat(recorder.ranks[::2])  # each is compared twice, for Recall and for MRR
-    difference = (rank(counts[:, 0], counts[:, 1], "conservative") - peer_ranks).abs()
+    peer_ranks = torch.cat(recorder.ranks[::2]).numpy()  # each is compared twice, for Recall and for MRR
+    difference = abs(rank(*counts.numpy().T, "conservative") - peer_ranks)
     remark = f"{int((difference > 0).sum())} of {len(difference)} ranks differ, by {int(difference.max())} at most"
     race.run(what, per_unit(timed(ours), n_steps), per_unit(timed(peer), n_steps), remark)
 

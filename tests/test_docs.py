@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from arnn_lightning.config import check_settings
 from arnn_lightning.sweeps.space import quote_spaces
+from commandline import arnn
 from helpers import compose_config
 
 ROOT = Path(__file__).parents[1]
@@ -94,11 +96,13 @@ def test_pages_load_nothing_from_the_network() -> None:
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter does
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"command": lambda text: sys.stdout.write(arnn(tmp_path, *shlex.split(text)).stdout)}
     for cell in NOTEBOOK["cells"]:
         if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), namespace)
+            source = "".join(cell["source"]).replace("\\\n", "").replace("max_seeds=3", "max_seeds=2")
+            exec(re.sub(r"(?m)^!python -m arnn_lightning (.*?) \| .*$", r"""command('''\1''')""", source), namespace)
     output = capsys.readouterr().out
+    assert re.search(r"^(Profiles help|Whether profiles help cannot be decided)", output, re.MULTILINE)
     assert "\x1b" not in output  # control codes of a terminal
     (right,), (left,) = (
         re.findall("^garden (.*)$", output, re.MULTILINE),

@@ -14,17 +14,18 @@ from arnn_lightning.evaluation import ranking
 from arnn_lightning.evaluation.bootstrap import interval
 from arnn_lightning.evaluation.metrics import (
     METRICS,
+    TIE_MODES,
     compute_metrics,
     list_metrics,
     metric_names,
     parse_metric,
     per_prediction,
+    rank,
 )
 from arnn_lightning.evaluation.ranking import (
     RecommendationCounts,
     count_higher_and_tied,
     count_higher_and_tied_blockwise,
-    rank,
     top_items,
 )
 
@@ -35,14 +36,14 @@ def reference_rank(score: np.ndarray, target: int, ties: str) -> float:
     return {"standard": better + 1, "conservative": better + same, "median": better + (same + 1) / 2}[ties]
 
 
-@given(st.integers(0, 10_000), st.sampled_from(ranking.TIE_MODES))
+@given(st.integers(0, 10_000), st.sampled_from(TIE_MODES))
 def test_V4_V5_ranks_equal_a_numpy_reference_with_ties(seed: int, ties: str) -> None:
     rng = np.random.default_rng(seed)
     score = rng.integers(0, 4, (9, 7)).astype(np.float32)
     target = rng.integers(0, 7, 9)
     counts = count_higher_and_tied(lambda block: block.clone(), torch.from_numpy(score), torch.from_numpy(target), 7)
     expected = [reference_rank(row, t, ties) for row, t in zip(score, target, strict=True)]
-    assert rank(counts[:, 0], counts[:, 1], ties).tolist() == expected
+    assert rank(*counts.numpy().T, ties).tolist() == expected
 
 
 def test_ranks_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +106,8 @@ def test_V5_constant_model_has_recall_0_and_oracle_1() -> None:
     constant = count_higher_and_tied(lambda block: torch.ones(len(block), 50), torch.zeros(50, 1), target, 50)
     oracle = count_higher_and_tied(lambda block: block.clone(), torch.eye(50), target, 50)
     session = np.arange(50)
-    assert compute_metrics(rank(*constant.T, "conservative").numpy(), session, ["recall@20"])["recall@20"] == 0
-    assert compute_metrics(rank(*oracle.T, "conservative").numpy(), session, ["recall@20", "mrr@20"]) == {
+    assert compute_metrics(rank(*constant.numpy().T, "conservative"), session, ["recall@20"])["recall@20"] == 0
+    assert compute_metrics(rank(*oracle.numpy().T, "conservative"), session, ["recall@20", "mrr@20"]) == {
         "recall@20": 1,
         "mrr@20": 1,
         "macro_recall@20": 1,
@@ -145,7 +146,7 @@ def test_E17_V11_micro_weighs_events_and_macro_sessions() -> None:
 
 def test_unknown_tie_mode_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"evaluation\.ties=luck"):
-        rank(torch.tensor([1]), torch.tensor([1]), "luck")
+        rank(np.array([1]), np.array([1]), "luck")
 
 
 def test_V14_whole_users_are_resampled() -> None:

@@ -87,6 +87,11 @@ def test_help_and_wrong_settings_import_no_torch(arguments: list[str], tmp_path:
     assert seconds < 3
 
 
+def test_tasks_without_a_model_import_no_torch() -> None:
+    code = "import sys; from arnn_lightning.tasks import generate, prepare, report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_completion_knows_groups_and_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COMP_LINE", "arnn model=gru4rec model.hid")
     assert "model.hidden_size=" in arnn(tmp_path, "-sc", "query=bash").stdout

@@ -15,6 +15,29 @@ import numpy as np
 
 from arnn_lightning.errors import UserError, nearest
 
+TIE_MODES = ("conservative", "standard", "median")
+
+
+def rank(higher: np.ndarray, equal: np.ndarray, ties: str) -> np.ndarray:
+    """Rank of the target, 1 the best, from the two counts (V5); float64, since a median rank may be a half.
+
+    Args:
+        higher: (N,) items with a higher score.
+        equal: (N,) items with the same score, the target included.
+        ties: one of ``TIE_MODES``: the target comes first, last or in the middle of the items with its score
+            (standard, conservative, median).
+
+    Raises:
+        UserError: an unknown tie mode.
+
+    >>> [rank(np.array([3]), np.array([4]), ties).item() for ties in ("standard", "conservative", "median")]
+    [4.0, 7.0, 5.5]
+    """
+    if ties not in TIE_MODES:
+        raise UserError(f"evaluation.ties={ties}: must be one of {', '.join(TIE_MODES)}")
+    place = {"standard": np.ones(len(equal)), "conservative": equal, "median": (equal + 1) / 2}[ties]
+    return np.add(higher, place, dtype=np.float64)
+
 
 def hit_at_k(rank: np.ndarray, k: int) -> np.ndarray:
     """(N,) 1 where the rank is at most K, else 0 (E16); its mean is Recall@K, or hit rate.

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from arnn_lightning.errors import UserError
 
-TIE_MODES = ("conservative", "standard", "median")
 TOPK_BLOCK = 256  # items of a block whose maximum decides whether it is searched
 # Scores in memory at once: few enough for the processor's cache, whatever the size of the catalogue.
 BLOCK_SCORES = 1 << 20
@@ -288,29 +287,3 @@ def count_higher_and_tied_blockwise(
 
 def _scores(weight_IH: Tensor, bias_I: Tensor, query_NH: Tensor) -> Tensor:
     return torch.addmm(bias_I, query_NH, weight_IH.T)
-
-
-def rank(higher: Tensor, equal: Tensor, ties: str) -> Tensor:
-    """Rank of the target, 1 the best, from the two counts (V5); float64, since a median rank may be a half.
-
-    Args:
-        higher: (N,) items with a higher score.
-        equal: (N,) items with the same score, the target included.
-        ties: one of ``TIE_MODES``: the target comes first, last or in the middle of the items with its score
-            (standard, conservative, median).
-
-    Raises:
-        UserError: an unknown tie mode.
-
-    >>> counts = torch.tensor([3]), torch.tensor([4])
-    >>> [rank(*counts, mode).item() for mode in ("standard", "conservative", "median")]
-    [4.0, 7.0, 5.5]
-    """
-    if ties not in TIE_MODES:
-        raise UserError(f"evaluation.ties={ties}: must be one of {', '.join(TIE_MODES)}")
-    higher, equal = higher.double(), equal.double()
-    if ties == "standard":
-        return higher + 1
-    if ties == "conservative":
-        return higher + equal
-    return higher + (equal + 1) / 2

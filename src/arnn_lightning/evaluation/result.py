@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from torch import Tensor
 
 from arnn_lightning.evaluation.bootstrap import interval, intervals
-from arnn_lightning.evaluation.metrics import compute_metrics, is_of_lists, list_metrics, per_prediction
-from arnn_lightning.evaluation.ranking import rank
+from arnn_lightning.evaluation.metrics import compute_metrics, is_of_lists, list_metrics, per_prediction, rank
 from arnn_lightning.io import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor  # reports start without torch
 
 RANKS = ("session", "position", "user", "item", "higher", "equal", "rank")
 
@@ -36,7 +37,12 @@ class EvaluationResult:
 
     @classmethod
     def from_counts(
-        cls, name: str, counts: Mapping[str, Tensor], test: pl.DataFrame, ties: str, item_counts: Tensor | None = None
+        cls,
+        name: str,
+        counts: Mapping[str, "Tensor"],
+        test: pl.DataFrame,
+        ties: str,
+        item_counts: "Tensor | None" = None,
     ) -> "EvaluationResult":
         """Joins a model's counts with the test split.
 
@@ -52,7 +58,7 @@ class EvaluationResult:
         """
         expected = next_item_targets(test)
         columns = {column: counts[column].numpy() for column in ("session", "position", "higher", "equal")}
-        columns["rank"] = rank(counts["higher"], counts["equal"], ties).numpy()
+        columns["rank"] = rank(columns["higher"], columns["equal"], ties)
         counted = pl.DataFrame(columns).sort("session", "position")
         if not counted.select("session", "position").equals(expected.select("session", "position")):
             raise RuntimeError(f"{name} was not evaluated once on each of the test split's {expected.height} targets")
@@ -61,8 +67,8 @@ class EvaluationResult:
 
     def with_tie_mode(self, ties: str) -> "EvaluationResult":
         """The same predictions with another rank for ties (V5)."""
-        higher, equal = (self.ranks[name].to_torch() for name in ("higher", "equal"))
-        return replace(self, ranks=self.ranks.with_columns(rank=pl.Series(rank(higher, equal, ties).numpy())))
+        higher, equal = (self.ranks[name].to_numpy() for name in ("higher", "equal"))
+        return replace(self, ranks=self.ranks.with_columns(rank=pl.Series(rank(higher, equal, ties))))
 
     def per_prediction(self, metric: str) -> np.ndarray:
         """(N,) value of every prediction for a metric such as ``recall@20``."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from arnn_lightning.batch import BatchChunk, Contexts, State, StepInput, no_contexts
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.metrics import compute_metrics
-from arnn_lightning.evaluation.ranking import RecommendationCounts, count_higher_and_tied, rank
+from arnn_lightning.evaluation.metrics import compute_metrics, rank
+from arnn_lightning.evaluation.ranking import RecommendationCounts, count_higher_and_tied
 from arnn_lightning.nn.collectives import all_gather_ragged, all_reduce_sum, rank_and_world_size
 from arnn_lightning.preprocessing.sessions import Sessions
 
@@ -200,8 +200,8 @@ class Recommender(LightningModule):
         session, position, counts = session.cpu(), position.cpu(), counts.cpu()
         self.rank_counts = {"session": session, "position": position, "higher": counts[:, 0], "equal": counts[:, 1]}
         self._counts = []
-        ranks = rank(self.rank_counts["higher"], self.rank_counts["equal"], self.settings.tie_mode)
-        return compute_metrics(ranks.numpy(), session.numpy(), self.settings.metrics)
+        ranks = rank(counts[:, 0].numpy(), counts[:, 1].numpy(), self.settings.tie_mode)
+        return compute_metrics(ranks, session.numpy(), self.settings.metrics)
 
     def _log_metrics(self, split: str) -> None:
         for name, value in self._compute_metrics().items():
