@@ -1333,7 +1333,8 @@ def test_V15_the_manifest_contains_the_origin_of_the_data(raw: Path) -> None:
         name: hashlib.sha256((raw / name).read_bytes()).hexdigest() for name in ("interactions.csv", "users.csv")
     }
     assert manifest["config"] == {
-        "reader": {"_target_": data["reader"]["_target_"]},
+        "reader": {"_target_": data["reader"]["_target_"], "item_single": [], "item_multi": []},
+        "item_contexts": data["item_contexts"],
         "contexts": {key: value for key, value in data["contexts"].items() if key != "assignment"},
         **{key: data[key] for key in ("window_days", "session", "gap", "items", "min_session_length", "split")},
         **NO_CUTS,
