@@ -150,6 +150,8 @@ def test_permuted_attributes_keep_their_frequencies(small_dataset: PreparedDatas
     stored = assign_item_contexts(small_dataset.items(), "permuted", 1)
     assert stored["context.category"].to_list() == permuted.single[:, 0].tolist()
     assert stored["id"].equals(small_dataset.items()["id"])
+    ids = small_dataset.items().select("item", "id")  # a set without attributes of items
+    assert assign_item_contexts(ids, "own", 1).equals(ids)
 
 
 # --- a world in which attributes decide ---
