@@ -32,6 +32,7 @@ for module in pkgutil.iter_modules(arnn_lightning.tasks.__path__, "arnn_lightnin
     importlib.import_module(module.name)
 
 def run(folder, arguments, environment, *streams):
+    atexit._clear()  # of the process that is forked
     signal.alarm(300)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     os.setsid()
