@@ -80,7 +80,7 @@ class Command:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables
         streams = [str(self._streams / name) for name in ("stdout", "stderr")]
         requests, self._replies = server()
-        requests.write(json.dumps([str(folder), arguments, dict(environment), *streams]) + "\n")
+        requests.write(json.dumps([str(folder.absolute()), arguments, dict(environment), *streams]) + "\n")
         requests.flush()
         self.pid = int(self._replies.readline())
         self._stderr = (self._streams / "stderr").open()
