@@ -33,6 +33,7 @@ for module in pkgutil.iter_modules(arnn_lightning.tasks.__path__, "arnn_lightnin
     importlib.import_module(module.name)
 
 def run(folder, arguments, environment, *streams):
+    atexit._clear()  # of the process that is forked
     signal.alarm(300)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     os.setsid()
@@ -80,7 +81,7 @@ class Command:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables
         streams = [str(self._streams / name) for name in ("stdout", "stderr")]
         requests, self._replies = server()
-        requests.write(json.dumps([str(folder), arguments, dict(environment), *streams]) + "\n")
+        requests.write(json.dumps([str(folder.absolute()), arguments, dict(environment), *streams]) + "\n")
         requests.flush()
         self.pid = int(self._replies.readline())
         self._stderr = (self._streams / "stderr").open()
