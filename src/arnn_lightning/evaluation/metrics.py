@@ -36,7 +36,8 @@ def rank(higher: np.ndarray, equal: np.ndarray, ties: str) -> np.ndarray:
     if ties not in TIE_MODES:
         raise UserError(f"evaluation.ties={ties}: must be one of {', '.join(TIE_MODES)}")
     place = {"standard": np.ones(len(equal)), "conservative": equal, "median": (equal + 1) / 2}[ties]
-    return np.add(higher, place, dtype=np.float64)
+    result: np.ndarray = np.add(higher, place, dtype=np.float64)
+    return result
 
 
 def hit_at_k(rank: np.ndarray, k: int) -> np.ndarray:

@@ -69,8 +69,6 @@ def context_codes(users: pl.DataFrame, single_sizes: Sequence[int]) -> Contexts:
 def assign_item_contexts(items: pl.DataFrame, assignment: Assignment, seed: int) -> pl.DataFrame:
     """A prepared data set's items, each with the contexts of the item that ``assignment`` gives it."""
     columns = [name for name in items.columns if name.startswith(PREFIX) or name == "active"]
-    if not columns:
-        return items
     rows = assign_contexts(np.arange(items.height), items.height, assignment, seed)
     return items.with_columns(items[rows].select(columns))
 
