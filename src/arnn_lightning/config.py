@@ -536,18 +536,19 @@ def choices_name(package: str, *parts: str, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("choices", choices_name)
 
 
-def applied_files(runtime: Any, group: str = "tuned") -> dict[str, str]:
+def applied_files(config: DictConfig, runtime: Any, group: str = "tuned") -> dict[str, str]:
     """The files of ``group`` that a run's config contains, by package; ``runtime`` is ``hydra.runtime``.
 
-    Hydra's choices name optional files also where there are none.
+    Hydra's choices name optional files also where there are none, and packages that the command line deletes.
     """
     files = {}
     for choice, name in runtime.choices.items():
-        if choice.startswith(f"{group}@"):
+        package = choice.partition("@")[2]
+        if choice.startswith(f"{group}@") and OmegaConf.select(config, package) is not None:
             for source in runtime.config_sources:
                 root = {"file": Path, "pkg": resources.files}.get(source.schema)
                 if root is not None and source.path and root(source.path).joinpath(group, f"{name}.yaml").is_file():
-                    files[choice.partition("@")[2]] = f"{source.path}/{group}/{name}.yaml"
+                    files[package] = f"{source.path}/{group}/{name}.yaml"
                     break
     return files
 

@@ -11,7 +11,7 @@ import torch
 import independent
 from arnn_lightning.batch import StepInput
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.ranking import rank
+from arnn_lightning.evaluation.metrics import rank
 from arnn_lightning.loading.contexts import assign_item_contexts
 from arnn_lightning.models import SessionRecommender
 from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes
@@ -192,7 +192,10 @@ def ranks_in(world: PreparedDataset, assignment: str, *overrides: str) -> tuple[
     with torch.no_grad():
         query, target = model.encode_chunk(data.chunks("test", 20)[0, 0])
         counts = model.count_ranks(query, target)
-    ranks, is_cold = rank(counts[:, 0], counts[:, 1], "conservative").numpy(), target.numpy() >= N_ITEMS - N_COLD
+    ranks, is_cold = (
+        rank(counts[:, 0].numpy(), counts[:, 1].numpy(), "conservative"),
+        target.numpy() >= N_ITEMS - N_COLD,
+    )
     return ranks[~is_cold], ranks[is_cold]
 
 

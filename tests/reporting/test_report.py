@@ -509,8 +509,8 @@ def test_V17_pretrained_encoders_count_as_they_were_trained(
     source = write_run(tmp_path / "source", prepared, 5, "model=gru4rec", override)
     config = OmegaConf.load(source / ".hydra" / "config.yaml")
     if not override.startswith("model."):
-        part = compose_config("data=xing").model.session
-        config.model = OmegaConf.masked_copy(part, [key for key in part if key != "dims"])
+        part: Any = OmegaConf.to_container(compose_config("data=xing").model.session, resolve=True)
+        config.model = {key: value for key, value in part.items() if key != "dims"}
         OmegaConf.save(config, source / ".hydra" / "config.yaml")
     checkpoint = source / "checkpoints" / "best.ckpt"
     run = write_run(tmp_path / "run", prepared, 5, f"pretrained.session={checkpoint}")

@@ -116,6 +116,7 @@ def test_models_of_one_kind_of_attributes_are_exported(single: list[str], multi:
         "items": pl.DataFrame({"id": range(9), "events": range(9)}),
         "contexts": pl.DataFrame(contexts, schema, orient="row"),
         "single": pl.DataFrame({"attribute": single}, {"attribute": pl.String}),
+        "item_contexts": pl.DataFrame(schema=schema),
     }
     stored = {name: torch.frombuffer(bytearray(as_parquet(table)), dtype=torch.uint8) for name, table in tables.items()}
     data = {"name": "small", "contexts": {"assignment": "own"}}

@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_module
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks.train import start_lines
+from commandline import NO_BASELINES
 from helpers import write_dataset
 
 
@@ -18,16 +19,19 @@ def lines(prepared: PreparedDataset, *overrides: str, dims: dict[str, Any] | Non
 
 
 def test_tuned_files_of_a_run_are_named(small_dataset: PreparedDataset) -> None:
-    (line,) = lines(small_dataset, "model=gru4rec")
+    (line,) = lines(small_dataset, *NO_BASELINES, "model=gru4rec")
     assert line.startswith("tuned values: model (synthetic_gru4rec_top1_adagrad);")
-    assert lines(small_dataset, "model=gru4rec", "model/optimizer=adam") == []
-    assert lines(small_dataset, "model=pop") == []
+    assert lines(small_dataset, *NO_BASELINES, "model=gru4rec", "model/optimizer=adam") == []
+    (line,) = lines(small_dataset, "model=pop")
+    assert line.startswith(
+        "tuned values: baselines.vsknn (synthetic_vsknn), baselines.sr (synthetic_sr), baselines.item"
+    )
 
 
 def test_what_looks_wrong_in_the_settings_of_the_data_is_shown(small_dataset: PreparedDataset) -> None:
     note = "data.where: no row has event=veiw"
     small_dataset.manifest["notes"] = [note]
-    assert lines(small_dataset, "model=pop") == [note]
+    assert lines(small_dataset, "data=movielens", "model=pop") == [note]
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path) -> None:

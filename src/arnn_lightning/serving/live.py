@@ -256,7 +256,17 @@ class LiveSessions:
     def top_allowed(
         self, sessions: Sequence[LiveSession], k: int, exclude_seen: bool, allowed_I: Tensor | None
     ) -> list[list[Recommendation]]:
-        """``top`` with the items that may be recommended as ``Predictor.allowed_items`` returns them."""
+        """``top``, with the items that may be recommended as codes.
+
+        Args:
+            sessions: N live sessions.
+            k: length of the lists.
+            exclude_seen: as of ``top``.
+            allowed_I: as ``Predictor.allowed_items`` returns it.
+
+        Raises:
+            UserError: as ``top``.
+        """
         check_length(k)
         sessions = [*sessions]
         self._require_same_model(sessions)

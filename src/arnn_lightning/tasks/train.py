@@ -304,7 +304,7 @@ def _write_results(
         "encoders": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
         "baselines": {role: {"model": other.name} | other.metrics(names) for role, other in baselines.items()},
         "manifest": prepared.manifest_sha256,
-        "tuned": applied_files(HydraConfig.get().runtime),
+        "tuned": applied_files(config, HydraConfig.get().runtime),
         "seconds": stopwatch.seconds,
         "train_events_per_second": train_events_per_second,
     }
@@ -349,7 +349,7 @@ def check_evaluation(config: DictConfig, prepared: PreparedDataset) -> None:
 def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list[str]:
     """What a user should know of a run before it trains; ``job`` is its ``hydra`` part."""
     model, lines = config.model, list(prepared.manifest.get("notes", ()))
-    tuned = [f"{package} ({Path(file).stem})" for package, file in applied_files(job.runtime).items()]
+    tuned = [f"{package} ({Path(file).stem})" for package, file in applied_files(config, job.runtime).items()]
     if tuned:
         lines.append(f"tuned values: {', '.join(tuned)}; leave them out by ~tuned@model, ~tuned@model.session ...")
     if "optimizer" not in model:
@@ -383,7 +383,7 @@ def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> 
     """Raises UserError where a tuned file of the user was written for another log."""
     files = {
         package: file
-        for package, file in applied_files(runtime).items()
+        for package, file in applied_files(config, runtime).items()
         if OmegaConf.select(config, f"{package}.tuned_on", default=prepared.raw_sha256) != prepared.raw_sha256
     }
     if files:
