@@ -180,6 +180,8 @@ def test_a_finished_run_is_trained_for_more_epochs(model: str, monkeypatch: pyte
     ranks = [pl.read_parquet(folder / "test_ranks.parquet") for folder in (longer, whole)]
     assert ranks[0].equals(ranks[1])
     assert OmegaConf.load(longer / ".hydra" / "config.yaml").trainer.max_epochs == 2
+    overrides = [OmegaConf.load(folder / ".hydra" / "overrides.yaml") for folder in (longer, whole)]
+    assert sorted(overrides[0]) == sorted(overrides[1])
 
 
 def test_a_longer_run_that_is_killed_has_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
