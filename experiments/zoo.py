@@ -44,6 +44,7 @@ PAPERS = {
     "arnn": "[Song & Lee 2018](https://arxiv.org/abs/1805.02983)",
     "latent_cross": "[Beutel et al. 2018](https://doi.org/10.1145/3159652.3159727)",
     "init_state": "[Quadrana et al. 2017](https://arxiv.org/abs/1706.04148)",
+    "prefix": "after [Wu et al. 2022](https://arxiv.org/abs/2205.09666)",
     "input_concat": "[Smirnova & Vasile 2017](https://arxiv.org/abs/1706.07684)",
 }
 UNREPEATED = ("pretrained.", "hydra.", "resume=", "seed=", "evaluation.lists=")  # evaluation.lists: first edition
