@@ -217,6 +217,7 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("task=tune models=gru4rec", "models=gru4rec: must be a list of models"),
         ("task=tune sampler=null", "sampler=null: must be a mapping"),
         ("task=tune trial=3", "no key trial; did you mean trials?"),
+        ("model=gru4rec +model.scheduler={_partial_:true}", "+model.scheduler: leave out the +"),
         ("trials=3", "no key trials; it is of task=tune"),
         ("runs=multirun", "no key runs; it is of task=report"),
         ("task=trian", 'no task trian (did you mean "train"?)'),

@@ -845,7 +845,7 @@ def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[s
         if override.is_add() or override.is_force_add():
             free = any(name.startswith(f"{mapping}.") for mapping in FREE)
             if not free and _is_own(owner):
-                raise no_key(key, config)
+                raise UserError(f"+{key}: leave out the +") if name in FREE else no_key(key, config)
 
 
 def _owner_of(config: DictConfig, key: str) -> str:
