@@ -47,7 +47,7 @@ PAPERS = {
     "prefix": "after [Wu et al. 2022](https://arxiv.org/abs/2205.09666)",
     "input_concat": "[Smirnova & Vasile 2017](https://arxiv.org/abs/1706.07684)",
 }
-UNREPEATED = ("pretrained.", "hydra.", "resume=", "seed=", "evaluation.lists=")  # evaluation.lists: first edition
+UNREPEATED = ("pretrained.", "hydra.", "logger=", "resume=", "seed=", "evaluation.lists=")  # evaluation.lists: first edition
 
 
 def zoo(restored: Path) -> str:
@@ -68,7 +68,8 @@ def zoo(restored: Path) -> str:
 
 
 def table(section: Section, rows: Sequence[Row]) -> Iterator[str]:
-    yield f"### {section.title}: {section.predictions.height:,} predictions\n"
+    name = section.title.partition(" (")[0]  # without the settings in which data sets of one name differ
+    yield f"### {name}: {section.predictions.height:,} predictions\n"
     header = ["model", "paper", *map(metric_label, METRICS), "seeds", "minutes", "commit", "command"]
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
@@ -93,8 +94,11 @@ def paper(name: str) -> str:
 
 
 def minutes(runs: Sequence[Run], role: str) -> str:
-    """Of training and test, mean over the runs: of all stages for the main model; models of counts are not timed."""
-    if role and f"train_{role}" not in runs[0].metrics["seconds"]:
+    """Of training and test, mean over the runs: of all stages for the main model.
+
+    Baselines have none, nor have encoders that other runs trained (``pretrained``).
+    """
+    if role and runs[0].metrics["seconds"].get(f"train_{role}", 0) < 1:
         return ""
     keys = [f"train_{role}", f"test_{role}"] if role else list(runs[0].metrics["seconds"])
     return f"{mean(sum(run.metrics['seconds'][key] for key in keys) for run in runs) / 60:.1f}"

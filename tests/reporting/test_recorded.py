@@ -25,7 +25,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tables_of_the_experiments_are_those_of_the_recorded_runs(restored: Path) -> None:
     data_sets, damaged = load_data_sets(restored, [])
-    assert len(data_sets) == 2
+    assert len(data_sets) == 3
     assert not damaged
     runs = [load_run(folder, data_sets) for folder in find_run_dirs([str(restored)])]
     # The default setting alone, which comes first: each setting is averaged by itself.
