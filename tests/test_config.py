@@ -226,6 +226,16 @@ def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> No
     assert error(*overrides.split()).startswith(message)
 
 
+@pytest.mark.parametrize("mapping", ["data.contexts.numeric", "data.item_contexts.numeric", "data.where"])
+def test_columns_are_added_to_a_mapping_by_a_plus(mapping: str) -> None:
+    tabular = ["data=tabular", "data.events=a.csv", "data.titles=b.csv", "data.users=c.csv"]
+    assert error(*tabular, f"{mapping}={{age: 5}}", f"+{mapping}.born=5") == ""
+    assert error(*tabular, f"++{mapping}={{age: 5}}") == ""
+    assert error(*tabular, f"{mapping}={{age: 5}}", f"{mapping}={{born: 5}}") == (
+        f"no key {mapping}.born; +{mapping}.born=... adds it, ~{mapping}.age removes age"
+    )
+
+
 @pytest.mark.parametrize("old", RENAMED)
 def test_a_key_of_the_first_edition_names_the_new_one(old: str) -> None:
     task = {"schema": ["task=generate", "output=x"]}.get(old.partition(".")[0], [])
