@@ -221,7 +221,7 @@ RULES = TRAINING_RULES | {
     "data.session": choice("gap", "day", "given"),
     "data.duplicates": choice("keep", "drop"),
     "data.repeats": choice("keep", "drop"),
-    "data.gap": either(text("a duration such as 30m", r" *0*[1-9]\d* *[smhd]? *"), integer(1), NULL),
+    "data.gap": either(text("a duration such as 90s, 30m, 1h or 1d", r" *0*[1-9]\d* *[smhd]? *"), integer(1), NULL),
     "data.items.popularity_coverage": COVERAGE,
     "data.items.most_popular": either(integer(1), NULL),
     "data.items.popularity_scope": POPULARITY_SCOPE,
@@ -706,7 +706,7 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
         if task.name.endswith(".yaml") and key in set(OmegaConf.create(task.read_text())):
             hint = f"; it is of task={task.name.removesuffix('.yaml')}"
     if canonical(parent) in COLUMNS:  # Hydra merges mappings, and adds keys only with a +
-        hint += f"; +{key}=... adds it" + "".join(f", ~{parent}.{other} removes {other}" for other in node or ())
+        hint += f"; +{key}=... adds it" + "".join(f", ~{parent}.{other!s} removes {other!s}" for other in node or ())
     return UserError(f"no key {key}{hint}")
 
 
