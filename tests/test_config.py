@@ -78,7 +78,7 @@ def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) 
         ("data.contexts.single=region", "a list of names, as in [country,age]"),
         ("data.split.test_days=1.5", "an integer of at least 0"),
         ("data.window_days=0", "an integer of at least 1, or null"),
-        ("data.gap=1x", "a duration such as 30m, or an integer of at least 1, or null"),
+        ("data.gap=1x", "a duration such as 90s, 30m, 1h or 1d, or an integer of at least 1, or null"),
         ("data.name=a/b", "letters, digits, dots and dashes only, since it names folders"),
         ("data.context_strength=3", "a number in [0, 1]"),
         ("data.generate.noise_rate=much", "a number of at least 0"),
@@ -110,7 +110,7 @@ def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) 
         ("pretrained.session=3", "text, or null"),
         ("trusted_modules=[a-b]", "a list of module names, as in [mypackage]"),
         ("checkpoint.every_n_minutes=0", "a number above 0"),
-        ("data.gap=0m", "a duration such as 30m"),
+        ("data.gap=0m", "a duration such as 90s, 30m"),
         ("data.split=null", "a mapping"),
         ("data.session=week", "one of gap, day, given"),
         ("data.reader=null", "a mapping"),
@@ -225,6 +225,16 @@ def test_a_float_for_an_integer_is_written_out() -> None:
 )
 def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> None:
     assert error(*overrides.split()).startswith(message)
+
+
+@pytest.mark.parametrize("mapping", ["data.contexts.numeric", "data.item_contexts.numeric", "data.where"])
+def test_columns_are_added_to_a_mapping_by_a_plus(mapping: str) -> None:
+    tabular = ["data=tabular", "data.events=a.csv", "data.titles=b.csv", "data.users=c.csv"]
+    assert error(*tabular, f"{mapping}={{age: 5}}", f"+{mapping}.born=5") == ""
+    assert error(*tabular, f"++{mapping}={{age: 5}}") == ""
+    assert error(*tabular, f"{mapping}={{age: 5}}", f"{mapping}={{born: 5}}") == (
+        f"no key {mapping}.born; +{mapping}.born=... adds it, ~{mapping}.age removes age"
+    )
 
 
 @pytest.mark.parametrize("old", RENAMED)

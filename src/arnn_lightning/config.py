@@ -221,7 +221,7 @@ RULES = TRAINING_RULES | {
     "data.session": choice("gap", "day", "given"),
     "data.duplicates": choice("keep", "drop"),
     "data.repeats": choice("keep", "drop"),
-    "data.gap": either(text("a duration such as 30m", r" *0*[1-9]\d* *[smhd]? *"), integer(1), NULL),
+    "data.gap": either(text("a duration such as 90s, 30m, 1h or 1d", r" *0*[1-9]\d* *[smhd]? *"), integer(1), NULL),
     "data.items.popularity_coverage": COVERAGE,
     "data.items.most_popular": either(integer(1), NULL),
     "data.items.popularity_scope": POPULARITY_SCOPE,
@@ -298,6 +298,7 @@ FREE = (
     *("callbacks", "data.reader", "data.where", "logger", "model.dims", "model.scheduler", "published", "pruner"),
     *("sampler", "search", "task"),
 )
+COLUMNS = ("data.where", "data.contexts.numeric", "data.item_contexts.numeric")  # mappings whose keys are columns
 ENCODERS = ("session", "context")
 INSTANTIATED = (
     "data.reader",
@@ -705,6 +706,8 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     for task in tasks:
         if task.name.endswith(".yaml") and key in set(OmegaConf.create(task.read_text())):
             hint = f"; it is of task={task.name.removesuffix('.yaml')}"
+    if canonical(parent) in COLUMNS:  # Hydra merges mappings, and adds keys only with a +
+        hint += f"; +{key}=... adds it" + "".join(f", ~{parent}.{other!s} removes {other!s}" for other in node or ())
     return UserError(f"no key {key}{hint}")
 
 
@@ -843,7 +846,7 @@ def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[s
             if name in RULES or (is_section and name not in FREE and not re.fullmatch(r"baselines\.[^.]+", key)):
                 raise UserError(f"~{key}: is required; set it to another value")
         if override.is_add() or override.is_force_add():
-            free = any(name.startswith(f"{mapping}.") for mapping in FREE)
+            free = name in COLUMNS or any(name.startswith(f"{mapping}.") for mapping in (*FREE, *COLUMNS))
             if not free and _is_own(owner):
                 raise UserError(f"+{key}: leave out the +") if name in FREE else no_key(key, config)
 

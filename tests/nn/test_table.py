@@ -101,6 +101,12 @@ def test_E28_only_rows_without_an_event_are_placed_at_their_mean() -> None:
     assert torch.allclose(table.weight, torch.tensor(expected))
 
 
+def test_E28_without_contexts_no_row_is_placed() -> None:
+    table = EmbeddingTable(0, 2, "single")
+    table.place_unseen(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert table.weight.shape == (0, 2)
+
+
 def test_E12_the_scorer_is_glorot_uniform_with_biases_0() -> None:
     scorer = ItemScorer(200, 100)
     bound = (6 / 300) ** 0.5

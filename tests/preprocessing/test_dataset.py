@@ -1083,6 +1083,8 @@ def test_an_empty_split_names_the_days_of_the_log(tmp_path: Path) -> None:
         UserError, match=r"test split is empty with data\.split\.test_days=0.* from 2013-10-22 to 2013-10-25"
     ):
         prepared_from(tmp_path, PAIRS, split={"test_days": 0, "val_days": 1})
+    with pytest.raises(UserError, match=r"train split is empty .*short log, set .* data\.split\.test_share=0\.1"):
+        prepared_from(tmp_path, PAIRS, split={"test_days": 9, "val_days": 1})
 
 
 @pytest.mark.parametrize("timezone", ["America/New_York", "Asia/Kolkata", "Europe/Berlin"])
@@ -1138,6 +1140,7 @@ def test_the_profile_of_a_log_equals_counting(tmp_path: Path) -> None:
         "tied_times": 4,
         "repeats": 2,
         "top_items": 1,
+        "top_item": "1",
         "top_items_events": 4,
         "top_item_events": 4,
         "duplicates": 2,
@@ -1206,6 +1209,15 @@ def test_attributes_are_profiled_and_marked(tmp_path: Path) -> None:
     remarks = attribute_remarks(profiles)
     assert remarks.keys() == marked.keys()
     assert all(words in remarks[name] for name, words in marked.items())
+
+
+@pytest.mark.parametrize(("active", "marked"), [([[3], [4], [3, 4]], False), ([[3], [4], [0, 4]], True)])
+def test_lists_of_at_most_one_value_are_marked(active: list[list[int]], marked: bool) -> None:
+    values = pl.DataFrame({"attribute": "tags", "category": ["a", "b"], "code": [3, 4], "events": [2, 2]})
+    contexts = {"single": [], "multi": ["tags"], "numeric": None}
+    (profile,) = profile_attributes(pl.DataFrame({"active": active}), values, contexts, 4)
+    expected = {"tags": "no item has two values: is data.list_separator right?"}
+    assert attribute_remarks([profile], "item") == (expected if marked else {})
 
 
 # --- the folder ---

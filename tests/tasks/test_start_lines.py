@@ -77,6 +77,17 @@ def test_arnn_without_contexts_advises_its_session_model(small_dataset: Prepared
     assert lines(small_dataset, "data=movielens") == []
 
 
+@pytest.mark.parametrize("model", ["gru4rec", "arnn", "pnn", "latent_cross"])
+def test_cold_items_advise_item_contexts(model: str, small_dataset: PreparedDataset) -> None:
+    cold = ["data=movielens", f"model={model}", "data.items.cold=keep"]
+    assert lines(small_dataset, *cold) == [
+        f"{model}: does not distinguish items without training events (data.items.cold=keep); "
+        "set model.item_contexts=add"
+    ]
+    assert lines(small_dataset, *cold, "model.item_contexts=add") == []
+    assert lines(small_dataset, "data=movielens", "model=pop", "data.items.cold=keep") == []
+
+
 @pytest.mark.parametrize("model", ["arnn", "gru4rec"])
 def test_the_papers_loss_on_a_users_log_advises_a_strong_model(model: str, small_dataset: PreparedDataset) -> None:
     data = ["data=tabular", "data.events=a.csv"]

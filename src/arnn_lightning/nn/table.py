@@ -85,7 +85,7 @@ def place_unseen(weight_C: Tensor, events_C: Tensor, field_C: Tensor) -> None:
         events_C: training events of every row.
         field_C: the field that every row belongs to.
     """
-    weight_CD = weight_C.view(len(weight_C), -1)
+    weight_CD = weight_C.flatten(1) if weight_C.ndim > 1 else weight_C[:, None]  # view(0, -1) is ambiguous
     total_C = torch.zeros_like(events_C).index_add_(0, field_C, events_C)[field_C]
     share_C1 = (events_C / total_C.clamp(min=1)).to(weight_CD.dtype)[:, None]
     mean_CD = torch.zeros_like(weight_CD).index_add_(0, field_C, share_C1 * weight_CD)[field_C]

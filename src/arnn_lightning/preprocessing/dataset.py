@@ -322,7 +322,8 @@ def _write_tables(
         "version": __version__,
         **({"notes": list(raw.notes)} if raw.notes else {}),
         "funnel": filter_log.steps,
-        "log": profile | {"largest_user": str(user_ids[profile["largest_user"]])},
+        "log": profile
+        | {"largest_user": str(user_ids[profile["largest_user"]]), "top_item": str(item_ids[profile["top_item"]])},
         "splits": splits,
         "users": {"all": len(users), "without_profile": without_profile},
         "items": {

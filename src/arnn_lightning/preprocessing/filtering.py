@@ -98,9 +98,11 @@ class FilterLog:
                 given = {key: value for key, value in split.items() if value is not None}
                 settings = ", ".join(f"data.split.{key}={value}" for key, value in given.items())
                 first, last = day_range(events, data["timezone"])
+                by_share = "test_days=null val_days=null test_share=0.1 val_share=0.1".replace(" ", " data.split.")
+                hint = f", or, for a short log, set data.split.{by_share}" if split["test_days"] else ""
                 raise UserError(
                     f"{self.source}: the {name} split is empty with {settings}, events from {first} to {last}; "
-                    f"change these settings; {self}"
+                    f"change these settings{hint}; {self}"
                 )
 
     def __str__(self) -> str:

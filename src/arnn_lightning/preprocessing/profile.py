@@ -70,8 +70,8 @@ def profile_log(
         ``first_day``, ``last_day``; ``log_events``, ``users``, ``largest_user`` (its code) and ``largest_user_events``
         of the log; and of the window ``events``, ``sessions``, ``longest_session``, ``shortest_session``,
         ``single_event_sessions``, ``tied_times`` (events at the time of the event before in their session),
-        ``repeats`` (with its item), ``top_items`` (the number of items in the most popular 1 %), ``top_items_events``
-        and ``top_item_events`` (those of the most popular item).
+        ``repeats`` (with its item), ``top_items`` (the number of items in the most popular 1 %), ``top_items_events``,
+        ``top_item`` (the code of the most popular one) and ``top_item_events``.
     """
     first_day, last_day = day_range(log, timezone)
     length = np.diff(session_starts(events[SESSION_ID].to_numpy()), append=events.height)
@@ -93,6 +93,7 @@ def profile_log(
         "tied_times": tied,
         "repeats": repeats,
         "top_items": n_top,
+        "top_item": int(item_events.argmax()),
         "top_items_events": int(most_frequent[:n_top].sum()),
         "top_item_events": int(most_frequent[0]),
     }
@@ -111,15 +112,17 @@ def profile_attributes(
 
     Returns:
         per attribute ``name``; ``kind``; ``categories``, without "unknown" and "other"; ``known`` and ``unknown``, the
-        numbers of users; ``top``, pairs of a value and its share of the training events.
+        numbers of users; ``top``, pairs of a value and its share of the training events; for multi-valued ones
+        ``several``, the number of users with two values or more.
     """
     profiles = []
     for name in attribute_names(contexts):
         rows = vocabulary.filter(pl.col("attribute") == name)
         is_multi = name in contexts["multi"]
         if is_multi:
-            codes = pl.element().is_between(rows["code"].min(), rows["code"].max())
-            known = int(users["active"].list.eval(codes).list.any().sum()) if rows.height else 0
+            is_of_attribute = pl.element().is_between(rows["code"].min(), rows["code"].max())
+            n_values = users["active"].list.eval(is_of_attribute).list.sum() if rows.height else pl.Series([0])
+            known, several = int((n_values > 0).sum()), int((n_values > 1).sum())
         else:
             known = int((users[f"{PREFIX}{name}"] > 0).sum())
         categories = rows.filter(pl.col("category") != OTHER)
@@ -132,6 +135,7 @@ def profile_attributes(
                 "known": known,
                 "unknown": users.height - known,
                 "top": [[value, count / train_events] for value, count in top.select("category", "events").iter_rows()],
+                **({"several": several} if is_multi else {}),
             }
         )
     return profiles
@@ -164,15 +168,17 @@ def log_remarks(log: Mapping[str, Any], data: Mapping[str, Any], today: date) ->
     return remarks
 
 
-def attribute_remarks(attributes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What looks wrong in the profiles of attributes: name -> remark."""
+def attribute_remarks(attributes: Sequence[Mapping[str, Any]], owner: str = "user") -> dict[str, str]:
+    """What looks wrong in the profiles of attributes: name -> remark. ``owner``: user or item."""
     remarks = {}
     for attribute in attributes:
         name, known, categories = attribute["name"], attribute["known"], attribute["categories"]
         if attribute["unknown"] > known:
-            remarks[name] = "unknown for most users"
+            remarks[name] = f"unknown for most {owner}s"
         elif attribute["kind"] == "single" and name != USER and categories >= 20 and categories > known / 2:
-            remarks[name] = "nearly a category per user: an id? numbers and dates: data.contexts.numeric"
+            remarks[name] = f"nearly a category per {owner}: an id? numbers and dates: data.contexts.numeric"
+        elif categories > 1 and attribute.get("several") == 0:
+            remarks[name] = f"no {owner} has two values: is data.list_separator right?"
         elif categories == 1 and not attribute["unknown"]:
-            remarks[name] = "the same for all users"
+            remarks[name] = f"the same for all {owner}s"
     return remarks

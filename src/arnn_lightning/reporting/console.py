@@ -166,6 +166,7 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     labels = {"first_day": "first day", "last_day": "last day"}
+    top_item = f", {log['top_item']}" if "top_item" in log else ""  # no key of data sets prepared earlier
     counts = {
         "largest_user_events": (f"events of the largest user, {log['largest_user']}", "log_events"),
         "longest_session": ("events of the longest session", "events"),
@@ -173,7 +174,7 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
         "tied_times": ("events at the time of the one before", "events"),
         "duplicates": ("duplicate rows", "events"),
         "repeats": ("repeats of the item before", "events"),
-        "top_item_events": ("events of the most popular item", "events"),
+        "top_item_events": (f"events of the most popular item{top_item}", "events"),
         "top_items_events": (f"events of the most popular 1 % of items ({log['top_items']:,})", "events"),
     }
     labels |= {count: label for count, (label, _) in counts.items()}

@@ -29,12 +29,13 @@ def run(config: DictConfig) -> None:
         prepared.items(), prepared.item_vocabulary(), settings["item_contexts"], n_train_events
     )
     of_log, of_attributes = log_remarks(log, settings, date.today()), attribute_remarks(attributes)
+    remarks_of_items = attribute_remarks(of_items, "item")
     console = Console()
     console.print(log_table(log, of_log))
     if attributes:
         console.print(attributes_table(attributes, of_attributes))
     if of_items:
-        console.print(attributes_table(of_items, {}, "items"))
+        console.print(attributes_table(of_items, remarks_of_items, "items"))
     console.print(steps_table(manifest))
     if config.published:
         console.print(paper_table(manifest, config.published))
@@ -50,7 +51,7 @@ def run(config: DictConfig) -> None:
         "log": log,
         "contexts": attributes,
         "item_contexts": of_items,
-        "remarks": {"log": of_log, "contexts": of_attributes},
+        "remarks": {"log": of_log, "contexts": of_attributes, "item_contexts": remarks_of_items},
     }
     write_json(Path(HydraConfig.get().runtime.output_dir) / "prepare.json", summary)
     console.print(f"prepared data set: {prepared.folder}", soft_wrap=True)

@@ -373,6 +373,11 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
         lines.append(f"{model.name}: model.loss is not model.session.loss, with which its control is trained")
     if "session" in model and not (model.dims.single_sizes or model.dims.n_binary):
         lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
+    if config.data["items"].cold == "keep" and model.item_contexts == "none":
+        lines.append(
+            f"{model.name}: does not distinguish items without training events (data.items.cold=keep); "
+            "set model.item_contexts=add"
+        )
     is_other_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
     if is_other_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
         lines.append(f"{model.name} has the paper's loss; on other logs start with model={model.name}_strong")
