@@ -154,6 +154,8 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("evaluation.bootstrap=false", "evaluation.bootstrap=false: must be a mapping"),
         ("~logger", "logger is required; logger=none logs nothing"),
         ("logger=null", "a config group cannot be null"),
+        ("~baselines", "baselines is required; to leave out baselines, remove each, as in ~baselines.pop"),
+        ("baselines=[]", "baselines=[]: must be a mapping; set its keys, as in baselines.KEY=VALUE; to leave out"),
         ("~performance.threads", "~performance.threads: is required"),
         ("hydra/launcher=nowhere", "no hydra/launcher nowhere"),
         ("model=gru4rec pretrained.session=a.ckpt", "pretrained.session=a.ckpt: model gru4rec has no session encoder"),

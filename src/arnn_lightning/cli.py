@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arnn_lightning import __version__
-from arnn_lightning.config import USER_CONFIG_DIR, check_settings, install_hint, no_key, unused_settings
+from arnn_lightning.config import USER_CONFIG_DIR, WITHOUT, check_settings, install_hint, no_key, unused_settings
 from arnn_lightning.errors import UserError, nearest, one_line
 from arnn_lightning.evaluation.metrics import METRICS, is_of_lists, metric_names, parse_metric
 from arnn_lightning.run_folder import add_stored_overrides, multirun_folder, note_new_folders, own_multirun
@@ -236,7 +236,8 @@ def composition_error(error: Exception) -> str | None:
             return str(no_key(str(cause.full_key), root))
         if "Cannot merge DictConfig with" in str(cause):
             override = str(error).removeprefix("Error merging override ").rstrip(".")
-            return f"{override}: must be a mapping; set its keys, as in {override.partition('=')[0]}.KEY=VALUE"
+            key = override.partition("=")[0]
+            return f"{override}: must be a mapping; set its keys, as in {key}.KEY=VALUE{WITHOUT.get(key, '')}"
         return " ".join(f"{error}: {cause.msg or cause}".split())
     if isinstance(error, CompactHydraException):
         message = re.split(r" See https| To append to", " ".join(str(error).split()))[0]

@@ -346,6 +346,10 @@ RENAMED = {
     "schema.switch": "schema.intent_switch_prob",
     "schema.persona_pull": "schema.persona_boost",
 }
+WITHOUT = {  # how to do without a required setting
+    "logger": "; logger=none logs nothing",
+    "baselines": "; to leave out baselines, remove each, as in ~baselines.pop",
+}
 REQUIRED = (
     "seed",
     "paths",
@@ -567,7 +571,7 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
     """
     for name in REQUIRED:
         if OmegaConf.select(config, name) is None:
-            raise UserError(f"{name} is required" + ("; logger=none logs nothing" if name == "logger" else ""))
+            raise UserError(f"{name} is required{WITHOUT.get(name, '')}")
     _check_overrides(config, overrides, set(groups))
     # A value before those that refer to it: the error names what was set.
     for _, key, value, owner in sorted(_settings(config), key=itemgetter(0)):

@@ -178,6 +178,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(checkpoints: Checkpo
     assert not (tmp_path / "out" / "stale").exists()
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
     assert config["step"]["k"] == 7
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
     assert config["step"]["largest_difference"] < 1e-5
 
 

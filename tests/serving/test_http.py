@@ -98,7 +98,7 @@ def test_unknown_parts_are_named_in_the_answer(client: TestClient, items: list[A
         ({"session": [1], "items": [2**70]}, "item"),
         ({"session": [1], "items": []}, "items"),
         ({"session": [1], "user": 2**70, "items": ["a", 1]}, "items"),
-        ({"session": [1], "user": True}, "user: Input should be a valid integer"),
+        ({"session": [1], "user": True}, "user: Input should be a valid integer or a valid string"),
         ([], "body"),
         ("text", "body"),
     ],
@@ -115,6 +115,11 @@ def test_what_is_no_json_is_refused(client: TestClient, content: bytes) -> None:
     answer = client.post("/v1/recommend", content=content, headers={"content-type": "application/json"})
     assert 400 <= answer.status_code < 500
     assert isinstance(answer.json()["detail"], str)
+
+
+def test_the_place_of_wrong_json_is_named(client: TestClient) -> None:
+    answer = client.post("/v1/recommend", content=b'{"k": 2', headers={"content-type": "application/json"})
+    assert answer.json()["detail"] == "body: not JSON at character 8: Expecting ',' delimiter"
 
 
 def test_large_bodies_are_refused_unread(client: TestClient) -> None:

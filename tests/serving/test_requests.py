@@ -93,7 +93,8 @@ def test_a_list_of_ids_is_one_session(gru4rec: Predictor, events: pl.DataFrame) 
     items = events.filter(pl.col("session_id") == events["session_id"][0])["item_id"].to_list()
     listed = gru4rec.recommend(items, k=4)
     assert listed["item_id"].to_list() == gru4rec.recommend(events.head(len(items)), k=4)["item_id"].to_list()
-    assert gru4rec.recommend([], k=4).is_empty()
+    popular = gru4rec.recommend([], k=4)["item_id"].to_list()
+    assert popular == [listed.item_id for listed in gru4rec.session().top(4)]
 
 
 def test_empty_frames_give_empty_lists_with_their_columns(arnn: Predictor, events: pl.DataFrame) -> None:
@@ -118,8 +119,10 @@ def test_empty_frames_give_empty_lists_with_their_columns(arnn: Predictor, event
         (pd.DataFrame([[1, 2, 3]], columns=["session_id", "item_id", "item_id"]), "unique column names.*'item_id' 2"),
         (pl.DataFrame({"session_id": [1, 1], "item_id": [1, 2], "user_id": [5, 6]}), "session 1 has 2 users"),
         (pl.DataFrame({"session_id": [1], "item_id": [1]}).lazy(), "must be a DataFrame"),
-        ({"session_id": [1]}, "must be a DataFrame of polars, pandas or pyarrow, not builtins.dict"),
+        ({"session_id": [1]}, "must be a DataFrame of polars, pandas or pyarrow, not dict"),
         ([1, "a", 2.5, {}], "sessions: "),
+        ([["a"], ["b"]], "a list has the item ids of one session; several are a DataFrame with session_id"),
+        ("a", "sessions: must be a DataFrame or the list of one session's item ids, not 'a'"),
         (pd.DataFrame({"session_id": [1, 2], "item_id": [1, "x"]}), "sessions: "),
         (None, "must be a DataFrame"),
     ],
@@ -140,6 +143,8 @@ def test_attributes_in_sessions_are_reported(arnn: Predictor, gru4rec: Predictor
         assert arnn.recommend(mixed, on_unknown="raise").equals(listed)
     with pytest.raises(UserError, match=r"not in the catalogue \(8 events\), such as 1000000000$"):
         arnn.recommend(mixed.with_columns(item_id=pl.lit(10**9)).head(8), on_unknown="raise")
+    with pytest.raises(UserError, match=r"not in the catalogue \(1 event\)"):
+        arnn.recommend([10**9], on_unknown="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         arnn.recommend(mixed, pl.DataFrame({"user_id": [0], attribute: [None]}))

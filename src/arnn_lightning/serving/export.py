@@ -11,6 +11,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -261,6 +262,7 @@ def _write_weights(model: SessionRecommender, folder: Path) -> None:
     save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
     weight, bias = model.scorer.items.weight, model.scorer.bias.weight
     np.save(folder / "item_vectors.npy", torch.cat([weight, bias[:, None]], 1).detach().numpy())
+    shutil.copymode(folder / "item_vectors.npy", folder / "model.safetensors")  # safetensors makes it private
 
 
 def _titles(vocabulary: Vocabulary) -> dict[str, Any]:

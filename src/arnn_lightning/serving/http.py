@@ -483,12 +483,16 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        errors = error.errors()
         if "json" not in request.headers.get("content-type", ""):  # curl's default is that of forms
             return _error(422, "body: the header Content-Type must be application/json")
+        if errors[0]["type"] == "json_invalid":
+            reason, place = errors[0]["ctx"]["error"], errors[0]["loc"][-1]
+            return _error(422, f"body: not JSON at character {place + 1}: {reason}")
         # Further parts, and those with brackets, are names of pydantic's.
-        place = ".".join(part for part in map(str, first["loc"][1:3]) if not part.endswith("]")) or "body"
-        return _error(422, f"{place}: {first['msg']}")
+        places = [".".join(part for part in map(str, each["loc"][1:3]) if not part.endswith("]")) for each in errors]
+        kinds = dict.fromkeys(each["msg"] for each, place in zip(errors, places, strict=True) if place == places[0])
+        return _error(422, f"{places[0] or 'body'}: {' or '.join(kinds).replace(' or Input should be', ' or')}")
 
 
 def _add_list_routes(app: FastAPI, answers: Answers, described: Callable[..., dict[str, Any]]) -> None:

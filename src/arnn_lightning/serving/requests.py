@@ -29,7 +29,7 @@ def to_polars(frame: Any, name: str) -> pl.DataFrame:
         table: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
         return table
     except TypeError as error:
-        kind = f"{type(frame).__module__.partition('.')[0]}.{type(frame).__qualname__}"
+        kind = f"{type(frame).__module__.partition('.')[0]}.{type(frame).__qualname__}".removeprefix("builtins.")
         raise UserError(f"{name}: must be a DataFrame of polars, pandas or pyarrow, not {kind}") from error
     except ModuleNotFoundError as error:
         raise UserError(f"{name}: {error}; pip install pyarrow, or pass a polars frame") from error
@@ -116,7 +116,8 @@ class Unknown:
         """
         parts = []
         if self.items:
-            parts.append(f"items that are not in the catalogue ({len(self.items):,} events), such as {self.items[0]!r}")
+            events = "1 event" if len(self.items) == 1 else f"{len(self.items):,} events"
+            parts.append(f"items that are not in the catalogue ({events}), such as {self.items[0]!r}")
         if self.attributes:
             hint = nearest(self.attributes[0], used)
             parts.append(f"attributes that the model does not use: {', '.join(self.attributes)}{hint}")
@@ -252,11 +253,16 @@ class RequestReader:
 
     def _events(self, sessions: Any) -> tuple[pl.DataFrame, list[str]]:
         """The columns of ``sessions`` that are read, validated; the names of the others."""
+        if isinstance(sessions, str | bytes):
+            raise UserError(f"sessions: must be a DataFrame or the list of one session's item ids, not {sessions!r}")
         if isinstance(sessions, list | tuple):
+            hint = "a list has the item ids of one session; several are a DataFrame with session_id and item_id"
             try:
-                items = pl.Series(sessions, dtype=None if sessions else self.vocabulary.items["id"].dtype)
+                items = pl.Series(sessions or [None])
             except (TypeError, pl.exceptions.PolarsError) as error:
-                raise UserError(f"sessions: {str(error).splitlines()[0]}; a list has the ids of one") from error
+                raise UserError(f"sessions: {str(error).splitlines()[0]}; {hint}") from error
+            if items.dtype.is_nested():
+                raise UserError(f"sessions: {hint}")
             return pl.DataFrame({SESSION_ID: pl.repeat(0, len(items), dtype=pl.Int64, eager=True), ITEM_ID: items}), []
         events = to_polars(sessions, "sessions")
         for name in (SESSION_ID, ITEM_ID):
