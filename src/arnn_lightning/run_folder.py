@@ -29,12 +29,12 @@ RECORD = ".hydra"  # Hydra's name for it, and its files: config.yaml, hydra.yaml
 LOCK = ".lock"
 MULTIRUN = "multirun.yaml"  # Hydra's record of a multirun
 METRICS_FILE = "metrics.json"  # written last: where it exists, the run is finished
-# What cannot change a result (E27): speed, output, and where files are. Not steps_per_execution: a checkpoint's
-# position in the epoch is counted in chunks.
+# What cannot change a result (E27): speed, output, and where files are. Not threads and compile, with which sums are
+# rounded otherwise, nor steps_per_execution: a checkpoint's position in the epoch is counted in chunks.
 MAY_DIFFER = (
     *("resume", "logger", "paths", "published", "search", "trusted_modules", "checkpoint"),
-    *(f"performance.{key}" for key in ("threads", "compile", "cache_mb")),
-    *("evaluation.batch_size", "evaluation.bootstrap", "trainer.log_every_n_steps", "trainer.enable_model_summary"),
+    *("performance.cache_mb", "evaluation.batch_size", "evaluation.bootstrap"),
+    *("trainer.log_every_n_steps", "trainer.enable_model_summary"),
     *(f"data.{key}" for key in ("raw_dir", "events", "users", "titles")),
     *(f"data.reader.{key}" for key in ("raw_dir", "events", "users", "titles")),
 )

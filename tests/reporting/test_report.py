@@ -311,15 +311,22 @@ def test_runs_with_other_settings_are_not_averaged(workspace: Path, tmp_path: Pa
     assert "data.contexts.assignment=per_session" in report.html
 
 
-def test_search_space_and_performance_are_not_settings(workspace: Path, tmp_path: Path) -> None:
+def test_search_space_and_speed_are_not_settings(workspace: Path, tmp_path: Path) -> None:
     prepared = workspace / "prepared" / "one"
     grid = [write_run(tmp_path / model, prepared, 1, f"model={model}") for model in ("arnn", "pnn")]
     spaces = [OmegaConf.load(folder / ".hydra" / "config.yaml").search for folder in grid]
     assert spaces[0] != spaces[1]
-    fast = write_run(tmp_path / "fast", prepared, 2, "performance.compile=true", "performance.threads=2")
+    fast = write_run(tmp_path / "fast", prepared, 2, "performance.cache_mb=1", "performance.steps_per_execution=7")
     rows = lines(report_of([*grid, fast], workspace))
     assert len({row["setting"] for row in rows}) == 1
     assert {row["seeds"] for row in rows if row["model"] == "arnn"} == {"1 2"}
+
+
+@pytest.mark.parametrize("override", ["performance.compile=true", "performance.threads=2"])
+def test_runs_rounded_otherwise_are_not_averaged(override: str, workspace: Path, tmp_path: Path) -> None:
+    prepared = workspace / "prepared" / "one"
+    runs = [write_run(tmp_path / "one", prepared, 1), write_run(tmp_path / "two", prepared, 2, override)]
+    assert [row["seeds"] for row in lines(report_of(runs, workspace)) if row["model"] == "arnn"] == ["1", "2"]
 
 
 def test_conflicting_duplicate_run_is_counted_once_with_note(workspace: Path, tmp_path: Path) -> None:
@@ -495,7 +502,8 @@ def test_paths_of_the_data_are_not_settings(workspace: Path, tmp_path: Path) -> 
     [
         ("seed=5", True),
         ("data.contexts.assignment=unknown", True),  # not read by a session encoder
-        ("performance.compile=true", True),
+        ("performance.cache_mb=1", True),
+        ("performance.compile=true", False),
         ("model.epochs=9", False),
         ("trainer.precision=bf16-mixed", False),
         ("+trainer.limit_train_batches=3", False),

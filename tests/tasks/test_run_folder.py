@@ -55,6 +55,7 @@ def contents(folder: Path) -> dict[Path, str]:
         (["resume=true", "hydra.run.dir=rum"], "resume=true: rum contains no run"),
         (["resume=true", "hydra.run.dir=grid"], "contains no run but a multirun: add hydra.sweep.dir=grid instead"),
         (["resume=true", "hydra.run.dir=run", "seed=9"], "seed=9: "),
+        (["resume=true", "hydra.run.dir=run", "performance.threads=2"], "was started with 1; resume"),
         (["resume=true", "hydra.run.dir=run", "model=pnn"], "model=pnn: run was started with gru4rec"),
         (["resume=true", "hydra.run.dir=run", "data=movielens"], "data=movielens: run was started with synthetic"),
         (["resume=true", "hydra.run.dir=interrupted", "model.optimizer.lr=0.5"], "was started with 0.07; resume it"),
@@ -122,7 +123,7 @@ def test_resume_with_a_folder_alone_shows_the_finished_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(Path("run"))
-    free = ["performance.threads=2", "logger=none", "evaluation.batch_size=7"]  # cannot change a result
+    free = ["evaluation.bootstrap.resamples=9", "logger=none", "evaluation.batch_size=7"]  # cannot change a result
     assert arnn_here(["resume=true", "hydra.run.dir=run", *free], monkeypatch) == 0
     assert "gru4rec" in capfd.readouterr().out
     assert contents(Path("run")) == before
