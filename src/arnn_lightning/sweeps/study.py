@@ -185,7 +185,7 @@ def _retry_interrupted(study: optuna.Study, file: Path) -> None:
                 study.tell(trial.number, state=TrialState.FAIL)
         except Timeout:
             continue
-        if "retry_of" not in trial.user_attrs:  # else it may be what kills the process, as for want of memory
+        if "retry_of" not in trial.user_attrs:  # else it may be what kills the process, as by using too much memory
             study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
 
 
