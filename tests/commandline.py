@@ -76,17 +76,21 @@ def server() -> tuple[IO[str], IO[str]]:
 
 
 class Command:
-    """A running command line, which leads a process group of its own; one at a time."""
+    """A running command line, which leads a process group of its own; one at a time.
 
-    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+    ``variables`` of the environment replace those of this process; None leaves one out.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, **variables: str | None) -> None:
         self.arguments = arguments
         self._streams = Path(tempfile.mkdtemp())
         (self._streams / "stdout").touch()
         os.mkfifo(self._streams / "stderr")  # its end is that of all processes which have it
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables
+        environment: dict[str, str | None] = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables}
+        environment = {name: value for name, value in environment.items() if value is not None}
         streams = [str(self._streams / name) for name in ("stdout", "stderr")]
         requests, self._replies = server()
-        requests.write(json.dumps([str(folder.absolute()), arguments, dict(environment), *streams]) + "\n")
+        requests.write(json.dumps([str(folder.absolute()), arguments, environment, *streams]) + "\n")
         requests.flush()
         self.pid = int(self._replies.readline())
         self._stderr = (self._streams / "stderr").open()
