@@ -4,10 +4,10 @@ INSTALLED := .venv/.installed
 DOCS := .venv/.docs
 TORCH := torch mpmath networkx setuptools sympy
 
-.PHONY: help demo test coverage lint types bench report docs wheel lock clean
+.PHONY: help demo test test-all coverage lint types bench report docs wheel lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,7 +17,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## install, then train and compare all models on the default data
 	$(BIN)/python -m arnn_lightning
 
-test: $(INSTALLED) ## run the tests
+test: $(INSTALLED) ## run the tests but the slow ones
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+
+test-all: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 coverage: $(INSTALLED) ## run the tests, and list the lines that none of them reaches

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 from arnn_lightning.cli import main
 
@@ -25,10 +26,12 @@ SMALL = [
 SMALL += ["logger=csv"]
 NO_BASELINES = [f"~baselines.{name}" for name in ("pop", "itemknn", "sr", "vsknn")]
 # A process that has imported the package and does nothing else is forked for each command, since the import of torch
-# and Lightning takes longer than most commands do. From then on all is as with ``python -m arnn_lightning``.
+# and Lightning takes longer than most commands do. From then on all is as with ``python -m arnn_lightning``, but that
+# Hydra does not compose the config a second time for ``hydra.mode`` alone, which experiments set and nothing else does.
 SERVER = """
 import atexit, importlib, json, multiprocessing, os, pkgutil, runpy, signal, sys, threading
 import arnn_lightning.models, arnn_lightning.tasks
+from hydra._internal.hydra import Hydra
 for module in pkgutil.iter_modules(arnn_lightning.tasks.__path__, "arnn_lightning.tasks."):
     importlib.import_module(module.name)
 
@@ -44,6 +47,8 @@ def run(folder, arguments, environment, *streams):
     os.environ.update(environment)
     sys.path[0] = os.getcwd()
     sys.argv[1:] = arguments
+    if "experiment=" not in str(arguments):
+        Hydra.get_mode = lambda *_, **__: None
     try:
         runpy.run_module("arnn_lightning", run_name="__main__", alter_sys=True)
     finally:  # as at the end of a process
@@ -71,17 +76,21 @@ def server() -> tuple[IO[str], IO[str]]:
 
 
 class Command:
-    """A running command line, which leads a process group of its own; one at a time."""
+    """A running command line, which leads a process group of its own; one at a time.
 
-    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+    ``variables`` of the environment replace those of this process; None leaves one out.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, **variables: str | None) -> None:
         self.arguments = arguments
         self._streams = Path(tempfile.mkdtemp())
         (self._streams / "stdout").touch()
         os.mkfifo(self._streams / "stderr")  # its end is that of all processes which have it
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables
+        environment: dict[str, str | None] = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables}
+        environment = {name: value for name, value in environment.items() if value is not None}
         streams = [str(self._streams / name) for name in ("stdout", "stderr")]
         requests, self._replies = server()
-        requests.write(json.dumps([str(folder.absolute()), arguments, dict(environment), *streams]) + "\n")
+        requests.write(json.dumps([str(folder.absolute()), arguments, environment, *streams]) + "\n")
         requests.flush()
         self.pid = int(self._replies.readline())
         self._stderr = (self._streams / "stderr").open()
@@ -107,7 +116,10 @@ def arnn_here(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """The same in this process, which saves the seconds of a start; returns the exit code."""
     monkeypatch.setattr(sys, "argv", ["arnn", *arguments])
     try:
-        main()
+        with pytest.MonkeyPatch.context() as patch:
+            if "experiment=" not in str(arguments):
+                patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+            main()
     except SystemExit as end:
         return int(end.code or 0)
     finally:  # Hydra's log file of this run would receive the lines of later tests

@@ -32,6 +32,8 @@ from models import BY_NAME, MODELS, TRAINED, ModelCase
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 EXPORTED = tuple(case.name for case in TRAINED if case.name != "arnn_sasrec")  # its parts are exported in others
+# Their steps are those of arnn, which they differ from in training, or of parts that are exported in others.
+REPEATED = ("arnn_footnote2", "arnn_joint", "arnn_strong", "arnn_concat", "latent_cross_sasrec")
 Checkpoints = Callable[[ModelCase], Path]
 
 
@@ -57,7 +59,9 @@ def exported(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory)
     return make
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in EXPORTED]
+)
 @torch.no_grad()
 def test_V18_onnx_runtime_ranks_test_sessions_like_the_evaluation(
     name: str, exported: Callable[[str], Path], checkpoints: Checkpoints, prepared: PreparedDataset

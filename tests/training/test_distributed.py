@@ -107,13 +107,16 @@ def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
 
 
-def train(case: str, prepared: PreparedDataset, folder: Path, devices: int) -> Record:
+def case_config(case: str, devices: int) -> DictConfig:
+    name, settings = CASES[case]
+    return make_config(name, devices, *settings)
+
+
+def train(config: DictConfig, prepared: PreparedDataset, folder: Path) -> Record:
     """One epoch in double precision: Adagrad's first steps turn a rounding error into a step of full size.
 
     Returns ``losses`` of every step, ``weights`` after STEPS of them, the ``loss`` of the epoch.
     """
-    name, settings = CASES[case]
-    config = make_config(name, devices, *settings)
     model = make_model(config, prepared).double()
     record: Record = {"losses": []}
     check = model._raise_if_not_finite
@@ -129,11 +132,10 @@ def train(case: str, prepared: PreparedDataset, folder: Path, devices: int) -> R
     return record | {"loss": model.epoch_loss}
 
 
-def evaluate(name: str, prepared: PreparedDataset, devices: int, folder: Path) -> Record:
+def evaluate(config: DictConfig, prepared: PreparedDataset, folder: Path) -> Record:
     """Ranks and metrics of the test split; ItemKNN and POP are fitted as in a run."""
-    config = make_config(name, devices)
     model = make_model(config, prepared)
-    if name in ("pop", "itemknn"):
+    if config.model.name in ("pop", "itemknn"):
         train_stage(model, prepared, config, {}, folder, [])
     result = evaluate_model(model, prepared, config)
     metrics = result.metrics(metric_names(["recall", "mrr"], [5, 20]))
@@ -150,9 +152,8 @@ class Interrupted(BaseException):
     """Raised by a test to interrupt a run."""
 
 
-def resume(prepared: PreparedDataset, folder: Path, interrupt_at: int | None) -> dict[str, Tensor]:
+def resume(config: DictConfig, prepared: PreparedDataset, folder: Path, interrupt_at: int | None) -> dict[str, Tensor]:
     """Weights after two epochs with dropout on two devices, interrupted at a chunk and resumed."""
-    config = make_config("gru4rec", 2, "model.dropout_hidden=0.3", "model.n_sample=4")
     model = make_model(config, prepared)
     stage = to_container(config.model) | {"epochs": 2}
     if interrupt_at is not None:
@@ -182,22 +183,39 @@ def reduce_gradients() -> list[Tensor]:
     return gradients
 
 
-def worker(rank: int, port: int, prepared: PreparedDataset, folder: Path) -> None:
+def two_device_configs() -> dict[str, dict[str, DictConfig]]:
+    """Composed once and passed to both processes."""
+    dropout = ("model.dropout_hidden=0.3", "model.n_sample=4")
+    return {
+        "train": {case: case_config(case, 2) for case in CASES},
+        "evaluate": {name: make_config(name, 2) for name in MODELS},
+        "resume": {f"{at}": make_config("gru4rec", 2, *dropout) for at in (None, 4, 12)},
+    }
+
+
+def worker(
+    rank: int, port: int, prepared: PreparedDataset, folder: Path, configs: dict[str, dict[str, DictConfig]]
+) -> None:
     """All work of the two processes of this file, whose start takes longer than their work."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    make_trainer(make_config("gru4rec", 2), logger=False).strategy.setup_environment()
-    record: Record = {case: train(case, prepared, folder / case, 2) for case in CASES}
+    make_trainer(configs["train"]["gru4rec"], logger=False).strategy.setup_environment()
+    record: Record = {case: train(config, prepared, folder / case) for case, config in configs["train"].items()}
     record["gradients"] = reduce_gradients()
-    record["evaluated"] = {name: evaluate(name, prepared, 2, folder / f"fitted_{name}") for name in MODELS}
-    record["resumed"] = {f"{at}": resume(prepared, folder / f"interrupted_{at}", at) for at in (None, 4, 12)}
+    record["evaluated"] = {
+        name: evaluate(config, prepared, folder / f"fitted_{name}") for name, config in configs["evaluate"].items()
+    }
+    record["resumed"] = {
+        at: resume(config, prepared, folder / f"interrupted_{at}", None if at == "None" else int(at))
+        for at, config in configs["resume"].items()
+    }
     torch.save(record, folder / f"record{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(worker, (free_port(), dataset, folder), nprocs=2)
+    multiprocessing.spawn(worker, (free_port(), dataset, folder, two_device_configs()), nprocs=2)
     return folder
 
 
@@ -209,7 +227,7 @@ def records(folder: Path) -> list[Record]:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "local_negatives"])
 def test_two_devices_match_one(case: str, records: list[Record], dataset: PreparedDataset, tmp_path: Path) -> None:
-    alone, many = train(case, dataset, tmp_path, 1), records[0][case]
+    alone, many = train(case_config(case, 1), dataset, tmp_path), records[0][case]
     assert len(alone["losses"]) > STEPS + 30
     assert many["losses"][:STEPS] == pytest.approx(alone["losses"][:STEPS], rel=1e-8)
     assert many["loss"] == pytest.approx(alone["loss"], rel=1e-4)
@@ -274,7 +292,7 @@ def test_local_negatives_average_the_gradients_of_devices(records: list[Record],
 def test_V16_two_devices_evaluate_as_one(
     name: str, records: list[Record], dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    alone = evaluate(name, dataset, 1, tmp_path)
+    alone = evaluate(make_config(name, 1), dataset, tmp_path)
     for record in records:
         assert record["evaluated"][name]["ranks"] == alone["ranks"]
         assert record["evaluated"][name]["metrics"] == pytest.approx(alone["metrics"], abs=1e-9)
@@ -284,7 +302,7 @@ def test_V16_two_devices_evaluate_as_one(
 def test_fitted_model_is_equal_on_two_devices(
     name: str, folder: Path, dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    evaluate(name, dataset, 1, tmp_path)
+    evaluate(make_config(name, 1), dataset, tmp_path)
     fitted, alone = (
         torch.load(path / BEST, weights_only=True)["state_dict"] for path in (folder / f"fitted_{name}", tmp_path)
     )
@@ -452,7 +470,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which ARNN was trained on two devices from the command line."""
     folder = tmp_path_factory.mktemp("workspace")
     (folder / "failing_task.py").write_text(FAILING_TASK)
-    done = arnn(folder, *SMALL, *TWO)
+    (folder / "threads.py").write_text(
+        "import torch\nfrom pathlib import Path\nfrom pytorch_lightning import Callback\n"
+        "class Threads(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        Path(f'threads_{trainer.global_rank}').write_text(str(torch.get_num_threads()))\n"
+    )
+    threads = ["performance.threads=3", "+callbacks.threads={_target_: threads.Threads}"]
+    done = Command(folder, *SMALL, *TWO, *threads, OMP_NUM_THREADS=None).wait()
+    assert done.returncode == 0, done.stderr
     (folder / "out").write_text(done.stdout)
     (folder / "err").write_text(done.stderr)
     return folder
@@ -484,18 +510,8 @@ def test_two_device_run_leaves_one_folder_and_one_table(workspace: Path, run_dir
         assert files >= {"best.ckpt", "last.ckpt", "done"}
 
 
-def test_each_device_has_the_threads_of_the_settings(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_device_has_the_threads_of_the_settings(workspace: Path) -> None:
     """Lightning's launcher resets them where OMP_NUM_THREADS is not set."""
-    (workspace / "threads.py").write_text(
-        "import torch\nfrom pathlib import Path\nfrom pytorch_lightning import Callback\n"
-        "class Threads(Callback):\n"
-        "    def on_train_batch_end(self, trainer, *_):\n"
-        "        Path(f'threads_{trainer.global_rank}').write_text(str(torch.get_num_threads()))\n"
-    )
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    command = [*SMALL, *TWO, "model=gru4rec", "performance.threads=3", "hydra.run.dir=threads_run"]
-    done = run_module(workspace, "arnn_lightning", *command, "+callbacks.threads={_target_: threads.Threads}")
-    assert done.returncode == 0, done.stderr
     assert [(workspace / f"threads_{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
 
 
@@ -530,7 +546,7 @@ def test_killed_process_ends_the_others(workspace: Path, killed_rank: str) -> No
         assert done.returncode == 2
 
 
-@pytest.mark.parametrize("failing_rank", ["0", "1"])
+@pytest.mark.parametrize("failing_rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_torchrun_prints_the_error_of_a_process_once(workspace: Path, failing_rank: str) -> None:
     torchrun = ("torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m")
     done = run_module(workspace, *torchrun, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=failing_rank, FAILURE="user")
@@ -584,7 +600,11 @@ def test_impossible_devices_are_user_errors(
 
 
 @pytest.mark.parametrize(
-    "variables", [{"RANK": "1", "LOCAL_RANK": "1"}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}]
+    "variables",
+    [
+        {"RANK": "1", "LOCAL_RANK": "1"},
+        pytest.param({"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}, marks=pytest.mark.slow),
+    ],
 )
 def test_cluster_variables_do_not_change_a_one_device_run(workspace: Path, variables: dict[str, str]) -> None:
     run_dir = f"one_{'_'.join(variables)}"

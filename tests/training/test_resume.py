@@ -2,12 +2,15 @@
 
 import os
 import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.models import SessionRecommender
@@ -21,20 +24,36 @@ DATA: dict[str, Any] = {"batch_size": 4, "n_sample": 3, "sample_alpha": 0.5, "ne
 ONE_LAYER = ("model.dropout_hidden=0.3", "model.optimizer.momentum=0.1")
 SCHEDULE = "{_target_:torch.optim.lr_scheduler.ExponentialLR,_partial_:true,gamma:0.9}"
 CHUNKS = 21  # of an epoch, see below
+Whole = Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]
 
 
 class Killed(BaseException):
     """What a test raises within a run."""
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> PreparedDataset:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     splits = {
         name: (random_sessions(seed, count, 12), [index % 6 for index in range(count)])
         for seed, (name, count) in enumerate({"train": 60, "val": 30, "test": 30}.items())
     }
     single = {"level": [0, 1, 2, 1, 0, 2]}
-    return write_dataset(tmp_path, splits, 12, single, [[], [0, 4], [1], [2, 3, 4], [0], [1, 2]])
+    folder = tmp_path_factory.mktemp("prepared")
+    return write_dataset(folder, splits, 12, single, [[], [0, 4], [1], [2, 3, 4], [0], [1, 2]])
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Runs that are not interrupted: weights and last checkpoint by settings."""
+    root = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def make(**settings: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        folder = root / f"{len(list(root.iterdir()))}"
+        model = run(prepared, folder, **settings)
+        return model.state_dict(), torch.load(folder / LAST, weights_only=True)
+
+    return make
 
 
 def config_of(*overrides: str) -> DictConfig:
@@ -75,9 +94,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> None:
 
 
 def assert_resumes_as_if_not_interrupted(
-    prepared: PreparedDataset, folder: Path, method: str, call: int, **settings: Any
+    whole: Whole, prepared: PreparedDataset, folder: Path, method: str, call: int, **settings: Any
 ) -> None:
-    whole = run(prepared, folder / "whole", **settings)
+    weights, last = whole(**settings)
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, method, call)
         with pytest.raises(Killed):
@@ -85,15 +104,15 @@ def assert_resumes_as_if_not_interrupted(
     # A saved state is resumed whatever weights the new process starts with; else it starts as the old one did.
     seed = 7 if (folder / "cut" / LAST).exists() else 0
     resumed = run(prepared, folder / "cut", "resume=true", seed=seed, **settings)
-    assert resumed.state_dict().keys() == whole.state_dict().keys()
-    for name, weight in whole.state_dict().items():
+    assert resumed.state_dict().keys() == weights.keys()
+    for name, weight in weights.items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
-    last = [torch.load(folder / name / LAST, weights_only=True) for name in ("whole", "cut")]
-    assert last[0]["global_step"] == last[1]["global_step"]
-    assert torch.equal(last[0]["progress"]["rng"], last[1]["progress"]["rng"])
-    rates = [checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] for checkpoint in last]
+    resumed_last = torch.load(folder / "cut" / LAST, weights_only=True)
+    assert last["global_step"] == resumed_last["global_step"]
+    assert torch.equal(last["progress"]["rng"], resumed_last["progress"]["rng"])
+    rates = [checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] for checkpoint in (last, resumed_last)]
     assert rates[0] == rates[1]
-    assert last[0]["lr_schedulers"] == last[1]["lr_schedulers"]
+    assert last["lr_schedulers"] == resumed_last["lr_schedulers"]
 
 
 def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDataset, tmp_path: Path) -> None:
@@ -141,9 +160,9 @@ def test_the_data_have_as_many_chunks_as_the_calls_below_assume(prepared: Prepar
     ],
 )
 def test_a_resumed_stage_ends_as_an_uninterrupted_one(
-    method: str, call: int, prepared: PreparedDataset, tmp_path: Path
+    method: str, call: int, whole: Whole, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
-    assert_resumes_as_if_not_interrupted(prepared, tmp_path, method, call)
+    assert_resumes_as_if_not_interrupted(whole, prepared, tmp_path, method, call)
 
 
 RESUMED = (
@@ -160,18 +179,19 @@ RESUMED = (
 
 
 @pytest.mark.parametrize("case", [BY_NAME[name] for name in RESUMED], ids=case_name)
-def test_every_model_is_resumed(case: ModelCase, prepared: PreparedDataset, tmp_path: Path) -> None:
-    assert_resumes_as_if_not_interrupted(prepared, tmp_path, "training_step", CHUNKS + 5, case=case, model=(), epochs=2)
+def test_every_model_is_resumed(case: ModelCase, whole: Whole, prepared: PreparedDataset, tmp_path: Path) -> None:
+    settings = {"case": case, "model": (), "epochs": 2}
+    assert_resumes_as_if_not_interrupted(whole, prepared, tmp_path, "training_step", CHUNKS + 5, **settings)
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 @pytest.mark.parametrize("call", [9, CHUNKS + 1, 2 * CHUNKS - 3])
 def test_a_resumed_stage_restores_its_schedule(
-    interval: str, call: int, prepared: PreparedDataset, tmp_path: Path
+    interval: str, call: int, whole: Whole, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
     schedule = (f"model.scheduler={SCHEDULE}", f"model.scheduler_interval={interval}", "model/optimizer=adamw")
     settings = {"model": ("model.dropout_hidden=0.3", *schedule)}
-    assert_resumes_as_if_not_interrupted(prepared, tmp_path, "training_step", call, **settings)
+    assert_resumes_as_if_not_interrupted(whole, prepared, tmp_path, "training_step", call, **settings)
 
 
 def test_a_failed_save_keeps_the_older_checkpoint(
@@ -224,8 +244,8 @@ def test_a_corrupt_or_foreign_checkpoint_is_rejected(prepared: PreparedDataset, 
         run(prepared, tmp_path / "run", "resume=true", epochs=2)
 
 
-def test_ctrl_c_finishes_the_chunk_and_saves(prepared: PreparedDataset, tmp_path: Path) -> None:
-    whole = run(prepared, tmp_path / "whole")
+def test_ctrl_c_finishes_the_chunk_and_saves(whole: Whole, prepared: PreparedDataset, tmp_path: Path) -> None:
+    weights, _ = whole()
     handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
         original = SessionRecommender.training_step
@@ -245,4 +265,4 @@ def test_ctrl_c_finishes_the_chunk_and_saves(prepared: PreparedDataset, tmp_path
     assert saved["global_step"] == 5
     assert signal.getsignal(signal.SIGINT) is handler
     resumed = run(prepared, tmp_path / "cut", "resume=true", seed=7)
-    assert all(torch.equal(weight, resumed.state_dict()[name]) for name, weight in whole.state_dict().items())
+    assert all(torch.equal(weight, resumed.state_dict()[name]) for name, weight in weights.items())

@@ -30,7 +30,7 @@ def ring_dataset(folder: Path, length: int, direction: str) -> PreparedDataset:
     """Sessions of ``length`` on the ring; the direction is the user's, or sampled per session."""
     rng = np.random.default_rng(0)
     splits = {}
-    for name, count in (("train", 1200), ("test", 200)):
+    for name, count in (("train", 600 if length == 2 else 400), ("test", 200)):
         users = rng.integers(0, 40, count)
         step = 1 - 2 * (users % 2 if direction == "user" else rng.integers(0, 2, count))
         start = rng.integers(0, RING, count)
