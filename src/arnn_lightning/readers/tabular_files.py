@@ -12,6 +12,7 @@ import polars as pl
 
 from arnn_lightning.errors import UserError, nearest_file
 from arnn_lightning.readers.delimited import FIRST_ROW, PACKED, file_format, find_file
+from arnn_lightning.readers.schema import decimal_years
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ def _require_distinct(name: str, files: Sequence[TableFile]) -> None:
 
 def concat_files(parts: Sequence[pl.DataFrame], files: Sequence[TableFile]) -> pl.DataFrame:
     """The rows of all files; raises UserError where their columns are of different types."""
+    dates = {name for part in parts for name, dtype in part.schema.items() if dtype == pl.Date}
+    for name in dates:
+        columns = [part[name] for part in parts]
+        is_dates = all(column.dtype == pl.Date or column.null_count() == len(column) for column in columns)
+        columns = [column.cast(pl.Date) if is_dates else decimal_years(column) for column in columns]
+        parts = [part.with_columns(column) for part, column in zip(parts, columns, strict=True)]
     try:
         return pl.concat(parts, how="vertical_relaxed")  # integers of different widths are compatible
     except pl.exceptions.PolarsError as error:

@@ -10,7 +10,7 @@ import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.readers.delimited import file_format, read_delimited
-from arnn_lightning.readers.schema import decimal_years, with_decimal_point
+from arnn_lightning.readers.schema import parse_dates, with_decimal_point
 from arnn_lightning.readers.tabular_files import TableFile
 
 
@@ -58,7 +58,7 @@ class TableFormat:
         return frame.with_columns(self._normalize_parquet(column, column.name in ids, file) for column in frame)
 
     def parse_attribute(self, column: pl.Series, kind: str, file: TableFile) -> pl.Series:
-        """An attribute in its canonical type: String, List(String), or Float64 for a numeric one."""
+        """An attribute in its canonical type: String, List(String), and Float64 or Date for a numeric one."""
         is_list = isinstance(column.dtype, pl.List | pl.Array)
         if kind == "multi":
             lists = (
@@ -75,7 +75,8 @@ class TableFormat:
                 "under data.item_contexts.multi"
             )
         if kind == "numeric":
-            return self.parse_number(decimal_years(column, self.date_format), file).cast(pl.Float64)
+            dates = parse_dates(column, self.date_format)
+            return dates if dates.dtype == pl.Date else self.parse_number(column, file).cast(pl.Float64)
         if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
             column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
         text = column.cast(pl.String).str.strip_chars()
