@@ -1,6 +1,7 @@
 """Context fields, and whose contexts a session gets."""
 
 from collections import Counter
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,18 @@ def test_equal_bins_have_equally_many_users() -> None:
     assert Counter(encoding.users["context.age"].to_list()) == dict.fromkeys(range(1, 6), 4)
     names = encoding.vocabulary["category"].to_list()
     assert names == ["< 4", "4 to < 8", "8 to < 12", "12 to < 16", ">= 16"]
+
+
+def test_intervals_of_dates_are_named_by_years_and_days() -> None:
+    days = [date(1955, 5, 1), date(1960, 1, 1), date(1985, 7, 2), date(1985, 7, 3), None]
+    users = pl.DataFrame({"user": range(5), "birth": days})
+    for bins, names, codes in (
+        ([1960, 1985.5], ["< 1960", "1960 to < 1985-07-03", ">= 1985-07-03"], [1, 2, 2, 3, 0]),
+        (2, ["< 1985-07-02", ">= 1985-07-02"], [1, 1, 2, 2, 0]),
+    ):
+        encoding = encode_contexts(users, pl.Series([1] * 5), contexts([], [], numeric={"birth": bins}))
+        assert encoding.vocabulary["category"].to_list() == names
+        assert encoding.users["context.birth"].to_list() == codes
 
 
 def test_V3_bins_are_fitted_on_training_users_only() -> None:

@@ -806,7 +806,18 @@ def test_numeric_attributes_are_numbers(tmp_path: Path, log: Any) -> None:
     plain = {"user": ["u1", "u2"], "since": [date(1970, 1, 3), None], "member": [True, None]}
     pl.DataFrame(plain).write_parquet(tmp_path / "users.parquet")
     raw = read(path, f"data.users={tmp_path / 'users.parquet'}", "data.contexts.numeric={since: 5, member: 2}")
-    assert raw.users().collect().rows() == [("u1", pytest.approx(1970 + 2 / 365), 1.0), ("u2", None, None)]
+    assert raw.users().collect().rows() == [("u1", date(1970, 1, 3), 1.0), ("u2", None, None)]
+
+
+def test_dates_of_one_file_and_years_of_another_are_years(log: Any) -> None:
+    path = log(f"user,item,time\nu1,a,{NOON}\n")
+    dates, missing = log("user,born\nu1,1970-01-01\n", "dates.csv"), log("user,born\nu2,\n", "missing.csv")
+    years = log("user,born\nu3,1980\n", "years.csv")
+    numeric = "data.contexts.numeric={born: 2}"
+    users = read(path, f"data.users=[{dates},{missing}]", numeric).users().collect()
+    assert users["born"].to_list() == [date(1970, 1, 1), None]
+    users = read(path, f"data.users=[{dates},{missing},{years}]", numeric).users().collect()
+    assert users["born"].to_list() == [1970.0, None, 1980.0]
 
 
 def test_numbers_and_dates_are_read_in_german_notation(log: Any) -> None:
@@ -819,7 +830,7 @@ def test_numbers_and_dates_are_read_in_german_notation(log: Any) -> None:
     with pytest.raises(UserError, match=r"'02\.01\.1970' is not a number; fix or remove it, or set data\.date_format"):
         read(path, *comma)
     rows = read(path, *comma, "data.date_format='%d.%m.%Y'").users().collect().rows()
-    assert rows == [("u1", 46744.5, pytest.approx(1970 + 1 / 365)), ("u2", 1000.0, None)]
+    assert rows == [("u1", 46744.5, date(1970, 1, 2)), ("u2", 1000.0, None)]
 
 
 def test_the_header_line_and_data_header_may_not_be_confused(log: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
-from arnn_lightning.readers.schema import USER
+from arnn_lightning.readers.schema import USER, decimal_years, first_day
 
 OTHER = "(other)"
 PREFIX = "context."  # so that an attribute may have the name of any other column
@@ -144,7 +144,7 @@ def encode_profiles(
     """The codes of any profiles, known in training or not, by categories and intervals that are fitted already.
 
     Args:
-        profiles: canonical attributes (String, Float64, List(String); null = unknown); one without a column is unknown.
+        profiles: canonical attributes, as in ``readers/schema.py``; one without a column is unknown.
         single: the attributes of one field each, as returned by ``field_names``.
         vocabulary: as returned by ``fit_vocabulary``.
 
@@ -181,7 +181,7 @@ def require_attributes(users: pl.DataFrame, contexts: Mapping[str, Any], owner: 
             raise UserError(f"{section}: the {owner}s table has no attribute {name!r}{nearest(name, users.columns)}")
         kind = "multi" if users[name].dtype == pl.List else "single"
         if name in numeric_bins(contexts):
-            if not users[name].dtype.is_numeric():
+            if not (users[name].dtype.is_numeric() or users[name].dtype == pl.Date):
                 raise UserError(
                     f"{section}.numeric: attribute {name!r} consists of {users[name].dtype}, not of numbers; list "
                     f"it under {section}.{kind}"
@@ -223,14 +223,14 @@ def _fit_numeric(trained: pl.DataFrame, name: str, bins: int | Sequence[float]) 
 
     ``bins``: their edges, or how many of equally many users each; fewer where many users share a value.
     """
-    known = trained.select(events=EVENTS, value=_numbers(pl.col(name))).drop_nulls()
+    known = trained.select(events=EVENTS, value=_numbers(trained[name])).drop_nulls()
     if isinstance(bins, int):
         if known.is_empty():
             return pl.DataFrame(schema={column: VOCABULARY[column] for column in ("category", "events", "code", "low")})
         ordered = known["value"].sort()
         quantiles = ordered.gather([place * len(ordered) // bins for place in range(1, bins)])
         bins = quantiles.filter(quantiles > ordered[0]).unique().sort().to_list()
-    bounds = [f"{edge:.10g}" for edge in bins]
+    bounds = [first_day(edge) if trained.schema[name] == pl.Date else f"{edge:.10g}" for edge in bins]
     between = [f"{low} to < {high}" for low, high in pairwise(bounds)]
     names = [f"< {bounds[0]}", *between, f">= {bounds[-1]}"] if bounds else ["any"]
     index = np.searchsorted(bins, known["value"].to_numpy(), side="right")
@@ -239,13 +239,13 @@ def _fit_numeric(trained: pl.DataFrame, name: str, bins: int | Sequence[float]) 
     return pl.DataFrame({"category": names, "events": events, "code": codes, "low": [-math.inf, *map(float, bins)]})
 
 
-def _numbers(values: pl.Expr) -> pl.Expr:
-    return values.cast(pl.Float64).fill_nan(None)
+def _numbers(values: pl.Series) -> pl.Series:
+    return decimal_years(values).cast(pl.Float64).fill_nan(None)
 
 
 def _encode_number(values: pl.Series, intervals: pl.DataFrame) -> pl.Series:
     """Codes of a numeric attribute, 0 where the value is missing."""
-    numbers = values.to_frame().select(_numbers(pl.col(values.name))).to_series()
+    numbers = _numbers(values)
     edges = intervals["low"].to_numpy()  # the first is minus infinity
     index = np.searchsorted(edges, numbers.fill_null(0).to_numpy(), side="right").astype(np.uint32)
     return pl.Series(index).set(numbers.is_null(), 0)

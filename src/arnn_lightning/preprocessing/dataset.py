@@ -43,7 +43,7 @@ from arnn_lightning.preprocessing.sessions import Sessions, session_starts
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, TITLE, USER, RawData, Reader, validate_events
 
-FORMAT_VERSION = 6  # raised whenever equal settings would write other bytes
+FORMAT_VERSION = 7  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
 PATH_KEYS = ("raw_dir", "events", "users", "titles", "source")  # where files are, not what they mean

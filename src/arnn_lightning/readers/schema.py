@@ -2,14 +2,16 @@
 
 ``events``: ``user``, ``item`` (any type that sorts), ``time`` (Int64, unix seconds) and, where the data set defines
 sessions, ``session``; one row per event, in the order of the file.
-``users``: ``user`` and one column per attribute: String for a single-valued attribute, Float64 for a numeric one,
-List(String) for a multi-valued one; null (or an empty list) means unknown.
+``users``: ``user`` and one column per attribute: String for a single-valued attribute, Float64 or Date for a numeric
+one, List(String) for a multi-valued one; null (or an empty list) means unknown.
 ``items``, where the data set has an items table: ``item``, ``title`` (String) where there are titles, and one column
 per attribute, as of users.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -119,11 +121,8 @@ def validate_events(raw: RawData, source: Path) -> RawData:
     return raw
 
 
-def decimal_years(column: pl.Series, date_format: str | None) -> pl.Series:
-    """Dates, or a text column of them, as numbers such as 1985.5; any other column is returned as it is.
-
-    >>> decimal_years(pl.Series(["1985-07-02", None, "2000-01-01 12:00"]), None).round(1).to_list()
-    [1985.5, None, 2000.0]
+def parse_dates(column: pl.Series, date_format: str | None) -> pl.Series:
+    """Dates, or a text column of them, as pl.Date; any other column is returned as it is.
 
     Args:
         column: numbers, texts or dates.
@@ -142,11 +141,32 @@ def decimal_years(column: pl.Series, date_format: str | None) -> pl.Series:
         dates = dates.set(dates.dt.year() < 1000, None)  # %Y accepts two digits too
         if dates.null_count() == len(dates) or dates.null_count() > column.null_count():
             return column
-    if not dates.dtype.is_temporal():
+    return dates.dt.date() if dates.dtype.is_temporal() else column
+
+
+def decimal_years(column: pl.Series) -> pl.Series:
+    """Dates as numbers such as 1985.5; any other column is returned as it is.
+
+    >>> decimal_years(parse_dates(pl.Series(["1985-07-02", None, "2000-01-01 12:00"]), None)).round(1).to_list()
+    [1985.5, None, 2000.0]
+    """
+    if column.dtype != pl.Date:
         return column
-    first = dates.dt.truncate("1y").dt.date()
+    first = column.dt.truncate("1y")
     days = (first.dt.offset_by("1y") - first).dt.total_days()
-    return dates.dt.year() + (dates.dt.ordinal_day() - 1) / days
+    return column.dt.year() + (column.dt.ordinal_day() - 1) / days
+
+
+def first_day(years: float) -> str:
+    """The first day that is not before a decimal year; a year where this is its first day.
+
+    >>> first_day(1960), first_day(1985.5), first_day(1985 + 181 / 365)
+    ('1960', '1985-07-03', '1985-07-01')
+    """
+    year = math.floor(years)
+    start, end = date(year, 1, 1), date(year + 1, 1, 1)
+    day = start + timedelta(days=math.ceil((years - year) * (end - start).days - 1e-6))
+    return str(day.year) if (day.month, day.day) == (1, 1) else day.isoformat()
 
 
 def with_decimal_point(text: pl.Series, decimal: str) -> pl.Series:

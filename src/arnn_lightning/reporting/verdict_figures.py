@@ -206,9 +206,7 @@ def _frequent_values(
         codes = users[column].to_numpy()
         values["unknown"] = codes == 0
         for row in rows:
-            low = row["low"]
-            name = str(row["category"]) if low is None else f"from {low:g}"
-            values[name] = codes == row["code"]
+            values[str(row["category"])] = codes == row["code"]
     else:
         for row in rows:
             is_in = users["active"].list.contains(pl.lit(row["code"], pl.UInt32)).to_numpy()

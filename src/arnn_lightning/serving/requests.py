@@ -11,7 +11,7 @@ import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.preprocessing.contexts import OTHER, PREFIX, encode_profiles
-from arnn_lightning.readers.schema import USER, decimal_years, with_decimal_point
+from arnn_lightning.readers.schema import USER, decimal_years, parse_dates, with_decimal_point
 from arnn_lightning.serving.vocabulary import Vocabulary
 
 SESSION_ID, ITEM_ID, TIME, USER_ID = "session_id", "item_id", "time", "user_id"
@@ -335,7 +335,7 @@ class RequestReader:
         if column.dtype == pl.String:
             column = column.str.strip_chars()
             column = column.set(column.is_in(self.null_values), None)
-        years = decimal_years(column, self.date_format)
+        years = decimal_years(parse_dates(column, self.date_format))
         if years.dtype == pl.String:
             years = with_decimal_point(years.str.strip_chars(), self.decimal)
         try:

@@ -61,6 +61,19 @@ class Job(NamedTuple):
         """How long it took."""
         return run_seconds(self.folder / METRICS_FILE)
 
+    def ranks_without(self, attribute: str, attributes: Sequence[str]) -> Path:
+        """The file of its test ranks with one of the ``attributes`` unknown."""
+        return self.folder / "without_attribute" / f"{attributes.index(attribute)}.parquet"
+
+    def command(self, given: Sequence[str]) -> str:
+        """The command that trains it; ``given``: overrides of the verdict's command."""
+        overrides = (*self.overrides, f"seed={self.seed}", *given)
+        return " ".join(["python -m arnn_lightning", *map(_shell, overrides)])
+
+
+def _shell(override: str) -> str:
+    return override if re.fullmatch(r"[\w.,=/@:+~-]+", override) else "'" + override.replace("'", "'\\''") + "'"
+
 
 def run_seconds(file: Path) -> float:
     """The seconds that all phases of a run took; ``file``: its metrics.json."""

@@ -8,6 +8,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def open_study(file: Path, settings: Mapping[str, Any], pruner: optuna.pruners.B
         UserError: ``file`` cannot be written, is not a database of this Optuna, or its trials have other settings.
     """
     try:
-        with _lock(file, "study"):  # one process creates the tables
+        with _storage_errors(file), _lock(file, "study"):  # one process creates the tables
             options = {"connect_args": {"timeout": 60}}
             storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=options)
             study = optuna.create_study(
@@ -76,8 +77,9 @@ def open_study(file: Path, settings: Mapping[str, Any], pruner: optuna.pruners.B
             stored = study.user_attrs.get("settings")
             if stored is None:
                 study.set_user_attr("settings", dict(settings))
+    except UserError:
+        raise
     except Exception as error:  # of SQLAlchemy and Optuna, of many kinds
-        _raise_storage_error(error, file)
         raise UserError(
             f"{file} is not a database of Optuna {optuna.__version__}: {str(error).splitlines()[0]}"
         ) from error
@@ -113,42 +115,28 @@ def optimize(
         UserError: by ``objective`` before any trial is complete: all others are likely to raise it too; ``file``
             cannot be written.
     """
-    try:
-        _optimize(study, file, n_trials, space, sampler, objective)
-    except Exception as error:
-        _raise_storage_error(error, file)
-        raise
-
-
-def _optimize(
-    study: optuna.Study,
-    file: Path,
-    n_trials: int,
-    space: dict[str, BaseDistribution],
-    sampler: Callable[[int], optuna.samplers.BaseSampler],
-    objective: Callable[[Trial], float | None],
-) -> None:
-    while True:
-        with _lock(file, "study"):
-            _retry_interrupted(study, file)
-            trials = study.get_trials(deepcopy=False)
-            running = sum(trial.state is TrialState.RUNNING for trial in trials)
-            start = running + sum(_has_ended(trial) for trial in trials) < n_trials
+    with _storage_errors(file):
+        while True:
+            with _lock(file, "study"):
+                _retry_interrupted(study, file)
+                trials = study.get_trials(deepcopy=False)
+                running = sum(trial.state is TrialState.RUNNING for trial in trials)
+                start = running + sum(_has_ended(trial) for trial in trials) < n_trials
+                if start:
+                    study.sampler = sampler(len(trials))
+                    trial = study.ask(space)
+                    lock = _lock(file, trial.number)
+                    lock.acquire()
             if start:
-                study.sampler = sampler(len(trials))
-                trial = study.ask(space)
-                lock = _lock(file, trial.number)
-                lock.acquire()
-        if start:
-            try:
-                _evaluate(study, trial, objective)
-            finally:
-                lock.release()
-                Path(lock.lock_file).unlink(missing_ok=True)
-        elif running:  # in other processes: one may be interrupted
-            time.sleep(1)
-        else:
-            return
+                try:
+                    _evaluate(study, trial, objective)
+                finally:
+                    lock.release()
+                    Path(lock.lock_file).unlink(missing_ok=True)
+            elif running:  # in other processes: one may be interrupted
+                time.sleep(1)
+            else:
+                return
 
 
 def _has_ended(trial: FrozenTrial) -> bool:
@@ -162,14 +150,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _raise_storage_error(error: Exception, file: Path) -> None:
+@contextmanager
+def _storage_errors(file: Path) -> Iterator[None]:
     """Raises UserError where SQLite could not write ``file``, as on a full disk: Optuna and SQLAlchemy wrap that."""
-    for cause in _causes(error):
-        name = getattr(cause, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
-            raise UserError(
-                f"{file}: cannot be written: {cause}; finished trials are kept: the same command runs the others"
-            ) from error
+    try:
+        yield
+    except Exception as error:
+        for cause in _causes(error):
+            name = getattr(cause, "sqlite_errorname", "")
+            if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
+                raise UserError(
+                    f"{file}: cannot be written: {cause}; finished trials are kept: the same command runs the others"
+                ) from error
+        raise
 
 
 def _lock(file: Path, name: str | int) -> FileLock:

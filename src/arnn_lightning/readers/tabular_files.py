@@ -1,0 +1,100 @@
+"""The files of a table: found by path, glob or list, plain or packed, and none of them twice."""
+
+import filecmp
+import glob
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import polars as pl
+
+from arnn_lightning.errors import UserError, nearest_file
+from arnn_lightning.readers.delimited import FIRST_ROW, PACKED, file_format, find_file
+from arnn_lightning.readers.schema import decimal_years
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file of a table.
+
+    Attributes:
+        path: where it is.
+        member: its name in the zip archive ``path`` that contains it beside others; None: ``path`` is the file.
+        header: names of its columns; None: they are in its first line.
+    """
+
+    path: Path
+    member: str | None
+    header: Sequence[str] | None
+
+    def __str__(self) -> str:
+        return str(self.path if self.member is None else self.path / self.member)
+
+    @property
+    def first_row(self) -> int:
+        """The number of the first row of data: in a text file, the header is row 1."""
+        return FIRST_ROW if self.header is None and file_format(self.path) != "parquet" else 1
+
+    def location(self, column: str, row: int) -> str:
+        return f"{self}: column {column!r}, row {row + self.first_row}"
+
+
+def resolve_files(
+    name: str, table: str | Sequence[str] | None, header: Sequence[str] | None, hint: str
+) -> list[TableFile]:
+    """The files of a table, in the order in which they are listed; ``hint`` completes the error of a missing one.
+
+    Raises:
+        UserError: no file, or one that is listed twice.
+    """
+    patterns = [table] if isinstance(table, str) else table
+    if (name == "events" and not patterns) or not all(isinstance(pattern, str) for pattern in patterns or []):
+        raise UserError(f"data.{name}={table}: must be a path, a glob, or a list of them")
+    files: list[TableFile] = []
+    for pattern in patterns or []:
+        # The name of an existing file is not a pattern. Path.glob does not support absolute patterns.
+        path = Path(pattern).expanduser()
+        names = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+        matches = [TableFile(Path(name), None, header) for name in names if Path(name).is_file()]
+        if not matches and not path.is_dir() and (packed := find_file(path)) is not None:
+            matches = [TableFile(packed, path.name if packed.suffix == ".zip" else None, header)]
+        if not matches:
+            what = "a folder" if path.is_dir() else f"not a file{nearest_file(path)}"
+            raise UserError(f"data.{name}: {pattern} is {what}; give a path or a glob of files{hint}")
+        files += matches
+    _require_distinct(name, files)
+    return files
+
+
+def _require_distinct(name: str, files: Sequence[TableFile]) -> None:
+    """Raises UserError for a file that is listed twice: by two paths, plain and packed, or as a copy."""
+    by_name: dict[tuple[Path, str | None], TableFile] = {}
+    by_size: defaultdict[int, list[TableFile]] = defaultdict(list)
+    for file in files:
+        path = file.path.resolve()
+        other = by_name.setdefault((path.with_suffix("") if path.suffix[1:] in PACKED else path, file.member), file)
+        if other is not file:
+            also = "" if other.path == file.path else f" (also as {other})"
+            raise UserError(f"data.{name}: {file} is listed more than once{also}; its rows would be counted twice")
+        if file.member is None:
+            by_size[path.stat().st_size].append(file)
+    for first, second in (pair for same_size in by_size.values() for pair in combinations(same_size, 2)):
+        # Days without events have equal files: a header alone.
+        if filecmp.cmp(first.path, second.path, shallow=False) and first.path.read_bytes().count(b"\n") > 1:
+            raise UserError(f"data.{name}: {second} is a copy of {first}; its rows would be counted twice")
+
+
+def concat_files(parts: Sequence[pl.DataFrame], files: Sequence[TableFile]) -> pl.DataFrame:
+    """The rows of all files; raises UserError where their columns are of different types."""
+    dates = {name for part in parts for name, dtype in part.schema.items() if dtype == pl.Date}
+    for name in dates:
+        columns = [part[name] for part in parts]
+        is_dates = all(column.dtype == pl.Date or column.null_count() == len(column) for column in columns)
+        columns = [column.cast(pl.Date) if is_dates else decimal_years(column) for column in columns]
+        parts = [part.with_columns(column) for part, column in zip(parts, columns, strict=True)]
+    try:
+        return pl.concat(parts, how="vertical_relaxed")  # integers of different widths are compatible
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{', '.join(map(str, files))}: their columns differ: {str(error).splitlines()[0]}") from error

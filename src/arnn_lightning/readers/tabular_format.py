@@ -1,0 +1,186 @@
+"""How values are written in the files of a table, and their canonical types."""
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.readers.delimited import file_format, read_delimited
+from arnn_lightning.readers.schema import parse_dates, with_decimal_point
+from arnn_lightning.readers.tabular_files import TableFile
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """Reads columns of delimited text or parquet, and parses their values.
+
+    Attributes:
+        quote, encoding, null_values, list_separator, date_format, decimal: as of ``TabularReader``.
+    """
+
+    quote: str | None
+    encoding: str
+    null_values: Sequence[str]
+    list_separator: str
+    date_format: str | None
+    decimal: str
+
+    def read(self, file: TableFile, columns: Sequence[str], ids: Sequence[str]) -> pl.DataFrame:
+        """The named columns of one file; ``ids`` are integers or strings."""
+        columns = list(dict.fromkeys(columns))
+        if file_format(file.path) != "parquet":
+            frame = read_delimited(
+                file.path,
+                dict.fromkeys(columns, pl.String()),
+                separator=None,
+                quote=self.quote,
+                header=file.header,
+                encoding=self.encoding,
+                name=file.member,
+                null_values=self.null_values,
+            )
+            for column in ids:
+                _require_digits(frame[column], file)
+            return frame
+        try:
+            schema = pl.read_parquet_schema(file.path)
+            for column in columns:
+                if column not in schema:
+                    hint = nearest(column, schema)
+                    raise UserError(f"{file}: no column {column!r}{hint}; its columns: {', '.join(schema)}")
+            frame = pl.read_parquet(file.path, columns=columns, glob=False).cast({pl.Binary: pl.String})
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+        return frame.with_columns(self._normalize_parquet(column, column.name in ids, file) for column in frame)
+
+    def parse_attribute(self, column: pl.Series, kind: str, file: TableFile) -> pl.Series:
+        """An attribute in its canonical type: String, List(String), and Float64 or Date for a numeric one."""
+        is_list = isinstance(column.dtype, pl.List | pl.Array)
+        if kind == "multi":
+            lists = (
+                column.cast(pl.List(pl.String))
+                if is_list
+                else _split_lists(column.cast(pl.String), self.list_separator)
+            )
+            element = pl.element().str.strip_chars()
+            is_known = ~element.is_in(["", *self.null_values])
+            return lists.list.eval(element.filter(is_known)).list.unique(maintain_order=True)
+        if is_list:
+            raise UserError(
+                f"{file}: column {column.name!r} is a list and must be listed under data.contexts.multi, that of items "
+                "under data.item_contexts.multi"
+            )
+        if kind == "numeric":
+            dates = parse_dates(column, self.date_format)
+            return dates if dates.dtype == pl.Date else self.parse_number(column, file).cast(pl.Float64)
+        if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
+            column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
+        text = column.cast(pl.String).str.strip_chars()
+        return text.set(text.is_in(["", *self.null_values]), None)
+
+    def parse_number(self, column: pl.Series, file: TableFile) -> pl.Series:
+        """A column of numbers as Int64 or Float64, null where missing; dates in days since 1970."""
+        if column.dtype == pl.String:
+            text = column.str.strip_chars()
+            text = text.set(text == "", None)
+            number = text.cast(pl.Int64, strict=False)
+            if number.null_count() > text.null_count():
+                number = with_decimal_point(text, self.decimal).cast(pl.Float64, strict=False)
+        elif isinstance(column.dtype, pl.Datetime):
+            text, number = column, column.dt.epoch("us") / 86_400_000_000
+        elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date):
+            text = column
+            number = (
+                column.cast(pl.Int32 if column.dtype == pl.Date else pl.Float64)
+                if not column.dtype.is_integer()
+                else column
+            )
+        else:
+            raise UserError(f"{file}: column {column.name!r} contains {column.dtype}; must be numbers")
+        is_invalid = text.is_not_null() & (number.is_null() | number.cast(pl.Float64).is_infinite())
+        if is_invalid.any():
+            row = is_invalid.arg_true()[0]
+            value = str(column[row])
+            keys = {r"[+-]?[\d.]*,\d*": "data.decimal=','", r"\d{1,4}([./-])\d{1,2}\1\d{1,4}.*": "data.date_format"}
+            advice = next((f", or set {key}" for form, key in keys.items() if re.fullmatch(form, value.strip())), "")
+            raise UserError(f"{file.location(column.name, row)}: {value!r} is not a number; fix or remove it{advice}")
+        return number.fill_nan(None) if number.dtype.is_float() else number
+
+    def _normalize_parquet(self, column: pl.Series, is_id: bool, file: TableFile) -> pl.Series:
+        """A parquet column as read from a text file: categories are strings, NaN and null strings are missing."""
+        if isinstance(column.dtype, pl.Categorical | pl.Enum):
+            column = column.cast(pl.String)
+        if column.dtype == pl.String:
+            return column.set(column.is_in(list(self.null_values)), None)
+        if not column.dtype.is_float():
+            return column
+        column = column.fill_nan(None)
+        if not is_id:
+            return column
+        # pandas stores integers as floats where a value is missing.
+        limit = 2**24 if column.dtype == pl.Float32 else 2**53
+        for is_invalid, problem in (
+            ((column != column.floor()) | column.is_infinite(), "not a valid id; ids must be integers or strings"),
+            (column.abs() > limit, f"a float beyond {limit}, which stands for several ids; store integers or strings"),
+        ):
+            if is_invalid.any():
+                row = is_invalid.arg_true()[0]
+                raise UserError(f"{file.location(column.name, row)}: {column[row]} is {problem}")
+        return column.cast(pl.Int64)
+
+
+def _require_digits(ids: pl.Series, file: TableFile) -> None:
+    """Raises UserError for an id in the scientific notation of spreadsheets, which keeps some of its digits only."""
+    if not ids.str.contains("+", literal=True).any():
+        return
+    is_scientific = ids.str.contains(r"^\d\.\d+[eE]\+\d+$").fill_null(False)
+    if is_scientific.any():
+        row = is_scientific.arg_true()[0]
+        raise UserError(
+            f"{file.location(ids.name, row)}: {ids[row]!r} lacks digits of the id; export the column as text"
+        )
+
+
+def _split_lists(text: pl.Series, separator: str) -> pl.Series:
+    """Lists of strings: the values between separators, or those of a JSON or Python list."""
+    is_bracketed = text.str.contains(r"(?s)^\s*\[.*\]\s*$").fill_null(False)
+    lists = text.str.split(separator)
+    if not is_bracketed.any():
+        return lists
+    values = text.filter(is_bracketed).unique()
+    parsed = pl.Series([_parse_list(value, separator) for value in values], dtype=pl.List(pl.String))
+    table = pl.DataFrame({"text": values, "parsed": parsed})
+    joined = pl.DataFrame({"text": text, "list": lists}).join(table, on="text", how="left", maintain_order="left")
+    return joined.select(pl.coalesce("parsed", "list")).to_series()
+
+
+def _parse_list(text: str, separator: str) -> list[str]:
+    """The values of a list in brackets.
+
+    >>> _parse_list('["folk", "rock, hard"]', ","), _parse_list("['folk' 'rock']", ","), _parse_list("[folk;3]", ";")
+    (['folk', 'rock, hard'], ['folk', 'rock'], ['folk', '3'])
+    """
+    for parse in (json.loads, _parse_python_list):
+        try:
+            return [as_text(value) for value in parse(text.strip()) if value is not None]
+        except (ValueError, SyntaxError):
+            continue
+    return text.strip()[1:-1].split(separator)
+
+
+def _parse_python_list(text: str) -> list[object]:
+    # numpy writes no commas, and Python would join the strings.
+    return list(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
+
+
+def as_text(value: object) -> str:
+    """A value as text files have it.
+
+    >>> as_text(True), as_text(3), as_text("view")
+    ('true', '3', 'view')
+    """
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,120 @@
+"""The runs of task=verdict: each trains as task=train does, in a run folder of its own."""
+
+import contextlib
+import io
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from pytorch_lightning import Callback
+
+from arnn_lightning.errors import UserError
+from arnn_lightning.io import atomic_path
+from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
+from arnn_lightning.reporting.verdict import format_duration
+from arnn_lightning.run_folder import METRICS_FILE, has_record, stored_config
+from arnn_lightning.sweeps.plan import Job, run_seconds
+from arnn_lightning.tasks import train
+from arnn_lightning.training.checkpoint import BEST_OF_RUN, build_model, load_weights, read_checkpoint
+from arnn_lightning.training.stage import evaluate_model, run_settings
+
+log = logging.getLogger(__name__)
+TASK_KEYS = ("task", "budget", "max_seeds", "smallest_gain", "counted", "seed")
+
+
+class VerdictRuns:
+    """Trains and tests the runs of a verdict, those that are not finished.
+
+    Args:
+        config: of the task.
+        folder: of the runs.
+        prepared: the data set of the runs.
+    """
+
+    def __init__(self, config: DictConfig, folder: Path, prepared: PreparedDataset) -> None:
+        self.config, self.prepared = config, prepared
+        overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+        self.given = [
+            str(override.input_line)
+            for override in overrides
+            if override.get_key_element().lstrip("+~").split(".")[0] not in TASK_KEYS
+        ]
+        self._earlier_seconds = sum(run_seconds(file) for file in folder.glob(f"*/{METRICS_FILE}"))
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long all runs have taken, those that other processes finished included."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def require_same_log(self, jobs: Sequence[Job]) -> None:
+        """Raises UserError for a finished run that was trained on another log."""
+        for job in jobs:
+            if job.is_finished and job.metrics()["manifest"] != self.prepared.manifest_sha256:
+                raise UserError(
+                    f"{job.folder}: was trained on another log, and a verdict is of one log; use a new hydra.run.dir, "
+                    f"such as {os.path.relpath(job.folder.parent)}-2"
+                )
+
+    def _compose(self, overrides: Sequence[str], seed: int, folder: Path) -> DictConfig:
+        given = self.given if any(text.startswith("logger=") for text in self.given) else [*self.given, "logger=csv"]
+        job: DictConfig = compose(
+            "config", overrides=[*given, *overrides, f"seed={seed}", "task=train"], return_hydra_config=True
+        )
+        with open_dict(job):
+            job.baselines = {}  # runs of their own, with validation
+            job.paths.data = self.config.paths.data  # absolute
+            job.hydra.mode = RunMode.RUN
+            job.hydra.run.dir = str(folder)
+            job.resume = has_record(folder)
+        return job
+
+    def execute(self, job: Job, *callbacks: Callback) -> None:
+        """Runs a job as task=train does, unless it is finished; resumes it where it was interrupted.
+
+        Raises:
+            UserError, TooSlowError: what the run raises.
+        """
+        if job.is_finished:
+            return
+        log.info(
+            f"[{format_duration(self.seconds)}] {'resumes' if has_record(job.folder) else 'trains'} {job.description}"
+        )
+        config = self._compose(job.overrides, job.seed, job.folder)
+        if job.session_from is not None:
+            config.pretrained.session = str(job.session_from / BEST_OF_RUN)
+        with _quiet():
+            train.train_as_job(config, callbacks)
+
+    def hide_attributes(self, job: Job, attributes: Sequence[str]) -> None:
+        """Tests the model of a finished run without each attribute; the ranks are in its folder."""
+        missing = {name: file for name in attributes if not (file := job.ranks_without(name, attributes)).is_file()}
+        if not missing:
+            return
+        config, checkpoint = stored_config(job.folder), read_checkpoint(job.folder)
+        model = build_model(checkpoint["metadata"]["model"], run_settings(config))
+        load_weights(model, checkpoint, job.folder)
+        for name, file in missing.items():
+            result = evaluate_model(model, WithoutAttribute(self.prepared.folder, name), config)
+            with atomic_path(file) as path:
+                result.ranks.write_parquet(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tables and the first lines of single runs; the lines of their epochs and warnings are logged."""
+    lines = logging.getLogger(train.__name__)
+    level = lines.level
+    lines.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        lines.setLevel(level)
