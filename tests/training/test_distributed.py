@@ -126,7 +126,7 @@ def train(case: str, prepared: PreparedDataset, folder: Path, devices: int) -> R
 
     model._raise_if_not_finite = record_losses
     train_stage(model, prepared, config, to_container(config.model) | {"epochs": 1}, folder, [])
-    return record | {"loss": model.epoch_loss}
+    return record | {"loss": model.progress.epoch_loss}
 
 
 def evaluate(name: str, prepared: PreparedDataset, devices: int, folder: Path) -> Record:
