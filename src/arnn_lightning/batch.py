@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -136,6 +137,16 @@ class TrainChunk(NamedTuple):
     counts: Ragged | None
     columns: Ragged | None
     log_q: Ragged | None
+
+    def steps(self) -> Iterator[tuple[Candidates, dict[RowSource, Tensor]]]:
+        """The candidates of every step, and the rows that it reads."""
+        n_steps = len(self.item)
+        columns = (
+            [None] * n_steps if ragged is None else ragged.split() for ragged in (self.counts, self.columns, self.log_q)
+        )
+        rows = zip(*(ragged.split() for ragged in self.rows.values()), strict=True) if self.rows else [()] * n_steps
+        for candidates, ids in zip(map(Candidates, self.positive.unbind(), *columns), rows, strict=True):
+            yield candidates, dict(zip(self.rows, ids, strict=True))
 
 
 @dataclass(frozen=True)

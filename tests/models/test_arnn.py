@@ -196,6 +196,7 @@ def test_cached_features_equal_the_encoders_and_need_no_state(small_dataset: Pre
     assert chunk.is_session_start.sum() > 4
     junk = tuple(torch.full_like(part, 9.0) for part in model.initial_state(4))
     for k, (step, _) in enumerate(model.step_inputs(chunk)):
+        assert step.user_terms is None  # they would be read by the encoders alone
         cached, state = model.precompute(step, junk, (0, k))
         assert torch.equal(cached.features, results[k][0])
         assert torch.equal(*state, *results[k][1])

@@ -129,7 +129,7 @@ def train(config: DictConfig, prepared: PreparedDataset, folder: Path) -> Record
 
     model._raise_if_not_finite = record_losses
     train_stage(model, prepared, config, to_container(config.model) | {"epochs": 1}, folder, [])
-    return record | {"loss": model.epoch_loss}
+    return record | {"loss": model.progress.epoch_loss}
 
 
 def evaluate(config: DictConfig, prepared: PreparedDataset, folder: Path) -> Record:

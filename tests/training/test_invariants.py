@@ -301,7 +301,7 @@ def fitted(
     data = make_data(prepared, **settings)
     run = trainer(folder, max_epochs=2)
     run.fit(model, data)
-    values = {"loss": torch.tensor(model.epoch_loss), "mrr": run.callback_metrics["val/mrr@20"]}
+    values = {"loss": torch.tensor(model.progress.epoch_loss), "mrr": run.callback_metrics["val/mrr@20"]}
     return values | {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -515,7 +515,9 @@ def test_E25_the_epoch_loss_is_the_mean_over_events(small_dataset: PreparedDatas
     model = BY_NAME["gru4rec"].make(small_dataset, *overrides)
     trainer(tmp_path).fit(model, make_data(small_dataset))
     losses = train_losses(BY_NAME["gru4rec"].make(small_dataset, *overrides).train(), make_data(small_dataset))
-    assert model.epoch_loss == pytest.approx(4 * sum(losses) / small_dataset.sessions("train").n_predictions, rel=1e-5)
+    assert model.progress.epoch_loss == pytest.approx(
+        4 * sum(losses) / small_dataset.sessions("train").n_predictions, rel=1e-5
+    )
 
 
 def test_global_step_counts_chunks_and_mini_batches_every_step(small_dataset: PreparedDataset, tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ class ARNN(SessionRecommender):
         return super().step_input(item, user, valid)._replace(user_terms=self._terms_of(user))
 
     def step_inputs(self, chunk: TrainChunk) -> Iterator[tuple[StepInput, Tensor]]:
-        for (step, keep_B1), user in zip(super().step_inputs(chunk), chunk.user.unbind(), strict=True):
-            terms = self._terms_of(user) if chunk.contexts is None else None
-            yield step._replace(user_terms=terms), keep_B1
+        for k, ((step, keep_B1), user) in enumerate(zip(super().step_inputs(chunk), chunk.user.unbind(), strict=True)):
+            if chunk.contexts is None and (chunk.number, k) not in self._cache:
+                step = step._replace(user_terms=self._terms_of(user))
+            yield step, keep_B1
 
     def precompute(self, step: StepInput, state: State, key: tuple[int, int] | None) -> tuple[StepInput, State]:
         if not self.encoder.has_constant_features:
@@ -125,6 +126,9 @@ class FeatureCache:
     def clear(self) -> None:
         self._entries: dict[tuple[int, int], Features] = {}
         self._bytes_left = self.size
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        return key in self._entries
 
     def get(self, key: tuple[int, int]) -> Features | None:
         return self._entries.get(key)

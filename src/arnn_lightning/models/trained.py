@@ -3,7 +3,6 @@
 Shapes: K steps in a chunk, B batch slots, H width of a query, L layers of a hidden state.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
@@ -14,23 +13,22 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from arnn_lightning.batch import Candidates, ChunkSpec, Contexts, State, StepInput, TrainChunk
+from arnn_lightning.batch import ChunkSpec, Contexts, State, StepInput, TrainChunk
 from arnn_lightning.encoders.base import SessionEncoder
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.ranking import RecommendationCounts, count_higher_and_tied_blockwise
 from arnn_lightning.losses.base import RankingLoss
 from arnn_lightning.models.base import Recommender, RunSettings
-from arnn_lightning.nn.collectives import all_gather, all_reduce_sum, rank_and_world_size
-from arnn_lightning.nn.dropout import random_state, set_random_state
+from arnn_lightning.models.progress import TrainingProgress
+from arnn_lightning.models.unseen import UnseenRows
+from arnn_lightning.nn.collectives import all_reduce_sum, rank_and_world_size
 from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes, ItemScorer
-from arnn_lightning.optim.compiled import CompiledTrainStep
+from arnn_lightning.optim.compiled import make_train_step
+from arnn_lightning.optim.schedule import LearningRateSchedule, SchedulerFactory
 from arnn_lightning.optim.step import StepLoss, TrainStep
 
-log = logging.getLogger(__name__)
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class SessionRecommender(Recommender):
@@ -67,20 +65,14 @@ class SessionRecommender(Recommender):
         self.scorer = scorer if scorer is not None else ItemScorer(self.n_items, encoder.hidden_size)
         self.loss = loss
         self.optimizer_factory = optimizer
-        self.scheduler_factory = scheduler
-        self.scheduler_interval = scheduler_interval
+        self.schedule = LearningRateSchedule(scheduler, scheduler_interval)
         self.clip_norm = clip_norm
         self.uses_contexts = encoder.uses_contexts
         self.register_buffer("mini_batches", torch.zeros((), dtype=torch.int64))
         self.mini_batches: Tensor
         self._train_step: TrainStep | None = None
-        self._step_scheduler: LRScheduler | None = None
-        self._category_events: tuple[Tensor, ...] | None = None
-        self._item_events: Tensor | None = None
-        self._training_state: State | None = None
-        self._resume_state: dict[str, Any] | None = None
-        self._n_events_timed, self._seconds_timed, self._is_warm = 0, 0.0, False
-        self._epoch_loss = (0.0, 0)  # sum over events, events
+        self._unseen: UnseenRows | None = None
+        self.progress = TrainingProgress()
         self._item_vectors: Tensor | None = None
 
     # Contexts of items
@@ -165,23 +157,13 @@ class SessionRecommender(Recommender):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory([weight for weight in self.parameters() if weight.requires_grad])
         self._train_step = self.make_train_step(optimizer)
-        if self.scheduler_factory is None:
-            return optimizer
-        scheduler = self.scheduler_factory(optimizer)
-        # torch warns of a schedule before the first call of step(), in whose place an update of rows is called.
-        cast(Any, optimizer)._opt_called = True
-        self._step_scheduler = scheduler if self.scheduler_interval == "step" else None
-        return [optimizer], [scheduler]
+        scheduler = self.schedule.start(optimizer)
+        return optimizer if scheduler is None else ([optimizer], [scheduler])
 
     def make_train_step(self, optimizer: Optimizer) -> TrainStep:
         """The function that trains on one mini-batch."""
         loss = StepLoss(self.encoder, self.scorer, self.loss, self.settings.bf16)
-        if self.settings.compile:
-            reason = CompiledTrainStep.unsupported(optimizer)
-            if reason is None:
-                return CompiledTrainStep(loss, optimizer, self.clip_norm)
-            log.warning(f"performance.compile: {reason}; {self.name} is trained eagerly")
-        return TrainStep(loss, optimizer, self.clip_norm)
+        return make_train_step(loss, optimizer, self.clip_norm, self.settings.compile)
 
     @property
     def chunk_spec(self) -> ChunkSpec:
@@ -229,35 +211,28 @@ class SessionRecommender(Recommender):
             last_update: called in place of the optimizer's ``step`` in the last.
         """
         assert self._train_step is not None
-        n_steps = len(chunk.item)
-        ids = {source: ragged.split() for source, ragged in chunk.rows.items()}
-        rows = [{source: ids_K[k] for source, ids_K in ids.items()} for k in range(n_steps)]
+        last = len(chunk.item) - 1
         self._train_step.start_chunk({source: ragged.sizes for source, ragged in chunk.rows.items()})
-        columns = [
-            [None] * n_steps if ragged is None else ragged.split()
-            for ragged in (chunk.counts, chunk.columns, chunk.log_q)
-        ]
-        candidates = map(Candidates, chunk.positive.unbind(), *columns)
         losses = []
-        for k, ((step, keep_B1), step_candidates) in enumerate(zip(self.step_inputs(chunk), candidates, strict=True)):
+        for k, ((step, keep_B1), (candidates, rows)) in enumerate(
+            zip(self.step_inputs(chunk), chunk.steps(), strict=True)
+        ):
             state = tuple([part * keep_B1 for part in state])
             step, state = self.precompute(step, state, (chunk.number, k) if chunk.contexts is None else None)
-            update = last_update if k == n_steps - 1 else None
-            loss, state = self._train_step(step, step_candidates, state, rows[k], update)
+            loss, state = self._train_step(step, candidates, state, rows, last_update if k == last else None)
             losses.append(loss)
-            if self._step_scheduler is not None:
-                self._step_scheduler.step()
+            self.schedule.after_step()
         return torch.stack(losses), state
 
     def training_step(self, batch: TrainChunk, index: int) -> None:
         started = time.perf_counter()
-        self._restore_rng()
+        self.progress.restore_random_state(self.device)
         n_steps, batch_size = batch.item.shape
-        state = self._training_state
+        state = self.progress.state
         # Lightning's wrapper is called for the last step of a chunk alone: global_step counts chunks. Without a call it
         # would stay 0, and no best checkpoint would be saved.
         optimizer = cast(LightningOptimizer, self.optimizers())
-        losses_K, self._training_state = self.run_steps(
+        losses_K, self.progress.state = self.run_steps(
             batch, self.initial_state(batch_size) if state is None else state, optimizer.step
         )
         n_events = int(batch.valid.sum())
@@ -267,82 +242,35 @@ class SessionRecommender(Recommender):
             losses_K, n_events = reduced[:-1], int(reduced[-1])
         self._raise_if_not_finite(losses_K)
         self.mini_batches += n_steps
-        if self._is_warm:
-            self._n_events_timed += n_events
-            self._seconds_timed += time.perf_counter() - started
-        self._is_warm = True  # the first chunk, of a resumed run too, includes compilation and the like
         # Losses are divided by the number of slots (E25): times slots over events is the mean per event.
         total = float(losses_K.sum()) * batch_size * n_devices
-        self._epoch_loss = (self._epoch_loss[0] + total, self._epoch_loss[1] + n_events)
+        self.progress.add_chunk(total, n_events, time.perf_counter() - started)
         prefix = self.settings.log_prefix
         self.log(f"{prefix}train/loss", total / n_events, on_step=True, on_epoch=False, prog_bar=True)
         self.log(f"{prefix}steps", self.mini_batches.float(), on_step=True, on_epoch=False)
 
     def on_train_start(self) -> None:
         # Lightning does not call on_train_epoch_start in an epoch resumed in its middle: what is set here stays.
-        self._n_events_timed, self._seconds_timed, self._is_warm = 0, 0.0, False
-        if self._resume_state is not None:
-            device, n_devices = rank_and_world_size()
-            self._epoch_loss = self._resume_state["epoch_loss"]
-            self._training_state = self._resume_state["state"]
-            if self._training_state is not None:
-                local = (part.chunk(n_devices, -2)[device] for part in self._training_state)
-                self._training_state = tuple(part.to(self.device) for part in local)
+        self.progress.start(self.device)
 
     def on_train_epoch_start(self) -> None:
-        self._training_state = None  # an epoch's schedule starts every slot with a new session
-        self._epoch_loss = (0.0, 0)
+        self.progress.start_epoch()
 
     def on_train_epoch_end(self) -> None:
-        self._place_unseen()  # also without validation: checkpoints are saved after this
-        if self.scheduler_factory is None or self.scheduler_interval != "epoch":
-            return
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(self.epoch_loss)
-        else:
-            cast(LRScheduler, scheduler).step()
+        # Also without validation: checkpoints are saved after this.
+        self.place_unseen(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self.schedule.after_epoch(self.progress.epoch_loss)
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self._place_unseen()
+            self.place_unseen(self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def _place_unseen(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None:
-            self.place_unseen(data)
-
-    @torch.no_grad()
     def place_unseen(self, data: Any) -> None:
-        """Sets categories without a training event, "unknown" among them, and items to a neutral place (E28).
-
-        ``data``: as in ``set_contexts``.
-        """
-        if self._category_events is None and self.uses_contexts:
-            self._category_events = tuple(tensor.to(self.device) for tensor in data.category_events())
-        if self._item_events is None:
-            self._item_events = data.item_events().double().to(self.device)
-        # An item's place is the mean over items, not over events: an item without a click is not a popular one.
-        is_trained_I = (self._item_events > 0).double()
-        one_field_I = torch.zeros_like(is_trained_I, dtype=torch.int64)
-        for module in self.modules():
-            if isinstance(module, EmbeddingTable) and module.weight.requires_grad:
-                if module.ids == "single" and self._category_events is not None:
-                    module.place_unseen(*self._category_events)
-                elif module.ids == "item" and not is_trained_I.all():
-                    module.place_unseen(is_trained_I, one_field_I)
-            elif isinstance(module, ItemAttributes) and module.weight.requires_grad:
-                module.place_unseen(self._item_events)
-
-    def _restore_rng(self) -> None:
-        """Sets the random state of a resumed run at its first step: starting a run may use random numbers too."""
-        if self._resume_state is not None:
-            saved = self._resume_state["rng"][rank_and_world_size()[0]].cpu().clone()  # a view crashes set_rng_state
-            if saved.shape == random_state(self.device).shape:
-                set_random_state(saved, self.device)
-            else:
-                log.info("resumed on another kind of device: dropout continues with other random numbers")
-            self._resume_state = None
+        """Sets what has no training event to a neutral place (E28); ``data``: as in ``set_contexts``, None: nothing."""
+        if self._unseen is None and data is not None:
+            self._unseen = UnseenRows(data, self.uses_contexts, self.device)
+        if self._unseen is not None:
+            self._unseen.place(self)
 
     def _raise_if_not_finite(self, losses_K: Tensor) -> None:
         finite_K = torch.isfinite(losses_K)
@@ -360,34 +288,11 @@ class SessionRecommender(Recommender):
         role = self.settings.log_prefix.rstrip("/")
         return f"{role} encoder" if role else self.name
 
-    @property
-    def epoch_loss(self) -> float:
-        """Mean loss per event of the epoch so far."""
-        total, n_events = self._epoch_loss
-        return total / max(n_events, 1)
-
-    @property
-    def train_events_per_second(self) -> float | None:
-        """Events trained per second inside training steps, the first chunk left out."""
-        return self._n_events_timed / self._seconds_timed if self._seconds_timed else None
-
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        state, rng = self._training_state, random_state(self.device)[None]
-        n_devices = rank_and_world_size()[1]
-        if n_devices > 1:  # slots and random states of all, device by device
-            rng = all_gather(rng[0].to(self.device)).cpu()
-            if state is not None:
-                state = tuple(torch.cat(all_gather(part).unbind(), -2) for part in state)
-        checkpoint["progress"] = {"epoch_loss": self._epoch_loss, "devices": n_devices, "state": state, "rng": rng}
+        checkpoint["progress"] = self.progress.state_dict(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._resume_state = checkpoint["progress"]
-        before, now = self._resume_state["devices"], rank_and_world_size()[1]
-        if before != now:
-            raise UserError(
-                f"this run was started on {before} device(s) and cannot be resumed on {now}; use the same "
-                "trainer.devices and trainer.num_nodes"
-            )
+        self.progress.load_state_dict(checkpoint["progress"])

@@ -112,6 +112,7 @@ class ProductLayer(nn.Module):
 
     def user_terms(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of all fields but the item, alone and in pairs."""
+        active_BA = without_padding(active_BA)
         M, S = len(self.values), single_BSD.shape[1]
         out_BH = self._binary(active_BA)
         if not S:
@@ -294,6 +295,14 @@ def _glorot(weight: Tensor, fan_in: int, fan_out: int) -> None:
 def _host_sync_is_free(tensor: Tensor) -> bool:
     """Whether reading values on the host costs nothing; a GPU would have to finish all work queued before."""
     return tensor.device.type == "cpu" and not is_tracing()
+
+
+def without_padding(active_BA: Tensor) -> Tensor:
+    """Leaves out the columns that are padding in all slots: the longest of all profiles is far longer than most.
+
+    All columns stay where choosing them would need a host sync.
+    """
+    return active_BA[:, (active_BA >= 0).any(0)] if _host_sync_is_free(active_BA) else active_BA
 
 
 def _active_entries(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -255,3 +255,13 @@ class CompiledTrainStep(TrainStep):
         for buffer, new_buffer in zip(buffers, new_buffers, strict=True):
             buffer.copy_(new_buffer)
         return [loss, *next_state]
+
+
+def make_train_step(loss: StepLoss, optimizer: Optimizer, clip_norm: float | None, compile: bool) -> TrainStep:
+    """The function that trains on one mini-batch; eager where ``compile`` is not possible, with a warning."""
+    if compile:
+        reason = CompiledTrainStep.unsupported(optimizer)
+        if reason is None:
+            return CompiledTrainStep(loss, optimizer, clip_norm)
+        log.warning(f"performance.compile: {reason}; training stays eager")
+    return TrainStep(loss, optimizer, clip_norm)

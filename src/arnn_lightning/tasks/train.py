@@ -260,7 +260,7 @@ def _train_and_test(
     baselines = _evaluate_baselines(config, prepared)
     stopwatch.lap("test")
     if first:
-        speed = getattr(model, "train_events_per_second", None)
+        speed = model.progress.events_per_second if isinstance(model, SessionRecommender) else None
         notes: dict[str, Any] = {"resumed": True} if record.is_resumed else {}
         if started_from := sources.of("init_from"):
             notes["init_from"] = started_from

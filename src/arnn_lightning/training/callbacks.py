@@ -111,8 +111,8 @@ class EpochProgress(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **_: Any) -> None:
         if self._bar is not None:
             assert isinstance(pl_module, SessionRecommender)
-            speed = pl_module.train_events_per_second
-            values = f"loss {pl_module.epoch_loss:.3f}" + (f", {speed:,.0f} events/s" if speed else "")
+            speed = pl_module.progress.events_per_second
+            values = f"loss {pl_module.progress.epoch_loss:.3f}" + (f", {speed:,.0f} events/s" if speed else "")
             self._bar.update(TaskID(0), completed=args[2] + 1, values=values)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,11 +132,11 @@ class EpochProgress(Callback):
             for name in pl_module.settings.headline
             if f"{prefix}val/{name}" in trainer.callback_metrics
         }
-        speed = pl_module.train_events_per_second
-        values = {"epoch_loss": pl_module.epoch_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        speed = pl_module.progress.events_per_second
+        values = {"epoch_loss": pl_module.progress.epoch_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         values |= {"events_per_second": speed} if speed else {}
         pl_module.log_dict({f"{prefix}train/{name}": value for name, value in values.items()})
-        line = f"{self._title(trainer, pl_module)}: loss {pl_module.epoch_loss:.3f}"
+        line = f"{self._title(trainer, pl_module)}: loss {pl_module.progress.epoch_loss:.3f}"
         if validation:
             line += f", val {', '.join(f'{name} {value:.4f}' for name, value in validation.items())}"
         log.info(line)
