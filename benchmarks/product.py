@@ -57,7 +57,7 @@ class NaivePairs(nn.Module):
 
 def layer_pass(method: Method | None, n_binary: int, batch_size: int) -> Callable[[], None]:
     """Forward and backward of a product layer; ``method`` None is the naive one."""
-    layer = ProductLayer(n_binary, SINGLE, EMBEDDING, HIDDEN, method=method) if method else NaivePairs(n_binary)
+    layer = ProductLayer(n_binary, SINGLE, 1, EMBEDDING, HIDDEN, method=method) if method else NaivePairs(n_binary)
     active_BA = torch.rand(batch_size, n_binary).argsort(1)[:, :PRESENT]
     single_BSD = torch.randn(batch_size, SINGLE, EMBEDDING, requires_grad=True)
     item_BD = torch.randn(batch_size, EMBEDDING, requires_grad=True)

@@ -249,5 +249,6 @@ def lstm_model(n_items: int) -> SessionRecommender:
         scheduler=None,
         scheduler_interval="epoch",
         clip_norm=None,
+        item_contexts="none",
         settings=RunSettings(),
     )

@@ -149,6 +149,9 @@ class BatchNorm:
 class PNN:
     """c_t = BatchNorm(ReLU(W [z; p] + b)), z every field's embedding, p every pair's inner product (paper 3.3).
 
+    Where the item's attributes are fields (weights ``item_embedding.fields``), ``item_attributes`` has the number of
+    the attribute that each category belongs to.
+
     Args:
         profiles: user -> codes of the single-valued fields (rows of the table), and the two-valued fields present.
         n_binary: number of two-valued fields.
@@ -167,27 +170,38 @@ class PNN:
         return self.norm(w, [row.clamp(min=0) for row in rows])
 
     def _products(self, w: Weights, single: list[int], present: set[int], item: int) -> Tensor:
-        p, m = f"{self.prefix}product.", self.n_binary
+        p, m, size = f"{self.prefix}product.", self.n_binary, len(w[f"{self.prefix}product.bias"])
         fields = [w[f"{p}values"][i, int(i in present)] for i in range(m)]
         fields += [w[f"{self.prefix}single_embedding.weight"][code] for code in single]
-        fields.append(item_vector(w, f"{self.prefix}item_embedding", item))
-        linear = [*w[f"{p}binary_fields"], *w[f"{p}single_fields"], w[f"{p}item_field"]]
+        n_user = len(fields)
+        fields += self._item_fields(w, item)
+        linear = [*w[f"{p}binary_fields"], *w[f"{p}single_fields"], *w[f"{p}item_field"].split(size, 1)]
         row = w[f"{p}bias"]
         for field, matrix in zip(fields, linear, strict=True):
             row = row + field @ matrix
-        pair_numbers = {"binary": 0, "single": 0}
+        pair_numbers = {"binary": 0, "single": 0, "attribute": 0}
         for i in range(len(fields)):
             for j in range(i + 1, len(fields)):
-                if j == len(fields) - 1:
-                    weight = w[f"{p}item_pairs"][i]
+                if i < n_user <= j:
+                    weight = w[f"{p}item_pairs"][i].split(size)[j - n_user]
                 elif i < m <= j:
                     weight = w[f"{p}cross_pairs"][i, j - m]
                 else:
-                    kind = "binary" if j < m else "single"
+                    kind = "binary" if j < m else "single" if j < n_user else "attribute"
                     weight = w[f"{p}{kind}_pairs"][pair_numbers[kind]]
                     pair_numbers[kind] += 1
                 row = row + (fields[i] * fields[j]).sum() * weight
         return row
+
+    def _item_fields(self, w: Weights, item: int) -> list[Tensor]:
+        fields = [item_vector(w, f"{self.prefix}item_embedding", item)]
+        vectors = w.get(f"{self.prefix}item_embedding.fields.weight")
+        if vectors is not None:
+            for attribute in range(int(w["item_attributes"].max()) + 1):
+                categories = [code for code in w["item_codes"][item].tolist() if code >= 0]
+                of_attribute = [vectors[code] for code in categories if w["item_attributes"][code] == attribute]
+                fields.append(sum(of_attribute, torch.zeros(len(fields[0]))))
+        return fields
 
 
 class ARNN:

@@ -58,6 +58,7 @@ MODELS = (
     ModelCase("sasrec", "sasrec", (*_WINDOW, "model.heads=2"), has_memory=True),
     ModelCase("pnn", "pnn", (*_PNN, "model.product_method=gram"), reads_contexts=True),
     ModelCase("pnn_closed", "pnn", (*_PNN, "model.product_method=closed"), reads_contexts=True),
+    ModelCase("pnn_fields", "pnn", (*_PNN, "model.item_contexts=fields"), reads_contexts=True),
     ModelCase("concat", "concat", ("model.embedding_size=4",), reads_contexts=True),
     ModelCase("arnn", "arnn", _ARNN, has_memory=True, reads_contexts=True),
     ModelCase(
@@ -73,6 +74,7 @@ MODELS = (
         "arnn",
         (
             "model@model.context=concat",
+            "model.item_contexts=fields",
             "model.hidden_size=8",
             "model.session.hidden_size=6",
             "model.context.embedding_size=4",

@@ -106,7 +106,7 @@ TRAINING_RULES = {
     "model.sample_alpha": NOT_NEGATIVE,
     "model.negatives": choice("global", "local"),
     "model.attribute_dropout": PROBABILITY,
-    "model.item_contexts": choice("none", "add"),
+    "model.item_contexts": choice("none", "add", "fields"),
     "model.clip_norm": either(POSITIVE, NULL),
     "model.tuned_on": TEXT,  # in files of task=tune: the sha256 of the raw files
     "model.optimizer.lr": NOT_NEGATIVE,

@@ -1,12 +1,14 @@
 """Attributes of items: against plain loops, by the chain rule, and in a world in which they decide."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import independent
 from arnn_lightning.batch import StepInput
@@ -16,10 +18,11 @@ from arnn_lightning.loading.contexts import assign_item_contexts
 from arnn_lightning.models import SessionRecommender
 from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_data, make_model, train_losses, write_dataset
+from arnn_lightning.tasks.train import check_item_contexts
+from helpers import make_data, make_model, model_config, train_losses, write_dataset
 from models import BY_NAME
 
-ADD = "model.item_contexts=add"
+ADD, FIELDS = "model.item_contexts=add", "model.item_contexts=fields"
 # One of each way to read item vectors: one-hot, tied, windows, products, two encoders and a copy of one.
 NAMES = ("gru4rec", "gru4rec_tied", "sasrec", "pnn", "arnn_joint", "latent_cross")
 
@@ -33,15 +36,16 @@ def with_random_attributes(model: SessionRecommender) -> SessionRecommender:
     return model
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "pnn"])
-def test_training_equals_a_reference_in_plain_loops(name: str, small_dataset: PreparedDataset) -> None:
+@pytest.mark.parametrize(("name", "use"), [("gru4rec", ADD), ("pnn", ADD), ("pnn", FIELDS)])
+def test_training_equals_a_reference_in_plain_loops(name: str, use: str, small_dataset: PreparedDataset) -> None:
     """Losses and all weights after an epoch, queries and gradients thus too."""
-    model = with_random_attributes(BY_NAME[name].make(small_dataset, ADD, "model.optimizer.eps=1e-4")).train()
+    model = with_random_attributes(BY_NAME[name].make(small_dataset, use, "model.optimizer.eps=1e-4")).train()
     model.encoder.dropout_hidden = 0.0
     weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
     contexts = make_data(small_dataset).item_contexts()
     active = torch.where(contexts.active < 0, -1, contexts.active + sum(small_dataset.dims["item_single_sizes"]))
     weights["item_codes"] = torch.cat([contexts.single, active], 1)
+    weights["item_attributes"] = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1])  # five categories, three two-valued fields
     sessions = small_dataset.sessions("train")
     parts = np.split(sessions.item, sessions.offset[1:-1])
     logs = [(str(user), part.tolist()) for user, part in zip(sessions.user, parts, strict=True)]
@@ -143,6 +147,27 @@ def test_items_without_attributes_are_refused(tmp_path: Path) -> None:
         make_model("gru4rec", prepared.dims, ADD)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "part"),
+    [
+        ("gru4rec", [FIELDS], "model"),
+        ("latent_cross", [FIELDS], "model"),
+        ("arnn", ["model.session.item_contexts=fields"], "model.session"),
+        ("arnn", [FIELDS], None),
+        ("arnn_concat", ["model.item_contexts=none", "model.context.item_contexts=fields"], None),
+        ("pop", [], None),
+    ],
+)
+def test_fields_are_refused_without_an_encoder_of_fields(
+    name: str, overrides: list[str], part: str | None, small_dataset: PreparedDataset
+) -> None:
+    case = BY_NAME[name]
+    settings = OmegaConf.create(model_config(case.preset, small_dataset.dims, *case.overrides, *overrides))
+    refused = pytest.raises(UserError, match=rf"^{part}\.item_contexts=fields: .*; set {part}\.item_contexts=add$")
+    with refused if part else nullcontext():
+        check_item_contexts(settings, case.make(small_dataset, *overrides))
+
+
 def test_permuted_attributes_keep_their_frequencies(small_dataset: PreparedDataset) -> None:
     own, permuted = (make_data(small_dataset, item_assignment=name).item_contexts() for name in ("own", "permuted"))
     assert not own.single.equal(permuted.single)
@@ -180,10 +205,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return write_dataset(tmp_path_factory.mktemp("world"), splits, N_ITEMS, item_single=kind)
 
 
-def ranks_in(world: PreparedDataset, assignment: str, *overrides: str) -> tuple[np.ndarray, np.ndarray]:
+def ranks_in(
+    world: PreparedDataset, assignment: str, *overrides: str, name: str = "gru4rec"
+) -> tuple[np.ndarray, np.ndarray]:
     """The ranks of test targets that training has, and of those that it does not have."""
-    config = ("model.hidden_size=16", "model.dropout_hidden=0", "model/loss=cross_entropy_full")
-    model = make_model("gru4rec", world.dims, *config, *overrides)
+    config = ["model.hidden_size=16", "model/loss=cross_entropy_full"]
+    config += ["model.dropout_hidden=0"] if name == "gru4rec" else []
+    model = make_model(name, world.dims, *config, *overrides)
     data = make_data(world, batch_size=20, steps_per_chunk=50, item_assignment=assignment)
     model.set_contexts(data)
     train_losses(model.train(), data, epochs=6)
@@ -208,3 +236,34 @@ def test_attributes_that_decide_are_learnt(world: PreparedDataset) -> None:
     assert shares[1] > 0.9 > 0.7 > shares[0]
     assert shares[2] < shares[0] + 0.05
     assert shares[3] > 0.9 > 0.3 > shares[4]  # never clicked in training: known by their kind alone
+
+
+@pytest.fixture(scope="module")
+def world_of_pairs(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    """The kind of the next item depends on the user's segment and the item's kind, and is uniform given one of them."""
+    rng, n_users = np.random.default_rng(5), 24
+
+    def split(count: int) -> tuple[list[list[int]], list[int]]:
+        sessions, users = [], rng.integers(0, n_users, count).tolist()
+        for user in users:
+            kinds = [int(rng.integers(N_KINDS))]
+            for _ in range(3):
+                kinds.append((kinds[-1] * 5 + user) % N_KINDS)
+            sessions.append([int(rng.integers(N_ITEMS // N_KINDS)) * N_KINDS + kind for kind in kinds])
+        return sessions, users
+
+    kind = {"kind": [1 + item % N_KINDS for item in range(N_ITEMS)]}
+    segment = {"segment": [1 + user % N_KINDS for user in range(n_users)]}
+    splits = {"train": split(500), "test": split(60)}
+    return write_dataset(tmp_path_factory.mktemp("pairs"), splits, N_ITEMS, segment, item_single=kind)
+
+
+def test_pairs_of_user_and_item_attributes_are_learnt(world_of_pairs: PreparedDataset) -> None:
+    """Forty of 240 items are of the right kind, which only both attributes together determine."""
+    shares = []
+    for assignment, use in (("own", "none"), ("own", "fields"), ("permuted", "fields")):
+        ranks, _ = ranks_in(world_of_pairs, assignment, f"model.item_contexts={use}", name="pnn")
+        shares.append((ranks <= N_ITEMS // N_KINDS).mean())
+    none, fields, permuted = shares
+    assert fields > 0.8 > 0.4 > none
+    assert permuted < 0.4

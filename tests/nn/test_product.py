@@ -20,7 +20,11 @@ def naive(layer: ProductLayer, active: Tensor, single: Tensor, item: Tensor) -> 
         present = {int(field) for field in active[slot] if field >= 0}
         binary = [layer.values[i, int(i in present)] for i in range(M)]
         singles = list(single[slot])
-        total = layer.bias + item[slot] @ layer.item_field
+        of_item = list(item[slot].T)
+        of_pairs = layer.item_pairs.unflatten(1, (len(of_item), -1)) if layer.products else []
+        total = layer.bias
+        for t, field in enumerate(of_item):
+            total = total + field @ layer.item_field.unflatten(1, (len(of_item), -1))[:, t]
         for weight, field in [
             *zip(layer.binary_fields, binary, strict=True),
             *zip(layer.single_fields, singles, strict=True),
@@ -33,22 +37,26 @@ def naive(layer: ProductLayer, active: Tensor, single: Tensor, item: Tensor) -> 
                 total = total + weight * (a @ b)
             for i, s in itertools.product(range(M), range(S)):
                 total = total + layer.cross_pairs[i, s] * (binary[i] @ singles[s])
-            for weight, field in zip(layer.item_pairs, [*binary, *singles], strict=True):
-                total = total + weight * (field @ item[slot])
+            for weights, field in zip(of_pairs, [*binary, *singles], strict=True):
+                for weight, other in zip(weights, of_item, strict=True):
+                    total = total + weight * (field @ other)
+            pairs = list(itertools.combinations(of_item, 2))
+            for weight, (a, b) in zip(layer.attribute_pairs if pairs else [], pairs, strict=True):
+                total = total + weight * (a @ b)
         out.append(total)
     return torch.stack(out)
 
 
-def example(M: int, S: int, dtype: torch.dtype, method: str, products: bool = True):
+def example(M: int, S: int, dtype: torch.dtype, method: str, products: bool = True, T: int = 1):
     torch.manual_seed(1)
-    layer = ProductLayer(M, S, embedding_size=4, hidden_size=5, products=products, method=method).to(dtype)
+    layer = ProductLayer(M, S, T, embedding_size=4, hidden_size=5, products=products, method=method).to(dtype)
     torch.nn.init.normal_(layer.bias)
     active = torch.full((6, 4), -1)
     for slot in range(6):
         count = min(slot, M, 4)
         active[slot, :count] = torch.randperm(M)[:count]
     single = torch.randn(6, S, 4, dtype=dtype, requires_grad=True)
-    item = torch.randn(6, 4, dtype=dtype, requires_grad=True)
+    item = torch.randn(6, 4, T, dtype=dtype, requires_grad=True)
     return layer, active, single, item
 
 
@@ -61,9 +69,10 @@ def values_and_gradients(function, layer: ProductLayer, active: Tensor, single: 
 
 @pytest.mark.parametrize("method", ["gram", "closed"])
 @pytest.mark.parametrize(("M", "S"), SIZES)
+@pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_both_methods_equal_all_pairs_with_gradients(M, S, method, dtype, tolerance) -> None:
-    layer, active, single, item = example(M, S, dtype, method)
+def test_both_methods_equal_all_pairs_with_gradients(M, S, T, method, dtype, tolerance) -> None:
+    layer, active, single, item = example(M, S, dtype, method, T=T)
     ours = values_and_gradients(layer, layer, active, single, item)
     theirs = values_and_gradients(lambda *x: naive(layer, *x), layer, active, single, item)
     for a, b in zip(ours, theirs, strict=True):
@@ -73,7 +82,7 @@ def test_both_methods_equal_all_pairs_with_gradients(M, S, method, dtype, tolera
 @pytest.mark.parametrize(("M", "S"), SIZES)
 @pytest.mark.parametrize("products", [True, False])
 def test_a_folded_layer_equals_all_pairs(M: int, S: int, products: bool) -> None:
-    layer, active, single, item = example(M, S, torch.float64, "auto", products)
+    layer, active, single, item = example(M, S, torch.float64, "auto", products, T=2)
     layer.fold()
     assert torch.allclose(layer(active, single, item), naive(layer, active, single, item))
 
@@ -85,13 +94,13 @@ def test_gram_blocks_of_any_size_are_equal(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_without_products_only_the_fields_count() -> None:
-    layer, active, single, item = example(7, 3, torch.float64, "auto", products=False)
+    layer, active, single, item = example(7, 3, torch.float64, "auto", products=False, T=2)
     assert torch.allclose(layer(active, single, item), naive(layer, active, single, item), atol=1e-12)
     assert not any("pairs" in name for name, _ in layer.named_parameters())
 
 
 def test_user_terms_do_not_depend_on_the_item() -> None:
-    layer, active, single, item = example(7, 3, torch.float64, "closed")
+    layer, active, single, item = example(7, 3, torch.float64, "closed", T=2)
     whole = layer(active, single, item)
     assert torch.allclose(whole, layer.user_terms(active, single) + layer.item_terms(active, single, item))
     shuffled = layer(active, single, item.flip(0))
@@ -102,7 +111,7 @@ def test_user_terms_do_not_depend_on_the_item() -> None:
 @pytest.mark.parametrize("method", ["gram", "closed"])
 def test_masked_entries_equal_counted_ones(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU computes every entry and masks padding, since counting entries would be a host sync."""
-    layer, active, single, item = example(7, 3, torch.float64, method)
+    layer, active, single, item = example(7, 3, torch.float64, method, T=2)
     counted = values_and_gradients(layer, layer, active, single, item)
     monkeypatch.setattr(product, "_host_sync_is_free", lambda _: False)
     for a, b in zip(counted, values_and_gradients(layer, layer, active, single, item), strict=True):

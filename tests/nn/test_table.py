@@ -6,7 +6,7 @@ from torch import nn
 
 from arnn_lightning.batch import Contexts
 from arnn_lightning.nn.gru import GATES, GRUCell, OneHotInput
-from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes, ItemScorer
+from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes, ItemFields, ItemScorer
 
 
 def fill(table: EmbeddingTable) -> EmbeddingTable:
@@ -79,6 +79,21 @@ def test_E28_a_category_without_event_stands_at_its_fields_mean() -> None:
     assert attributes.weight[[1, 2, 3]].equal(before[[1, 2, 3]])
     torch.testing.assert_close(attributes.weight[0].detach(), before[1] / 3 + before[2] * 2 / 3)  # "unknown"
     assert not attributes.weight[4].any()  # absent from training: no effect
+
+
+def test_each_attribute_of_an_item_is_a_field_of_its_own() -> None:
+    """Single-valued attributes of 3 and 2 categories, multi-valued ones of 2 and 1, of which item 0 has none."""
+    table = ItemFields(4, 5, [3, 2], [2, 1])
+    single, active = torch.tensor([[1, 4], [1, 3], [2, 3], [0, 4]]), torch.tensor([[-1, -1], [0, 1], [2, 0], [2, -1]])
+    table.fields.set_codes(Contexts(single, active))
+    vectors = table.fields.weight
+    for item, (tags, marks) in enumerate([([], []), ([0, 1], []), ([0], [2]), ([], [2])]):
+        expected = [table.weight[item], vectors[single[item, 0]], vectors[single[item, 1]]]
+        expected += [sum((vectors[5 + code] for code in codes), torch.zeros(5)) for codes in (tags, marks)]
+        assert table(torch.tensor([item]))[0].T.allclose(torch.stack(expected), atol=1e-7)
+    assert table(torch.tensor([[0, 1], [2, 3]])).equal(table(torch.arange(4)).view(2, 2, 5, 5))
+    table.add_attributes([3, 2], 3)
+    assert table.attributes is None  # they are fields, and not added to the item's as well
 
 
 def test_E22_the_cell_is_torchs_gru_cell() -> None:

@@ -24,6 +24,7 @@ def recommender(encoder: SessionEncoder, **settings: Any) -> SessionRecommender:
         "scheduler": None,
         "scheduler_interval": "epoch",
         "clip_norm": None,
+        "item_contexts": "none",
         "settings": RunSettings(),
     }
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """init_from: rows follow their ids, new ones are neutral, and what does not fit is one line before any training."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -314,3 +315,17 @@ def test_other_attributes_are_one_line(small_dataset: PreparedDataset) -> None:
     other = Ids(ids.items, ["level"], ids.contexts)
     with pytest.raises(UserError, match=r"data\.contexts\.single=\[level\], this run has \[level,country\]"):
         start(ready(model, small_dataset), case, dims, ids, checkpoint, other)
+
+
+def test_item_attributes_that_are_fields_keep_their_order(small_dataset: PreparedDataset) -> None:
+    case, dims = BY_NAME["pnn_fields"], small_dataset.dims
+    model = case.make(small_dataset)
+    metadata = {"model": model_config(case.preset, dims, *case.overrides)}
+    checkpoint = {"state_dict": model.state_dict(), "metadata": metadata}
+    of_users = ids_of(dims["n_items"], dims["single_sizes"], [f"f{code}" for code in range(dims["n_binary"])])
+    then, now = (
+        replace(of_users, of_items=Ids(of_users.items, names, vocabulary([])))
+        for names in (["price", "kind"], ["kind", "price"])
+    )
+    with pytest.raises(UserError, match=r"data\.item_contexts\.single=\[price,kind\], this run has \[kind,price\]"):
+        start(model, case, dims, now, checkpoint, then)

@@ -1,10 +1,13 @@
 """PNN without its product layer, fully connected layer and batch normalisation: an ablation.
 
-The query is the plain concatenation of the field embeddings: the previous item's, the sum of the present two-valued
-fields', and one for each single-valued field.
+The query is the plain concatenation of the field embeddings: the previous item's, with
+``model.item_contexts=fields`` those of its attributes, the sum of the present two-valued fields', and one for each
+single-valued field.
 
-B batch slots, M two-valued fields, S single-valued fields, D embedding.
+B batch slots, M two-valued fields, S single-valued fields, T fields of the item, D embedding.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +15,42 @@ from torch import Tensor, nn
 from arnn_lightning.batch import State, StepInput
 from arnn_lightning.encoders.base import SessionEncoder
 from arnn_lightning.nn.contexts import sum_of_active
-from arnn_lightning.nn.table import EmbeddingTable
+from arnn_lightning.nn.table import EmbeddingTable, ItemFields
 
 
 class ConcatEncoder(SessionEncoder):
-    """Concatenated field embeddings (B, (S + 2) D): S single-valued fields, the sum of the two-valued ones, the item.
+    """Concatenated embeddings (B, (T + 1 + S) D): the item's fields, the sum of the two-valued, the single-valued ones.
 
     Args:
         n_items: size of the catalogue.
         n_categories: number of categories of all single-valued fields together.
         n_single: S.
         n_binary: number of two-valued fields, the categories of multi-valued attributes.
+        item_single_sizes, item_multi_sizes: of the items' attributes that are fields, as in nn/table.py.
         embedding_size: D of every field.
     """
 
     uses_contexts = True
 
-    def __init__(self, n_items: int, n_categories: int, n_single: int, n_binary: int, embedding_size: int) -> None:
+    def __init__(
+        self,
+        n_items: int,
+        n_categories: int,
+        n_single: int,
+        n_binary: int,
+        item_single_sizes: Sequence[int],
+        item_multi_sizes: Sequence[int],
+        embedding_size: int,
+    ) -> None:
         super().__init__()
-        self.hidden_size = embedding_size * (n_single + 2)
-        self.item_embedding = EmbeddingTable(n_items, embedding_size)
+        self.item_embedding = ItemFields(n_items, embedding_size, item_single_sizes, item_multi_sizes)
+        self.hidden_size = embedding_size * (n_single + 1 + self.item_embedding.n_fields)
         self.single_embedding = EmbeddingTable(n_categories, embedding_size, ids="single")
         self.binary_embedding = nn.Parameter(torch.empty(n_binary + 1, embedding_size))  # the last row is padding
-        for weight in (self.item_embedding.weight, self.single_embedding.weight, self.binary_embedding):
+        for weight in (self.single_embedding.weight, self.binary_embedding):
             nn.init.xavier_uniform_(weight)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         binary_BD = sum_of_active(step.contexts.active, self.binary_embedding)
         single_BSD = self.single_embedding(step.contexts.single)
-        return torch.cat([self.item_embedding(step.item), binary_BD, single_BSD.flatten(1)], 1), state
+        return torch.cat([self.item_embedding(step.item).flatten(1), binary_BD, single_BSD.flatten(1)], 1), state

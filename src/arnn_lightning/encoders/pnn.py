@@ -1,12 +1,17 @@
 """PNN context encoder (paper 3.3): c_t = BatchNorm(ReLU(FC([z_t; p_t]))) of the user's contexts and the previous item.
 
 Every single-valued attribute is one field, every popular category of a multi-valued one a field with the two values
-absent/present, and the previous item a field too; z_t are all field embeddings, p_t all pairwise inner products.
+absent/present, and the previous item a field too; z_t are all field embeddings, p_t all pairwise inner products. With
+``model.item_contexts=fields`` every attribute of the previous item is one more field, a multi-valued one the sum of the
+embeddings of its categories, so that pairs of a user's and an item's attribute have weights of their own.
+
 The paper does not state how embeddings start (here Glorot uniform), over which slots batch normalisation takes its
 statistics (the valid ones), and where categories without a training event stand (at their field's mean).
 
-B batch slots, M two-valued fields, S single-valued fields, D embedding, H hidden.
+B batch slots, M two-valued fields, S single-valued fields, T fields of the item, D embedding, H hidden.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +22,7 @@ from arnn_lightning.encoders.base import SessionEncoder
 from arnn_lightning.nn.batchnorm import MaskedBatchNorm
 from arnn_lightning.nn.dropout import dropout
 from arnn_lightning.nn.product import Method, ProductLayer
-from arnn_lightning.nn.table import EmbeddingTable
+from arnn_lightning.nn.table import EmbeddingTable, ItemFields
 
 
 class PNNEncoder(SessionEncoder):
@@ -30,6 +35,7 @@ class PNNEncoder(SessionEncoder):
         n_categories: number of categories of all single-valued fields together.
         n_single: number of single-valued fields.
         n_binary: number of two-valued fields, the categories of multi-valued attributes.
+        item_single_sizes, item_multi_sizes: of the items' attributes that are fields, as in nn/table.py.
         embedding_size: D of every field.
         hidden_size: H of the fully connected layer.
         dropout: on c_t.
@@ -45,6 +51,8 @@ class PNNEncoder(SessionEncoder):
         n_categories: int,
         n_single: int,
         n_binary: int,
+        item_single_sizes: Sequence[int],
+        item_multi_sizes: Sequence[int],
         embedding_size: int,
         hidden_size: int,
         dropout: float,
@@ -54,22 +62,22 @@ class PNNEncoder(SessionEncoder):
         super().__init__()
         self.hidden_size = hidden_size
         self.dropout = dropout
-        self.item_embedding = EmbeddingTable(n_items, embedding_size)
+        self.item_embedding = ItemFields(n_items, embedding_size, item_single_sizes, item_multi_sizes)
         self.single_embedding = EmbeddingTable(n_categories, embedding_size, ids="single")
-        for table in (self.item_embedding, self.single_embedding):
-            nn.init.xavier_uniform_(table.weight)
-        self.product = ProductLayer(n_binary, n_single, embedding_size, hidden_size, products, product_method)
+        nn.init.xavier_uniform_(self.single_embedding.weight)
+        n_item = self.item_embedding.n_fields
+        self.product = ProductLayer(n_binary, n_single, n_item, embedding_size, hidden_size, products, product_method)
         self.norm = MaskedBatchNorm(hidden_size)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
-        item_BD = self.item_embedding(step.item)
         single_BSD = self.single_embedding(step.contexts.single)
         # In float32 whatever trainer.precision is: sums over tens of thousands of pairs.
-        with torch.autocast(item_BD.device.type, enabled=False):
+        with torch.autocast(step.item.device.type, enabled=False):
+            item_BDT = self.item_embedding(step.item)
             user_BH = step.user_terms
             if user_BH is None:
                 user_BH = self.product.user_terms(step.contexts.active, single_BSD)
-            product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BD)
+            product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
         context_BH = self.norm(F.relu(product_BH), step.valid)
         return dropout(context_BH, self.dropout, self.training), state
 

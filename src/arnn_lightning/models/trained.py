@@ -4,7 +4,7 @@ Shapes: K steps in a chunk, B batch slots, H width of a query, L layers of a hid
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -23,12 +23,19 @@ from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.progress import TrainingProgress
 from arnn_lightning.models.unseen import UnseenRows
 from arnn_lightning.nn.collectives import all_reduce_sum, rank_and_world_size
-from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes, ItemScorer
+from arnn_lightning.nn.table import AttributeFields, EmbeddingTable, ItemAttributes, ItemScorer
 from arnn_lightning.optim.compiled import make_train_step
 from arnn_lightning.optim.schedule import LearningRateSchedule, SchedulerFactory
 from arnn_lightning.optim.step import StepLoss, TrainStep
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+ItemContexts = Literal["none", "add", "fields"]
+
+
+def item_field_sizes(dims: Mapping[str, Any], item_contexts: ItemContexts) -> dict[str, Sequence[int]]:
+    """Arguments of an encoder of fields: the sizes of the items' attributes where these are fields, else none."""
+    keys = ("item_single_sizes", "item_multi_sizes")
+    return {key: dims.get(key, ()) if item_contexts == "fields" else () for key in keys}
 
 
 class SessionRecommender(Recommender):
@@ -36,15 +43,21 @@ class SessionRecommender(Recommender):
 
     Args:
         name: the model's name.
-        dims: sizes of the data; only ``n_items`` is read here.
+        dims: sizes of the data: ``n_items``; of items with attributes also ``item_single_sizes``, the number of codes
+            of each single-valued field, and ``n_item_binary``, that of two-valued fields.
         encoder: encodes one event per batch slot.
         loss: the ranking loss.
         optimizer: makes the optimizer from the parameters.
         scheduler: makes the learning-rate schedule from the optimizer; None: a constant rate.
         scheduler_interval: whether the schedule advances after every ``epoch`` or every ``step``.
         clip_norm: the largest norm of a step's gradient; None: no clipping.
+        item_contexts: how the attributes of items are used: ``none``; ``add``: their vectors are added to the item's
+            where items are read and scored; ``fields``: likewise, but an encoder of fields has one for each.
         settings: of the run.
         scorer: the item scorer; None: a new one.
+
+    Raises:
+        UserError: the data set has no attributes of items that could be used.
     """
 
     def __init__(
@@ -57,6 +70,7 @@ class SessionRecommender(Recommender):
         scheduler: SchedulerFactory | None,
         scheduler_interval: Literal["epoch", "step"],
         clip_norm: float | None,
+        item_contexts: ItemContexts,
         settings: RunSettings,
         scorer: ItemScorer | None = None,
     ) -> None:
@@ -74,6 +88,16 @@ class SessionRecommender(Recommender):
         self._unseen: UnseenRows | None = None
         self.progress = TrainingProgress()
         self._item_vectors: Tensor | None = None
+        if item_contexts != "none":
+            sizes, n_binary = dims.get("item_single_sizes"), dims.get("n_item_binary")
+            if not sizes and not n_binary:
+                raise UserError(
+                    f"model.item_contexts={item_contexts}: the data set has no attributes of items; set "
+                    "data.item_contexts, as in data.item_contexts.single=[category]"
+                )
+            for table in self.item_tables():
+                if table.attributes is None:
+                    table.add_attributes(sizes or [], n_binary or 0)
 
     # Contexts of items
 
@@ -82,25 +106,6 @@ class SessionRecommender(Recommender):
         for module in self.modules():
             if isinstance(module, EmbeddingTable) and module.ids == "item" and module.weight.dim() == 2:
                 yield module
-
-    def add_item_contexts(self, dims: Mapping[str, Any]) -> None:
-        """Adds to every item's vector those of its attributes, where items are read and where they are scored.
-
-        Args:
-            dims: ``item_single_sizes``, the number of codes of each single-valued field; ``n_item_binary``.
-
-        Raises:
-            UserError: items without attributes.
-        """
-        sizes, n_binary = dims.get("item_single_sizes"), dims.get("n_item_binary")
-        if not sizes and not n_binary:
-            raise UserError(
-                "model.item_contexts=add: the data set has no attributes of items; set data.item_contexts, as in "
-                "data.item_contexts.single=[category]"
-            )
-        for table in self.item_tables():
-            if table.attributes is None:
-                table.add_attributes(sizes or [], n_binary or 0)
 
     def set_contexts(self, data: Any) -> None:
         super().set_contexts(data)
@@ -115,6 +120,11 @@ class SessionRecommender(Recommender):
     @property
     def uses_item_contexts(self) -> bool:
         return bool(self._attributes())
+
+    @property
+    def has_item_fields(self) -> bool:
+        """Whether an encoder has a field for each attribute of an item."""
+        return any(isinstance(module, AttributeFields) for module in self.modules())
 
     def _attributes(self) -> list[ItemAttributes]:
         return [module for module in self.modules() if isinstance(module, ItemAttributes)]

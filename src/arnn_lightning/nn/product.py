@@ -1,7 +1,7 @@
 """The PNN's product layer (paper 3.3; Qu et al. 2016): FC([z; p]), z all field embeddings, p all inner products.
 
-Shapes: B batch slots; the fields are M two-valued ones, S single-valued ones and the previous item; D embedding,
-H hidden.
+Shapes: B batch slots; the fields are M two-valued and S single-valued ones of the user, and T of the previous item: the
+item and, where they are fields, its attributes; D embedding, H hidden.
 
 Two exact ways to the pairs of two-valued fields, of which there are many:
 
@@ -35,7 +35,7 @@ class Sums(NamedTuple):
     """Sums over weights alone.
 
     Attributes:
-        item: (D, H) what the item's embedding is multiplied with, whoever the user is.
+        item: (D, T H) what the item's embeddings are multiplied with, whoever the user is.
         single: (S, D, H) what the embeddings of the single-valued fields are multiplied with.
         constant: (H,) the bias, and all terms of absent two-valued fields with each other.
         linear: (M, H) what a present two-valued field adds, beside its pairs with other present ones.
@@ -53,12 +53,14 @@ class ProductLayer(nn.Module):
     """Field embeddings -> (B, H), before any non-linearity.
 
     The weights are those of one fully connected layer from [z; p], stored by kind of field; pairs (i < j) of one kind
-    are stored row by row. ``forward`` = ``user_terms`` + ``item_terms``; the first does not depend on the item, so that
-    it can be computed once per user where the layer is frozen.
+    are stored row by row; rows for the item have one block of H columns for each of its fields. ``forward`` =
+    ``user_terms`` + ``item_terms``; the first does not depend on the item, so that it can be computed once per user
+    where the layer is frozen.
 
     Args:
         n_binary: M.
         n_single: S.
+        n_item: T.
         embedding_size: D.
         hidden_size: H.
         products: False leaves p out (an ablation).
@@ -69,13 +71,14 @@ class ProductLayer(nn.Module):
         self,
         n_binary: int,
         n_single: int,
+        n_item: int,
         embedding_size: int,
         hidden_size: int,
         products: bool = True,
         method: Method = "auto",
     ) -> None:
         super().__init__()
-        M, S, D, H = n_binary, n_single, embedding_size, hidden_size
+        M, S, T, D, H = n_binary, n_single, n_item, embedding_size, hidden_size
         self.products = products
         self.method: Method = method
         self.values = nn.Parameter(torch.empty(M, 2, D))  # embeddings of absent, present
@@ -83,32 +86,39 @@ class ProductLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(H))
         self.binary_fields = nn.Parameter(torch.empty(M, D, H))
         self.single_fields = nn.Parameter(torch.empty(S, D, H))
-        self.item_field = nn.Parameter(torch.empty(D, H))
+        self.item_field = nn.Parameter(torch.empty(D, T * H))
         weights = [self.binary_fields, self.single_fields, self.item_field]
-        fan_in = (M + S + 1) * D
+        fan_in = (M + S + T) * D
         if products:
             self.binary_pairs = nn.Parameter(torch.empty(M * (M - 1) // 2, H))
             self.cross_pairs = nn.Parameter(torch.empty(M, S, H))
             self.single_pairs = nn.Parameter(torch.empty(S * (S - 1) // 2, H))
-            self.item_pairs = nn.Parameter(torch.empty(M + S, H))  # with the item: first the two-valued fields
+            self.item_pairs = nn.Parameter(torch.empty(M + S, T * H))  # with the user's: first the two-valued fields
             weights += [self.binary_pairs, self.cross_pairs, self.single_pairs, self.item_pairs]
-            fan_in += (M + S + 1) * (M + S) // 2
+            if T > 1:
+                self.attribute_pairs = nn.Parameter(torch.empty(T * (T - 1) // 2, H))  # of the item's fields
+                weights.append(self.attribute_pairs)
+            fan_in += (M + S + T) * (M + S + T - 1) // 2
         for weight in weights:
             _glorot(weight, fan_in, H)
-        upper_M, upper_S = torch.triu_indices(M, M, 1), torch.triu_indices(S, S, 1)
+        upper_M, upper_S, upper_T = (torch.triu_indices(n, n, 1) for n in (M, S, T))
         pair_MM = torch.zeros(M, M, dtype=torch.int64)
         pair_MM[upper_M[0], upper_M[1]] = torch.arange(M * (M - 1) // 2)
         self.register_buffer("binary_pairs_index", upper_M, persistent=False)
         self.register_buffer("single_pairs_index", upper_S[0] * S + upper_S[1], persistent=False)
+        self.register_buffer("attribute_pairs_index", upper_T[0] * T + upper_T[1], persistent=False)
+        self.register_buffer("item_columns", torch.arange(T), persistent=False)
         self.register_buffer("pair_index", pair_MM + pair_MM.T, persistent=False)
         self.binary_pairs_index: Tensor
         self.single_pairs_index: Tensor
+        self.attribute_pairs_index: Tensor
+        self.item_columns: Tensor
         self.pair_index: Tensor
         self._folded: Sums | None = None
 
-    def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
-        """Two-valued fields present (B, A), padded with -1; embeddings of the single-valued fields and the item."""
-        return self.user_terms(active_BA, single_BSD) + self.item_terms(active_BA, single_BSD, item_BD)
+    def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BDT: Tensor) -> Tensor:
+        """Two-valued fields present (B, A), padded with -1; embeddings of the single-valued and the item's fields."""
+        return self.user_terms(active_BA, single_BSD) + self.item_terms(active_BA, single_BSD, item_BDT)
 
     def user_terms(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of all fields but the item, alone and in pairs."""
@@ -130,22 +140,28 @@ class ProductLayer(nn.Module):
             out_BH = out_BH.index_add(0, slot, weighted_nH if mask_n1 is None else weighted_nH * mask_n1)
         return out_BH
 
-    def item_terms(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
-        """(B, H): the item's terms, alone and with every other field."""
+    def item_terms(self, active_BA: Tensor, single_BSD: Tensor, item_BDT: Tensor) -> Tensor:
+        """(B, H): the terms of the item's fields, alone, with each other and with every field of the user."""
+        M, T, H = len(self.values), item_BDT.shape[2], len(self.bias)
+        item_weight = self._item_weight() if self._folded is None else self._folded.item
+        out_BH = item_BDT.flatten(1) @ item_weight.view(-1, H)
         if not self.products:
-            return item_BD @ self.item_field
-        M = len(self.values)
-        binary_MH, single_SH = self.item_pairs[:M], self.item_pairs[M:]
-        out_BH = item_BD @ (self._item_weight() if self._folded is None else self._folded.item)
-        product_BS = (single_BSD @ item_BD[:, :, None])[:, :, 0]
-        out_BH = torch.addmm(out_BH, product_BS, single_SH)
+            return out_BH
+        binary_pairs, single_pairs = self.item_pairs[:M], self.item_pairs[M:]
+        out_BH = torch.addmm(out_BH, (single_BSD @ item_BDT).flatten(1), single_pairs.view(-1, H))
+        if T > 1:
+            gram_BP = (item_BDT.transpose(1, 2) @ item_BDT).flatten(1).index_select(1, self.attribute_pairs_index)
+            out_BH = torch.addmm(out_BH, gram_BP, self.attribute_pairs)
         if M:
             field_BA = active_BA.clamp(min=0)
-            product_BA = (F.embedding(field_BA, self._delta()) @ item_BD[:, :, None])[:, :, 0] * (active_BA >= 0)
+            product_BAT = (F.embedding(field_BA, self._delta()) @ item_BDT) * (active_BA >= 0)[:, :, None]
+            weight, row, product = binary_pairs.view(-1, H), field_BA, product_BAT.flatten(1)
+            if T > 1:
+                row = (field_BA[:, :, None] * T + self.item_columns).flatten(1)
             if is_tracing():  # a loop over the slots in ONNX
-                out_BH = out_BH + (F.embedding(field_BA, binary_MH) * product_BA[:, :, None]).sum(1)
+                out_BH = out_BH + (F.embedding(row, weight) * product[:, :, None]).sum(1)
             else:
-                out_BH = out_BH + F.embedding_bag(field_BA, binary_MH, mode="sum", per_sample_weights=product_BA)
+                out_BH = out_BH + F.embedding_bag(row, weight, mode="sum", per_sample_weights=product)
         return out_BH
 
     def _delta(self) -> Tensor:

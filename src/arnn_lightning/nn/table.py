@@ -1,7 +1,8 @@
 """Tables of which a training step reads a few rows, and the item scorer made of them. I items, H width of a query.
 
 Where items have attributes, an item's vector is its row plus the vectors of its attributes. All that reads item vectors
-does so through a table, so that encoders and scorer need not know of attributes.
+does so through a table, so that encoders and scorer need not know of attributes. An encoder of fields reads an
+``ItemFields``, in which every attribute may be a field beside the item's.
 """
 
 from collections.abc import Sequence
@@ -137,6 +138,63 @@ class ItemAttributes(nn.Module):
         events_C = torch.zeros(len(self.weight), dtype=item_events_I.dtype, device=item_events_I.device)
         events_C.index_add_(0, self.codes.flatten(), item_events_I.repeat_interleave(self.codes.shape[1]))
         place_unseen(self.weight, events_C, self.field)
+
+
+class AttributeFields(ItemAttributes):
+    """(...,) items -> (..., width, F) a vector for each attribute: the sum of the item's categories of that attribute.
+
+    An item without a category of a multi-valued attribute has 0 there. Vectors start Glorot uniform, as those of the
+    other fields (E12).
+
+    Args:
+        single_sizes: as in ItemAttributes.
+        multi_sizes: number of two-valued fields of each multi-valued attribute.
+        width: of a vector.
+    """
+
+    attribute: Tensor
+    columns: Tensor
+
+    def __init__(self, single_sizes: Sequence[int], multi_sizes: Sequence[int], width: int) -> None:
+        super().__init__(single_sizes, sum(multi_sizes), width)
+        nn.init.xavier_uniform_(self.weight)
+        sizes = torch.tensor([*single_sizes, *multi_sizes, 1], dtype=torch.int64)  # the last row is padding
+        self.register_buffer("attribute", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False)
+        self.register_buffer("columns", torch.arange(len(sizes) - 1), persistent=False)
+
+    def forward(self, ids: Tensor | None) -> Tensor:
+        codes = self.codes if ids is None else self.codes[ids]
+        vectors = F.embedding(codes, self.weight)
+        is_of_attribute = self.attribute[codes][..., None] == self.columns  # never of padding
+        return vectors.transpose(-1, -2) @ is_of_attribute.to(vectors.dtype)
+
+
+class ItemFields(EmbeddingTable):
+    """(...,) items -> (..., width, T) the item's field and one for each of its T - 1 attributes.
+
+    Args:
+        n_items: number of items.
+        width: of a field.
+        single_sizes, multi_sizes: as in AttributeFields; both empty: attributes are no fields, T is 1.
+
+    Attributes:
+        n_fields: T.
+    """
+
+    def __init__(self, n_items: int, width: int, single_sizes: Sequence[int], multi_sizes: Sequence[int]) -> None:
+        super().__init__(n_items, width)
+        nn.init.xavier_uniform_(self.weight)
+        self.n_fields = 1 + len(single_sizes) + len(multi_sizes)
+        self.fields = AttributeFields(single_sizes, multi_sizes, width) if self.n_fields > 1 else None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        item = super().forward(ids)[..., None]
+        return item if self.fields is None else torch.cat([item, self.fields(ids)], -1)
+
+    def add_attributes(self, single_sizes: Sequence[int], n_binary: int) -> None:
+        """Adds nothing where attributes are fields."""
+        if self.fields is None:
+            super().add_attributes(single_sizes, n_binary)
 
 
 class ItemScorer(nn.Module):

@@ -92,11 +92,11 @@ class PreparedDataset:
         """Of the contents of the raw files, whatever their names and the settings that prepared them."""
         return hashlib.sha256("".join(sorted(self.manifest["raw"].values())).encode()).hexdigest()
 
-    @property
+    @cached_property
     def dims(self) -> dict[str, Any]:
         """The sizes that models measure from data: the ``dims`` block of their configs."""
-        dims: dict[str, Any] = self.manifest["dims"]
-        return dims
+        multi = self.item_vocabulary().filter(pl.col("kind") == "multi").sort("code")["attribute"]
+        return {**self.manifest["dims"], "item_multi_sizes": multi.rle().struct.field("len").to_list()}
 
     def sessions(self, split: str) -> Sessions:
         """The sessions of ``train``, ``val`` or ``test``."""

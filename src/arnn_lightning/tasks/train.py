@@ -235,6 +235,7 @@ def _train_and_test(
         config.seed,
     )
     model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
+    check_item_contexts(config.model, model)
     if model.uses_contexts and rank_and_world_size()[0] == 0:
         warn_of_untrained_unknowns(prepared, config)
     sources = Sources(folder)
@@ -397,6 +398,21 @@ def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> 
             f"{names} was tuned on another log; leave it out by {' '.join(f'~tuned@{package}' for package in files)}, "
             "delete it to tune again, or delete its line tuned_on to use it on every log"
         )
+
+
+def check_item_contexts(settings: DictConfig, model: Recommender) -> None:
+    """Raises UserError where items' attributes are to be fields of a model, or of one of its stages, that has none."""
+    if not isinstance(model, SessionRecommender):
+        return
+    parts = {"model": (settings, model)}
+    if settings.item_contexts != "fields":  # else that of the stages too, whether they have fields or not
+        parts |= {f"model.{role}": (settings[role], stage) for role, stage in model.stages.items()}
+    for path, (part, recommender) in parts.items():
+        if part.item_contexts == "fields" and not recommender.has_item_fields:
+            raise UserError(
+                f"{path}.item_contexts=fields: {part.name} has no encoder of fields, as PNN and Concat are; set "
+                f"{path}.item_contexts=add"
+            )
 
 
 def run_tables(config: DictConfig, prepared: PreparedDataset) -> RunTables:

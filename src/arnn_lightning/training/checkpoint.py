@@ -21,7 +21,6 @@ Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
 TRAINING_KEYS = (
     *("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives", "attribute_dropout", "tuned_on"),
 )
-ITEM_CONTEXTS = "item_contexts"  # how items' attributes are used: every trained model has this key
 BEST_OF_RUN = Path("checkpoints", "best.ckpt")
 ROLES = ("session", "context")
 
@@ -36,7 +35,7 @@ def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Meta
     """
     settings = copy.copy(settings)
     settings.metadata = metadata(config) if metadata is not None else settings.metadata
-    arguments = {key: value for key, value in config.items() if key not in (*TRAINING_KEYS, ITEM_CONTEXTS)}
+    arguments = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
     stages = {}
     for role in ROLES:
         if role in arguments:
@@ -51,8 +50,6 @@ def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Meta
             stages[role] = stage
     make = instantiate(arguments, _partial_=True, _convert_="all")
     model: Recommender = make(settings=settings, **stages)
-    if config.get(ITEM_CONTEXTS, "none") != "none" and isinstance(model, SessionRecommender):
-        model.add_item_contexts(config["dims"])
     return model
 
 

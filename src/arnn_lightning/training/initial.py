@@ -130,12 +130,17 @@ class InitialWeights(Callback):
         then = checkpoint["metadata"]["model"]
         if then["_target_"] != config["_target_"]:
             raise UserError(f"init_from: {file} is a {then['name']}, this run trains a {config['name']}")
-        for kind, ours, theirs in (("single", ids.single, earlier.single), ("multi", ids.multi, earlier.multi)):
-            if model.uses_contexts and ours != theirs:
-                raise UserError(
-                    f"init_from: {file} was trained with data.contexts.{kind}=[{','.join(theirs)}], this run has "
-                    f"[{','.join(ours)}]"
-                )
+        fields = {"contexts": (ids, earlier)} if model.uses_contexts else {}
+        if model.has_item_fields and ids.of_items is not None and earlier.of_items is not None:
+            fields["item_contexts"] = ids.of_items, earlier.of_items
+        for section, (ours, theirs) in fields.items():
+            for kind in ("single", "multi"):
+                now_listed, then_listed = ",".join(getattr(ours, kind)), ",".join(getattr(theirs, kind))
+                if now_listed != then_listed:
+                    raise UserError(
+                        f"init_from: {file} was trained with data.{section}.{kind}=[{then_listed}], this run has "
+                        f"[{now_listed}]"
+                    )
         self.file = file
         self._weights: dict[str, Tensor] = checkpoint["state_dict"]
         self._optimizer = checkpoint.get("optimizer_states") or [None]
@@ -214,7 +219,7 @@ class _Correspondence:
         neutral = torch.tensor([unknown.get(name, NEW) for name, _ in ids.rows("single")], dtype=torch.int64)
         self.n_items = len(item)
         self.item = Rows(item, item != NEW, "mean")
-        self.item_category = _rows_of(_places(ids.item_rows, earlier.item_rows))  # new ones at 0, as without init_from
+        self.item_category = _rows_of(_places(ids.item_rows, earlier.item_rows))  # new ones at 0: no effect
         self.single = Rows(torch.where(single == NEW, neutral, single), single != NEW)
         self.values, self.binary = Rows(binary, binary != NEW, "random"), _rows_of(binary)
         first, second = np.triu_indices(len(binary), 1)
