@@ -63,15 +63,27 @@ class PNNEncoder(SessionEncoder):
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
         item_BD = self.item_embedding(step.item)
-        single_BSD = self.single_embedding(step.contexts.single)
         # In float32 whatever trainer.precision is: sums over tens of thousands of pairs.
         with torch.autocast(item_BD.device.type, enabled=False):
             user_BH = step.user_terms
-            if user_BH is None:
-                user_BH = self.product.user_terms(step.contexts.active, single_BSD)
-            product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BD)
+            if user_BH is not None and user_BH.dim() == 3:
+                product_BH = torch.baddbmm(user_BH[:, :1], item_BD[:, None], user_BH[:, 1:])[:, 0]
+            else:
+                single_BSD = self.single_embedding(step.contexts.single)
+                if user_BH is None:
+                    user_BH = self.product.user_terms(step.contexts.active, single_BSD)
+                product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BD)
         context_BH = self.norm(F.relu(product_BH), step.valid)
         return dropout(context_BH, self.dropout, self.training), state
 
     def user_terms(self, contexts: Contexts) -> Tensor:
-        return self.product.user_terms(contexts.active, self.single_embedding(contexts.single))
+        """(N, H), or (N, 1 + D, H) where the layer is folded: after it, what the item's embedding is multiplied with.
+
+        A session is then served by one small product per event, whatever the number of fields. Training caches the
+        terms of all users, and takes the smaller ones.
+        """
+        single_NSD = self.single_embedding(contexts.single)
+        terms_NH = self.product.user_terms(contexts.active, single_NSD)
+        if not self.product.is_folded:
+            return terms_NH
+        return torch.cat([terms_NH[:, None], self.product.item_weights(contexts.active, single_NSD)], 1)
