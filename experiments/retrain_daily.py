@@ -11,17 +11,21 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 DAY = 86_400
+PROGRAM = ("-m", "arnn_lightning")
 
 
-def train(folder: Path, raw_dir: Path, arguments: argparse.Namespace, *overrides: str) -> dict[str, float]:
+def train(
+    folder: Path, raw_dir: Path, arguments: argparse.Namespace, *overrides: str, program: Sequence[str] = PROGRAM
+) -> dict[str, float]:
     """Trains one model, or reads the finished run; returns its test metrics and seconds of training."""
     if not (folder / "metrics.json").is_file():
-        command = [sys.executable, "-m", "arnn_lightning", f"model={arguments.model}", f"data.raw_dir={raw_dir}"]
+        command = [sys.executable, *program, f"model={arguments.model}", f"data.raw_dir={raw_dir}"]
         command += ["data.split.test_days=1", "data.split.val_days=0", "logger=none", f"hydra.run.dir={folder}"]
         command += [f"paths.data={arguments.folder / 'data'}", f"seed={arguments.seed}", *overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

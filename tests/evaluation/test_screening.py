@@ -92,8 +92,8 @@ def test_V18_screened_lists_equal_those_of_all_scores(world: World, seed: int, m
             call(expected)
             lists = screen.top(query, k, call)
             assert lists is not None
-            assert torch.equal(lists[1], top_items(expected, k)[1])
-            assert torch.equal(lists[0], top_items(expected, k)[0])
+            assert lists[1].tolist() == top_items(expected, k)[1][0].tolist()
+            assert lists[0].tolist() == top_items(expected, k)[0][0].tolist()
 
 
 def test_screening_computes_the_scores_of_few_items() -> None:
@@ -110,8 +110,8 @@ def test_a_screened_list_is_shorter_where_few_items_are_left() -> None:
 
     lists = ItemScreen(weight, bias).top(query, 5, exclude)
     assert lists is not None
-    assert (lists[0] > -torch.inf).tolist() == [[True] * 3 + [False] * 2]
-    assert {*lists[1][0, :3].tolist()} == {0, 1, 2}
+    assert len(lists[0]) == 3
+    assert {*lists[1].tolist()} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, 3e38])

@@ -87,6 +87,17 @@ def test_a_folded_layer_equals_all_pairs(M: int, S: int, products: bool) -> None
     assert torch.allclose(layer(active, single, item), naive(layer, active, single, item))
 
 
+@pytest.mark.parametrize(("M", "S"), SIZES)
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("products", [True, False])
+def test_item_weights_of_a_user_give_the_item_terms(M: int, S: int, T: int, products: bool) -> None:
+    layer, active, single, item = example(M, S, torch.float64, "auto", products, T)
+    layer.fold()
+    terms = (item.flatten(1)[:, None] @ layer.item_weights(active, single))[:, 0]
+    total = layer.add_attribute_pairs(layer.user_terms(active, single) + terms, item)
+    assert torch.allclose(total, naive(layer, active, single, item))
+
+
 def test_gram_blocks_of_any_size_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "GRAM_BLOCK", 3)
     layer, active, single, item = example(20, 2, torch.float64, "gram")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from arnn_lightning.evaluation import screening
-from arnn_lightning.serving import predictor as serving
+from arnn_lightning.serving import inference
 from arnn_lightning.serving.predictor import load
 from models import MODELS, ModelCase, case_name
 
@@ -83,7 +83,7 @@ def test_V18_screened_live_lists_are_those_of_all_scores(
 ) -> None:
     user = test_sessions["user_id"][0]
     sessions = [load(checkpoints(case)).session(user=user)]
-    monkeypatch.setattr(serving, "SCREEN_ITEMS", 1)
+    monkeypatch.setattr(inference, "SCREEN_ITEMS", 1)
     monkeypatch.setattr(screening, "MAX_SHARE", 1)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     sessions.append(load(checkpoints(case)).session(user=user))

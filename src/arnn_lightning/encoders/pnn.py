@@ -70,16 +70,29 @@ class PNNEncoder(SessionEncoder):
         self.norm = MaskedBatchNorm(hidden_size)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
-        single_BSD = self.single_embedding(step.contexts.single)
         # In float32 whatever trainer.precision is: sums over tens of thousands of pairs.
         with torch.autocast(step.item.device.type, enabled=False):
             item_BDT = self.item_embedding(step.item)
             user_BH = step.user_terms
-            if user_BH is None:
-                user_BH = self.product.user_terms(step.contexts.active, single_BSD)
-            product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
+            if user_BH is not None and user_BH.dim() == 3:
+                product_BH = torch.baddbmm(user_BH[:, :1], item_BDT.flatten(1)[:, None], user_BH[:, 1:])[:, 0]
+                product_BH = self.product.add_attribute_pairs(product_BH, item_BDT)
+            else:
+                single_BSD = self.single_embedding(step.contexts.single)
+                if user_BH is None:
+                    user_BH = self.product.user_terms(step.contexts.active, single_BSD)
+                product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
         context_BH = self.norm(F.relu(product_BH), step.valid)
         return dropout(context_BH, self.dropout, self.training), state
 
     def user_terms(self, contexts: Contexts) -> Tensor:
-        return self.product.user_terms(contexts.active, self.single_embedding(contexts.single))
+        """(N, H), or (N, 1 + D T, H) where the layer is folded: after it, what the item's fields are multiplied with.
+
+        A session is then served by one small product per event, whatever the number of fields. Training caches the
+        terms of all users, and takes the smaller ones.
+        """
+        single_NSD = self.single_embedding(contexts.single)
+        terms_NH = self.product.user_terms(contexts.active, single_NSD)
+        if not self.product.is_folded:
+            return terms_NH
+        return torch.cat([terms_NH[:, None], self.product.item_weights(contexts.active, single_NSD)], 1)

@@ -3,9 +3,10 @@
 A product of 8-bit integers, a quarter of the bytes, gives every score with a bound on its error. Items that cannot be
 among the best by this bound are left out; the scores of the others, a few dozen, are computed from the weights.
 
-I items, G groups of items, H width of a query, C candidates, K length of the list.
+I items, P with padding, in G groups of N; H width of a query, C candidates, K length of the list.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -35,32 +36,43 @@ class ItemScreen:
     """
 
     def __init__(self, weight_IH: Tensor, bias_I: Tensor) -> None:
-        self.weight_IH, self.bias_I = weight_IH, bias_I
-        self.scale_I = (weight_IH.abs().amax(1) / LEVELS).clamp(min=SMALLEST)
-        self.code_IH = torch.empty_like(weight_IH, dtype=torch.int8)
+        self.weight_IH, self.bias_I = weight_IH.numpy(), bias_I.numpy()
+        # Item g + n G is in group g; the last items are padding, with a score of minus infinity.
+        n_items, width = weight_IH.shape
+        n_padded = -(-n_items // GROUP_ITEMS) * GROUP_ITEMS
+        self.code_PH = torch.zeros(n_padded, width, dtype=torch.int8)
+        self.scale_P = torch.full((n_padded,), SMALLEST)
+        self.scale_P[:n_items] = (weight_IH.abs().amax(1) / LEVELS).clamp(min=SMALLEST)
+        self.bias_P = torch.full((n_padded,), -torch.inf)
+        self.bias_P[:n_items] = bias_I
         norms = []
-        for first in range(0, len(weight_IH), BLOCK_ROWS):
-            rows = slice(first, first + BLOCK_ROWS)
-            scaled_nH = weight_IH[rows].double() / self.scale_I[rows, None]
-            self.code_IH[rows] = scaled_nH.round()
-            norms.append(torch.stack([scaled_nH, scaled_nH - self.code_IH[rows]]).norm(dim=2).amax(1))
+        for first in range(0, n_items, BLOCK_ROWS):
+            block_nH = weight_IH[first : first + BLOCK_ROWS]
+            rows = slice(first, first + len(block_nH))
+            scaled_nH = block_nH.double() / self.scale_P[rows, None]
+            self.code_PH[rows] = scaled_nH.round()
+            norms.append(torch.stack([scaled_nH, scaled_nH - self.code_PH[rows]]).norm(dim=2).amax(1))
         self.norm, self.error = torch.stack(norms).amax(0).tolist()  # the largest |w| / s and |e| / s
-        self.largest_scale, self.largest_bias = float(self.scale_I.max()), float(bias_I.abs().max())
+        self.largest_scale, self.largest_bias = float(self.scale_P.max()), float(bias_I.abs().max())
+        self.scale_NG = self.scale_P.numpy().reshape(GROUP_ITEMS, -1)
+        self.largest_scale_G = self.scale_NG.max(0)
 
     @torch.inference_mode()
-    def top(self, query_H: Tensor, k: int, exclude: Callable[[Tensor], None]) -> tuple[Tensor, Tensor] | None:
-        """As ``top_items`` of scores that are computed in float64 and rounded once.
+    def top(
+        self, query_H: Tensor, k: int, exclude: Callable[[Tensor], None] | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The list of ``top_items``, of scores that are computed in float64 and rounded once.
 
         Args:
             query_H: the query.
             k: K.
-            exclude: sets scores (1, I) of items that are left out to minus infinity.
+            exclude: sets scores (1, I) of items that are left out to minus infinity; None: no item is.
 
         Returns:
-            scores (1, K) and items (1, K). None: the product of all weights is needed, since there are too many
+            scores and items, at most K. None: the product of all weights is needed, since there are too many
             candidates or scores might not be finite.
         """
-        (width,), n_items = query_H.shape, len(self.bias_I)
+        n_items, width = self.weight_IH.shape
         q_H = query_H.numpy().astype(np.float64)
         largest = float(np.abs(q_H).max())
         if k > n_items // GROUP_ITEMS or not largest < LARGEST:  # NaN, too
@@ -69,29 +81,34 @@ class ItemScreen:
         code_H = np.rint(q_H / step)
         rounded_H = step * code_H
         # Of any item, divided by its scale.
-        product = (self.norm + self.error) * _norm(rounded_H)
-        bound = self.norm * _norm(q_H - rounded_H) + self.error * _norm(rounded_H)
-        bound += EPS * (width + 8) * (self.norm * _norm(q_H) + product + bound)
+        norm, norm_rounded = _norm(q_H), _norm(rounded_H)
+        product = (self.norm + self.error) * norm_rounded
+        bound = self.norm * _norm(q_H - rounded_H) + self.error * norm_rounded
+        bound += EPS * (width + 8) * (self.norm * norm + product + bound)
         if not self.largest_scale * (product + 4 * bound) + self.largest_bias < LARGEST:
             return None
-        product_1I = torch._int_mm(torch.from_numpy(code_H[None].astype(np.int8)), self.code_IH.T)
-        lowest_I = torch.add(self.bias_I, self.scale_I, alpha=-bound)
-        lowest_1I = torch.addcmul(lowest_I, self.scale_I, product_1I, value=step)
-        exclude(lowest_1I)
-        best_G = lowest_1I.numpy()[0, : n_items // GROUP_ITEMS * GROUP_ITEMS].reshape(GROUP_ITEMS, -1).max(0)
+        # Not [None]: of a row with stride 0 the product is uninitialised memory.
+        code_1H = torch.from_numpy(code_H.astype(np.int8)).view(1, width)
+        product_1P = torch._int_mm(code_1H, self.code_PH.T)
+        lowest_P = torch.add(self.bias_P, self.scale_P, alpha=-bound)
+        lowest_1P = torch.addcmul(lowest_P, self.scale_P, product_1P, value=step)
+        if exclude is not None:
+            exclude(lowest_1P[:, :n_items])
+        lowest_NG = lowest_1P.numpy().reshape(GROUP_ITEMS, -1)
+        best_G = lowest_NG.max(0)
         # K items have at least this score.
         least = max(float(np.partition(best_G, -k)[-k]), -LARGEST) - 8 * EPS * self.largest_bias
-        highest_1I = torch.add(lowest_1I, self.scale_I, alpha=2 * bound)
-        item_C = np.flatnonzero(highest_1I.numpy() >= least)
-        if len(item_C) > n_items // MAX_SHARE:
+        (group_C,) = (best_G + 2 * bound * self.largest_scale_G >= least).nonzero()
+        highest_NC = lowest_NG.take(group_C, 1) + 2 * bound * self.scale_NG.take(group_C, 1)
+        member_C, place_C = (highest_NC >= least).nonzero()
+        if len(member_C) > n_items // MAX_SHARE:
             return None
-        score_C = self.weight_IH.numpy()[item_C].astype(np.float64) @ q_H + self.bias_I.numpy()[item_C]
+        item_C = member_C * len(best_G) + group_C[place_C]
+        score_C = self.weight_IH.take(item_C, 0).astype(np.float64) @ q_H + self.bias_I[item_C]
         score_C = score_C.astype(np.float32)
         best_K = np.argsort(-score_C, kind="stable")[:k]
-        score_1K, item_1K = np.full((1, k), -np.inf, np.float32), np.zeros((1, k), np.int64)
-        score_1K[0, : len(best_K)], item_1K[0, : len(best_K)] = score_C[best_K], item_C[best_K]
-        return torch.from_numpy(score_1K), torch.from_numpy(item_1K)
+        return score_C[best_K], item_C[best_K]
 
 
 def _norm(vector: np.ndarray) -> float:
-    return float(np.sqrt(vector @ vector))
+    return math.sqrt(vector @ vector)

@@ -40,6 +40,7 @@ class Sums(NamedTuple):
         constant: (H,) the bias, and all terms of absent two-valued fields with each other.
         linear: (M, H) what a present two-valued field adds, beside its pairs with other present ones.
         delta: (M, D) present minus absent.
+        item_linear: (M, D T H) what a present two-valued field adds to ``item``.
     """
 
     item: Tensor
@@ -47,6 +48,7 @@ class Sums(NamedTuple):
     constant: Tensor
     linear: Tensor
     delta: Tensor
+    item_linear: Tensor
 
 
 class ProductLayer(nn.Module):
@@ -149,9 +151,7 @@ class ProductLayer(nn.Module):
             return out_BH
         binary_pairs, single_pairs = self.item_pairs[:M], self.item_pairs[M:]
         out_BH = torch.addmm(out_BH, (single_BSD @ item_BDT).flatten(1), single_pairs.view(-1, H))
-        if T > 1:
-            gram_BP = (item_BDT.transpose(1, 2) @ item_BDT).flatten(1).index_select(1, self.attribute_pairs_index)
-            out_BH = torch.addmm(out_BH, gram_BP, self.attribute_pairs)
+        out_BH = self.add_attribute_pairs(out_BH, item_BDT)
         if M:
             field_BA = active_BA.clamp(min=0)
             product_BAT = (F.embedding(field_BA, self._delta()) @ item_BDT) * (active_BA >= 0)[:, :, None]
@@ -163,6 +163,32 @@ class ProductLayer(nn.Module):
             else:
                 out_BH = out_BH + F.embedding_bag(row, weight, mode="sum", per_sample_weights=product)
         return out_BH
+
+    def add_attribute_pairs(self, out_BH: Tensor, item_BDT: Tensor) -> Tensor:
+        """``out_BH`` plus the terms of the item's fields with each other."""
+        if not self.products or item_BDT.shape[2] == 1:
+            return out_BH
+        gram_BP = (item_BDT.transpose(1, 2) @ item_BDT).flatten(1).index_select(1, self.attribute_pairs_index)
+        return torch.addmm(out_BH, gram_BP, self.attribute_pairs)
+
+    def item_weights(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
+        """(B, D T, H): what the embeddings of the item's fields are multiplied with, once per user of a folded layer.
+
+        With ``add_attribute_pairs`` the product is ``item_terms``.
+        """
+        assert self._folded is not None
+        M, H, item = len(self.values), len(self.bias), self._folded.item
+        weights = torch.addmm(item.flatten(), self._present(active_BA), self._folded.item_linear)
+        weights = weights.view(-1, *item.shape)
+        if self.products:
+            weights = weights + single_BSD.transpose(1, 2) @ self.item_pairs[M:]
+        return weights.view(len(weights), -1, H)
+
+    def _present(self, active_BA: Tensor) -> Tensor:
+        """(B, M): 1 for two-valued fields that are present, 0 for the others."""
+        M, batch_size = len(self.values), active_BA.shape[0]  # len() would fix the size of an exported graph
+        present_BM = self.values.new_zeros(batch_size, M + 1)
+        return present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
 
     def _delta(self) -> Tensor:
         return self.values[:, 1] - self.values[:, 0] if self._folded is None else self._folded.delta
@@ -187,11 +213,10 @@ class ProductLayer(nn.Module):
 
     def _binary(self, active_BA: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of the two-valued fields, alone and with each other."""
-        M, batch_size = len(self.values), active_BA.shape[0]  # len() would fix the size of an exported graph
+        M, batch_size = len(self.values), active_BA.shape[0]
         if not M:
             return self.bias.expand(batch_size, -1)
-        present_BM = self.values.new_zeros(batch_size, M + 1)
-        present_BM = present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
+        present_BM = self._present(active_BA)
         if self._folded is not None:
             out_BH = torch.addmm(self._folded.constant, present_BM, self._folded.linear)
             return self._add_present_pairs(out_BH, active_BA) if self.products and M > 1 else out_BH
@@ -236,6 +261,10 @@ class ProductLayer(nn.Module):
         )
         return sums
 
+    @property
+    def is_folded(self) -> bool:
+        return self._folded is not None
+
     @torch.no_grad()
     def fold(self) -> None:
         """Computes the closed form's sums over weights once: for a layer that serves or is exported, not trained."""
@@ -243,7 +272,10 @@ class ProductLayer(nn.Module):
         if self.products and len(self.values) > 1:
             pairs_MH, pairs_H, _ = self._pair_sums(self.values[:, 0], self._delta(), self.pair_index.new_zeros(0))
             constant_H, linear_MH = constant_H + pairs_H, linear_MH + pairs_MH
-        self._folded = Sums(self._item_weight(), self._single_weight(), constant_H, linear_MH, self._delta())
+        delta_MD, item_weight = self._delta(), self._item_weight()
+        pairs = self.item_pairs[: len(delta_MD)] if self.products else item_weight.new_zeros(1, item_weight.shape[1])
+        item_linear = (delta_MD[:, :, None] * pairs[:, None]).flatten(1)
+        self._folded = Sums(item_weight, self._single_weight(), constant_H, linear_MH, delta_MD, item_linear)
 
 
 def _pair_products(delta_MD: Tensor, first: Tensor, second: Tensor, mask_n1: Tensor | None) -> Tensor:

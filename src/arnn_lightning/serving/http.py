@@ -35,8 +35,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arnn_lightning import __version__
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.live import MAX_SEEN, LiveSession, Recommendation
+from arnn_lightning.serving.catalogue import Recommendation
+from arnn_lightning.serving.live import LiveSession
 from arnn_lightning.serving.predictor import Predictor
+from arnn_lightning.serving.state import MAX_SEEN
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +262,7 @@ class Batches:
         predictor, lists = group[0][0].predictor, group[0][0].lists
         live = predictor.live
         # Before the clicks: they must not count where the request is refused.
-        allowed_I = predictor.allowed_items(lists.items, lists.exclude_items)
+        allowed_I = predictor.catalogue.allowed(lists.items, lists.exclude_items)
         sessions = [session for job, _ in group for session in job.sessions]
         items = [clicked for job, _ in group for clicked in job.items]
         for step in range(max(map(len, items), default=0)):

@@ -1,48 +1,25 @@
 """Live sessions: one click after the other, alone or many sessions in one batch. N sessions, H width of a query."""
 
-import re
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arnn_lightning.batch import Contexts, StepInput
+from arnn_lightning.batch import Contexts, State, StepInput
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.contexts import PREFIX
 from arnn_lightning.readers.schema import USER
+from arnn_lightning.serving.catalogue import IdCodes, Recommendation
 from arnn_lightning.serving.requests import Unknown, check_length
+from arnn_lightning.serving.state import MAX_SEEN, SessionState, StateFormat
 
 if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor
 
-MAX_SEEN = 1_000  # items that a session keeps for exclude_seen; older ones are dropped
 MAX_UNKNOWN = 100  # unknown items that a session lists; older ones are dropped
-MAGIC, VERSION = b"ARNN", 2
-INTEGER = re.compile(r"[+-]?[0-9]+")
-_HEADER = struct.Struct("<4sB8sI")  # magic, version, model, checksum
-_SIZES = struct.Struct("<IIII")  # clicks, active fields, seen items, width of the query
-
-
-class Recommendation(NamedTuple):
-    """One item of a list.
-
-    Attributes:
-        item_id: of the log's type.
-        score: the model's raw score; comparable within a session only.
-        rank: from 1, as in ``Predictor.recommend``.
-        title: None where the data set has none.
-    """
-
-    item_id: Any
-    score: float
-    rank: int
-    title: str | None
 
 
 class LiveSession:
@@ -59,14 +36,24 @@ class LiveSession:
     """
 
     def __init__(self, sessions: "LiveSessions", contexts: Contexts, unknown: Unknown) -> None:
+        inference = sessions.inference
         self._sessions = sessions
         self.contexts = contexts
-        self.terms = sessions.predictor.user_terms(contexts)  # what depends on the contexts alone
-        self.hidden = sessions.predictor.model.initial_state(1)
+        self.terms = inference.user_terms(contexts)
+        self.hidden: State = inference.model.initial_state(1)
         self.query: Tensor | None = None
         self.seen: dict[int, None] = {}  # item codes, the latest last: a dict as an ordered set
         self.clicks = 0
         self.unknown = unknown
+
+    def add(self, item: int, query_1H: Tensor, hidden: State) -> None:
+        """Adds a click on the item of a code, after which the encoder returned ``query_1H`` and ``hidden``."""
+        self.query, self.hidden = query_1H, hidden
+        self.clicks += 1
+        self.seen.pop(item, None)
+        self.seen[item] = None
+        if len(self.seen) > MAX_SEEN:
+            del self.seen[next(iter(self.seen))]
 
     def click(self, item: Any) -> None:
         """Adds an event; one of an item that is not in the catalogue is ignored and listed in ``unknown``.
@@ -104,34 +91,8 @@ class LiveSession:
 
         They have a checksum and the model's id, and no code. They are not signed: keep them where others cannot write.
         """
-        parts = [self.contexts.single[0], self.contexts.active[0], torch.tensor([*self.seen], dtype=torch.int64)]
-        body = b"".join(part.numpy().astype("<i4").tobytes() for part in parts)
-        tensors = self.hidden if self.query is None else (self.query, *self.hidden)
-        body += b"".join(part.contiguous().numpy().tobytes() for part in tensors)
-        width = 0 if self.query is None else self.query.shape[1]
-        body = _SIZES.pack(self.clicks, self.contexts.active.shape[1], len(self.seen), width) + body
-        return _HEADER.pack(MAGIC, VERSION, self._sessions.model_id, zlib.crc32(body)) + body
-
-
-class IdCodes:
-    """The code (place) of every id of a column."""
-
-    def __init__(self, ids: pl.Series) -> None:
-        self._code = dict(zip(ids.to_list(), range(len(ids)), strict=True))
-        self._type = str if ids.dtype == pl.String else int
-
-    def find(self, value: Any, name: str) -> int | None:
-        """The code of an id of either type, None for unknown ones; raises UserError for what is no id."""
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise UserError(f"{name}={value!r}: an id must be an integer or a string")
-        if self._type is str:
-            return self._code.get(str(value))
-        try:
-            return self._code.get(int(value)) if isinstance(value, int) or INTEGER.fullmatch(value) else None
-        except ValueError:  # thousands of digits
-            return None
+        state = SessionState(self.contexts, [*self.seen], self.clicks, self.query, self.hidden)
+        return self._sessions.format.pack(state)
 
 
 class LiveSessions:
@@ -143,19 +104,15 @@ class LiveSessions:
 
     def __init__(self, predictor: "Predictor") -> None:
         self.predictor = predictor
-        self.model_id = bytes.fromhex(predictor.model_id)
-        self._screen = predictor.make_screen()
-        ids = predictor.vocabulary.items["id"]
-        self._items = IdCodes(ids)
-        table = predictor.vocabulary.items
-        self._ids = ids.to_list()
-        self._titles = table["title"].to_list() if "title" in table.columns else [None] * len(ids)
+        self.inference = predictor.inference
+        self._catalogue = predictor.catalogue
         self._users = IdCodes(predictor.vocabulary.users["id"])
-        # A click gives the width and dtype of a query, which those of stored sessions must have.
-        probe = self.open()
-        self.click([probe], [self._ids[0]])
-        assert probe.query is not None
-        self._query_template = probe.query
+        self.inference.prepare_screen()
+        example = self.open()
+        self.click([example], [self._catalogue.ids[0]])
+        example_state = SessionState(example.contexts, [], 1, example.query, example.hidden)
+        dims = predictor.metadata["model"]["dims"]
+        self.format = StateFormat(predictor.model_id, predictor.n_items, dims, example_state)
 
     def open(
         self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
@@ -171,7 +128,7 @@ class LiveSessions:
             UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
         """
         if state is not None:
-            return self._restore(state)
+            return self._restored(self.format.unpack(state))
         if not isinstance(profile, Mapping | None):
             raise UserError(f"profile: must map attributes to values, not {type(profile).__name__}")
         predictor, unknown = self.predictor, Unknown()
@@ -186,7 +143,13 @@ class LiveSessions:
             if code is not None:
                 row = predictor.vocabulary.users.row(code, named=True)
                 single, active = [row[f"{PREFIX}{name}"] for name in predictor.vocabulary.single], row["active"]
-        return LiveSession(self, predictor.contexts_of(single, active), unknown)
+        return LiveSession(self, self.inference.contexts_of(single, active), unknown)
+
+    def _restored(self, state: SessionState) -> LiveSession:
+        session = LiveSession(self, state.contexts, Unknown())
+        session.query, session.hidden, session.clicks = state.query, state.hidden, state.clicks
+        session.seen = dict.fromkeys(state.seen)
+        return session
 
     @torch.inference_mode()
     def click(self, sessions: Sequence[LiveSession], items: Sequence[Any]) -> None:
@@ -202,34 +165,21 @@ class LiveSessions:
         """
         sessions, items = [*sessions], [*items]
         self._require_same_model(sessions)
-        if len(sessions) != len(items) or len({id(session) for session in sessions}) < len(sessions):
+        if len(sessions) != len(items) or len({*map(id, sessions)}) < len(sessions):
             raise UserError("click: needs one item for every session, and every session once; click again for the next")
-        codes = [self._items.find(item, "item") for item in items]
+        codes = [self._catalogue.codes.find(item, "item") for item in items]
+        clicked = []
         for session, item, code in zip(sessions, items, codes, strict=True):
             if code is None:
                 session.unknown.items = [*session.unknown.items, item][-MAX_UNKNOWN:]
-        clicked = [(session, code) for session, code in zip(sessions, codes, strict=True) if code is not None]
-        if not clicked:
-            return
-        batch = [session for session, _ in clicked]
-        terms = [session.terms for session in batch if session.terms is not None]
-        step = StepInput(
-            torch.tensor([code for _, code in clicked]),
-            Contexts(_cat([s.contexts.single for s in batch]), _pad([s.contexts.active for s in batch])),
-            valid=None,
-            user_terms=_cat(terms) if terms else None,
-        )
-        state = tuple(_cat(parts, -2) for parts in zip(*(s.hidden for s in batch), strict=True))
-        query_NH, state = self.predictor.model.encode(step, state)
-        parts = query_NH.split(1), *(part.split(1, -2) for part in state)
-        for (session, code), (query_1H, *hidden) in zip(clicked, zip(*parts, strict=True), strict=True):
-            # Clones: a view would keep the whole batch in memory.
-            session.query, session.hidden = query_1H.clone(), tuple(part.clone() for part in hidden)
-            session.clicks += 1
-            session.seen.pop(code, None)
-            session.seen[code] = None
-            if len(session.seen) > MAX_SEEN:
-                del session.seen[next(iter(session.seen))]
+            else:
+                clicked.append((session, code))
+        if clicked:
+            step, state = _batch([session for session, _ in clicked], [code for _, code in clicked])
+            query_NH, state = self.inference.model.encode(step, state)
+            parts = [_rows(query_NH, 0), *(_rows(part, -2) for part in state)]
+            for (session, code), (query_1H, *hidden) in zip(clicked, zip(*parts, strict=True), strict=True):
+                session.add(code, query_1H, tuple(hidden))
 
     def top(
         self,
@@ -251,7 +201,7 @@ class LiveSessions:
         Raises:
             UserError: ``k`` is not a positive integer, no item is left to recommend, or a session of another model.
         """
-        return self.top_allowed(sessions, k, exclude_seen, self.predictor.allowed_items(items, exclude_items))
+        return self.top_allowed(sessions, k, exclude_seen, self._catalogue.allowed(items, exclude_items))
 
     def top_allowed(
         self, sessions: Sequence[LiveSession], k: int, exclude_seen: bool, allowed_I: Tensor | None
@@ -262,7 +212,7 @@ class LiveSessions:
             sessions: N live sessions.
             k: length of the lists.
             exclude_seen: as of ``top``.
-            allowed_I: as ``Predictor.allowed_items`` returns it.
+            allowed_I: as ``Catalogue.allowed`` returns it.
 
         Raises:
             UserError: as ``top``.
@@ -272,101 +222,57 @@ class LiveSessions:
         self._require_same_model(sessions)
         if not sessions:
             return []
-        # Sessions without a click get the most popular items: any query may stand in for theirs.
-        placeholder = next((session.query for session in sessions if session.query is not None), None)
+        seen = [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None
+        queries = [session.query for session in sessions if session.query is not None]
+        if len(sessions) == len(queries) == 1:
+            screened = self.inference.screened_top(queries[0], k, allowed_I, seen)
+            if screened is not None:
+                score_K, item_K = screened
+                return [self._catalogue.recommendations(score_K.tolist(), item_K.tolist())]
+        has_click_N = np.array([session.query is not None for session in sessions])
         query_NH = None
-        if placeholder is not None:
-            query_NH = _cat_queries([placeholder if session.query is None else session.query for session in sessions])
-        score_NK, item_NK = self.predictor.top(
-            query_NH,
-            np.array([session.query is not None for session in sessions]),
-            k,
-            allowed_I,
-            [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None,
-            self._screen,
-        )
+        if queries:  # any query may stand in for one of a session without a click
+            query_NH = _cat_queries([queries[0] if session.query is None else session.query for session in sessions])
+        score_NK, item_NK = self.inference.top(query_NH, has_click_N, k, allowed_I, seen)
+        n_listed_N = (score_NK > -torch.inf).sum(1).tolist()
         return [
-            [
-                Recommendation(self._ids[item], score, rank, self._titles[item])
-                for rank, (score, item) in enumerate(zip(scores, codes, strict=True), 1)
-                if score > -torch.inf
-            ]
-            for scores, codes in zip(score_NK.tolist(), item_NK.tolist(), strict=True)
+            self._catalogue.recommendations(scores[:n], items[:n])
+            for scores, items, n in zip(score_NK.tolist(), item_NK.tolist(), n_listed_N, strict=True)
         ]
 
     def _require_same_model(self, sessions: Sequence[LiveSession]) -> None:
         for session in sessions:
-            if session._sessions.model_id != self.model_id:
+            if session._sessions.predictor.model_id != self.predictor.model_id:
                 raise UserError(
                     f"a session of another model ({session._sessions.predictor.name}): click and list it there"
                 )
 
-    def _restore(self, state: bytes) -> LiveSession:
-        """Reads what ``state`` wrote: header, sizes, codes (single, active, seen), query if clicked, hidden states."""
-        damaged = UserError("state: damaged or cut off; start a new session")
-        if not isinstance(state, bytes | bytearray | memoryview):
-            raise UserError(f"state: must be the bytes that state() returned, not {type(state).__name__}")
-        state = bytes(state)
-        if len(state) < _HEADER.size + _SIZES.size:
-            raise damaged
-        magic, version, model_id, checksum = _HEADER.unpack_from(state)
-        body = state[_HEADER.size :]
-        if magic != MAGIC or zlib.crc32(body) != checksum:
-            raise damaged
-        if version != VERSION:
-            raise UserError(f"state: of format {version}, not {VERSION}; start a new session")
-        if model_id != self.model_id:
-            raise UserError(
-                f"state: of another model ({model_id.hex()}, not {self.predictor.model_id}); start a new session"
-            )
-        clicks, n_active, n_seen, width = _SIZES.unpack_from(body)
-        session, dims = self.open(), self.predictor.metadata["model"]["dims"]
-        templates = [*session.hidden]
-        if clicks:
-            query = self._query_template
-            if not query.shape[1] <= width <= query.shape[1] + dims["n_binary"]:  # VSTAN's has the active fields
-                raise damaged
-            templates.insert(0, query.new_empty(1, width))
-        n_codes = session.contexts.single.shape[1] + n_active + n_seen
-        if n_seen > MAX_SEEN or len(body) != _SIZES.size + 4 * n_codes + sum(part.nbytes for part in templates):
-            raise damaged
-        codes = torch.from_numpy(np.frombuffer(body, "<i4", n_codes, _SIZES.size).astype(np.int64))
-        single, active, seen = codes.split([n_codes - n_active - n_seen, n_active, n_seen])
-        parts, start = [], _SIZES.size + 4 * n_codes
-        for part in templates:
-            values = torch.frombuffer(bytearray(body[start : start + part.nbytes]), dtype=part.dtype)
-            parts.append(values.view(part.shape))
-            start += part.nbytes
-        model = self.predictor.model
-        limits = [(single, 0, sum(dims["single_sizes"])), (active, -1, dims["n_binary"]), (seen, 0, model.n_items)]
-        # Integers are item codes plus one; in a query of a neighbourhood model categories, too.
-        n_categories = sum(dims["single_sizes"]) + dims["n_binary"]
-        for place, part in enumerate(parts):
-            if not part.is_floating_point():
-                is_query = bool(clicks) and place == 0
-                limits.append((part, 0, 1 + (max(model.n_items, n_categories) if is_query else model.n_items)))
-        if any(len(part) and not (low <= part.min() and part.max() < high) for part, low, high in limits):
-            raise damaged
-        if not all(part.isfinite().all() for part in parts):
-            raise damaged
-        session.contexts = Contexts(single[None], active[None])
-        session.terms = self.predictor.user_terms(session.contexts)
-        if clicks:
-            session.query = parts.pop(0)
-        session.hidden, session.clicks = tuple(parts), clicks
-        session.seen = dict.fromkeys(seen.tolist())
-        return session
+
+def _batch(sessions: Sequence[LiveSession], items: Sequence[int]) -> tuple[StepInput, State]:
+    """The input of a step and the state before it."""
+    item_N = torch.tensor(items)
+    if len(sessions) == 1:
+        (session,) = sessions
+        return StepInput(item_N, session.contexts, valid=None, user_terms=session.terms), session.hidden
+    terms = [session.terms for session in sessions if session.terms is not None]
+    contexts = Contexts(
+        torch.cat([session.contexts.single for session in sessions]),
+        _pad([session.contexts.active for session in sessions]),
+    )
+    step = StepInput(item_N, contexts, valid=None, user_terms=torch.cat(terms) if terms else None)
+    return step, tuple(torch.cat(parts, -2) for parts in zip(*(session.hidden for session in sessions), strict=True))
 
 
-def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+def _rows(batch: Tensor, dim: int) -> list[Tensor]:
+    """A tensor for each session. Clones: a view would keep the whole batch in memory."""
+    return [batch] if batch.shape[dim] == 1 else [row.clone() for row in batch.split(1, dim)]
 
 
 def _cat_queries(parts: Sequence[Tensor]) -> Tensor:
     """Queries of VSTAN end in a set of categories, of which the last may be repeated; all others have one width."""
     widths = [part.shape[1] for part in parts]
     if len({*widths}) == 1:
-        return _cat(parts)
+        return torch.cat(list(parts))
     place = torch.arange(max(widths))
     return torch.cat([part[:, place.clamp(max=width - 1)] for part, width in zip(parts, widths, strict=True)])
 
@@ -375,4 +281,4 @@ def _pad(parts: Sequence[Tensor]) -> Tensor:
     """Rows of active fields (1, A) of different widths as one tensor, padded with -1."""
     width = max(part.shape[1] for part in parts)
     missing = [width - part.shape[1] for part in parts]
-    return _cat([F.pad(part, (0, n), value=-1) if n else part for part, n in zip(parts, missing, strict=True)])
+    return torch.cat([F.pad(part, (0, n), value=-1) if n else part for part, n in zip(parts, missing, strict=True)])
