@@ -31,6 +31,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
 )
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arnn_lightning import __version__
@@ -383,7 +384,12 @@ class Measure:
             self.seconds.labels(route).observe(time.perf_counter() - started)
 
 
-def _error(status: int, sentence: str) -> JSONResponse:
+def _answer(body: dict[str, Any], status: int = 200) -> Response:
+    """A fifth of the time of JSONResponse."""
+    return Response(to_json(body), status, media_type="application/json")
+
+
+def _error(status: int, sentence: str) -> Response:
     return JSONResponse({"detail": " ".join(sentence.split())}, status)
 
 
@@ -480,11 +486,11 @@ def _authorization(token: str) -> Callable[[Request], Awaitable[None]]:
 
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(UserError)
-    def user_error(_: Request, error: UserError) -> JSONResponse:
+    def user_error(_: Request, error: UserError) -> Response:
         return _error(422, str(error))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    def invalid(request: Request, error: RequestValidationError) -> Response:
         errors = error.errors()
         if "json" not in request.headers.get("content-type", ""):  # curl's default is that of forms
             return _error(422, "body: the header Content-Type must be application/json")
@@ -506,12 +512,12 @@ def _add_list_routes(app: FastAPI, answers: Answers, described: Callable[..., di
     @app.post("/v1/recommend", response_model=RecommendResponse, **described(400, 413, 422))
     async def recommend(body: RecommendRequest) -> Response:
         """The best next items of one session."""
-        return JSONResponse((await answers.to_prefixes([body], body))[0])
+        return _answer((await answers.to_prefixes([body], body))[0])
 
     @app.post("/v1/recommend/batch", response_model=BatchResponse, **described(400, 413, 422))
     async def recommend_batch(body: BatchRequest) -> Response:
         """The best next items of up to 256 sessions."""
-        return JSONResponse({"lists": await answers.to_prefixes(body.sessions, body)})
+        return _answer({"lists": await answers.to_prefixes(body.sessions, body)})
 
 
 def _add_session_routes(
@@ -525,7 +531,7 @@ def _add_session_routes(
         predictor = answers.models.current
         session = predictor.session(body.profile, body.user)
         key = store.add(predictor, session)
-        return JSONResponse({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
+        return _answer({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
 
     @app.post("/v1/sessions/{key}/clicks", response_model=RecommendResponse, **described(400, 404, 413, 422))
     async def click(key: str, body: ClickRequest) -> Response:
@@ -533,7 +539,7 @@ def _add_session_routes(
         found = store.get(key)
         if found is None:
             raise HTTPException(404, "no such session; it may have expired: open a new one")
-        return JSONResponse(await answers.to_click(*found, body))
+        return _answer(await answers.to_click(*found, body))
 
     @app.delete("/v1/sessions/{key}", status_code=204, **described(404, 413, 422))
     async def close_session(key: str) -> None:
