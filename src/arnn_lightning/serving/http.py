@@ -75,6 +75,9 @@ class Visitor(Strict):
     user: Id | None = None
 
 
+NOBODY = Visitor(profile=None)
+
+
 class Lists(Strict):
     """What is recommended."""
 
@@ -109,11 +112,12 @@ class Item(BaseModel):
 
 
 class UnknownParts(BaseModel):
-    """What was ignored: items that are not in the catalogue, attributes of no use, values not seen in training."""
+    """What was ignored: items and users that are not known, attributes of no use, values not seen in training."""
 
     items: list[Id]
     attributes: list[str]
     values: list[tuple[str, str]]
+    users: list[Id]
 
 
 class RecommendResponse(BaseModel):
@@ -526,10 +530,10 @@ def _add_session_routes(
     """Live sessions: opened, clicked and closed by their id."""
 
     @app.post("/v1/sessions", status_code=201, response_model=SessionResponse, **described(400, 413, 422))
-    async def open_session(body: Visitor) -> Response:
-        """Opens a live session, which is kept for some minutes after its last click."""
-        predictor = answers.models.current
-        session = predictor.session(body.profile, body.user)
+    async def open_session(body: Visitor | None = None) -> Response:
+        """Opens a live session, kept for some minutes after its last click; without a body, of nobody known."""
+        predictor, visitor = answers.models.current, body or NOBODY
+        session = predictor.session(visitor.profile, visitor.user)
         key = store.add(predictor, session)
         return _answer({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
 
@@ -550,4 +554,9 @@ def _add_session_routes(
 
 def _unknown(session: LiveSession) -> dict[str, Any]:
     unknown = session.unknown
-    return {"items": unknown.items, "attributes": unknown.attributes, "values": unknown.values}
+    return {
+        "items": unknown.items,
+        "attributes": unknown.attributes,
+        "values": unknown.values,
+        "users": unknown.users,
+    }

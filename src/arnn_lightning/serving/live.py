@@ -33,7 +33,7 @@ class LiveSession:
 
     Attributes:
         clicks: number of clicks on items of the catalogue.
-        unknown: items and attributes that were given and are not known; they are ignored, and are not in ``state()``.
+        unknown: items, attributes and the user, where they are not known; they are ignored, and not in ``state()``.
     """
 
     def __init__(self, sessions: "LiveSessions", contexts: Contexts, unknown: Unknown) -> None:
@@ -141,7 +141,9 @@ class LiveSessions:
             single, active = predictor.reader.encode_one(profile, unknown)
         elif predictor.uses_contexts and user is not None:
             code = self._users.find(user, "user")
-            if code is not None:
+            if code is None:
+                unknown.users.append(user)
+            else:
                 row = predictor.vocabulary.users.row(code, named=True)
                 single, active = [row[f"{PREFIX}{name}"] for name in predictor.vocabulary.single], row["active"]
         return LiveSession(self, self.inference.contexts_of(single, active), unknown)
