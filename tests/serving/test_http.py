@@ -73,10 +73,12 @@ def test_V18_the_service_lists_what_recommend_lists(
 
 
 def test_unknown_parts_are_named_in_the_answer(client: TestClient, items: list[Any]) -> None:
+    answer = client.post("/v1/recommend", json={"session": items[:1], "user": "mistyped"})
+    assert answer.json()["unknown"]["users"] == ["mistyped"]
     body = {"session": [items[0], "strange"], "profile": {"agee": 3}, "k": 2, "exclude_seen": True}
     answer = client.post("/v1/recommend", json=body)
     assert answer.status_code == 200
-    assert answer.json()["unknown"] == {"items": ["strange"], "attributes": ["agee"], "values": []}
+    assert answer.json()["unknown"] == {"items": ["strange"], "attributes": ["agee"], "values": [], "users": []}
     assert len(answer.json()["items"]) == 2
     assert items[0] not in [item["id"] for item in answer.json()["items"]]
 
@@ -218,7 +220,7 @@ def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) ->
 
 
 def test_a_closed_or_unknown_session_is_not_found(client: TestClient, items: list[Any]) -> None:
-    key = client.post("/v1/sessions", json={}).json()["id"]
+    key = client.post("/v1/sessions").json()["id"]  # without a body: of nobody known
     assert client.delete(f"/v1/sessions/{key}").status_code == 204
     for answer in (
         client.post(f"/v1/sessions/{key}/clicks", json={"item": items[0]}),

@@ -1,6 +1,7 @@
 """What recommend() and live sessions accept and refuse: frames, ids, profiles, states."""
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -147,7 +148,7 @@ def test_attributes_in_sessions_are_reported(arnn: Predictor, gru4rec: Predictor
         arnn.recommend([10**9], on_unknown="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        arnn.recommend(mixed, pl.DataFrame({"user_id": [0], attribute: [None]}))
+        arnn.recommend(mixed, pl.DataFrame({"user_id": events["user_id"][:1], attribute: [None]}))
         arnn.recommend(mixed, on_unknown="ignore")
         gru4rec.recommend(mixed)
 
@@ -170,6 +171,7 @@ def test_the_command_reports_attributes_and_names_files(
         assert arnn_here([*command, f"input={name}"], monkeypatch) == 0
         printed = capsys.readouterr()
         assert f"(give them in users): {attribute}\n" in printed.err
+        assert "users without a profile: 0; rows of users without a session: 0; attributes in input" in printed.out
         assert "attributes in input, not used: 1;" in printed.out
         assert pl.read_csv("lists.csv")["item_id"].to_list() == arnn.recommend(events)["item_id"].to_list()
     for mistake, hint in (
@@ -307,6 +309,24 @@ def test_one_profile_is_encoded_as_frames_of_profiles_are(arnn: Predictor, data:
         assert arnn.reader.encode_one(profile, unknowns[1]) == encoded
         assert unknowns[1].values == unknowns[0].values
         assert profile == {} or unknowns[1].attributes == unknowns[0].attributes
+
+
+def test_mistyped_users_are_counted_and_named(arnn: Predictor, gru4rec: Predictor, events: pl.DataFrame) -> None:
+    user = arnn.vocabulary.users["id"]
+    mistyped = events.with_columns(
+        user_id=pl.when(pl.col("session_id") == events["session_id"][0]).then(-5).otherwise("user_id")
+    )
+    users = pl.DataFrame({"user_id": [-5, -6, -7], arnn.vocabulary.single[0]: ["1", "1", "1"]})
+    others = arnn.read(mistyped, users).unknown
+    assert (others.users, others.unmatched) == ([], [-6, -7])  # a table of all users is the usual case
+    with pytest.warns(UserWarning, match=r"^ignored: users without a profile \(1\), such as -5$"):
+        arnn.recommend(mistyped, on_unknown="raise")  # may be a new visitor
+    with pytest.warns(UserWarning, match=r"such as -5; all 2 rows of users, no session is of -6 \.\.\.$"):
+        arnn.recommend(mistyped, users.tail(2), on_unknown="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gru4rec.recommend(mistyped)  # reads no profiles
+    assert [arnn.session(user=value).unknown.users for value in (-5, user[0])] == [[-5], []]
 
 
 def test_unknown_attributes_and_values_are_named(arnn: Predictor, events: pl.DataFrame) -> None:
@@ -511,15 +531,17 @@ def test_a_folder_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("level", ["", "2026-11-24/"])
-def test_a_folder_of_runs_names_three_of_them(tmp_path: Path, level: str) -> None:
-    for name in ("own-seed1", "own-seed2", "own-seed3", "own-seed4"):
-        (tmp_path / level / name / "checkpoints" / "session").mkdir(parents=True)
-        (tmp_path / level / name / "checkpoints" / "best.ckpt").touch()
-        (tmp_path / level / name / "checkpoints" / "session" / "best.ckpt").touch()
-    runs = " or ".join(f"{tmp_path}/{level}own-seed{seed}" for seed in (1, 2, 3))
+@pytest.mark.parametrize("level", ["", "train/tabular/arnn/"])
+def test_a_folder_of_runs_names_its_five_newest(tmp_path: Path, level: str) -> None:
+    folders = [tmp_path / level / f"run{number}" for number in range(7)]
+    for age, folder in enumerate(folders):
+        (folder / "checkpoints" / "session").mkdir(parents=True)
+        (folder / "checkpoints" / "session" / "best.ckpt").touch()
+        (folder / "checkpoints" / "best.ckpt").touch()
+        os.utime(folder / "checkpoints" / "best.ckpt", (1e9 - age, 1e9 - age))
+    runs = re.escape(", ".join(map(str, folders[:5])))
     for read in (load, read_checkpoint):
-        with pytest.raises(UserError, match=rf"no checkpoint at .*\(did you mean {re.escape(runs)}\?\)$"):
+        with pytest.raises(UserError, match=rf"no checkpoint at .*\(of 7 runs below, the newest: {runs}\)$"):
             read(tmp_path)
     with pytest.raises(UserError, match=r'no checkpoint at .*bst\.ckpt \(did you mean "best\.ckpt"\?\)'):
-        load(tmp_path / level / "own-seed1" / "checkpoints" / "bst.ckpt")
+        load(folders[0] / "checkpoints" / "bst.ckpt")

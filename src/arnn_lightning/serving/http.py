@@ -31,6 +31,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
 )
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arnn_lightning import __version__
@@ -74,6 +75,9 @@ class Visitor(Strict):
     user: Id | None = None
 
 
+NOBODY = Visitor(profile=None)
+
+
 class Lists(Strict):
     """What is recommended."""
 
@@ -108,11 +112,12 @@ class Item(BaseModel):
 
 
 class UnknownParts(BaseModel):
-    """What was ignored: items that are not in the catalogue, attributes of no use, values not seen in training."""
+    """What was ignored: items and users that are not known, attributes of no use, values not seen in training."""
 
     items: list[Id]
     attributes: list[str]
     values: list[tuple[str, str]]
+    users: list[Id]
 
 
 class RecommendResponse(BaseModel):
@@ -383,7 +388,12 @@ class Measure:
             self.seconds.labels(route).observe(time.perf_counter() - started)
 
 
-def _error(status: int, sentence: str) -> JSONResponse:
+def _answer(body: dict[str, Any], status: int = 200) -> Response:
+    """A fifth of the time of JSONResponse."""
+    return Response(to_json(body), status, media_type="application/json")
+
+
+def _error(status: int, sentence: str) -> Response:
     return JSONResponse({"detail": " ".join(sentence.split())}, status)
 
 
@@ -480,11 +490,11 @@ def _authorization(token: str) -> Callable[[Request], Awaitable[None]]:
 
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(UserError)
-    def user_error(_: Request, error: UserError) -> JSONResponse:
+    def user_error(_: Request, error: UserError) -> Response:
         return _error(422, str(error))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    def invalid(request: Request, error: RequestValidationError) -> Response:
         errors = error.errors()
         if "json" not in request.headers.get("content-type", ""):  # curl's default is that of forms
             return _error(422, "body: the header Content-Type must be application/json")
@@ -506,12 +516,12 @@ def _add_list_routes(app: FastAPI, answers: Answers, described: Callable[..., di
     @app.post("/v1/recommend", response_model=RecommendResponse, **described(400, 413, 422))
     async def recommend(body: RecommendRequest) -> Response:
         """The best next items of one session."""
-        return JSONResponse((await answers.to_prefixes([body], body))[0])
+        return _answer((await answers.to_prefixes([body], body))[0])
 
     @app.post("/v1/recommend/batch", response_model=BatchResponse, **described(400, 413, 422))
     async def recommend_batch(body: BatchRequest) -> Response:
         """The best next items of up to 256 sessions."""
-        return JSONResponse({"lists": await answers.to_prefixes(body.sessions, body)})
+        return _answer({"lists": await answers.to_prefixes(body.sessions, body)})
 
 
 def _add_session_routes(
@@ -520,12 +530,12 @@ def _add_session_routes(
     """Live sessions: opened, clicked and closed by their id."""
 
     @app.post("/v1/sessions", status_code=201, response_model=SessionResponse, **described(400, 413, 422))
-    async def open_session(body: Visitor) -> Response:
-        """Opens a live session, which is kept for some minutes after its last click."""
-        predictor = answers.models.current
-        session = predictor.session(body.profile, body.user)
+    async def open_session(body: Visitor | None = None) -> Response:
+        """Opens a live session, kept for some minutes after its last click; without a body, of nobody known."""
+        predictor, visitor = answers.models.current, body or NOBODY
+        session = predictor.session(visitor.profile, visitor.user)
         key = store.add(predictor, session)
-        return JSONResponse({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
+        return _answer({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
 
     @app.post("/v1/sessions/{key}/clicks", response_model=RecommendResponse, **described(400, 404, 413, 422))
     async def click(key: str, body: ClickRequest) -> Response:
@@ -533,7 +543,7 @@ def _add_session_routes(
         found = store.get(key)
         if found is None:
             raise HTTPException(404, "no such session; it may have expired: open a new one")
-        return JSONResponse(await answers.to_click(*found, body))
+        return _answer(await answers.to_click(*found, body))
 
     @app.delete("/v1/sessions/{key}", status_code=204, **described(404, 413, 422))
     async def close_session(key: str) -> None:
@@ -544,4 +554,9 @@ def _add_session_routes(
 
 def _unknown(session: LiveSession) -> dict[str, Any]:
     unknown = session.unknown
-    return {"items": unknown.items, "attributes": unknown.attributes, "values": unknown.values}
+    return {
+        "items": unknown.items,
+        "attributes": unknown.attributes,
+        "values": unknown.values,
+        "users": unknown.users,
+    }

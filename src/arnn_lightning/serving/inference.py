@@ -145,10 +145,19 @@ class Inference:
             self._screen = ItemScreen(self.model.scorer.items.weight[: len(bias_I)], bias_I)
 
     def screened_top(
-        self, query_1H: Tensor, k: int, allowed_I: Tensor | None, seen: Sequence[np.ndarray] | None
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """``top`` of one session after a click: scores and items, at most K. None: ``top`` is needed."""
-        return None if self._screen is None else self._screen.top(query_1H[0], k, _exclusion(allowed_I, seen))
+        self, queries: Sequence[Tensor], k: int, allowed_I: Tensor | None, seen: Sequence[np.ndarray] | None
+    ) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """``top`` of queries (1, H), one after the other: scores and items, at most K. None: ``top`` is needed."""
+        if self._screen is None:
+            return None
+        lists = []
+        for number, query_1H in enumerate(queries):
+            exclude = _exclusion(allowed_I, None if seen is None else seen[number : number + 1])
+            screened = self._screen.top(query_1H[0], k, exclude)
+            if screened is None:
+                return None
+            lists.append(screened)
+        return lists
 
     @torch.inference_mode()
     def similar(self, item_N: Tensor, k: int) -> tuple[Tensor, Tensor]:

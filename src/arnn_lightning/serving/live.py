@@ -19,6 +19,7 @@ from arnn_lightning.serving.state import MAX_SEEN, SessionState, StateFormat
 if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor
 
+SCREENED_SESSIONS = 4  # up to which screening one after the other is faster than the scores of all
 MAX_UNKNOWN = 100  # unknown items that a session lists; older ones are dropped
 
 
@@ -32,7 +33,7 @@ class LiveSession:
 
     Attributes:
         clicks: number of clicks on items of the catalogue.
-        unknown: items and attributes that were given and are not known; they are ignored, and are not in ``state()``.
+        unknown: items, attributes and the user, where they are not known; they are ignored, and not in ``state()``.
     """
 
     def __init__(self, sessions: "LiveSessions", contexts: Contexts, unknown: Unknown) -> None:
@@ -140,7 +141,9 @@ class LiveSessions:
             single, active = predictor.reader.encode_one(profile, unknown)
         elif predictor.uses_contexts and user is not None:
             code = self._users.find(user, "user")
-            if code is not None:
+            if code is None:
+                unknown.users.append(user)
+            else:
                 row = predictor.vocabulary.users.row(code, named=True)
                 single, active = [row[f"{PREFIX}{name}"] for name in predictor.vocabulary.single], row["active"]
         return LiveSession(self, self.inference.contexts_of(single, active), unknown)
@@ -224,11 +227,10 @@ class LiveSessions:
             return []
         seen = [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None
         queries = [session.query for session in sessions if session.query is not None]
-        if len(sessions) == len(queries) == 1:
-            screened = self.inference.screened_top(queries[0], k, allowed_I, seen)
+        if len(sessions) == len(queries) <= SCREENED_SESSIONS:
+            screened = self.inference.screened_top(queries, k, allowed_I, seen)
             if screened is not None:
-                score_K, item_K = screened
-                return [self._catalogue.recommendations(score_K.tolist(), item_K.tolist())]
+                return [self._catalogue.recommendations(scores.tolist(), items.tolist()) for scores, items in screened]
         has_click_N = np.array([session.query is not None for session in sessions])
         query_NH = None
         if queries:  # any query may stand in for one of a session without a click

@@ -129,8 +129,9 @@ class Predictor:
             exclude_seen: leaves out the items of the session.
             items: recommends these only.
             exclude_items: leaves these out.
-            on_unknown: what happens where an item, an attribute or a value is not known, and thus ignored. Columns of
-                ``sessions`` that are attributes are known, but not used: ``raise`` warns of them, too.
+            on_unknown: what happens where an item, an attribute or a value is not known, and thus ignored. Users
+                without a profile, rows of ``users`` without a session and attributes among the columns of
+                ``sessions`` may be meant: ``raise`` warns of them, too.
 
         Returns:
             a frame of the library of ``sessions``: session_id, item_id, score, rank and, where the data set has titles,
@@ -160,7 +161,7 @@ class Predictor:
         if on_unknown not in ("warn", "raise", "ignore"):
             raise UserError(f"on_unknown={on_unknown!r}: must be warn, raise or ignore")
         request = self.reader.read(sessions, users)
-        if on_unknown == "raise" and (line := request.unknown.line(self.attributes, with_columns=False)):
+        if on_unknown == "raise" and (line := request.unknown.line(self.attributes, refused_only=True)):
             raise UserError(line)
         if on_unknown != "ignore" and (line := request.unknown.line(self.attributes)):
             warnings.warn(f"ignored: {line}", stacklevel=3)

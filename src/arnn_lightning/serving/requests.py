@@ -97,6 +97,9 @@ class Unknown:
         items: ids that are not in the catalogue, one per event.
         attributes: attributes that the model does not use.
         values: (attribute, value) where the value is no category.
+        users: ids of users of the sessions who have no profile: neither the training data nor ``users`` have them.
+        unmatched: ids of ``users`` that no session has; where all are, they are mistyped rather than of other sessions.
+        all_unmatched: whether ``users`` has no other.
         no_click: number of sessions without an item of the catalogue.
         columns: columns of the sessions that are attributes of the model, which only profiles have.
     """
@@ -104,15 +107,18 @@ class Unknown:
     items: list[Any] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
     values: list[tuple[str, str]] = field(default_factory=list)
+    users: list[Any] = field(default_factory=list)
+    unmatched: list[Any] = field(default_factory=list)
+    all_unmatched: bool = False
     no_click: int = 0
     columns: list[str] = field(default_factory=list)
 
-    def line(self, used: Sequence[str], with_columns: bool = True) -> str | None:
+    def line(self, used: Sequence[str], refused_only: bool = False) -> str | None:
         """One line about what is ignored; None where everything is known.
 
         Args:
             used: the model's attributes.
-            with_columns: includes ``columns``, which are known but not used.
+            refused_only: leaves out what may well be meant: new visitors, profiles of others, further columns.
         """
         parts = []
         if self.items:
@@ -124,7 +130,13 @@ class Unknown:
         if self.values:
             name, value = self.values[0]
             parts.append(f"attribute values not seen in training ({len(self.values):,}), such as {name}={value!r}")
-        if self.columns and with_columns:
+        if refused_only:
+            return "; ".join(parts) or None
+        if self.users:
+            parts.append(f"users without a profile ({len(self.users):,}), such as {self.users[0]!r}")
+        if self.all_unmatched:
+            parts.append(f"all {len(self.unmatched):,} rows of users, no session is of {self.unmatched[0]!r} ...")
+        if self.columns:
             names = ", ".join(self.columns)
             parts.append(f"columns of the sessions that are attributes of the model (give them in users): {names}")
         return "; ".join(parts) or None
@@ -242,6 +254,11 @@ class RequestReader:
                 place = _places(find_codes(owner, users[key], key))
                 contexts = np.where(place >= 0, place + profiles.height, contexts)
                 profiles = pl.concat([profiles, given])
+                if key == USER_ID:
+                    unknown.unmatched = users[key].filter(~users[key].is_in(owner.implode())).to_list()
+                    unknown.all_unmatched = 0 < users.height == len(unknown.unmatched)
+            if user_id is not None:
+                unknown.users = user_id.filter(contexts < 0).drop_nulls().unique(maintain_order=True).to_list()
         return Request(
             session_id=session_id,
             item=events["item"].to_numpy().astype(np.int64),

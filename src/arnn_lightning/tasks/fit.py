@@ -1,6 +1,7 @@
 """fit: task=train from Python, on frames or files. The command line runs in a process of its own."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ from arnn_lightning.io import atomic_path
 
 if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ def fit(
     overrides: Sequence[str] = (),
     folder: str | Path | None = None,
 ) -> Run:
-    """Trains and tests a model on your own tables, as ``task=train data=tabular`` does; its output is shown.
+    """Trains and tests a model on your own tables, as ``task=train data=tabular`` does.
+
+    Its output, a line per epoch, is printed as it comes; where logging is configured for INFO, it is logged instead,
+    and a higher level of the logger ``arnn_lightning`` keeps it quiet.
 
     Args:
         events: one row per event: a frame of polars, pandas or pyarrow, or the path of CSV or parquet files.
@@ -127,7 +133,7 @@ def _run(arguments: Sequence[str]) -> None:
     error = ""
     try:
         for line in process.stdout:
-            sys.stdout.write(line)
+            _show(line)
             error = line.removeprefix("error: ").strip() if line.startswith("error: ") else error
     except BaseException:
         process.send_signal(signal.SIGINT)
@@ -135,3 +141,13 @@ def _run(arguments: Sequence[str]) -> None:
         raise
     if process.wait():
         raise UserError(error) if error else RuntimeError("the run failed; its output above has the reason")
+
+
+def _show(line: str) -> None:
+    if logging.getLogger("arnn_lightning").level > logging.INFO:
+        return
+    if log.hasHandlers() and log.isEnabledFor(logging.INFO):
+        log.info(line.rstrip())
+    else:
+        sys.stdout.write(line)
+        sys.stdout.flush()  # it may be a pipe

@@ -61,7 +61,9 @@ def run(config: DictConfig) -> None:
     Console(soft_wrap=True).print(
         f"sessions: {n_sessions:,} ({unknown.no_click:,} without a known item); events of unknown items: "
         f"{len(unknown.items):,}; unknown attributes and values: {len(unknown.attributes) + len(unknown.values):,}; "
-        f"attributes in input, not used: {len(unknown.columns):,}; {time.perf_counter() - started:.1f} s; {output}"
+        f"users without a profile: {len(unknown.users):,}; rows of users without a session: "
+        f"{len(unknown.unmatched):,}; attributes in input, not used: {len(unknown.columns):,}; "
+        f"{time.perf_counter() - started:.1f} s; {output}"
     )
 
 

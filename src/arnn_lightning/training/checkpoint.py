@@ -57,7 +57,7 @@ def checkpoint_file(path: str | Path) -> Path:
     """A checkpoint itself, or the best one of a run folder.
 
     Raises:
-        UserError: there is none; names run folders below ``path``, as of a multirun or a verdict.
+        UserError: there is none; names the newest run folders below ``path``, as of a multirun or a verdict.
     """
     path = Path(path).expanduser()
     if path.is_file():
@@ -66,9 +66,10 @@ def checkpoint_file(path: str | Path) -> Path:
         raise UserError(f"no checkpoint at {path}{nearest_file(path)} (runs save theirs to RUN/{BEST_OF_RUN})")
     if (path / BEST_OF_RUN).is_file():
         return path / BEST_OF_RUN
-    below = (sorted(path.glob(f"{level}/{BEST_OF_RUN}")) for level in ("*", "*/*", "*/*/*"))
-    runs = [str(file.parents[1]) for file in next(filter(None, below), [])[:3]]
-    hint = f"did you mean {' or '.join(runs)}?" if runs else f"runs save theirs to RUN/{BEST_OF_RUN}"
+    below = [file for depth in range(1, 6) for file in path.glob("*/" * depth + str(BEST_OF_RUN))]
+    below.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    runs = ", ".join(str(file.parents[1]) for file in below[:5])
+    hint = f"of {len(below)} runs below, the newest: {runs}" if runs else f"runs save theirs to RUN/{BEST_OF_RUN}"
     raise UserError(f"no checkpoint at {path / BEST_OF_RUN} ({hint})")
 
 
