@@ -16,7 +16,7 @@ from scipy.stats import t as student_t
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.runs import Run, find_run_dirs, load_run
-from arnn_lightning.reporting.verdict import outcome, profile_advice, sentences
+from arnn_lightning.reporting.verdict import outcome, profile_advice, remarks, sentences
 from arnn_lightning.sweeps.plan import Costs, Plan, extend_plan, make_plan, plan_line, seconds_of
 from arnn_lightning.tasks import train
 from commandline import arnn_here, metrics_of
@@ -280,8 +280,9 @@ def test_every_figure_on_the_page_is_in_the_json(verdict: SimpleNamespace, page:
     }
     assert len(written) > 30
     assert written <= known
-    assert shown["paragraph"].split(". ", 1)[1] in " ".join(text.split()).replace("&#39;", "'")
-    assert shown["paragraph"].startswith(shown["answer"])
+    paragraph = shown["paragraph"].replace(f"{shown['answer']} ", "")
+    assert paragraph in " ".join(text.split()).replace("&#39;", "'").replace(f"{shown['answer']} ", "")
+    assert shown["paragraph"].startswith(shown["advice"].split(". ")[0])
 
 
 def test_its_runs_are_ordinary_runs_of_the_report(verdict: SimpleNamespace) -> None:
@@ -479,22 +480,23 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     figures = shown_figures("unclear")
     figures["gains"]["over_session"]["low"] = -0.1
     text = " ".join(sentences(figures))
-    assert text.startswith("Whether profiles help cannot be decided from 3 seeds.")
-    assert "because of the number of seeds (3 only, limited by max_seeds=3)" in text
-    assert "Do not decide yet: run the same command with max_seeds=5, which needs about 1m35s more." in text
+    assert text.startswith("Keep the profiles that there are")
+    assert "Whether profiles help cannot be decided from 3 seeds." in text
+    remedy = "run the same command with max_seeds=5, which needs about 1m35s more."
+    assert f"because of the number of seeds (3 only, limited by max_seeds=3): {remedy}" in text
     best = "the best on validation of the models without profiles (MRR@20: vsknn 0.2100, gru4rec_strong 0.2000)"
-    assert f"Until then deploy vsknn, {best}." in text
+    assert f"Until it is decided deploy vsknn, {best}." in text
     by_budget = figures["more_seeds"] | {"limited_by": "budget", "settings": ["budget=9m"]}
     text = " ".join(sentences(figures | {"more_seeds": by_budget}))
     assert "limited by the budget" in text
     assert "run the same command with budget=9m" in text
     figures["gains"]["over_session"]["seed_error"] = 0.001
     text = " ".join(sentences(figures))
-    assert text.startswith("Whether profiles help cannot be decided from this much data.")
+    assert "Whether profiles help cannot be decided from this much data." in text
     assert "because of the number of test users (1,500)" in text
     assert "test on more users" in text
     assert "max_seeds" not in text
-    assert "cannot be decided from 2 seeds" in sentences(figures | {"seeds": [1, 2]})[0]
+    assert "cannot be decided from 2 seeds" in sentences(figures | {"seeds": [1, 2]})[1]
 
 
 def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
@@ -505,7 +507,7 @@ def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
     text = " ".join(sentences(figures))
     assert f"what the profile contains +0.0100 to +0.0500, {by_itself})" in text
     figures["claims"]["new_users"]["result"] = figures["claims"]["over_counted"]["result"] = "not shown"
-    text = " ".join(sentences(figures))
+    text = " ".join([*sentences(figures), *remarks(figures)])
     assert text.count(f"+0.0500), {by_itself} (p = 0.0800).") == 2
     assert "may be chance" not in text
     figures["gains"]["new_users"]["low"] = -0.01
@@ -517,7 +519,7 @@ def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
     figures = shown_figures("yes", content=True, recognition=False, smallest_gain_absolute=0.002)
     assert "; it is not shown to come from recognising the user" in " ".join(sentences(figures))
     figures = shown_figures("yes", content=False, recognition=True, smallest_gain_absolute=0.002)
-    assert "A stable label of a user may do" in " ".join(sentences(figures))
+    assert ": a stable label of a user may do" in " ".join(sentences(figures))
 
 
 def test_the_page_states_what_to_do_with_the_profiles() -> None:
@@ -529,25 +531,38 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     assert undecided.startswith("Undecided, to be kept for now: age; ")
     assert "any stable label" in profile_advice(shown_figures("yes"))[0]
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
-    assert profile_advice(untested)[0].endswith("was not tested; with budget=9m it is.")
+    assert profile_advice(untested)[0] == "Keep the profiles."
+    assert profile_advice(untested)[1].endswith("was not tested; with budget=9m it is.")
     assert profile_advice(shown_figures("no")) == ["No profiles need to be collected for these recommendations."]
     assert "until it is decided" in profile_advice(shown_figures("unclear"))[0]
 
 
+@pytest.mark.parametrize("helps", ["yes", "no", "unclear"])
+def test_the_paragraph_is_short_and_starts_with_the_profiles(helps: str) -> None:
+    figures = shown_figures(helps, smallest_gain_absolute=0.06 if helps == "no" else 0.002)
+    if helps == "unclear":
+        figures["gains"]["over_session"]["low"] = -0.1
+    action, answer, *with_figures = sentences(figures)
+    assert action == profile_advice(figures)[0]
+    assert answer.startswith({"yes": "Profiles help", "no": "Profiles do not help"}.get(helps, "Whether profiles help"))
+    assert 3 <= len(with_figures) <= 5
+    assert all(len(sentence) < 230 for sentence in with_figures)
+
+
 def test_untested_new_users_name_the_budget() -> None:
     figures = shown_figures("yes", new_users=None, holds_out_users=False)
-    assert "budget=9m is long enough" in " ".join(sentences(figures))
+    assert "budget=9m is long enough" in " ".join(remarks(figures))
     figures = shown_figures("yes", new_users=None)
-    assert "budget" not in " ".join(sentences(figures))
+    assert "budget" not in " ".join(remarks(figures))
 
 
 def test_another_order_by_another_metric_is_named() -> None:
     figures = shown_figures("yes")
-    assert "is first" not in " ".join(sentences(figures))
+    assert "is first" not in " ".join(remarks(figures))
     figures["counted"] = {"vsknn": {"mean": {"recall@20": 0.6, "mrr@20": 0.2}}}
-    assert "By Recall@20 vsknn is first (0.6000; arnn_strong 0.5500)." in sentences(figures)
+    assert "By Recall@20 vsknn is first (0.6000; arnn_strong 0.5500)." in remarks(figures)
     figures["models"]["context"] = {"mean": {"recall@20": 0.5, "mrr@20": 0.3}}
-    assert "By MRR@20 pnn, the context encoder of arnn_strong, is first (0.3000; arnn_strong 0.2200)." in sentences(
+    assert "By MRR@20 pnn, the context encoder of arnn_strong, is first (0.3000; arnn_strong 0.2200)." in remarks(
         figures
     )
 
@@ -562,11 +577,12 @@ def test_a_validation_metric_that_still_improves_is_named() -> None:
 
 def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "It comes from what the profile contains" in words("yes", content=True, recognition=False)
-    assert "Any stable label of a user would do" in words("yes", content=False, recognition=True)
+    assert "any stable label of a user would do" in words("yes", content=False, recognition=True)
     assert "which any stable label would give" in words("yes", content=True, recognition=True)
     assert "cannot be decided" in words("yes", content=False, recognition=False)
     assert "comes from" not in words("no", content=True, recognition=True)
-    assert "Both intervals end below 0.0600" in words("no", content=True, recognition=True)
-    assert "region carries most: without it the model loses 0.0123" in words("yes", content=True, recognition=True)
-    assert "carries most" not in words("yes", content=False, recognition=True)
+    assert "; both intervals end below 0.0600" in words("no", content=True, recognition=True)
+    most = "region carries most: without it the model loses 0.0123"
+    assert most in " ".join(remarks(shown_figures("yes")))
+    assert "carries most" not in " ".join(remarks(shown_figures("yes", content=False)))
     assert "For the 1,200 users held out of training" in words("no", content=True, recognition=True)

@@ -16,7 +16,7 @@ ANSWERS = {"yes": "Profiles help.", "no": "Profiles do not help."}
 ARMS = {  # the models of a verdict, and the profiles that they get
     "session": "none",
     "own": "the user's own",
-    "permuted": "those of one other user, for good",
+    "permuted": "those of one other user, the same in all sessions",
     "per_session": "those of another user in every session",
     "context": "the user's own",  # the context encoder of the model with profiles
 }
@@ -71,9 +71,13 @@ def write_verdict(verdict: dict[str, Any], folder: Path) -> str:
         The paragraph.
     """
     paragraph = " ".join(sentences(verdict))
-    verdict = verdict | {"answer": answer(verdict), "paragraph": paragraph}
+    verdict = verdict | {"answer": answer(verdict), "paragraph": paragraph, "remarks": []}
     if verdict["seeds"]:
-        verdict |= {"next_step": _deployment(verdict), "advice": " ".join(profile_advice(verdict))}
+        verdict |= {
+            "remarks": remarks(verdict),
+            "next_step": " ".join(_deployment(verdict)),
+            "advice": " ".join(profile_advice(verdict)),
+        }
     write_json(folder / "verdict.json", verdict)
     shown = json.loads((folder / "verdict.json").read_text())
     for name in ("verdict.md", "verdict.html"):
@@ -138,24 +142,35 @@ def answer(verdict: Mapping[str, Any]) -> str:
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
-    """The answer and its reasons, most important first."""
+    """The paragraph: what is to be done with the profiles, the answer, and the figures that it follows from."""
     if not verdict["seeds"]:
         needed = verdict["seconds_needed"]
         return [
+            f"Run the same command with budget={math.ceil(needed / 60)}m or more.",
             answer(verdict),
             f"The budget of {format_duration(verdict['budget'])} is too short for two seeds of every model, which need "
-            f"about {format_duration(needed)}: run the same command with budget={math.ceil(needed / 60)}m or more.",
+            f"about {format_duration(needed)}.",
         ]
+    is_decided = verdict["helps"] != "unclear"
     return [
+        profile_advice(verdict)[0],
         answer(verdict),
         *_size(verdict),
         *([_source(verdict)] if verdict["helps"] == "yes" else []),
-        *_attributes(verdict),
-        _new_users(verdict),
-        _neighbours(verdict),
-        _deployment(verdict),
-        *_other_leaders(verdict),
+        *([_new_users(verdict)] if is_decided and verdict["new_users"] is not None else []),
+        *_deployment(verdict),
         *_epochs(verdict),
+    ]
+
+
+def remarks(verdict: Mapping[str, Any]) -> list[str]:
+    """What else the figures show."""
+    is_in_paragraph = verdict["helps"] != "unclear" and verdict["new_users"] is not None
+    return [
+        *_attributes(verdict),
+        *([] if is_in_paragraph else [_new_users(verdict)]),
+        _neighbours(verdict),
+        *_other_leaders(verdict),
     ]
 
 
@@ -188,29 +203,21 @@ def _interval(gain: Mapping[str, Any]) -> str:
 def _size(verdict: Mapping[str, Any]) -> list[str]:
     gains, profile = verdict["gains"], verdict["profile_model"]
     session, control = gains["over_session"], gains["over_per_session"]
-    percent = f"{_percent(verdict)} %"
-    metric = verdict["metric"]
+    metric, smallest = verdict["metric"], verdict["smallest_gain_absolute"]
     relative = "" if session["relative"] is None else f" or {session['relative']:+.1%}"
-    lines = [
-        f"With profiles, {metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} ({profile}), without "
-        f"them {session['base']:.4f} ({verdict['session_model']}): a gain of {signed(session['mean'])}{relative}, "
-        f"{percent} interval over users and {len(verdict['seeds'])} seeds {_interval(session)}.",
-        f"Over the same model with the profile of another user in every session the gain is {_gain(control)}.",
-    ]
-    smallest = verdict["smallest_gain_absolute"]
+    end = ""
     if verdict["helps"] == "no":
         below = [name for name, gain in (("first", session), ("second", control)) if gain["high"] < smallest]
-        which = "Both intervals end" if len(below) == 2 else f"The {below[0]} interval ends"
-        lines.append(
-            f"{which} below {smallest:.4f}, the least that matters (smallest_gain: "
-            f"{verdict['smallest_gain']:.1%} of the session model's)."
-        )
+        which = "both intervals end" if len(below) == 2 else f"the {below[0]} interval ends"
+        end = f"; {which} below {smallest:.4f}, the least that matters"
     if verdict["helps"] == "unclear":
-        lines.append(
-            f"The two intervals are not both above 0, and neither ends below {smallest:.4f}, the least that matters; "
-            f"they are wide because of {_limit(verdict)}."
-        )
-    return lines
+        end = f"; the intervals are not both above 0, and neither ends below {smallest:.4f}, the least that matters"
+    return [
+        f"{metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} with them ({profile}) and "
+        f"{session['base']:.4f} without ({verdict['session_model']}): {signed(session['mean'])}{relative}, "
+        f"{_percent(verdict)} % interval over users and {len(verdict['seeds'])} seeds {_interval(session)}.",
+        f"Over profiles of another user in every session the gain is {_gain(control)}{end}.",
+    ]
 
 
 def _limit(verdict: Mapping[str, Any]) -> str:
@@ -229,9 +236,9 @@ def _source(verdict: Mapping[str, Any]) -> str:
     }
     if all(is_shown.values()):
         return (
-            f"Of the latter, {signed(recognition['mean'])} comes from recognising the user, which any stable label "
-            f"would give, and {signed(content['mean'])} from what the profile contains (intervals: recognising the "
-            f"user {_interval(recognition)}, what the profile contains {_interval(content)})."
+            f"Of the latter, {signed(recognition['mean'])} ({_interval(recognition)}) comes from recognising the user, "
+            f"which any stable label would give, and {signed(content['mean'])} ({_interval(content)}) from what the "
+            "profile contains."
         )
     if is_shown["content"]:
         joined = ", not from" if is_too_small["recognition"] else "; it is not shown to come from"
@@ -242,9 +249,9 @@ def _source(verdict: Mapping[str, Any]) -> str:
         )
     if is_shown["recognition"]:
         label = (
-            "too little to matter. Any stable label of a user would do"
+            "too little to matter"
             if is_too_small["content"]
-            else f"{outcome(verdict, 'content')}. A stable label of a user may do"
+            else f"{outcome(verdict, 'content')}: a stable label of a user may do"
         )
         return (
             f"It comes from recognising the user: profiles permuted among users, which only distinguish them, give "
@@ -281,7 +288,7 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
         return ["No attributes need to be collected for these recommendations: any stable label of a user would do."]
     if not verdict["attributes"]:
         budget = verdict["more_seeds"]["complete_budget"]
-        return [f"Keep the profiles. Which attributes carry the gain was not tested; with budget={budget} it is."]
+        return ["Keep the profiles.", f"Which attributes carry the gain was not tested; with budget={budget} it is."]
     smallest = verdict["smallest_gain_absolute"]
     groups: dict[str, list[str]] = {"keep": [], "drop": [], "open": []}
     for row in verdict["attributes"]:
@@ -329,22 +336,25 @@ def _neighbours(verdict: Mapping[str, Any]) -> str:
     return f"The best model without training, {verdict['best_counted']}, has {gain['base']:.4f}: {result}."
 
 
-def _deployment(verdict: Mapping[str, Any]) -> str:
+def _deployment(verdict: Mapping[str, Any]) -> list[str]:
     """The model to deploy, and what it was chosen from: differences on the test split may be chance."""
     model, metric = verdict["deploy"]["model"], metric_label(verdict["metric"])
     values = ", ".join(f"{name} {value:.4f}" for name, value in list(verdict["deploy"]["chosen_from"].items())[:2])
     if verdict["helps"] == "yes":
-        return f"Deploy {model}, the best on validation ({metric}: {values})."
+        return [f"Deploy {model}, the best on validation ({metric}: {values})."]
     reason = f"the best on validation of the models without profiles ({metric}: {values})"
     if verdict["helps"] == "no":
-        return f"Deploy {model}, {reason}."
+        return [f"Deploy {model}, {reason}."]
     settings, seconds = " ".join(verdict["more_seeds"]["settings"]), verdict["more_seeds"]["seconds"]
     remedy = (
         f"run the same command with {settings}, which needs about {format_duration(seconds)} more"
         if _is_limited_by_seeds(verdict)
         else "test on more users (a longer log, or more data.split.test_days), in another hydra.run.dir"
     )
-    return f"Do not decide yet: {remedy}. Until then deploy {model}, {reason}."
+    return [
+        f"The intervals are wide because of {_limit(verdict)}: {remedy}.",
+        f"Until it is decided deploy {model}, {reason}.",
+    ]
 
 
 def _other_leaders(verdict: Mapping[str, Any]) -> list[str]:
