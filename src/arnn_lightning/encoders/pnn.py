@@ -66,10 +66,10 @@ class PNNEncoder(SessionEncoder):
         single_BSD = self.single_embedding(step.contexts.single)
         # In float32 whatever trainer.precision is: sums over tens of thousands of pairs.
         with torch.autocast(item_BD.device.type, enabled=False):
-            user_BH = step.user_terms
-            if user_BH is None:
-                user_BH = self.product.user_terms(step.contexts.active, single_BSD)
-            product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BD)
+            if step.user_terms is None:
+                product_BH = self.product(step.contexts.active, single_BSD, item_BD)
+            else:
+                product_BH = step.user_terms + self.product.item_terms(step.contexts.active, single_BSD, item_BD)
         context_BH = self.norm(F.relu(product_BH), step.valid)
         return dropout(context_BH, self.dropout, self.training), state
 
