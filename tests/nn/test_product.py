@@ -79,6 +79,13 @@ def test_both_methods_equal_all_pairs_with_gradients(M, S, T, method, dtype, tol
         assert torch.allclose(a, b, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("method", ["gram", "closed"])
+def test_both_methods_take_slots_without_a_present_field(method: str) -> None:
+    layer, active, single, item = example(7, 3, torch.float64, method)
+    active.fill_(-1)
+    assert torch.allclose(layer(active, single, item), naive(layer, active, single, item), atol=1e-10)
+
+
 @pytest.mark.parametrize(("M", "S"), SIZES)
 @pytest.mark.parametrize("products", [True, False])
 def test_a_folded_layer_equals_all_pairs(M: int, S: int, products: bool) -> None:
@@ -96,12 +103,6 @@ def test_item_weights_of_a_user_give_the_item_terms(M: int, S: int, T: int, prod
     terms = (item.flatten(1)[:, None] @ layer.item_weights(active, single))[:, 0]
     total = layer.add_attribute_pairs(layer.user_terms(active, single) + terms, item)
     assert torch.allclose(total, naive(layer, active, single, item))
-
-
-def test_gram_blocks_of_any_size_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "GRAM_BLOCK", 3)
-    layer, active, single, item = example(20, 2, torch.float64, "gram")
-    assert torch.allclose(layer(active, single, item), naive(layer, active, single, item), atol=1e-10)
 
 
 def test_without_products_only_the_fields_count() -> None:

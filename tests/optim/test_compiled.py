@@ -17,7 +17,13 @@ CASES: dict[str, tuple[str, list[str], int]] = {
     "tied, log q, negatives": ("gru4rec_strong", [*SMALL, "model.item_contexts=add", "model.clip_norm=1000"], 7),
     "PNN": (
         "pnn",
-        [*SMALL, "model.embedding_size=3", "model.products=false", "model.optimizer.weight_decay=0.01"],
+        [
+            *SMALL,
+            "model.embedding_size=3",
+            "model.products=false",
+            "model.optimizer.eps=1e-4",
+            "model.optimizer.weight_decay=0.01",
+        ],
         0,
     ),
     "ARNN's merging layer": (

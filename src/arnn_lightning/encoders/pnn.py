@@ -80,8 +80,9 @@ class PNNEncoder(SessionEncoder):
             else:
                 single_BSD = self.single_embedding(step.contexts.single)
                 if user_BH is None:
-                    user_BH = self.product.user_terms(step.contexts.active, single_BSD)
-                product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
+                    product_BH = self.product(step.contexts.active, single_BSD, item_BDT)
+                else:
+                    product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
         context_BH = self.norm(F.relu(product_BH), step.valid)
         return dropout(context_BH, self.dropout, self.training), state
 

@@ -3,20 +3,18 @@
 Shapes: B batch slots; the fields are M two-valued and S single-valued ones of the user, and T of the previous item: the
 item and, where they are fields, its attributes; D embedding, H hidden.
 
-Two exact ways to the pairs of two-valued fields, of which there are many:
+Two exact ways to compute it:
 
-- **Gram**: inner products from batched matrix products, in blocks of rows, so that no (B, M, M) array is made.
+- **Gram**: as it stands, all inner products from one batched matrix product.
 - **Closed form**: a two-valued field is f_i = a_i + u_i d_i with u_i in {0, 1} (absent: a_i, present: a_i + d_i), so
 
       sum_{i<j} w_ij <f_i, f_j> = sum_{i<j} w_ij <a_i, a_j>  +  sum_i u_i sum_{j!=i} w_ij <d_i, a_j>
                                   + sum_{i<j, both present} w_ij <d_i, d_j>
 
-  The first two sums do not depend on the slot, and few fields are present: the cost hardly grows with B.
-
-Pairs with any other field use the same split always, since it costs nothing there.
+  The first two sums do not depend on the slot, and few fields are present: the cost hardly grows with B. The pairs of
+  two-valued fields with any other field are split likewise.
 """
 
-import itertools
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,8 +25,7 @@ from arnn_lightning.nn.tracing import is_tracing
 
 Method = Literal["auto", "gram", "closed"]
 # B x M from which the closed form wins over the Gram matrix (benchmarks/product.py).
-CLOSED_FORM_MIN_SIZE = 5_000
-GRAM_BLOCK = 128  # rows
+CLOSED_FORM_MIN_SIZE = 15_000
 
 
 class Sums(NamedTuple):
@@ -56,8 +53,8 @@ class ProductLayer(nn.Module):
 
     The weights are those of one fully connected layer from [z; p], stored by kind of field; pairs (i < j) of one kind
     are stored row by row; rows for the item have one block of H columns for each of its fields. ``forward`` =
-    ``user_terms`` + ``item_terms``; the first does not depend on the item, so that it can be computed once per user
-    where the layer is frozen.
+    ``user_terms`` + ``item_terms``, both in closed form; the first does not depend on the item, so that it can be
+    computed once per user where the layer is frozen.
 
     Args:
         n_binary: M.
@@ -106,12 +103,21 @@ class ProductLayer(nn.Module):
         upper_M, upper_S, upper_T = (torch.triu_indices(n, n, 1) for n in (M, S, T))
         pair_MM = torch.zeros(M, M, dtype=torch.int64)
         pair_MM[upper_M[0], upper_M[1]] = torch.arange(M * (M - 1) // 2)
-        self.register_buffer("binary_pairs_index", upper_M, persistent=False)
         self.register_buffer("single_pairs_index", upper_S[0] * S + upper_S[1], persistent=False)
         self.register_buffer("attribute_pairs_index", upper_T[0] * T + upper_T[1], persistent=False)
         self.register_buffer("item_columns", torch.arange(T), persistent=False)
         self.register_buffer("pair_index", pair_MM + pair_MM.T, persistent=False)
-        self.binary_pairs_index: Tensor
+        N = M + S + T
+        place_NN = torch.arange(N * N).view(N, N)
+        pairs = [
+            place_NN[upper_M[0], upper_M[1]],
+            place_NN[:M, M : M + S].flatten(),
+            place_NN[M + upper_S[0], M + upper_S[1]],
+            place_NN[: M + S, M + S :].flatten(),
+            place_NN[M + S + upper_T[0], M + S + upper_T[1]],
+        ]
+        self.register_buffer("pairs_index", torch.cat(pairs), persistent=False)  # in the order of the weights
+        self.pairs_index: Tensor
         self.single_pairs_index: Tensor
         self.attribute_pairs_index: Tensor
         self.item_columns: Tensor
@@ -120,7 +126,35 @@ class ProductLayer(nn.Module):
 
     def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BDT: Tensor) -> Tensor:
         """Two-valued fields present (B, A), padded with -1; embeddings of the single-valued and the item's fields."""
+        if self._folded is None:
+            is_small = len(active_BA) * len(self.values) < CLOSED_FORM_MIN_SIZE
+            if is_small if self.method == "auto" else self.method == "gram":
+                return self._gram(active_BA, single_BSD, item_BDT)
         return self.user_terms(active_BA, single_BSD) + self.item_terms(active_BA, single_BSD, item_BDT)
+
+    def _gram(self, active_BA: Tensor, single_BSD: Tensor, item_BDT: Tensor) -> Tensor:
+        """FC([z; p]); N fields."""
+        D, T, H = item_BDT.shape[1], item_BDT.shape[2], len(self.bias)
+        absent_MD, present_MD = self.values.unbind(1)
+        is_present_BM1 = self._is_present(without_padding(active_BA))[:, :, None]
+        value_BMD = torch.addcmul(absent_MD, is_present_BM1, present_MD - absent_MD)
+        field_BND = torch.cat([value_BMD, single_BSD, item_BDT.transpose(1, 2)], 1)
+        inputs = [field_BND.flatten(1)]
+        item_weight = self.item_field.view(D, T, H).transpose(0, 1).flatten(0, 1)
+        weights = [self.binary_fields.flatten(0, 1), self.single_fields.flatten(0, 1), item_weight]
+        if self.products:
+            gram_BNN = field_BND @ field_BND.transpose(1, 2)
+            inputs.append(gram_BNN.flatten(1).index_select(1, self.pairs_index))
+            item_pairs = self.item_pairs.view(-1, H)
+            weights += [self.binary_pairs, self.cross_pairs.flatten(0, 1), self.single_pairs, item_pairs]
+            weights += [self.attribute_pairs] if T > 1 else []
+        return torch.addmm(self.bias, torch.cat(inputs, 1), torch.cat(weights))
+
+    def _is_present(self, active_BA: Tensor) -> Tensor:
+        """(B, M): 1 for two-valued fields that are present, 0 for the others."""
+        M, batch_size = len(self.values), active_BA.shape[0]  # len() would fix the size of an exported graph
+        is_present_BM = self.values.new_zeros(batch_size, M + 1)
+        return is_present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
 
     def user_terms(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of all fields but the item, alone and in pairs."""
@@ -178,17 +212,11 @@ class ProductLayer(nn.Module):
         """
         assert self._folded is not None
         M, H, item = len(self.values), len(self.bias), self._folded.item
-        weights = torch.addmm(item.flatten(), self._present(active_BA), self._folded.item_linear)
+        weights = torch.addmm(item.flatten(), self._is_present(active_BA), self._folded.item_linear)
         weights = weights.view(-1, *item.shape)
         if self.products:
             weights = weights + single_BSD.transpose(1, 2) @ self.item_pairs[M:]
         return weights.view(len(weights), -1, H)
-
-    def _present(self, active_BA: Tensor) -> Tensor:
-        """(B, M): 1 for two-valued fields that are present, 0 for the others."""
-        M, batch_size = len(self.values), active_BA.shape[0]  # len() would fix the size of an exported graph
-        present_BM = self.values.new_zeros(batch_size, M + 1)
-        return present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
 
     def _delta(self) -> Tensor:
         return self.values[:, 1] - self.values[:, 0] if self._folded is None else self._folded.delta
@@ -213,10 +241,10 @@ class ProductLayer(nn.Module):
 
     def _binary(self, active_BA: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of the two-valued fields, alone and with each other."""
-        M, batch_size = len(self.values), active_BA.shape[0]
+        M = len(self.values)
         if not M:
-            return self.bias.expand(batch_size, -1)
-        present_BM = self._present(active_BA)
+            return self.bias.expand(active_BA.shape[0], -1)
+        present_BM = self._is_present(active_BA)
         if self._folded is not None:
             out_BH = torch.addmm(self._folded.constant, present_BM, self._folded.linear)
             return self._add_present_pairs(out_BH, active_BA) if self.products and M > 1 else out_BH
@@ -224,25 +252,9 @@ class ProductLayer(nn.Module):
         out_BH = torch.addmm(constant_H, present_BM, linear_MH)
         if not self.products or M < 2:
             return out_BH
-        closed = batch_size * M >= CLOSED_FORM_MIN_SIZE if self.method == "auto" else self.method == "closed"
-        if closed:
-            return out_BH + self._binary_pairs_closed(active_BA, present_BM)
-        return self._binary_pairs_gram(out_BH, present_BM)
+        return out_BH + self._binary_pairs(active_BA, present_BM)
 
-    def _binary_pairs_gram(self, out_BH: Tensor, present_BM: Tensor) -> Tensor:
-        M = len(self.values)
-        value_BMD = torch.addcmul(self.values[:, 0], present_BM[:, :, None], self._delta())
-        bounds = [*range(0, M - 1, GRAM_BLOCK), M - 1]
-        sizes = [sum(M - 1 - row for row in range(low, high)) for low, high in itertools.pairwise(bounds)]
-        row, column = self.binary_pairs_index
-        weights, rows, columns = self.binary_pairs.split(sizes), row.split(sizes), column.split(sizes)
-        for (low, high), weight, i, j in zip(itertools.pairwise(bounds), weights, rows, columns, strict=True):
-            gram = value_BMD[:, low:high] @ value_BMD[:, low:].transpose(1, 2)
-            product_BP = gram.flatten(1).index_select(1, (i - low) * (M - low) + (j - low))
-            out_BH = torch.addmm(out_BH, product_BP, weight)
-        return out_BH
-
-    def _binary_pairs_closed(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
+    def _binary_pairs(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
         absent_MD, delta_MD = self.values[:, 0], self._delta()
         slot, first, second, mask_n1 = _active_pairs(active_BA)
         linear_MH, constant_H, weight_nH = self._pair_sums(absent_MD, delta_MD, self.pair_index[first, second])
