@@ -26,7 +26,8 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.reporting import charts
 from arnn_lightning.reporting.charts import assign_styles
-from arnn_lightning.reporting.comparison import Settings
+from arnn_lightning.reporting.comparison import Settings, compare, group_runs
+from arnn_lightning.reporting.results_table import csv_text
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import Report, build_report
 from helpers import compose_config
@@ -115,8 +116,8 @@ def evaluated(test: pl.DataFrame, seed: int, skill: float) -> dict[str, torch.Te
     return columns | {"higher": higher, "equal": 1 + (higher % 7 == 0).long()}
 
 
-def report_of(run_dirs: list[Path], *data_dirs: Path) -> Report:
-    """The report of ``run_dirs``, with the prepared data sets below ``data_dirs``."""
+def load_runs(run_dirs: list[Path], *data_dirs: Path) -> tuple[list[Run], list[SkippedRun]]:
+    """The runs in ``run_dirs``, with the prepared data sets below ``data_dirs``, and what is damaged."""
     data_sets, skipped = {}, []
     for data_dir in data_dirs:
         readable, damaged = load_data_sets(data_dir, [])
@@ -124,11 +125,22 @@ def report_of(run_dirs: list[Path], *data_dirs: Path) -> Report:
         skipped += damaged
     loaded = [load_run(folder, data_sets) for folder in run_dirs]
     skipped += [run for run in loaded if isinstance(run, SkippedRun)]
-    return build_report([run for run in loaded if isinstance(run, Run)], skipped, SETTINGS)
+    return [run for run in loaded if isinstance(run, Run)], skipped
+
+
+def report_of(run_dirs: list[Path], *data_dirs: Path) -> Report:
+    return build_report(*load_runs(run_dirs, *data_dirs), SETTINGS)
 
 
 def lines(report: Report) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(report.csv)))
+
+
+def rows_of(run_dirs: list[Path], *data_dirs: Path) -> list[dict[str, str]]:
+    """The lines of their report, without its page, whose charts take longer than all else."""
+    runs, _ = load_runs(run_dirs, *data_dirs)
+    views = [compare(section, SETTINGS) for section in group_runs(runs, SETTINGS.ties)]
+    return list(csv.DictReader(io.StringIO(csv_text([(view.section, view.rows) for view in views], SETTINGS.metrics))))
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +164,8 @@ def whole(workspace: Path) -> Report:
     return report_of(seed_runs(workspace), workspace)
 
 
-def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path) -> None:
-    table = {row["model"]: row for row in lines(report_of(seed_runs(workspace), workspace))}
+def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path, whole: Report) -> None:
+    table = {row["model"]: row for row in lines(whole)}
     assert list(table) == ["itemknn", "gru4rec", "pnn", "arnn"]  # the order of the paper's Table 2
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in seed_runs(workspace)]
     for metric in ("recall@20", "mrr@20"):
@@ -277,10 +289,10 @@ def test_a_damaged_file_of_a_data_set_ends_no_report(file: str, workspace: Path,
     assert {row["seeds"] for row in rows} == {"1 2 3 4"}
 
 
-def test_runs_on_different_data_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
+def test_runs_on_different_data_are_not_averaged(workspace: Path, whole: Report, tmp_path: Path) -> None:
     write_data(tmp_path / "prepared" / "two", seed=9)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "two", 2)
-    alone = {row["model"]: row for row in lines(report_of(seed_runs(workspace), workspace))}
+    alone = {row["model"]: row for row in lines(whole)}
     report = report_of([*seed_runs(workspace), other], workspace, tmp_path)
     keys = {row["data_key"] for row in lines(report)}
     assert len(keys) == 2
@@ -295,8 +307,8 @@ def test_V17_equal_manifests_are_the_same_data(workspace: Path, tmp_path: Path) 
     """The seconds that the preparation took and the names of equal raw files do not matter."""
     write_data(tmp_path / "prepared" / "one", machine=77)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "one", 4)
-    report = report_of([*seed_runs(workspace), other], workspace, tmp_path)
-    assert {row["seeds"] for row in lines(report) if row["model"] == "arnn"} == {"1 2 3 4"}
+    rows = rows_of([*seed_runs(workspace), other], workspace, tmp_path)
+    assert {row["seeds"] for row in rows if row["model"] == "arnn"} == {"1 2 3 4"}
 
 
 def test_runs_with_other_settings_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
@@ -317,7 +329,7 @@ def test_search_space_and_speed_are_not_settings(workspace: Path, tmp_path: Path
     spaces = [OmegaConf.load(folder / ".hydra" / "config.yaml").search for folder in grid]
     assert spaces[0] != spaces[1]
     fast = write_run(tmp_path / "fast", prepared, 2, "performance.cache_mb=1", "performance.steps_per_execution=7")
-    rows = lines(report_of([*grid, fast], workspace))
+    rows = rows_of([*grid, fast], workspace)
     assert len({row["setting"] for row in rows}) == 1
     assert {row["seeds"] for row in rows if row["model"] == "arnn"} == {"1 2"}
 
@@ -326,14 +338,13 @@ def test_search_space_and_speed_are_not_settings(workspace: Path, tmp_path: Path
 def test_runs_rounded_otherwise_are_not_averaged(override: str, workspace: Path, tmp_path: Path) -> None:
     prepared = workspace / "prepared" / "one"
     runs = [write_run(tmp_path / "one", prepared, 1), write_run(tmp_path / "two", prepared, 2, override)]
-    assert [row["seeds"] for row in lines(report_of(runs, workspace)) if row["model"] == "arnn"] == ["1", "2"]
+    assert [row["seeds"] for row in rows_of(runs, workspace) if row["model"] == "arnn"] == ["1", "2"]
 
 
-def test_conflicting_duplicate_run_is_counted_once_with_note(workspace: Path, tmp_path: Path) -> None:
+def test_conflicting_duplicate_run_is_counted_once_with_note(workspace: Path, whole: Report, tmp_path: Path) -> None:
     again = write_run(tmp_path / "again", workspace / "prepared" / "one", 1, skill=1.0)
     report = report_of([*seed_runs(workspace), again], workspace)
-    alone = report_of(seed_runs(workspace), workspace)
-    assert report.csv == alone.csv
+    assert report.csv == whole.csv
     assert "have the same configuration but different ranks; the first is used" in report.html
 
 
@@ -469,9 +480,9 @@ def gains(report: Report, model: str = "arnn") -> dict[str, str]:
     return row
 
 
-def test_each_column_of_differences_has_one_reference(workspace: Path, tmp_path: Path) -> None:
+def test_each_column_of_differences_has_one_reference(workspace: Path, whole: Report, tmp_path: Path) -> None:
     prepared = workspace / "prepared" / "one"
-    same = report_of(seed_runs(workspace), workspace).markdown
+    same = whole.markdown
     assert "Recall@20 - gru4rec |" in same
     assert "session encoder" not in same  # ARNN's session encoder is the GRU4REC of the table
     pnn = [write_run(tmp_path / str(seed), prepared, seed, "model=pnn") for seed in (1, 2)]
@@ -486,14 +497,14 @@ def test_devices_and_batch_limits_are_settings(workspace: Path, tmp_path: Path) 
     prepared = workspace / "prepared" / "one"
     overrides = {"two": "trainer.devices=2", "few": "+trainer.limit_train_batches=1", "gpu": "trainer.accelerator=gpu"}
     others = [write_run(tmp_path / name, prepared, 4, override) for name, override in overrides.items()]
-    rows = [row for row in lines(report_of([*seed_runs(workspace), *others], workspace)) if row["model"] == "arnn"]
+    rows = [row for row in rows_of([*seed_runs(workspace), *others], workspace) if row["model"] == "arnn"]
     assert sorted(row["seeds"] for row in rows) == ["1 2 3 4", "4", "4"]
     assert {"trainer.devices=2" in row["setting"] for row in rows} == {True, False}
 
 
 def test_paths_of_the_data_are_not_settings(workspace: Path, tmp_path: Path) -> None:
     moved = write_run(tmp_path / "moved", workspace / "prepared" / "one", 4, "+data.events=./elsewhere/clicks.csv")
-    rows = lines(report_of([*seed_runs(workspace), moved], workspace))
+    rows = rows_of([*seed_runs(workspace), moved], workspace)
     assert {row["seeds"] for row in rows if row["model"] == "arnn"} == {"1 2 3 4"}
 
 
@@ -522,7 +533,7 @@ def test_V17_pretrained_encoders_count_as_they_were_trained(
         OmegaConf.save(config, source / ".hydra" / "config.yaml")
     checkpoint = source / "checkpoints" / "best.ckpt"
     run = write_run(tmp_path / "run", prepared, 5, f"pretrained.session={checkpoint}")
-    rows = [row for row in lines(report_of([*seed_runs(workspace), run], workspace)) if row["model"].startswith("arnn")]
+    rows = [row for row in rows_of([*seed_runs(workspace), run], workspace) if row["model"].startswith("arnn")]
     assert [row["seeds"] for row in rows] == (["1 2 3 5"] if averaged else ["1 2 3", "5"])
 
 
@@ -531,8 +542,7 @@ def test_parts_of_another_seed_or_run_are_not_averaged(workspace: Path, tmp_path
     other_seed = seed_runs(workspace)[0] / "checkpoints" / "session" / "best.ckpt"
     checkpoints = {"seed": other_seed, "lost": tmp_path / "lost.ckpt"}
     runs = [write_run(tmp_path / name, prepared, 4, f"pretrained.session={path}") for name, path in checkpoints.items()]
-    report = report_of([*seed_runs(workspace), *runs], workspace)
-    rows = [row for row in lines(report) if row["model"].startswith("arnn")]
+    rows = [row for row in rows_of([*seed_runs(workspace), *runs], workspace) if row["model"].startswith("arnn")]
     assert [row["seeds"] for row in rows] == ["1 2 3", "4", "4"]
     assert any("session.pretrained_seed=1" in row["model"] for row in rows)
 
@@ -632,7 +642,7 @@ def test_any_registered_metric_can_be_reported(workspace: Path) -> None:
 
 def test_a_model_has_one_color_in_all_charts(workspace: Path, tmp_path: Path) -> None:
     faster = write_run(tmp_path / "faster", workspace / "prepared" / "one", 1, "model.optimizer.lr=0.5")
-    styles = assign_styles(row["model"] for row in lines(report_of([*seed_runs(workspace), faster], workspace)))
+    styles = assign_styles(row["model"] for row in rows_of([*seed_runs(workspace), faster], workspace))
     assert styles["arnn"] == charts.MODELS["arnn"]
     assert styles["arnn (optimizer.lr=0.5)"] not in charts.MODELS.values()
     assert styles["arnn (optimizer.lr=0.5)"][0] == styles["arnn"][0]
