@@ -62,12 +62,13 @@ def test_attributes_of_items_are_codes_as_those_of_users(prepared: Prepare) -> N
     assert events[("kind", "fruit")] == 4  # training events of a and d
     assert data.dims["item_single_sizes"] == [3, 3]
     assert data.dims["n_item_binary"] == 3  # red, sweet, (other)
+    assert data.dims["item_multi_sizes"] == [3]
 
 
 def test_a_set_without_item_attributes_has_ids_and_titles(prepared: Prepare) -> None:
     data = prepared()
     assert data.items().columns == ["item", "id", "title"]
-    assert (data.dims["item_single_sizes"], data.dims["n_item_binary"]) == ([], 0)
+    assert [data.dims[key] for key in ("item_single_sizes", "n_item_binary", "item_multi_sizes")] == [[], 0, []]
     assert prepared("data.columns.title=null").items().columns == ["item", "id"]
 
 

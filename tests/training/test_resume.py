@@ -169,7 +169,7 @@ RESUMED = (
     "gru4rec_separate",
     "gru4rec_tied",
     "sasrec",
-    "pnn",
+    "pnn_fields",
     "concat",
     "arnn",
     "arnn_footnote2",
