@@ -69,13 +69,17 @@ def test_user_ids_of_two_types_are_rejected() -> None:
 
 
 def test_a_user_listed_twice_is_rejected() -> None:
-    with pytest.raises(UserError, match="user 2 occurs more than once in the users table"):
+    with pytest.raises(
+        UserError, match=r"the users table, row 3 without its header: user 2 is also in the users table, row 2 w"
+    ):
         raw(users=pl.concat([USERS, USERS.tail(1)])).users()
 
 
 def test_an_item_listed_twice_is_rejected() -> None:
     titles = pl.DataFrame({"item": [7, 8, 7], "title": ["a", "b", "c"]})
-    with pytest.raises(UserError, match=r"item 7 occurs more than once in the items table \(rows 1 and 3"):
+    with pytest.raises(
+        UserError, match=r"the items table, row 3 without its header: item 7 is also in the items table, row 1"
+    ):
         RawData(EVENTS, 3, USERS.lazy, lambda: titles).items()
 
 

@@ -278,8 +278,11 @@ def test_an_attribute_that_changes_within_a_user_is_named(log: Any) -> None:
 
 def test_a_user_listed_twice_is_named_with_rows(log: Any) -> None:
     path, users = log(f"user,item,time\nu1,a,{NOON}\n"), log("user,age\nu1,3\nu2,4\nu1,3\n", "users.csv")
-    with pytest.raises(UserError, match=r"user 'u1' occurs more than once in the users table \(rows 1 and 3"):
+    with pytest.raises(UserError, match=r"users\.csv, row 4: user 'u1' is also in .*users\.csv, row 2; keep one row"):
         read(path, f"data.users={users}", "data.contexts.single=[age]")
+    users, more = log("user,age\nu1,3\n", "users.csv"), log("user,age\nu2,4\nu1,5\n", "more.csv")
+    with pytest.raises(UserError, match=r"more\.csv, row 3: user 'u1' is also in .*users\.csv, row 2"):
+        read(path, f"data.users=[{users},{more}]", "data.contexts.single=[age]")
 
 
 # --- the prepared data set ---

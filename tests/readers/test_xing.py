@@ -210,7 +210,9 @@ def test_a_click_without_user_item_or_time_is_rejected(tmp_path: Path, row: str,
 
 
 def test_a_user_listed_twice_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="user 2 occurs more than once"):
+    with pytest.raises(
+        UserError, match=r"users\.csv, row \d+: user 2 is also in .*users\.csv, row \d+; keep one row per user"
+    ):
         read(tmp_path, profiles=PEOPLE + profile(id="2"))
 
 

@@ -453,6 +453,22 @@ def test_user_tables_train_from_the_command_line(tmp_path: Path) -> None:
     assert "2 of 40 users have no row in the users table" in shown
 
 
+def test_a_log_without_users_has_no_largest_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        f"{10 * day + visit},{item},2024-01-{day:02}" for day in range(1, 9) for visit in range(3) for item in "abc"
+    ]
+    Path("log.csv").write_text("\n".join(["session,item,time", *rows]))
+    log = ["data=tabular", "data.events=log.csv", "data.columns.user=null", "data.session=given"]
+    assert arnn_here(["task=prepare", *log, "hydra.run.dir=prepared"], monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "events of the longest session" in shown
+    assert "largest user" not in shown
+    assert "largest_user" not in json.loads(Path("prepared/prepare.json").read_text())["log"]
+
+
 def test_the_data_folder_can_be_an_environment_variable(workspace: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ARNN_DATA", str(workspace / "data"))
     done = arnn(tmp_path, "task=prepare", *SMALL)

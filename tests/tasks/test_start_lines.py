@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.tasks.train import start_lines
+from arnn_lightning.tasks.start import start_lines
 from commandline import NO_BASELINES
 from helpers import write_dataset
 
@@ -20,12 +20,13 @@ def lines(prepared: PreparedDataset, *overrides: str, dims: dict[str, Any] | Non
 
 def test_tuned_files_of_a_run_are_named(small_dataset: PreparedDataset) -> None:
     (line,) = lines(small_dataset, *NO_BASELINES, "model=gru4rec")
-    assert line.startswith("tuned values: model (synthetic_gru4rec_top1_adagrad);")
+    assert line == "tuned values: model (synthetic_gru4rec_top1_adagrad); left out by ~tuned@model"
     assert lines(small_dataset, *NO_BASELINES, "model=gru4rec", "model/optimizer=adam") == []
     (line,) = lines(small_dataset, "model=pop")
     assert line.startswith(
         "tuned values: baselines.vsknn (synthetic_vsknn), baselines.sr (synthetic_sr), baselines.item"
     )
+    assert line.endswith("left out by ~tuned@baselines.vsknn ~tuned@baselines.sr ~tuned@baselines.itemknn")
 
 
 def test_what_looks_wrong_in_the_settings_of_the_data_is_shown(small_dataset: PreparedDataset) -> None:

@@ -149,7 +149,7 @@ def log_remarks(log: Mapping[str, Any], data: Mapping[str, Any], today: date) ->
         remarks["first_day"] = f"before {OLDEST_YEAR}: is this the time column, in the right unit?"
     if date.fromisoformat(log["last_day"]) > today:
         remarks["last_day"] = "in the future: is this the time column, in the right unit?"
-    if log["users"] > 5 and log["largest_user_events"] >= log["log_events"] / 5:
+    if log["users"] > 5 and log.get("largest_user_events", 0) >= log["log_events"] / 5:
         remarks["largest_user_events"] = "a fifth of the log or more: a placeholder or a crawler?"
     if sessions > 1 and log["shortest_session"] == log["longest_session"]:
         remarks["longest_session"] = f"every session has {log['longest_session']}: are sessions cut right?"

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.delimited import require_files
+from arnn_lightning.readers.delimited import file_rows, require_files
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 
 PRODUCTS = "products.parquet"
@@ -73,6 +73,9 @@ class CompleteJourneyReader:
             rows=transactions.height,
             load_users=lambda: profiles,
             load_items=partial(_products, *products_files) if products_files else None,
+            row_location=file_rows(
+                dict(zip(("users", "items"), (demographics_file, *products_files), strict=False)), 1
+            ),
         )
 
 

@@ -368,6 +368,11 @@ class _Table:
         return None
 
 
+def file_rows(files: Mapping[str, Path], first_row: int = FIRST_ROW) -> Callable[[str, int], str]:
+    """The ``row_location`` of RawData for tables of one file each."""
+    return lambda table, row: f"{files[table]}, row {row + first_row}"
+
+
 def require_not_null(frame: pl.DataFrame, column: str, path: object, first_row: int = FIRST_ROW) -> None:
     """Raises UserError naming the first row in which ``column`` is missing."""
     if frame[column].has_nulls():

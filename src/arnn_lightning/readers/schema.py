@@ -32,6 +32,7 @@ class RawData:
         rows: number of rows of the events file, before the reader's filter.
         load_users: reads the canonical users; lazily, so that lists are parsed only for users that are kept.
         load_items: reads the canonical items; None where there is no items table.
+        row_location: file and row of an index of a table, ``users`` or ``items``, for errors.
         dropped: what the reader dropped -> number of rows.
         notes: what looks wrong in the settings, one line each.
     """
@@ -40,6 +41,7 @@ class RawData:
     rows: int
     load_users: Callable[[], pl.LazyFrame]
     load_items: Callable[[], pl.DataFrame] | None = None
+    row_location: Callable[[str, int], str] = lambda table, row: f"the {table} table, row {row + 1} without its header"
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -57,7 +59,7 @@ class RawData:
         ids = users.select(USER).collect()
         if ids[USER].has_nulls():
             raise UserError(f"the users table has {ids[USER].null_count()} rows without a user; remove them")
-        _require_unique(ids, USER, "users")
+        self._require_unique(ids, USER, "users")
         return users
 
     def items(self) -> pl.DataFrame | None:
@@ -69,8 +71,14 @@ class RawData:
         items = self.load_items() if self.load_items is not None else None
         if items is not None:
             _require_id_type(items.schema, self.events, ITEM, "items")
-            _require_unique(items, ITEM, "items")
+            self._require_unique(items, ITEM, "items")
         return items
+
+    def _require_unique(self, table: pl.DataFrame, column: str, name: str) -> None:
+        if table[column].n_unique() < table.height:
+            value = table[column].filter(table[column].is_duplicated())[0]
+            first, second = (self.row_location(name, row) for row in (table[column] == value).arg_true()[:2])
+            raise UserError(f"{second}: {column} {value!r} is also in {first}; keep one row per {column}")
 
 
 class Reader(Protocol):
@@ -190,15 +198,4 @@ def _require_id_type(schema: Mapping[str, pl.DataType], events: pl.DataFrame, co
         raise UserError(
             f"{column} ids are {events[column].dtype} in the events but {schema[column]} in the {name} table; "
             "convert them to one type"
-        )
-
-
-def _require_unique(table: pl.DataFrame, column: str, name: str) -> None:
-    """Raises UserError for an id that occurs twice in a table, with its rows."""
-    if table[column].n_unique() < table.height:
-        value = table[column].filter(table[column].is_duplicated())[0]
-        rows = (table[column] == value).arg_true()
-        raise UserError(
-            f"{column} {value!r} occurs more than once in the {name} table (rows {rows[0] + 1} and {rows[1] + 1}, "
-            f"header excluded); keep one row per {column}"
         )

@@ -5,7 +5,7 @@
 
 import codecs
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.readers.delimited import require_not_null
 from arnn_lightning.readers.schema import ITEM, SESSION, TITLE, USER, RawData
 from arnn_lightning.readers.tabular_events import EventTable, as_list
-from arnn_lightning.readers.tabular_files import TableFile, concat_files, resolve_files
+from arnn_lightning.readers.tabular_files import TableFile, concat_files, file_and_row, resolve_files
 from arnn_lightning.readers.tabular_format import TableFormat
 from arnn_lightning.readers.times import TimeParser
 
@@ -191,23 +191,38 @@ class TabularReader:
                 changes within a user; names file, column, row and value.
         """
         log = self._event_table.read(self._files("events"))
-        users = log.users
+        users, row_location = log.users, dict[str, Callable[[int], str]]()
         if users is None:
-            users = self._read_table("users", USER, "user_in_users", _in_columns(self._user_attributes))
+            users, row_location["users"] = self._read_table(
+                "users", USER, "user_in_users", _in_columns(self._user_attributes)
+            )
         users, events = _align_id_types(users, log.events, USER, "users")
         load_items = None
         if self.titles is not None:
             title = self.columns["title"]
             titles = [] if title is None else [(TITLE, title, "single")]
-            items = self._read_table("titles", ITEM, "item_in_titles", [*titles, *_in_columns(self._item_kinds)])
+            attributes = [*titles, *_in_columns(self._item_kinds)]
+            items, row_location["items"] = self._read_table("titles", ITEM, "item_in_titles", attributes)
             items, events = _align_id_types(items, events, ITEM, "titles")
             load_items = lambda: items  # noqa: E731
-        return RawData(events, log.n_rows, users.lazy, load_items, log.dropped, log.notes)
+        return RawData(
+            events,
+            log.n_rows,
+            users.lazy,
+            load_items,
+            row_location=lambda table, row: row_location[table](row),
+            dropped=log.dropped,
+            notes=log.notes,
+        )
 
     def _read_table(
         self, table: str, id_name: str, id_key: str, attributes: Sequence[tuple[str, str, str]]
-    ) -> pl.DataFrame:
-        """The ids, named ``id_name``, and attributes (name, column, kind); raises UserError for a missing id."""
+    ) -> tuple[pl.DataFrame, Callable[[int], str]]:
+        """The ids, named ``id_name``, and attributes (name, column, kind); and the location of a row.
+
+        Raises:
+            UserError: a missing id.
+        """
         id_column, files, table_format = str(self.columns[id_key]), self._files(table), self._format
         parts = []
         for file in files:
@@ -222,7 +237,12 @@ class TabularReader:
                     ),
                 )
             )
-        return concat_files(parts, files)
+
+        def row_location(row: int) -> str:
+            index, row = file_and_row(row, [part.height for part in parts])
+            return f"{files[index]}, row {row + files[index].first_row}"
+
+        return concat_files(parts, files), row_location
 
 
 def _kinds(single: Sequence[str], multi: Sequence[str], numeric: Mapping[str, object] | None) -> dict[str, str]:

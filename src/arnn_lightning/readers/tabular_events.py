@@ -1,17 +1,15 @@
 """The events of a table: rows that are kept, ids, times, and attributes of users that are columns of the events."""
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.readers.schema import TIME, USER
-from arnn_lightning.readers.tabular_files import TableFile, concat_files
+from arnn_lightning.readers.tabular_files import TableFile, concat_files, file_and_row
 from arnn_lightning.readers.tabular_format import TableFormat, as_text
 from arnn_lightning.readers.times import NANOSECOND, TimeParser
 
@@ -209,9 +207,8 @@ def _attributes_of_users(events: pl.DataFrame, attributes: Mapping[str, str], pa
 
 def _row_location(event: int, parts: Sequence[_Part]) -> str:
     """File and row of an event of all files."""
-    starts = list(accumulate((part.events.height for part in parts), initial=0))
-    index = bisect_right(starts, event) - 1
-    return parts[index].location(event - starts[index])
+    index, row = file_and_row(event, [part.events.height for part in parts])
+    return parts[index].location(row)
 
 
 def as_list(values: object) -> list[object]:

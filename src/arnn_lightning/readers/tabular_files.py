@@ -2,10 +2,11 @@
 
 import filecmp
 import glob
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 
 import polars as pl
@@ -84,6 +85,17 @@ def _require_distinct(name: str, files: Sequence[TableFile]) -> None:
         # Days without events have equal files: a header alone.
         if filecmp.cmp(first.path, second.path, shallow=False) and first.path.read_bytes().count(b"\n") > 1:
             raise UserError(f"data.{name}: {second} is a copy of {first}; its rows would be counted twice")
+
+
+def file_and_row(row: int, n_rows: Sequence[int]) -> tuple[int, int]:
+    """The file of a row of ``concat_files``, and the row in it; ``n_rows``: of every file.
+
+    >>> file_and_row(3, [3, 0, 2])
+    (2, 0)
+    """
+    starts = list(accumulate(n_rows, initial=0))
+    index = bisect_right(starts, row) - 1
+    return index, row - starts[index]
 
 
 def concat_files(parts: Sequence[pl.DataFrame], files: Sequence[TableFile]) -> pl.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.delimited import FIRST_ROW, read_delimited, require_files, require_one_of
+from arnn_lightning.readers.delimited import FIRST_ROW, file_rows, read_delimited, require_files, require_one_of
 from arnn_lightning.readers.schema import ITEM, TIME, USER, RawData
 
 CLICK = 0
@@ -57,6 +57,7 @@ class TmallReader:
             events=clicks.select(USER, ITEM, seconds.gather(clicks["time_stamp"]).alias(TIME)),
             rows=log.height,
             load_users=partial(_users, files["user_info_format1.csv"]),
+            row_location=file_rows({"users": files["user_info_format1.csv"]}),
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from arnn_lightning.readers.delimited import read_delimited, require_files, require_one_of
+from arnn_lightning.readers.delimited import file_rows, read_delimited, require_files, require_one_of
 from arnn_lightning.readers.schema import ITEM, TIME, TITLE, USER, RawData
 
 CLICK = 1
@@ -81,6 +81,9 @@ class XingReader:
             rows=events.height,
             load_users=partial(_users, files["users.csv"]),
             load_items=partial(self._items, files["items.csv"]) if "items.csv" in files else None,
+            row_location=file_rows(
+                {table: files[f"{table}.csv"] for table in ("users", "items") if f"{table}.csv" in files}
+            ),
         )
 
     def _items(self, path: Path) -> pl.DataFrame:

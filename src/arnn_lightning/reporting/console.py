@@ -158,7 +158,8 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
     """The profile of a log, and what looks wrong in it.
 
     Args:
-        log: as returned by ``profile_log``, with ``duplicates`` and the largest user's id.
+        log: as returned by ``profile_log``, with ``duplicates`` and the largest user's id; without those of the largest
+            user in a log without users.
         remarks: as returned by ``log_remarks``.
     """
     table = Table(title="the log", title_justify="left", caption_justify="left")
@@ -168,7 +169,7 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
     labels = {"first_day": "first day", "last_day": "last day"}
     top_item = f", {log['top_item']}" if "top_item" in log else ""  # no key of data sets prepared earlier
     counts = {
-        "largest_user_events": (f"events of the largest user, {log['largest_user']}", "log_events"),
+        "largest_user_events": (f"events of the largest user, {log.get('largest_user')}", "log_events"),
         "longest_session": ("events of the longest session", "events"),
         "single_event_sessions": ("sessions of one event", "sessions"),
         "tied_times": ("events at the time of the one before", "events"),
@@ -177,7 +178,7 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
         "top_item_events": (f"events of the most popular item{top_item}", "events"),
         "top_items_events": (f"events of the most popular 1 % of items ({log['top_items']:,})", "events"),
     }
-    labels |= {count: label for count, (label, _) in counts.items()}
+    labels |= {count: label for count, (label, _) in counts.items() if count in log}
     for name, label in labels.items():
         whole = counts[name][1] if name in counts else None
         number = log[name] if whole is None else f"{log[name]:,}"

@@ -21,8 +21,8 @@ from arnn_lightning.reporting.run_tables import groups_record, print_groups
 from arnn_lightning.run_folder import METRICS_FILE, require_same_task, write_record
 from arnn_lightning.tasks.lists import run_lists
 from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.tasks.start import check_evaluation
 from arnn_lightning.tasks.train import (
-    check_evaluation,
     metadata_maker,
     published_results,
     run_tables,

@@ -15,8 +15,8 @@ from arnn_lightning.reporting.console import results_table
 from arnn_lightning.reporting.run_tables import groups_record, print_groups
 from arnn_lightning.run_folder import METRICS_FILE, task_folder
 from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.tasks.start import check_evaluation
 from arnn_lightning.tasks.train import (
-    check_evaluation,
     published_results,
     run_tables,
 )

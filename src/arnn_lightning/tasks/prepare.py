@@ -12,6 +12,7 @@ from rich.console import Console
 from arnn_lightning.io import write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
 from arnn_lightning.preprocessing.profile import attribute_remarks, log_remarks, profile_attributes
+from arnn_lightning.readers.schema import USER
 from arnn_lightning.reporting.console import attributes_table, log_table, paper_table, steps_table
 from arnn_lightning.run_folder import task_folder
 from arnn_lightning.simulation.simulator import ensure_simulated
@@ -22,7 +23,9 @@ def run(config: DictConfig) -> None:
     with task_folder(config):
         prepared = prepare_data(copy.deepcopy(config))
     manifest = prepared.manifest
-    settings, log = manifest["config"], manifest["log"]
+    settings, log = manifest["config"], dict(manifest["log"])
+    if settings["reader"].get("columns", {}).get("user", USER) is None:  # every session counts as a user
+        del log["largest_user"], log["largest_user_events"]
     n_train_events = manifest["splits"]["train"]["events"]
     attributes = profile_attributes(prepared.users(), prepared.vocabulary(), settings["contexts"], n_train_events)
     of_items = profile_attributes(

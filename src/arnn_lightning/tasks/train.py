@@ -1,7 +1,6 @@
 """task=train: prepare, train (a model's encoders first), test, and end with one table."""
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -21,45 +20,27 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
-from torch import Tensor, nn
 
 from arnn_lightning.config import applied_files
-from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
-from arnn_lightning.models import Recommender, SessionRecommender
+from arnn_lightning.models import Recommender
+from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset
-from arnn_lightning.reporting.console import (
-    data_notes,
-    paired_difference_line,
-    results_table,
-    seed_guidance,
-)
+from arnn_lightning.reporting.console import data_notes, paired_difference_line, results_table, seed_guidance
 from arnn_lightning.reporting.run_tables import Groups, RunTables, groups_record, print_groups
-from arnn_lightning.run_folder import (
-    METRICS_FILE,
-    RECORD,
-    has_record,
-    require_new_or_resumed,
-    resumed_config,
-    write_record,
-)
-from arnn_lightning.serving.vocabulary import Vocabulary, store_vocabulary
+from arnn_lightning.run_folder import METRICS_FILE, has_record, require_new_or_resumed, resumed_config, write_record
+from arnn_lightning.serving.vocabulary import store_vocabulary
+from arnn_lightning.tasks.initial import Sources, load_pretrained, read_initial_weights
 from arnn_lightning.tasks.prepare import prepare_data
-from arnn_lightning.training.checkpoint import (
-    build_model,
-    checkpoint_file,
-    load_weights,
-    read_checkpoint,
-    require_same_dataset,
-)
+from arnn_lightning.tasks.start import check_evaluation, check_item_contexts, check_tuned, start_lines
+from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
-from arnn_lightning.training.initial import Ids, InitialWeights
+from arnn_lightning.training.initial import InitialWeights
 from arnn_lightning.training.stage import (
     BEST,
-    LAST,
     all_metrics,
     evaluate_model,
     fit_counts,
@@ -75,7 +56,6 @@ from arnn_lightning.training.stage import (
 )
 
 log = logging.getLogger(__name__)
-STRONG = ("arnn", "gru4rec")  # presets with a variant <name>_strong
 
 
 def run(config: DictConfig) -> float | None:
@@ -164,40 +144,6 @@ class Record(Callback):
 
     def on_fit_start(self, *_: Any) -> None:
         self.write()
-
-
-class Sources:
-    """The checkpoints that a run takes weights from, by setting and role. Its record has their hashes.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / RECORD / "weights.json"
-        self._stored: dict[str, dict[str, str]] = json.loads(self._file.read_text()) if self._file.is_file() else {}
-        self._read: dict[str, dict[str, str]] = {}
-
-    def read(self, key: str, path: Path) -> dict[str, Any]:
-        """A checkpoint; raises UserError for one that is not the one that the run was started with."""
-        checkpoint = read_checkpoint(path)
-        with checkpoint_file(path).open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        if self._stored.get(key, {}).get("sha256", digest) != digest:
-            raise UserError(f"{key}: {path} has changed since this run was started with it; start a new run")
-        self._read[key] = {"checkpoint": str(path), "sha256": digest}
-        return checkpoint
-
-    def write(self) -> None:
-        if self._read.keys() - self._stored.keys():
-            write_json(self._file, self._stored | self._read)
-
-    def of(self, setting: str) -> dict[str, dict[str, str]]:
-        """Those of a setting by role, those of a run that is resumed included."""
-        sources = self._stored | self._read
-        return {
-            key.removeprefix(f"{setting}."): value for key, value in sources.items() if key.startswith(f"{setting}.")
-        }
 
 
 def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback], test: bool, record: Record) -> float | None:
@@ -331,90 +277,6 @@ def published_results(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
     return figures
 
 
-def check_evaluation(config: DictConfig, prepared: PreparedDataset) -> None:
-    """Raises UserError where a K is not smaller than the catalogue (every item is a hit), or a group is unknown."""
-    for name in config.evaluation.groups:
-        try:
-            prepared.attribute(name)
-        except UserError as error:
-            raise UserError(f"evaluation.groups: {error}") from error
-    n_items = int(prepared.dims["n_items"])
-    for k in config.evaluation.cutoffs:
-        if k >= n_items:
-            raise UserError(
-                f"evaluation.cutoffs: {k} is not smaller than the catalogue of {n_items} items; "
-                "set evaluation.cutoffs, as in [1,5]"
-            )
-
-
-def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list[str]:
-    """What a user should know of a run before it trains; ``job`` is its ``hydra`` part."""
-    model, lines = config.model, list(prepared.manifest.get("notes", ()))
-    tuned = [f"{package} ({Path(file).stem})" for package, file in applied_files(config, job.runtime).items()]
-    if tuned:
-        lines.append(f"tuned values: {', '.join(tuned)}; leave them out by ~tuned@model, ~tuned@model.session ...")
-    if "optimizer" not in model:
-        return lines
-    if not prepared.manifest["splits"]["val"]["events"]:
-        lines.append("no validation split (data.split): the last epoch of each stage is kept, not the best")
-    given = {str(text).partition("=")[0].lstrip("+") for text in job.overrides.task}
-    for role in (role for role in ("session", "context") if role in model and config.pretrained[role] is None):
-        encoder = model[role]
-        shared = sorted(
-            key
-            for key in model
-            if f"model.{key}" in given and key in encoder and key != "dims"
-            if not OmegaConf.is_interpolation(encoder, key)  # of the model's value
-        )
-        if shared:
-            values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
-            stage = "the merging stage" if "context" in model else model.name
-            lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of {stage} alone; {values}")
-    if "fusion" in model and model.loss != model.session.loss:
-        lines.append(f"{model.name}: model.loss is not model.session.loss, with which its control is trained")
-    if "session" in model and not (model.dims.single_sizes or model.dims.n_binary):
-        lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
-    if config.data["items"].cold == "keep" and model.item_contexts == "none":
-        lines.append(
-            f"{model.name}: does not distinguish items without training events (data.items.cold=keep); "
-            "set model.item_contexts=add"
-        )
-    is_other_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
-    if is_other_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
-        lines.append(f"{model.name} has the paper's loss; on other logs start with model={model.name}_strong")
-    return lines
-
-
-def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> None:
-    """Raises UserError where a tuned file of the user was written for another log."""
-    files = {
-        package: file
-        for package, file in applied_files(config, runtime).items()
-        if OmegaConf.select(config, f"{package}.tuned_on", default=prepared.raw_sha256) != prepared.raw_sha256
-    }
-    if files:
-        names = ", ".join(sorted({os.path.relpath(file) for file in files.values()}))
-        raise UserError(
-            f"{names} was tuned on another log; leave it out by {' '.join(f'~tuned@{package}' for package in files)}, "
-            "delete it to tune again, or delete its line tuned_on to use it on every log"
-        )
-
-
-def check_item_contexts(settings: DictConfig, model: Recommender) -> None:
-    """Raises UserError where items' attributes are to be fields of a model, or of one of its stages, that has none."""
-    if not isinstance(model, SessionRecommender):
-        return
-    parts = {"model": (settings, model)}
-    if settings.item_contexts != "fields":  # else that of the stages too, whether they have fields or not
-        parts |= {f"model.{role}": (settings[role], stage) for role, stage in model.stages.items()}
-    for path, (part, recommender) in parts.items():
-        if part.item_contexts == "fields" and not recommender.has_item_fields:
-            raise UserError(
-                f"{path}.item_contexts=fields: {part.name} has no encoder of fields, as PNN and Concat are; set "
-                f"{path}.item_contexts=add"
-            )
-
-
 def run_tables(config: DictConfig, prepared: PreparedDataset) -> RunTables:
     """The tables of a run with the settings of ``evaluation``."""
     evaluation = config.evaluation
@@ -454,25 +316,6 @@ def _absolute(paths: Any) -> Any:
     return str(Path(paths).absolute()) if isinstance(paths, str) else [str(Path(path).absolute()) for path in paths]
 
 
-def load_pretrained(model: Recommender, prepared: PreparedDataset, config: DictConfig, sources: Sources) -> None:
-    """Loads the encoders of ``pretrained``, all of them before the first hour of training.
-
-    Raises:
-        UserError: no checkpoint, one of another model, other sizes or another data set, or not that of the resumed run.
-    """
-    for role, stage in model.stages.items():
-        path = config.pretrained[role]
-        if path is not None:
-            checkpoint, source = sources.read(f"pretrained.{role}", Path(path)), f"pretrained.{role}: {path}"
-            trained, expected = checkpoint["metadata"]["model"], config.model[role]
-            if trained["_target_"] != expected._target_:
-                raise UserError(
-                    f"{source} is a checkpoint of {trained['name']}, the {role} encoder is of {expected.name}"
-                )
-            require_same_dataset(checkpoint, prepared.folder.name, source)
-            load_weights(stage, checkpoint, source)
-
-
 def _train_encoders(
     model: Recommender,
     config: DictConfig,
@@ -500,61 +343,6 @@ def _train_encoders(
             results[role] = evaluate_model(stage_model, prepared, config, loggers)
             stopwatch.lap(f"test_{role}")
     return results
-
-
-def read_initial_weights(
-    model: Recommender, config: DictConfig, vocabulary: Mapping[str, Tensor], folder: Path, sources: Sources
-) -> dict[str, InitialWeights]:
-    """By role ("" for the model itself), the weights of ``init_from``; empty without it. Logs what is known and new.
-
-    A stage that is resumed has its own checkpoint in ``folder`` and needs none: that of ``init_from`` may be gone.
-
-    Raises:
-        UserError: a model that is not trained, or checkpoints that do not fit.
-    """
-    if config.get("init_from") is None:
-        return {}
-    if not isinstance(model, SessionRecommender):
-        raise UserError(f"init_from: {config.model.name} is fitted by counting and starts from nothing")
-    file, resolved = Path(config.init_from), to_container(config.model)
-    if file.is_dir():  # a run folder
-        file = file / "checkpoints" / "best.ckpt"
-    initial: dict[str, InitialWeights] = {}
-    for role, stage in {**model.stages, "": model}.items():
-        if role and config.pretrained[role] is not None:
-            continue
-        if config.resume and not _starts_anew(model, config, folder / "checkpoints", role):
-            continue
-        path = file.parent / role / file.name if role else file
-        if role and not path.is_file():
-            raise UserError(
-                f"init_from: {path} does not exist, since {file} took its {role} encoder from another run; set "
-                f"pretrained.{role}"
-            )
-        checkpoint = sources.read(f"init_from.{role or 'model'}", path)
-        ids, earlier = (
-            Ids(
-                stored.items["id"],
-                stored.single,
-                stored.contexts,
-                Ids(stored.items["id"], stored.item_single, stored.item_contexts),
-            )
-            for stored in (Vocabulary(vocabulary, "this run"), Vocabulary(checkpoint.get("vocabulary", {}), path))
-        )
-        part = resolved[role] if role else resolved
-        encoders = None if role else nn.ModuleList(trained.encoder for trained in model.stages.values())
-        initial[role] = InitialWeights(stage, part, ids, checkpoint, earlier, path, encoders)
-    if "" in initial:
-        log.info(f"init_from {file}: {initial[''].summary}")
-    return initial
-
-
-def _starts_anew(model: Recommender, config: DictConfig, checkpoints: Path, role: str) -> bool:
-    """Whether a stage of a resumed run has no checkpoint, or one that an encoder with more epochs makes useless."""
-    if not (checkpoints / role / LAST).is_file():
-        return True
-    encoders = model.stages if not role and model.needs_stages else {}
-    return any(is_extended(config, to_container(config.model[name]), checkpoints / name) for name in encoders)
 
 
 def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[str, EvaluationResult]:

@@ -22,6 +22,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.run_folder import task_folder
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.tasks.start import check_tuned
 
 if TYPE_CHECKING:
     import optuna
@@ -88,7 +89,7 @@ def tune(config: DictConfig, model: str) -> None:
     file = Path(config.paths.studies) / f"{data}_{model}.db"
     study = open_study(file, settings, instantiate(config.pruner or {"_target_": "optuna.pruners.NopPruner"}))
     base.baselines = {}  # not what is tuned
-    train.check_tuned(base, base.hydra.runtime, prepared)
+    check_tuned(base, base.hydra.runtime, prepared)
     folder = Path(HydraConfig.get().runtime.output_dir) / file.stem
 
     def objective(trial: "optuna.Trial") -> float | None:

@@ -1,0 +1,100 @@
+"""What task=train checks and logs before anything is trained."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from arnn_lightning.config import applied_files
+from arnn_lightning.errors import UserError
+from arnn_lightning.models.base import Recommender
+from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.preprocessing.dataset import PreparedDataset
+
+STRONG = ("arnn", "gru4rec")  # presets with a variant <name>_strong
+
+
+def check_evaluation(config: DictConfig, prepared: PreparedDataset) -> None:
+    """Raises UserError where a K is not smaller than the catalogue (every item is a hit), or a group is unknown."""
+    for name in config.evaluation.groups:
+        try:
+            prepared.attribute(name)
+        except UserError as error:
+            raise UserError(f"evaluation.groups: {error}") from error
+    n_items = int(prepared.dims["n_items"])
+    for k in config.evaluation.cutoffs:
+        if k >= n_items:
+            raise UserError(
+                f"evaluation.cutoffs: {k} is not smaller than the catalogue of {n_items} items; "
+                "set evaluation.cutoffs, as in [1,5]"
+            )
+
+
+def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list[str]:
+    """What a user should know of a run before it trains; ``job`` is its ``hydra`` part."""
+    model, lines = config.model, list(prepared.manifest.get("notes", ()))
+    files = applied_files(config, job.runtime)
+    if files:
+        tuned = ", ".join(f"{package} ({Path(file).stem})" for package, file in files.items())
+        lines.append(f"tuned values: {tuned}; left out by {' '.join(f'~tuned@{package}' for package in files)}")
+    if "optimizer" not in model:
+        return lines
+    if not prepared.manifest["splits"]["val"]["events"]:
+        lines.append("no validation split (data.split): the last epoch of each stage is kept, not the best")
+    given = {str(text).partition("=")[0].lstrip("+") for text in job.overrides.task}
+    for role in (role for role in ("session", "context") if role in model and config.pretrained[role] is None):
+        encoder = model[role]
+        shared = sorted(
+            key
+            for key in model
+            if f"model.{key}" in given and key in encoder and key != "dims"
+            if not OmegaConf.is_interpolation(encoder, key)  # of the model's value
+        )
+        if shared:
+            values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
+            stage = "the merging stage" if "context" in model else model.name
+            lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of {stage} alone; {values}")
+    if "fusion" in model and model.loss != model.session.loss:
+        lines.append(f"{model.name}: model.loss is not model.session.loss, with which its control is trained")
+    if "session" in model and not (model.dims.single_sizes or model.dims.n_binary):
+        lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
+    if config.data["items"].cold == "keep" and model.item_contexts == "none":
+        lines.append(
+            f"{model.name}: does not distinguish items without training events (data.items.cold=keep); "
+            "set model.item_contexts=add"
+        )
+    is_other_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
+    if is_other_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
+        lines.append(f"{model.name} has the paper's loss; on other logs start with model={model.name}_strong")
+    return lines
+
+
+def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> None:
+    """Raises UserError where a tuned file of the user was written for another log."""
+    files = {
+        package: file
+        for package, file in applied_files(config, runtime).items()
+        if OmegaConf.select(config, f"{package}.tuned_on", default=prepared.raw_sha256) != prepared.raw_sha256
+    }
+    if files:
+        names = ", ".join(sorted({os.path.relpath(file) for file in files.values()}))
+        raise UserError(
+            f"{names} was tuned on another log; leave it out by {' '.join(f'~tuned@{package}' for package in files)}, "
+            "delete it to tune again, or delete its line tuned_on to use it on every log"
+        )
+
+
+def check_item_contexts(settings: DictConfig, model: Recommender) -> None:
+    """Raises UserError where items' attributes are to be fields of a model, or of one of its stages, that has none."""
+    if not isinstance(model, SessionRecommender):
+        return
+    parts = {"model": (settings, model)}
+    if settings.item_contexts != "fields":  # else that of the stages too, whether they have fields or not
+        parts |= {f"model.{role}": (settings[role], stage) for role, stage in model.stages.items()}
+    for path, (part, recommender) in parts.items():
+        if part.item_contexts == "fields" and not recommender.has_item_fields:
+            raise UserError(
+                f"{path}.item_contexts=fields: {part.name} has no encoder of fields, as PNN and Concat are; set "
+                f"{path}.item_contexts=add"
+            )
