@@ -142,7 +142,7 @@ class ReloadingPredictor:
     Args:
         file: the checkpoint.
         read: makes a predictor from it.
-        seconds: between two looks at the file.
+        seconds: between two checks of the file.
     """
 
     def __init__(self, file: Path, read: Callable[[Path], Predictor], seconds: float) -> None:
@@ -175,7 +175,7 @@ class ReloadingPredictor:
         return True
 
     def watch(self) -> None:
-        """Looks at the file until ``stop``."""
+        """Checks the file until ``stop``."""
         while not self._stop.wait(self.seconds):
             self.reload_if_changed()
 
