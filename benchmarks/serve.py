@@ -34,7 +34,8 @@ def serve(n_items: int, port: int) -> None:
     import torch
     import uvicorn
 
-    from arnn_lightning.serving.http import SessionStore, make_app
+    from arnn_lightning.serving.http import make_app
+    from arnn_lightning.serving.service import SessionStore
 
     class Models:  # what the application reads of a ReloadingPredictor
         current = make_predictor(n_items)

@@ -18,8 +18,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.http import Batches, Job, Lists, ReloadingPredictor, SessionStore, make_app
+from arnn_lightning.serving.bodies import Lists
+from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.predictor import load
+from arnn_lightning.serving.service import Batches, Job, ReloadingPredictor, SessionStore
 from arnn_lightning.tasks import serve
 from commandline import arnn_here
 from helpers import compose_config

@@ -16,8 +16,9 @@ from fastapi.testclient import TestClient
 from arnn_lightning.models import RunSettings
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.export import export_model
-from arnn_lightning.serving.http import ReloadingPredictor, SessionStore, make_app
+from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.predictor import Predictor, load
+from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
 from arnn_lightning.serving.vocabulary import store_vocabulary
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model, save_model
@@ -105,7 +106,7 @@ def test_the_service_encodes_numbers_and_dates(run: Path) -> None:
         answer = client.post("/v1/recommend", json={"session": ["i3"], "profile": profile_of(user)}).json()
         expected = listed(models.current.session(user=f"u{user:02}"), ["i3"])
         assert [item["id"] for item in answer["items"]] == expected
-        assert answer["unknown"] == {"items": [], "attributes": [], "values": []}
+        assert not any(answer["unknown"].values())
 
 
 def test_the_exports_example_encodes_numbers(run: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 
-from arnn_lightning.serving.http import ReloadingPredictor, SessionStore, make_app
+from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.predictor import load
+from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
 from models import BY_NAME, ModelCase
 
 schemathesis = pytest.importorskip("schemathesis")

@@ -1,154 +1,46 @@
-"""The recommender over HTTP: JSON in and out, live sessions in a bounded store, metrics for Prometheus.
+"""The recommender over HTTP: JSON in and out, errors, metrics for Prometheus.
 
 ``make_app`` makes an ASGI application, which ``task=serve`` runs. Every error is one sentence under ``detail``.
 """
 
-import asyncio
 import logging
 import secrets
-import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-)
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arnn_lightning import __version__
 from arnn_lightning.errors import UserError
+from arnn_lightning.serving.bodies import (
+    MAX_BATCH,
+    NOBODY,
+    BatchRequest,
+    BatchResponse,
+    ClickRequest,
+    Health,
+    Lists,
+    Prefix,
+    Problem,
+    RecommendRequest,
+    RecommendResponse,
+    SessionResponse,
+    Visitor,
+)
 from arnn_lightning.serving.catalogue import Recommendation
 from arnn_lightning.serving.live import LiveSession
 from arnn_lightning.serving.predictor import Predictor
-from arnn_lightning.serving.state import MAX_SEEN
+from arnn_lightning.serving.service import Batches, Job, ReloadingPredictor, SessionStore
 
 log = logging.getLogger(__name__)
-
-
-def _require_unicode(text: str) -> str:
-    """JSON can contain halves of a surrogate pair, which no answer could contain."""
-    if not text.isascii() and text != text.encode(errors="ignore").decode():
-        raise ValueError("must be valid Unicode")
-    return text
-
-
-def _whole(number: Any) -> Any:
-    """5.0 is an integer in JSON Schema, and in what many clients send."""
-    return int(number) if isinstance(number, float) and number.is_integer() else number
-
-
-Text = Annotated[StrictStr, AfterValidator(_require_unicode)]
-Integer = Annotated[StrictInt, BeforeValidator(_whole)]
-Id = Integer | Text
-Value = StrictBool | StrictInt | StrictFloat | Text | None
-MAX_BATCH, MAX_K = 256, 1_000
 CLIENT_GONE = 499  # nginx's status of a request that the client gave up
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Visitor(Strict):
-    """Who recommendations are for: a profile (attribute -> value or values), a user of the training data, or nobody."""
-
-    profile: dict[Text, Value | list[Value]] | None = Field(None, max_length=1_000)
-    user: Id | None = None
-
-
-NOBODY = Visitor(profile=None)
-
-
-class Lists(Strict):
-    """What is recommended."""
-
-    k: Integer = Field(20, ge=1, le=MAX_K)
-    exclude_seen: StrictBool = False
-    items: list[Id] | None = None
-    exclude_items: list[Id] | None = None
-
-
-class Prefix(Visitor):
-    """A session so far: the ids of its items, the latest last."""
-
-    session: list[Id] = Field(max_length=MAX_SEEN)
-
-
-class RecommendRequest(Prefix, Lists):
-    pass
-
-
-class BatchRequest(Lists):
-    sessions: list[Prefix] = Field(max_length=MAX_BATCH)
-
-
-class ClickRequest(Lists):
-    item: Id
-
-
-class Item(BaseModel):
-    id: Id
-    score: float
-    title: str | None
-
-
-class UnknownParts(BaseModel):
-    """What was ignored: items and users that are not known, attributes of no use, values not seen in training."""
-
-    items: list[Id]
-    attributes: list[str]
-    values: list[tuple[str, str]]
-    users: list[Id]
-
-
-class RecommendResponse(BaseModel):
-    items: list[Item]
-    unknown: UnknownParts
-    model: str
-
-
-class BatchResponse(BaseModel):
-    lists: list[RecommendResponse]
-
-
-class SessionResponse(BaseModel):
-    id: str
-    unknown: UnknownParts
-    model: str
-
-
-class Problem(BaseModel):
-    """Why a request was refused, in one sentence."""
-
-    detail: str
-
-
-class Health(BaseModel):
-    status: str
-    model: str
-    name: str
-    items: int
-
-
 REFUSALS = {
     400: "The body is not JSON in UTF-8.",
     401: "No valid bearer token.",
@@ -161,168 +53,6 @@ REFUSALS = {
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Responses in the description of the API."""
     return {status: {"model": Problem, "description": REFUSALS[status]} for status in statuses}
-
-
-class SessionStore:
-    """Live sessions by id, the least recently used first; a session ends ``seconds`` after its last request.
-
-    Where ``size`` is reached, the least recently used session is dropped. Sessions keep the model they began with.
-    """
-
-    def __init__(self, size: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.size = size
-        self.seconds = seconds
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._sessions: OrderedDict[str, tuple[float, Predictor, LiveSession]] = OrderedDict()
-
-    def __len__(self) -> int:
-        with self._lock:
-            self._expire()
-            return len(self._sessions)
-
-    def add(self, predictor: Predictor, session: LiveSession) -> str:
-        key = secrets.token_urlsafe(16)
-        with self._lock:
-            self._expire()
-            while len(self._sessions) >= self.size:
-                self._sessions.popitem(last=False)
-            self._sessions[key] = (self._clock(), predictor, session)
-        return key
-
-    def get(self, key: str) -> tuple[Predictor, LiveSession] | None:
-        """The session's model, and the session."""
-        with self._lock:
-            self._expire()
-            if key not in self._sessions:
-                return None
-            _, predictor, session = self._sessions.pop(key)
-            self._sessions[key] = (self._clock(), predictor, session)
-            return predictor, session
-
-    def remove(self, key: str) -> bool:
-        with self._lock:
-            return self._sessions.pop(key, None) is not None
-
-    def _expire(self) -> None:
-        oldest = self._clock() - self.seconds
-        while self._sessions and next(iter(self._sessions.values()))[0] < oldest:
-            self._sessions.popitem(last=False)
-
-
-class Job(NamedTuple):
-    """Sessions of one request, the items that are clicked in each, and what is recommended after them."""
-
-    predictor: Predictor
-    sessions: Sequence[LiveSession]
-    items: Sequence[Sequence[Any]]
-    lists: Lists
-
-
-class Batches:
-    """Clicks and lists in one thread, the requests that wait together in one batch: the catalogue is read once for all.
-
-    Args:
-        size: sessions of a batch, if more than one request is in it.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._waiting: deque[tuple[Job, Future[list[list[Recommendation]]]]] = deque()
-        self._thread = ThreadPoolExecutor(1, "recommend")
-
-    async def answer(self, job: Job) -> list[list[Recommendation]]:
-        """The lists of a request's sessions, after their clicks."""
-        future: Future[list[list[Recommendation]]] = Future()
-        self._waiting.append((job, future))
-        self._thread.submit(self._run)
-        return await asyncio.wrap_future(future)
-
-    def _run(self) -> None:
-        batch, taken = [], set[int]()
-        while self._waiting:
-            sessions = {id(session) for session in self._waiting[0][0].sessions}
-            # A session that is clicked twice waits for the next batch.
-            if taken and (taken & sessions or len(taken) + len(sessions) > self.size):
-                break
-            taken |= sessions
-            batch.append(self._waiting.popleft())
-        groups: dict[Any, list[tuple[Job, Future[list[list[Recommendation]]]]]] = {}
-        for number, (job, future) in enumerate(batch):
-            if not future.set_running_or_notify_cancel():
-                continue
-            lists = job.lists
-            is_alone = lists.items is not None or lists.exclude_items is not None
-            key = (id(job.predictor), lists.k, lists.exclude_seen, number if is_alone else None)
-            groups.setdefault(key, []).append((job, future))
-        for group in groups.values():
-            try:
-                self._answer(group)
-            except Exception as error:
-                for _, future in group:
-                    future.set_exception(error)
-
-    @staticmethod
-    def _answer(group: Sequence[tuple[Job, Future[list[list[Recommendation]]]]]) -> None:
-        predictor, lists = group[0][0].predictor, group[0][0].lists
-        live = predictor.live
-        # Before the clicks: they must not count where the request is refused.
-        allowed_I = predictor.catalogue.allowed(lists.items, lists.exclude_items)
-        sessions = [session for job, _ in group for session in job.sessions]
-        items = [clicked for job, _ in group for clicked in job.items]
-        for step in range(max(map(len, items), default=0)):
-            active = [number for number, clicked in enumerate(items) if len(clicked) > step]
-            live.click([sessions[number] for number in active], [items[number][step] for number in active])
-        found = iter(live.top_allowed(sessions, lists.k, lists.exclude_seen, allowed_I))
-        for job, future in group:
-            future.set_result([*islice(found, len(job.sessions))])
-
-
-class ReloadingPredictor:
-    """The predictor of a checkpoint, replaced when the file changes; requests under way keep the one they began with.
-
-    Args:
-        file: the checkpoint.
-        read: makes a predictor from it.
-        seconds: between two checks of the file.
-    """
-
-    def __init__(self, file: Path, read: Callable[[Path], Predictor], seconds: float) -> None:
-        self.file, self._read, self.seconds = file, read, seconds
-        self._stamp = self._stat()
-        self.current = read(file)
-        _ = self.current.live, self.current.model_id  # computed before the first request
-        self._stop = threading.Event()
-
-    def _stat(self) -> tuple[int, int, int] | None:
-        if not self.file.is_file():
-            return None
-        stat = self.file.stat()
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-    def reload_if_changed(self) -> bool:
-        """Reads the checkpoint again where it has changed; one that cannot be read is reported, and not tried again."""
-        try:
-            stamp = self._stat()
-            if stamp == self._stamp:
-                return False
-            self._stamp = stamp
-            predictor = self._read(self.file)
-            _ = predictor.live, predictor.model_id
-        except (UserError, OSError) as error:
-            log.warning(f"{self.file}: not loaded, the model before it is kept: {error}")
-            return False
-        self.current = predictor
-        log.info(f"{self.file}: loaded model {predictor.model_id}")
-        return True
-
-    def watch(self) -> None:
-        """Checks the file until ``stop``."""
-        while not self._stop.wait(self.seconds):
-            self.reload_if_changed()
-
-    def stop(self) -> None:
-        self._stop.set()
 
 
 class BodyLimit:

@@ -25,7 +25,8 @@ def run(config: DictConfig) -> None:
     try:
         import uvicorn
 
-        from arnn_lightning.serving.http import ReloadingPredictor, SessionStore, make_app
+        from arnn_lightning.serving.http import make_app
+        from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
     except ModuleNotFoundError as error:
         raise UserError(f"task=serve: {error}{install_hint('serve')}") from error
     if config.performance.threads is not None:
