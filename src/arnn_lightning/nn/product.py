@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from arnn_lightning.nn.tracing import is_tracing
 
 Method = Literal["auto", "gram", "closed"]
-# B x M from which the closed form is taken (benchmarks/product.py): with M = 41 it wins from B = 600, with 100 from 130,
-# with 200 from 70, with 355 from 25.
+# B x M from which the closed form is taken (benchmarks/product.py): it wins from B = 600 with M = 41, 130 with 100,
+# 70 with 200, 25 with 355.
 CLOSED_FORM_MIN_SIZE = 12_000
 
 
@@ -122,9 +122,7 @@ class ProductLayer(nn.Module):
 
     def _gram(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
         """FC([z; p]); N fields."""
-        absent_MD, present_MD = self.values.unbind(1)
-        is_present_BM1 = self._is_present(active_BA)[:, :, None]
-        value_BMD = torch.addcmul(absent_MD, is_present_BM1, present_MD - absent_MD)
+        value_BMD = torch.addcmul(self.values[:, 0], self._present(active_BA)[:, :, None], self._delta())
         field_BND = torch.cat([value_BMD, single_BSD, item_BD[:, None]], 1)
         inputs = [field_BND.flatten(1)]
         weights = [self.binary_fields.flatten(0, 1), self.single_fields.flatten(0, 1), self.item_field]
@@ -133,12 +131,6 @@ class ProductLayer(nn.Module):
             inputs.append(gram_BNN.flatten(1).index_select(1, self.pairs_index))
             weights += [self.binary_pairs, self.cross_pairs.flatten(0, 1), self.single_pairs, self.item_pairs]
         return torch.addmm(self.bias, torch.cat(inputs, 1), torch.cat(weights))
-
-    def _is_present(self, active_BA: Tensor) -> Tensor:
-        """(B, M): 1 for two-valued fields that are present, 0 for the others."""
-        M, batch_size = len(self.values), active_BA.shape[0]  # len() would fix the size of an exported graph
-        is_present_BM = self.values.new_zeros(batch_size, M + 1)
-        return is_present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
 
     def user_terms(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of all fields but the item, alone and in pairs."""
@@ -178,6 +170,12 @@ class ProductLayer(nn.Module):
                 out_BH = out_BH + F.embedding_bag(field_BA, binary_MH, mode="sum", per_sample_weights=product_BA)
         return out_BH
 
+    def _present(self, active_BA: Tensor) -> Tensor:
+        """(B, M): 1 for two-valued fields that are present, 0 for the others."""
+        M, batch_size = len(self.values), active_BA.shape[0]  # len() would fix the size of an exported graph
+        present_BM = self.values.new_zeros(batch_size, M + 1)
+        return present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
+
     def _delta(self) -> Tensor:
         return self.values[:, 1] - self.values[:, 0] if self._folded is None else self._folded.delta
 
@@ -201,10 +199,10 @@ class ProductLayer(nn.Module):
 
     def _binary(self, active_BA: Tensor) -> Tensor:
         """(B, H): the bias, and the terms of the two-valued fields, alone and with each other."""
-        M = len(self.values)
+        M, batch_size = len(self.values), active_BA.shape[0]
         if not M:
-            return self.bias.expand(active_BA.shape[0], -1)
-        present_BM = self._is_present(active_BA)
+            return self.bias.expand(batch_size, -1)
+        present_BM = self._present(active_BA)
         if self._folded is not None:
             out_BH = torch.addmm(self._folded.constant, present_BM, self._folded.linear)
             return self._add_present_pairs(out_BH, active_BA) if self.products and M > 1 else out_BH
