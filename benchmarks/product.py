@@ -45,12 +45,12 @@ class NaivePairs(nn.Module):
         self.first, self.second = torch.triu_indices(fields, fields, 1)
         self.layer = nn.Linear(fields * EMBEDDING + len(self.first), HIDDEN)
 
-    def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BD: Tensor) -> Tensor:
+    def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BD1: Tensor) -> Tensor:
         M = len(self.values)
         present_BM = torch.zeros(len(active_BA), M + 1, dtype=torch.int64)
         present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1)
         value_BMD = self.values[torch.arange(M), present_BM[:, :M]]
-        field_BFD = torch.cat([value_BMD, single_BSD, item_BD[:, None]], 1)
+        field_BFD = torch.cat([value_BMD, single_BSD, item_BD1.transpose(1, 2)], 1)
         product_BP = (field_BFD[:, self.first] * field_BFD[:, self.second]).sum(2)
         return self.layer(torch.cat([field_BFD.flatten(1), product_BP], 1))
 
@@ -60,12 +60,12 @@ def layer_pass(method: Method | None, n_binary: int, batch_size: int) -> Callabl
     layer = ProductLayer(n_binary, SINGLE, 1, EMBEDDING, HIDDEN, method=method) if method else NaivePairs(n_binary)
     active_BA = torch.rand(batch_size, n_binary).argsort(1)[:, :PRESENT]
     single_BSD = torch.randn(batch_size, SINGLE, EMBEDDING, requires_grad=True)
-    item_BD = torch.randn(batch_size, EMBEDDING, requires_grad=True)
+    item_BD1 = torch.randn(batch_size, EMBEDDING, 1, requires_grad=True)
 
     def run() -> None:
-        layer(active_BA, single_BSD, item_BD).sum().backward()
+        layer(active_BA, single_BSD, item_BD1).sum().backward()
         layer.zero_grad()
-        single_BSD.grad = item_BD.grad = None
+        single_BSD.grad = item_BD1.grad = None
 
     return run
 

@@ -89,6 +89,7 @@ def test_any_encoder_can_take_the_session_role(small_dataset: PreparedDataset, t
         scheduler=None,
         scheduler_interval="epoch",
         clip_norm=None,
+        item_contexts="none",
         settings=usual.settings,
     )
     changed = moved(ready(model, small_dataset), small_dataset, tmp_path)

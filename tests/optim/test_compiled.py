@@ -20,6 +20,7 @@ CASES: dict[str, tuple[str, list[str], int]] = {
         [
             *SMALL,
             "model.embedding_size=3",
+            "model.item_contexts=fields",
             "model.products=false",
             "model.optimizer.eps=1e-4",
             "model.optimizer.weight_decay=0.01",

@@ -23,7 +23,7 @@ N_EXAMPLES = 12  # of every operation, valid and invalid each
 @pytest.fixture(scope="module")
 def app(checkpoints: Callable[[ModelCase], Path]) -> Any:
     models = ReloadingPredictor(checkpoints(BY_NAME["arnn"]) / "checkpoints" / "best.ckpt", load, 1.0)
-    return make_app(models, SessionStore(100, 60), "secret", max_body_bytes=20_000)
+    return make_app(models, SessionStore(100, 60), "secret", max_body_bytes=1_000_000)
 
 
 def send_generated(operation: Any, mode: Any, app: Any) -> Counter[int]:

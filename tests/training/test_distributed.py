@@ -59,7 +59,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "sasrec": ("sasrec", ["model.dropout=0", *WINDOW]),
     "gru4rec_adam": ("gru4rec", [*NO_DROPOUT, "model/optimizer=adam"]),
     "pnn": ("pnn", []),
-    "pnn_attribute_dropout": ("pnn", ["model.attribute_dropout=0.4"]),
+    "pnn_attribute_dropout": ("pnn", ["model.attribute_dropout=0.4", "model.item_contexts=fields"]),
     "arnn": ("arnn", [*FROZEN, "model.optimizer.eps=1e-4"]),
     "arnn_batchnorm": ("arnn", [*FROZEN, "model.finetune_context_batchnorm=true"]),
     "arnn_joint": ("arnn", [*FROZEN, "model.freeze_encoders=false", "model.optimizer.lr=0.001"]),

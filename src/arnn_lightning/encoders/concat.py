@@ -26,7 +26,8 @@ class ConcatEncoder(SessionEncoder):
         n_categories: number of categories of all single-valued fields together.
         n_single: S.
         n_binary: number of two-valued fields, the categories of multi-valued attributes.
-        item_single_sizes, item_multi_sizes: of the items' attributes that are fields, as in nn/table.py.
+        item_single_sizes: number of codes of each single-valued attribute of items that is a field.
+        item_multi_sizes: number of categories of each multi-valued one.
         embedding_size: D of every field.
     """
 

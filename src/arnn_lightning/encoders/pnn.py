@@ -35,7 +35,8 @@ class PNNEncoder(SessionEncoder):
         n_categories: number of categories of all single-valued fields together.
         n_single: number of single-valued fields.
         n_binary: number of two-valued fields, the categories of multi-valued attributes.
-        item_single_sizes, item_multi_sizes: of the items' attributes that are fields, as in nn/table.py.
+        item_single_sizes: number of codes of each single-valued attribute of items that is a field.
+        item_multi_sizes: number of categories of each multi-valued one.
         embedding_size: D of every field.
         hidden_size: H of the fully connected layer.
         dropout: on c_t.

@@ -177,13 +177,14 @@ class ProductLayer(nn.Module):
 
     def item_terms(self, active_BA: Tensor, single_BSD: Tensor, item_BDT: Tensor) -> Tensor:
         """(B, H): the terms of the item's fields, alone, with each other and with every field of the user."""
-        M, T, H = len(self.values), item_BDT.shape[2], len(self.bias)
+        M, S, T, H = len(self.values), single_BSD.shape[1], item_BDT.shape[2], len(self.bias)
         item_weight = self._item_weight() if self._folded is None else self._folded.item
         out_BH = item_BDT.flatten(1) @ item_weight.view(-1, H)
         if not self.products:
             return out_BH
         binary_pairs, single_pairs = self.item_pairs[:M], self.item_pairs[M:]
-        out_BH = torch.addmm(out_BH, (single_BSD @ item_BDT).flatten(1), single_pairs.view(-1, H))
+        if S:  # ONNX cannot reshape what has no element
+            out_BH = torch.addmm(out_BH, (single_BSD @ item_BDT).flatten(1), single_pairs.view(-1, H))
         out_BH = self.add_attribute_pairs(out_BH, item_BDT)
         if M:
             field_BA = active_BA.clamp(min=0)

@@ -23,6 +23,11 @@ MAX_UNIX_SECONDS = 10**11  # the year 5138; larger numbers are milliseconds
 USER, ITEM, TIME, SESSION, TITLE = "user", "item", "time", "session", "title"
 
 
+def row_of_table(table: str, row: int) -> str:
+    """The place of a row in an error, where the reader knows no more; ``row`` counts from 0."""
+    return f"the {table} table, row {row + 1} without its header"
+
+
 @dataclass(frozen=True)
 class RawData:
     """What a reader returns. Users and items are read separately, while the events are filtered.
@@ -41,7 +46,7 @@ class RawData:
     rows: int
     load_users: Callable[[], pl.LazyFrame]
     load_items: Callable[[], pl.DataFrame] | None = None
-    row_location: Callable[[str, int], str] = lambda table, row: f"the {table} table, row {row + 1} without its header"
+    row_location: Callable[[str, int], str] = row_of_table
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

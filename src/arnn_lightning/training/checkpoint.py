@@ -36,6 +36,8 @@ def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Meta
     settings = copy.copy(settings)
     settings.metadata = metadata(config) if metadata is not None else settings.metadata
     arguments = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
+    if "optimizer" not in config:  # a model that counts; ARNN gives the key to the model of each role
+        arguments.pop("item_contexts", None)
     stages = {}
     for role in ROLES:
         if role in arguments:
