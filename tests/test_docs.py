@@ -103,7 +103,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
             source = "".join(cell["source"]).replace("\\\n", "").replace("max_seeds=3", "max_seeds=2")
             exec(re.sub(r"(?m)^!python -m arnn_lightning (.*?) \| .*$", r"""command('''\1''')""", source), namespace)
     output = capsys.readouterr().out
-    assert re.search(r"^(Profiles help|Whether profiles help cannot be decided)", output, re.MULTILINE)
+    assert re.search(r"\. (Profiles (do not )?help\.|Whether profiles help cannot be decided)", output)
     assert "\x1b" not in output  # control codes of a terminal
     (right,), (left,) = (
         re.findall("^garden (.*)$", output, re.MULTILINE),
