@@ -22,7 +22,7 @@ CASES: dict[str, tuple[str, list[str], int]] = {
             "model.embedding_size=3",
             "model.item_contexts=fields",
             "model.products=false",
-            "model.optimizer.eps=1e-4",
+            "model.optimizer.eps=1e-2",
             "model.optimizer.weight_decay=0.01",
         ],
         0,
