@@ -93,7 +93,6 @@ def test_pages_load_nothing_from_the_network() -> None:
     assert not [link for link in loaded if not (ROOT / "docs" / link).is_file()]
 
 
-@pytest.mark.slow  # its verdict, fit() and live session have small tests of their own
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter does
