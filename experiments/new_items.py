@@ -9,7 +9,6 @@ over all predictions and over those whose target is a new item.
 """
 
 import argparse
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -87,10 +86,7 @@ def main() -> None:
             row = {"model": arguments.model, "seed": seed, "way": way, "seconds": trained["train_seconds"]}
             rows.append(row | metrics_of(runs[way], new))
             print(rows[-1], flush=True)
-    with (arguments.folder / f"{arguments.model}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    pl.DataFrame(rows, infer_schema_length=None).write_csv(arguments.folder / f"{arguments.model}.csv")
 
 
 if __name__ == "__main__":

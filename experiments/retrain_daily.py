@@ -7,7 +7,6 @@ Writes one CSV row per day and way of training.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -71,10 +70,7 @@ def main() -> None:
         for way, result in results.items():
             rows.append({"model": arguments.model, "day": day, "way": way, **result})
             print(rows[-1], flush=True)
-    with (arguments.folder / f"{arguments.model}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    pl.DataFrame(rows, infer_schema_length=None).write_csv(arguments.folder / f"{arguments.model}.csv")
 
 
 if __name__ == "__main__":
