@@ -54,8 +54,8 @@ class ProductLayer(nn.Module):
 
     The weights are those of one fully connected layer from [z; p], stored by kind of field; pairs (i < j) of one kind
     are stored row by row; rows for the item have one block of H columns for each of its fields. In closed form
-    the output is ``user_terms`` + ``item_terms``; the first does not depend on the item, so that it can be computed once
-    per user where the layer is frozen.
+    the output is ``user_terms`` + ``item_terms``; the first does not depend on the item, so that it can be computed
+    once per user where the layer is frozen.
 
     Args:
         n_binary: M.
