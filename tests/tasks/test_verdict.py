@@ -514,6 +514,12 @@ def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
     assert "(+10.0%, -0.0100 to +0.0500), which may be chance." in " ".join(sentences(figures))
 
 
+def test_figures_are_clear_without_the_answer_before_them() -> None:
+    """The page has the answer as its headline, and leaves it out of the paragraph."""
+    size = next(sentence for sentence in sentences(shown_figures("yes")) if " with " in sentence)
+    assert " with profiles (arnn_strong) and " in size
+
+
 def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
     assert "), not from recognising the user" in words("yes", content=True, recognition=False)
     figures = shown_figures("yes", content=True, recognition=False, smallest_gain_absolute=0.002)

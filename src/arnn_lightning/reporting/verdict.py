@@ -213,7 +213,7 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
     if verdict["helps"] == "unclear":
         end = f"; the intervals are not both above 0, and neither ends below {smallest:.4f}, the least that matters"
     return [
-        f"{metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} with them ({profile}) and "
+        f"{metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} with profiles ({profile}) and "
         f"{session['base']:.4f} without ({verdict['session_model']}): {signed(session['mean'])}{relative}, "
         f"{_percent(verdict)} % interval over users and {len(verdict['seeds'])} seeds {_interval(session)}.",
         f"Over profiles of another user in every session the gain is {_gain(control)}{end}.",
