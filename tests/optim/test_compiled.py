@@ -15,6 +15,7 @@ SMALL = ["model.hidden_size=8"]
 CASES: dict[str, tuple[str, list[str], int]] = {
     "one-hot, TOP1, dropout": ("gru4rec", SMALL, 0),
     "tied, log q, negatives": ("gru4rec_strong", [*SMALL, "model.item_contexts=add", "model.clip_norm=1000"], 7),
+    "tied, more negatives than items": ("gru4rec_strong", SMALL, 60),
     "PNN": (
         "pnn",
         [

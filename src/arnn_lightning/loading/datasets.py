@@ -188,7 +188,7 @@ class TrainDataset(Dataset[TrainChunk]):
         n_candidates = n_slots + self.sampler.n_sample
         return {
             "item": min(n_inputs, self.n_items),
-            "candidate": n_candidates,
+            "candidate": min(n_candidates, self.n_items),
             "item_and_candidate": min(n_candidates + n_inputs, self.n_items),
             "single": n_slots * n_fields,
         }[source]
