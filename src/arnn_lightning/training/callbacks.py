@@ -117,7 +117,9 @@ class EpochProgress(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:
+            self._bar.refresh()  # the whole epoch, however short; by itself it is drawn four times a second
             self._bar.reset(TaskID(0), total=sum(trainer.num_val_batches), values="validation")
+            self._bar.refresh()
 
     def on_validation_batch_end(self, *args: Any, **_: Any) -> None:
         if self._bar is not None:
