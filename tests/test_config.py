@@ -280,6 +280,8 @@ NO_EFFECT = [
     ("data=tabular data.events=a.csv data.items.popularity_scope=log data.items.min_events=1", "all items are kept"),
     ("data=tabular data.events=a.csv data.list_separator=x", "there is no multi-valued attribute"),
     ("data=movielens data.contexts.coverage=0.5", "there is no multi-valued attribute"),
+    ("model=gru4rec data.contexts.dropout=0.2", "the model reads no attributes of users"),
+    ("model=pnn data.contexts.dropout=0.2 model.attribute_dropout=0.1", "model.attribute_dropout, of the command line"),
     ("data.raw_dir=x data.generate.events=3", "data.raw_dir is read"),
     ("task=generate output=x seed=3", "did you mean schema.seed?"),
     ("task=evaluate checkpoint=x data.gap=1h", "task=evaluate takes model and data from"),

@@ -241,6 +241,7 @@ RULES = TRAINING_RULES | {
     "data.contexts.min_events": integer(1),
     "data.contexts.coverage": COVERAGE,
     "data.contexts.assignment": choice("own", "permuted", "per_session", "unknown"),
+    "data.contexts.dropout": either(PROBABILITY, NULL),
     "data.contexts.n_attributes": either(integer(0), NULL),
     "data.item_contexts.single": NAMES,
     "data.item_contexts.multi": NAMES,
@@ -490,6 +491,14 @@ UNUSED = (
         "all items are kept",
     ),
     Unused(
+        r"data\.contexts\.dropout", where("model.attribute_dropout", "???"), "the model reads no attributes of users"
+    ),
+    Unused(
+        r"data\.contexts\.dropout",
+        lambda config, _: config.data.contexts.dropout not in (None, config.model.attribute_dropout),
+        "model.attribute_dropout, of the command line or a tuned file, precedes it",
+    ),
+    Unused(
         r"data\.contexts\.coverage",
         where("data.contexts.multi", []),
         "there is no multi-valued attribute (data.contexts.multi)",
@@ -539,6 +548,8 @@ def choices_name(package: str, *parts: str, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("choices", choices_name)
+# A model's default for a setting of the data: its value, or, where that is null, the model's.
+OmegaConf.register_new_resolver("first", lambda *values: next((value for value in values if value is not None), None))
 
 
 def applied_files(config: DictConfig, runtime: Any, group: str = "tuned") -> dict[str, str]:

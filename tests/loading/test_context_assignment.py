@@ -108,6 +108,7 @@ def test_E28_attribute_dropout_trains_unknown(small_dataset: PreparedDataset, tm
     [
         ("seed=1", "known in all training events, unknown in this share of the test's: country 40.0%, tags 60.0%"),
         ("model.attribute_dropout=0.1", None),  # trained
+        ("data.contexts.dropout=0.1", None),
         ("data.contexts.assignment=unknown", None),  # unknown in training, too
         ("data.contexts.n_attributes=0", None),  # not used
     ],
@@ -152,6 +153,15 @@ def segments_dataset(folder: Path) -> PreparedDataset:
             sessions.append(items)
         splits[name] = (sessions, users.tolist())
     return write_dataset(folder, splits, N_ITEMS, {"segment": (1 + segment).tolist()})
+
+
+@pytest.mark.parametrize("model", ["arnn", "arnn_strong", "concat", "latent_cross", "pnn"])
+def test_dropout_of_the_data_precedes_the_models_default(model: str) -> None:
+    default = 0.2 if model in ("arnn_strong", "latent_cross") else 0.0
+    for overrides, expected in (([], default), (["data.contexts.dropout=0.3"], 0.3), (["data.contexts.dropout=0"], 0)):
+        config = compose_config(f"model={model}", *overrides).model
+        stages = [config, config.context] if "context" in config else [config]
+        assert [stage.attribute_dropout for stage in stages] == [expected] * len(stages)
 
 
 def test_arnn_strong_serves_visitors_without_a_profile(tmp_path: Path) -> None:

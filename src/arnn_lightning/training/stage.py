@@ -126,7 +126,7 @@ def warn_of_untrained_unknowns(prepared: PreparedDataset, config: DictConfig) ->
     if lacking and not data.attribute_dropout:
         log.warning(
             f"known in all training events, unknown in this share of the test's: {', '.join(lacking)}; "
-            "model.attribute_dropout=0.2 trains recommendations without them"
+            "data.contexts.dropout=0.2 trains recommendations without them"
         )
 
 
