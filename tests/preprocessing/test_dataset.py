@@ -733,16 +733,17 @@ def test_the_window_consists_of_whole_days(tmp_path: Path) -> None:
     assert pl.read_parquet(prepared.folder / "train.parquet")[TIME].to_list() == [edge, edge + 1]
 
 
-@pytest.mark.parametrize("tail", [False, True], ids=["last session ends before midnight", "after midnight"])
-def test_30_days_are_27_training_days_and_3_test_days(tmp_path: Path, tail: bool) -> None:
+@pytest.mark.parametrize("end", [-60, 60, DAY + 60], ids=["before midnight", "after midnight", "after two midnights"])
+def test_30_days_are_27_training_days_and_3_test_days(tmp_path: Path, end: int) -> None:
+    """The last session starts on day 39, wherever it ends."""
     log = clicks(*[(user, item, at + 0.5) for at in range(40) for user in (1, 2) for item in (1, 2)])
-    if tail:  # the last session starts on day 39 and ends on day 40
-        log += [Row(3, item, 1, FIRST + 40 * DAY + late) for item, late in ((1, -60), (2, 60))]
+    night = [Row(3, 1, 1, FIRST + 40 * DAY + late) for late in range(-1_860, end, 1_800)]
+    log += [*night, Row(3, 2, 1, FIRST + 40 * DAY + end)]
     prepared = prepared_from(tmp_path, log, window_days=30, split={"test_days": 3, "val_days": 0})
     train, test = (pl.read_parquet(prepared.folder / f"{split}.parquet") for split in ("train", "test"))
     start_days = [set((split.group_by(SESSION).min()[TIME] - FIRST) // DAY) for split in (train, test)]
     assert start_days == [set(range(10, 37)), {37, 38, 39}]
-    assert test.height == 12 + 2 * tail
+    assert test.height == 12 + len(night) + 1
 
 
 @pytest.mark.parametrize(("pause", "sessions"), [(3_600, 1), (3_601, 2)])

@@ -165,8 +165,9 @@ def encode_profiles(
         elif name in columns:
             encode = _encode_number if kind == "numeric" else _encode_category
             columns[name] = encode(profiles[name], categories)
-            values = profiles.select(attribute=pl.lit(name), value=pl.col(name).cast(pl.String)).with_row_index("row")
-            unseen.append(values.filter(columns[name] == 0).drop_nulls())
+            rows = ((columns[name] == 0) & profiles[name].is_not_null()).arg_true()
+            values = profiles.select(attribute=pl.lit(name), value=pl.col(name).gather(rows).cast(pl.String))
+            unseen.append(pl.select(row=rows).hstack(values))
     row = pl.int_range(profiles.height, dtype=pl.UInt32, eager=True).alias("row")
     table = pl.DataFrame([row, *(codes.alias(f"{PREFIX}{name}") for name, codes in columns.items())])
     table = table.join(_active_fields(lists), on="row", how="left", maintain_order="left")

@@ -179,15 +179,22 @@ def _cut_window(
     Returns:
         the first second of the window; its events, sorted and with session ids; (sessions,) when they start.
     """
-    last_day = _last_day(log, timezone)
-    while True:
-        start = cast(int, log[TIME].min()) if days is None else midnight(last_day - days + 1, timezone)
-        events = assign_session_ids(log, start, rule)
-        start_time = events[TIME].gather(session_starts(events[SESSION_ID].to_numpy()))
-        last_start_day = _last_day(start_time.to_frame(), timezone)
-        if days is None or last_start_day == last_day:
-            return start, events, start_time
-        last_day = last_start_day
+    start = cast(int, log[TIME].min())
+    if days is not None:
+        last_day = _last_day(log, timezone)
+        while not _starts_session(log, last_day, start := midnight(last_day - days + 1, timezone), rule, timezone):
+            last_day = _last_day(log.filter(pl.col(TIME) < midnight(last_day, timezone)), timezone)
+    events = assign_session_ids(log, start, rule)
+    return start, events, events[TIME].gather(session_starts(events[SESSION_ID].to_numpy()))
+
+
+def _starts_session(log: pl.DataFrame, day: int, start: int, rule: SessionRule, timezone: str) -> bool:
+    """Whether any of the sessions from second ``start`` on starts on ``day`` or later."""
+    late = log[USER].filter(log[TIME] >= midnight(day, timezone))
+    of_late_users = pl.Series(count_codes(late, cast(int, log[USER].max()) + 1) > 0).gather(log[USER])
+    events = assign_session_ids(log.filter(of_late_users), start, rule)
+    start_time = events[TIME].gather(session_starts(events[SESSION_ID].to_numpy()))
+    return _last_day(start_time.to_frame(), timezone) >= day
 
 
 def _last_day(events: pl.DataFrame, timezone: str) -> int:
