@@ -66,8 +66,10 @@ class SessionNeighbours(WindowRecommender):
         super().__init__(name, dims["n_items"], last_n_events, settings)
         self.neighbours = neighbours
         self.sample_size = sample_size
-        self.first_category = np.cumsum([0, *dims["single_sizes"]])
-        self.n_categories = int(self.first_category[-1]) + dims["n_binary"]
+        *first_category, n_single = np.cumsum([0, *dims["single_sizes"]]).tolist()
+        self.n_single, self.n_categories = n_single, n_single + dims["n_binary"]
+        self.register_buffer("first_category", torch.tensor(first_category), persistent=False)
+        self.first_category: Tensor  # of every single-valued field
         for buffer, dtype in (
             ("item", torch.int32),  # (E,) distinct items of the sessions, the oldest session first
             ("position", torch.int32),  # (E,) of the item's last event in its session, 1 the session's first event
@@ -119,9 +121,8 @@ class SessionNeighbours(WindowRecommender):
 
     def _categories(self, contexts: Contexts) -> Tensor:
         """Known attributes as numbers below ``n_categories``, and that number for the unknown ones (code 0)."""
-        first = torch.from_numpy(self.first_category[:-1]).to(contexts.single.device)
-        single = torch.where(contexts.single > first, contexts.single, self.n_categories)
-        active = torch.where(contexts.active >= 0, contexts.active + self.first_category[-1], self.n_categories)
+        single = torch.where(contexts.single > self.first_category, contexts.single, self.n_categories)
+        active = torch.where(contexts.active >= 0, contexts.active + self.n_single, self.n_categories)
         return torch.cat([single, active], 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
