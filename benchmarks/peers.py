@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import io
 import os
 import statistics
@@ -356,6 +357,8 @@ COUNTED: dict[str, tuple[str, str, Callable[[DictConfig], dict[str, Any]]]] = {
         "SequentialRules",
         lambda model: {"steps": model.steps, "weighting": model.weighting, "pruning": model.neighbours},
     ),
+    # All items get their popularity, where the peer's default leaves those below the 100 most popular ones at 0.
+    "spop": ("baselines/spop", "SessionPop", lambda model: {"top_n": sys.maxsize}),
     "sknn": ("knn/sknn", "ContextKNN", lambda model: search_settings(model) | {"similarity": "cosine"}),
     "vsknn": (
         "knn/vsknn",
@@ -397,8 +400,10 @@ def race_counted(race: Race, name: str, peer_class: type, settings: Callable[[Di
     model.fit(sessions)
     peer = fit_peer()
 
+    reads_time = "timestamp" in inspect.signature(peer.predict_next).parameters
+
     def predict(session: int, item: int, time: int) -> Any:
-        return peer.predict_next(session, item, items, timestamp=time)
+        return peer.predict_next(session, item, items, **({"timestamp": time} if reads_time else {}))
 
     events = test.to_numpy()
     is_input = np.append(events[1:, 0] == events[:-1, 0], False)

@@ -1,6 +1,7 @@
 """Counted session models against their published formulas in plain Python."""
 
 import math
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -143,6 +144,20 @@ def test_windows_may_be_longer_than_a_byte_counts() -> None:
     session = [0, *[1] * 270, 2]
     expected = plain_scores(train, [0] * 60, values, session, 0)
     np.testing.assert_allclose(scores_of(model, [session], [0])[0], expected, rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_length_of_sessions() -> None:
+    """The items of all neighbours of 256 predictions would take 40 MB and more at once."""
+    train = np.random.default_rng(0).integers(0, 500, (400, 200)).tolist()
+    model = make_model("vstan", {"n_items": 500, "single_sizes": [], "n_binary": 0})
+    model.fit(make_sessions(train))
+    window_NL = torch.randint(1, 501, (256, model.last_n_events))
+    model.score(window_NL[:1])
+    tracemalloc.start()
+    model.score(window_NL)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
 
 
 def test_a_session_without_similar_ones_scores_zero() -> None:

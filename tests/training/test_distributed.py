@@ -63,11 +63,18 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "arnn": ("arnn", [*FROZEN, "model.optimizer.eps=1e-4"]),
     "arnn_batchnorm": ("arnn", [*FROZEN, "model.finetune_context_batchnorm=true"]),
     "arnn_joint": ("arnn", [*FROZEN, "model.freeze_encoders=false", "model.optimizer.lr=0.001"]),
+    "concat": ("concat", ["model.item_contexts=add"]),
     "init_state": ("init_state", FROZEN),
+    "latent_cross": ("latent_cross", [*FROZEN, "model.item_contexts=add"]),
+    "input_concat": ("input_concat", FROZEN),
+    "prefix": ("prefix", ["model.session.dropout=0", "model.session.last_n_events=4", "model.n_sample=9"]),
     "local_negatives": ("gru4rec_strong", [*STRONG, "model.negatives=local", "model.loss.accidental_hits=keep"]),
 }
 SOURCES: frozenset[RowSource] = frozenset({"item", "candidate", "item_and_candidate", "single"})
-MODELS = ("pop", "itemknn", "gru4rec", "pnn", "arnn")
+COUNTED = ("pop", "itemknn", "vstan_context")
+HIDDEN_SIZE = dict.fromkeys(("init_state", "latent_cross", "input_concat", "prefix"), "model.session.hidden_size=8")
+HIDDEN_SIZE["concat"] = "model.embedding_size=8"
+MODELS = (*COUNTED, "gru4rec", "pnn", "arnn")
 Record = dict[str, Any]
 
 
@@ -90,9 +97,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 def make_config(model: str, devices: int, *overrides: str) -> DictConfig:
     many = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}"] if devices > 1 else []
     sizes = ["evaluation.batch_size=4", "performance.steps_per_execution=10", "checkpoint.every_n_minutes=0"]
-    if model not in ("pop", "itemknn"):
-        part = "model.session" if model == "init_state" else "model"
-        sizes += [f"model.batch_size={2 * SLOTS // devices}", f"{part}.hidden_size=8"]
+    if model not in COUNTED:
+        sizes += [f"model.batch_size={2 * SLOTS // devices}", HIDDEN_SIZE.get(model, "model.hidden_size=8")]
     return compose_config(f"model={model}", "data=xing", "logger={}", *many, *sizes, *overrides)
 
 
@@ -133,9 +139,9 @@ def train(config: DictConfig, prepared: PreparedDataset, folder: Path) -> Record
 
 
 def evaluate(config: DictConfig, prepared: PreparedDataset, folder: Path) -> Record:
-    """Ranks and metrics of the test split; ItemKNN and POP are fitted as in a run."""
+    """Ranks and metrics of the test split; counted models are fitted as in a run."""
     model = make_model(config, prepared)
-    if config.model.name in ("pop", "itemknn"):
+    if config.model.name in COUNTED:
         train_stage(model, prepared, config, {}, folder, [])
     result = evaluate_model(model, prepared, config)
     metrics = result.metrics(metric_names(["recall", "mrr"], [5, 20]))
@@ -298,7 +304,7 @@ def test_V16_two_devices_evaluate_as_one(
         assert record["evaluated"][name]["metrics"] == pytest.approx(alone["metrics"], abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["pop", "itemknn"])
+@pytest.mark.parametrize("name", COUNTED)
 def test_fitted_model_is_equal_on_two_devices(
     name: str, folder: Path, dataset: PreparedDataset, tmp_path: Path
 ) -> None:

@@ -238,17 +238,20 @@ def test_every_optimizer_runs_on_the_meta_device(overrides: list[str], small_dat
 
 
 @pytest.mark.usefixtures("on_meta")
-@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+@pytest.mark.parametrize("case", MODELS, ids=case_name)
 @torch.no_grad()
 def test_encoding_and_scoring_run_on_the_meta_device(case: ModelCase, small_dataset: PreparedDataset) -> None:
-    """All of an evaluation's step but the choice of valid slots, whose number the host must know."""
+    """All of an evaluation's step but the choice of valid slots, whose number the host must know.
+
+    What is counted from the window is scored on the host.
+    """
     model = case.make(small_dataset).to("meta").eval()
     chunk = move_data_to_device(make_data(small_dataset).chunks("test", 5)[0, 0], torch.device("meta"))
     with OneDevice():
         state = model.initial_state(5)
         for item, user, valid in zip(chunk.item, chunk.user, chunk.valid, strict=True):
             query, state = model.encode(model.step_input(item, user, valid), state)
-            assert model.score(query).shape == (5, 12)
+            assert case.repeats or model.score(query).shape == (5, 12)
 
 
 @pytest.mark.parametrize(

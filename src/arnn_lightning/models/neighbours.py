@@ -9,8 +9,8 @@ them, and of equally similar ones the more recent. similarity(s, n) is the sum, 
 weight of the item's last event in s, over the root of the number of items of n (cosine; the root over s is the same for
 all n). The models differ in these weights. Items of s stay in the ranking (V10). A session's time is its last event's.
 
-M queries, L events of a window, D their distinct items, I items, S training sessions, E their distinct items,
-P (query, session) pairs, F (pair, item) triples, C context categories.
+N predictions, M of a block, L events of a window, D their distinct items, I items, S training sessions, E their
+distinct items, P candidates of all queries, K neighbours of all queries, F items of all of these, C context categories.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from arnn_lightning.models.base import RunSettings
 from arnn_lightning.models.window import WindowRecommender, as_scores
 from arnn_lightning.preprocessing.sessions import DAY, Sessions
 
-_BLOCK_QUERIES = 256
+_BLOCK_QUERIES, _BLOCK_ITEMS = 256, 1 << 18  # scored at once: predictions, items of their neighbours
 
 
 class SessionNeighbours(WindowRecommender):
@@ -66,8 +66,10 @@ class SessionNeighbours(WindowRecommender):
         super().__init__(name, dims["n_items"], last_n_events, settings)
         self.neighbours = neighbours
         self.sample_size = sample_size
-        self.first_category = np.cumsum([0, *dims["single_sizes"]])
-        self.n_categories = int(self.first_category[-1]) + dims["n_binary"]
+        *first_category, n_single = np.cumsum([0, *dims["single_sizes"]]).tolist()
+        self.n_single, self.n_categories = n_single, n_single + dims["n_binary"]
+        self.register_buffer("first_category", torch.tensor(first_category), persistent=False)
+        self.first_category: Tensor  # of every single-valued field
         for buffer, dtype in (
             ("item", torch.int32),  # (E,) distinct items of the sessions, the oldest session first
             ("position", torch.int32),  # (E,) of the item's last event in its session, 1 the session's first event
@@ -119,9 +121,8 @@ class SessionNeighbours(WindowRecommender):
 
     def _categories(self, contexts: Contexts) -> Tensor:
         """Known attributes as numbers below ``n_categories``, and that number for the unknown ones (code 0)."""
-        first = torch.from_numpy(self.first_category[:-1]).to(contexts.single.device)
-        single = torch.where(contexts.single > first, contexts.single, self.n_categories)
-        active = torch.where(contexts.active >= 0, contexts.active + self.first_category[-1], self.n_categories)
+        single = torch.where(contexts.single > self.first_category, contexts.single, self.n_categories)
+        active = torch.where(contexts.active >= 0, contexts.active + self.n_single, self.n_categories)
         return torch.cat([single, active], 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
@@ -167,9 +168,11 @@ class SessionNeighbours(WindowRecommender):
     def score(self, query_NH: Tensor) -> Tensor:
         query_NH, device = query_NH.cpu(), query_NH.device
         score_NI = np.empty((len(query_NH), self.n_items))
-        # In blocks whose arrays stay in the processor's cache.
-        for first in range(0, len(query_NH), _BLOCK_QUERIES):
-            rows = slice(first, first + _BLOCK_QUERIES)
+        # In blocks whose arrays stay in the processor's cache, also where sessions are long.
+        n_items = self.neighbours * len(self.item) // max(1, len(self.time))
+        size = max(1, min(_BLOCK_QUERIES, _BLOCK_ITEMS // max(1, n_items)))
+        for first in range(0, len(query_NH), size):
+            rows = slice(first, first + size)
             self._score_block(query_NH[rows].numpy(), score_NI[rows])
         return as_scores(score_NI, device)
 
@@ -181,57 +184,69 @@ class SessionNeighbours(WindowRecommender):
         step_MI = np.full((n_rows, self.n_items), self.last_n_events + 1, np.min_scalar_type(self.last_n_events + 1))
         row_D, column_D = window_ML.nonzero()
         item_D, step_D = window_ML[row_D, column_D] - 1, self.last_n_events - column_D
+        length_D = np.bincount(row_D, minlength=n_rows)[row_D]
         step_MI[row_D, item_D] = step_D  # of several events of an item the last stays
         is_last_D = step_MI[row_D, item_D] == step_D
-        row_D, item_D, step_D = row_D[is_last_D], item_D[is_last_D], step_D[is_last_D]
-        weight_D = self.event_weight(step_D, np.count_nonzero(window_ML, 1)[row_D])
+        row_D, item_D, step_D, length_D = row_D[is_last_D], item_D[is_last_D], step_D[is_last_D], length_D[is_last_D]
+        weight_D = self.event_weight(step_D, length_D)
 
         first_D = np.searchsorted(row_D, np.arange(n_rows + 1)).astype(np.int32)
         weights = sparse.csr_array((weight_D, item_D.astype(np.int32), first_D), shape=step_MI.shape)
         candidates = weights @ index.weight_of_session
-        session_P, similarity_P, n_pairs_M = candidates.indices, candidates.data, np.diff(candidates.indptr)
-        oldest_M = _largest(session_P, candidates.indptr, self.sample_size)
+        first_P, session_P, similarity_P = candidates.indptr, candidates.indices, candidates.data
+        n_pairs_M = np.diff(first_P)
+        oldest_M = _largest(session_P, first_P, self.sample_size)
         if oldest_M.any():
             similarity_P[session_P < np.repeat(oldest_M, n_pairs_M)] = 0  # adds nothing to any score
         if self.decay_days is not None:
             # The current session's time cancels out; relative to the latest candidate nothing underflows.
             latest_M = np.zeros(n_rows, np.int64)
             np.maximum.at(latest_M, row_D, index.latest_time[item_D])
-            age_P = np.repeat(latest_M, n_pairs_M) - index.time[session_P]
+            age_P = np.repeat(latest_M, n_pairs_M) - index.time.take(session_P)
             similarity_P *= np.exp(age_P / (-self.decay_days * DAY))
         if self.context_weight:
             row_P = np.repeat(np.arange(n_rows), n_pairs_M)
             similarity_P *= 1 + self.context_weight * self._agreement(category_MF, row_P, session_P)
-        # One number with the bits of the similarity, which sort as it does, before those of the session.
-        key_P = similarity_P.astype(np.float32).view(np.uint32).astype(np.uint64) << np.uint64(32)
-        key_P |= session_P.astype(np.uint64)
-        threshold_M = _largest(key_P, candidates.indptr, self.neighbours)
-        is_near_P = np.flatnonzero(key_P >= np.repeat(threshold_M, n_pairs_M))
-        first_N = np.searchsorted(is_near_P, candidates.indptr)
-        neighbours = sparse.csr_array((similarity_P[is_near_P], session_P[is_near_P], first_N), shape=candidates.shape)
-        self._sum_items(step_MI, neighbours, score_MI)
+        near_P = _most_similar(session_P, similarity_P, first_P, self.neighbours)
+        first_K = np.searchsorted(near_P, first_P)
+        self._sum_items(step_MI, session_P[near_P], similarity_P[near_P], first_K, score_MI)
 
-    def _sum_items(self, step_MI: np.ndarray, neighbours: sparse.csr_array, score_MI: np.ndarray) -> None:
-        """Writes into ``score_MI`` the sums over the items of the neighbours, whose similarities are ``neighbours``."""
-        index, similarity_P = self.index, neighbours.data
-        events = index.position[neighbours.indices]
-        first_P, length_P = events.indptr[:-1], np.diff(events.indptr)
-        first_F = events.indptr[neighbours.indptr]  # of a query's items, which are those of all its neighbours
+    def _sum_items(
+        self,
+        step_MI: np.ndarray,
+        session_K: np.ndarray,
+        similarity_K: np.ndarray,
+        first_K: np.ndarray,
+        score_MI: np.ndarray,
+    ) -> None:
+        """Writes into ``score_MI`` the sums over the items of the neighbours ``session_K``.
+
+        ``first_K`` (M + 1,): where those of each query start, and the end.
+        """
+        events = self.index.position[session_K]
+        item_F, position_F, first_F = events.indices, events.data, events.indptr[first_K]
+        length_K = np.diff(events.indptr)
         recency = self.recency(np.arange(1, self.last_n_events + 1))
-        closeness = self.closeness(np.arange(index.longest + 1))
-        if len(first_P) and (recency is not None or closeness is not None):
-            step_F = step_MI.ravel()[
-                np.repeat(np.arange(0, step_MI.size, self.n_items), np.diff(first_F)) + events.indices
-            ]
-        if len(first_P) and recency is not None:
-            similarity_P = similarity_P * recency[np.minimum.reduceat(step_F, first_P) - 1]
-        value_F = np.repeat(similarity_P, length_P)
-        if len(first_P) and closeness is not None:
-            shared_P = np.maximum.reduceat(events.data * (step_F <= self.last_n_events), first_P)
-            value_F *= closeness[np.abs(events.data - np.repeat(shared_P, length_P)).astype(np.intp)]
+        closeness = self.closeness(np.arange(self.index.longest + 1))
+        if recency is None and closeness is None:
+            value_F = np.repeat(similarity_K, length_K)
+        else:
+            neighbour_F = np.repeat(np.arange(len(session_K)), length_K)
+            row_F = np.repeat(np.arange(0, step_MI.size, self.n_items), np.diff(first_F))
+            step_F = step_MI.take(row_F + item_F)
+            shared_F = np.flatnonzero(step_F <= self.last_n_events)
+            if recency is not None:
+                latest_K = np.full(len(session_K), self.last_n_events, step_F.dtype)
+                np.minimum.at(latest_K, neighbour_F[shared_F], step_F[shared_F])
+                similarity_K = similarity_K * recency.take(latest_K - 1)
+            value_F = similarity_K.take(neighbour_F)
+            if closeness is not None:
+                last_K = np.zeros(len(session_K), position_F.dtype)
+                np.maximum.at(last_K, neighbour_F[shared_F], position_F[shared_F])
+                value_F *= closeness.take(np.abs(position_F - last_K.take(neighbour_F)))
         if self.idf_weight:
-            value_F *= (1 + self.idf_weight * self.idf.cpu().numpy())[events.indices]
-        sparse.csr_array((value_F, events.indices, first_F), shape=step_MI.shape).toarray(out=score_MI)
+            value_F *= (1 + self.idf_weight * self.idf.cpu().numpy()).take(item_F)
+        sparse.csr_array((value_F, item_F, first_F), shape=step_MI.shape).toarray(out=score_MI)
 
     def _agreement(self, category_MF: np.ndarray, row_P: np.ndarray, session_P: np.ndarray) -> np.ndarray:
         """(P,) cosine of the users' sets of known attributes, 0 where one of the two has none."""
@@ -282,6 +297,19 @@ def _most_recent(item: np.ndarray, count: int) -> np.ndarray:
     return is_recent
 
 
+def _most_similar(session_P: np.ndarray, similarity_P: np.ndarray, first_M: np.ndarray, count: int) -> np.ndarray:
+    """The places of the ``count`` most similar candidates of each row, of equal ones the more recent.
+
+    >>> _most_similar(np.array([4, 6, 5, 9]), np.array([0.5, 0.5, 0.7, 0.1]), np.array([0, 3, 4]), 2).tolist()
+    [1, 2, 3]
+    """
+    # As one number they sort by similarity first.
+    key_P = np.empty(len(session_P), [("session", "<u4"), ("similarity", "<f4")])
+    key_P["session"], key_P["similarity"] = session_P, similarity_P
+    number_P = key_P.view("<u8")
+    return np.flatnonzero(number_P >= np.repeat(_largest(number_P, first_M, count), np.diff(first_M)))
+
+
 def _largest(value_P: np.ndarray, first_M: np.ndarray, count: int) -> np.ndarray:
     """(M,) the ``count``-th largest value of each row, 0 where a row has no more than ``count``.
 
@@ -295,8 +323,9 @@ def _largest(value_P: np.ndarray, first_M: np.ndarray, count: int) -> np.ndarray
     """
     largest_M = np.zeros(len(first_M) - 1, value_P.dtype)
     row_R = np.flatnonzero(np.diff(first_M) > count)
+    value_P = value_P.copy() if len(row_R) else value_P
     for row, first, last in zip(row_R.tolist(), first_M[row_R].tolist(), first_M[row_R + 1].tolist(), strict=True):
-        row_P = value_P[first:last].copy()
+        row_P = value_P[first:last]
         row_P.partition(last - first - count)
         largest_M[row] = row_P[last - first - count]
     return largest_M
