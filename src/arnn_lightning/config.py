@@ -371,11 +371,11 @@ RESERVED = {
     "enable_progress_bar": "the bar is shown on terminals only",
     "gradient_clip_val": "set model.clip_norm",
     "accumulate_grad_batches": "set model.batch_size",
-    "limit_val_batches": "metrics are of every prediction; validate less often by +trainer.check_val_every_n_epoch=2",
-    "limit_test_batches": "metrics are of every prediction",
+    "limit_val_batches": "metrics need every prediction; validate less often by +trainer.check_val_every_n_epoch=2",
+    "limit_test_batches": "metrics need every prediction",
     "fast_dev_run": "set trainer.max_epochs=1 and +trainer.limit_train_batches=1",
     "overfit_batches": "set +trainer.limit_train_batches=1",
-    "barebones": "a run logs its metrics",
+    "barebones": "a run must log its metrics",
 }
 # Where a task does not read every setting: the sections that it reads, and why the others have no effect.
 READ_BY_TASK = {
@@ -390,7 +390,7 @@ READ_BY_TASK = {
             *("budget", "max_seeds", "smallest_gain", "counted", "data", "evaluation", "performance", "trainer"),
             *("paths", "seed", "logger", "published"),
         ),
-        "task=verdict trains its models as they are",
+        "task=verdict trains its models with their own settings",
     ),
     "evaluate": (
         (
@@ -729,7 +729,7 @@ def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
         if "_target_" in config and not _is_trusted(str(config["_target_"]), (*TRUSTED, *trusted_modules)):
             raise UserError(
                 f"_target_ {config['_target_']} is not in a trusted module (trusted: "
-                f"{', '.join((*TRUSTED, *trusted_modules))}); where you trust the checkpoint, name its module, as in "
+                f"{', '.join((*TRUSTED, *trusted_modules))}); if you trust the checkpoint, add its module, as in "
                 "trusted_modules=[mypackage]"
             )
         config = list(config.values())

@@ -348,7 +348,7 @@ def test_a_budget_for_less_than_two_seeds_is_no_answer(
             "data.contexts.assignment=unknown",
             "data.contexts.assignment: task=verdict sets it, run by run; leave it out",
         ),
-        ("model=gru4rec", "model has no effect: task=verdict trains its models as they are"),
+        ("model=gru4rec", "model has no effect: task=verdict trains its models with their own settings"),
     ],
 )
 def test_wrong_settings_are_one_line(

@@ -20,15 +20,15 @@ from arnn_lightning.nn.dropout import dropout
 
 
 class ARNNEncoder(SessionEncoder):
-    """Merges a session encoder's and a context encoder's query.
+    """Merges the queries of a session encoder and a context encoder (Song & Lee 2018, arXiv 1805.02983, 3.2 and 3.5).
 
     Args:
         session: the session encoder, h_t.
         context: the context encoder, c_t.
-        hidden_size: M.
+        hidden_size: M, the width of the merging layer and of the query.
         dropout: on the merging layer.
-        freeze_encoders: the paper's; False trains the encoders on with the merging layer.
-        finetune_context_batchnorm: with frozen encoders, trains the context encoder's batch norm on (footnote 2).
+        freeze_encoders: True, as in the paper; False trains the encoders further, together with the merging layer.
+        finetune_context_batchnorm: with frozen encoders, trains the context encoder's batch norm further (footnote 2).
     """
 
     uses_contexts = True

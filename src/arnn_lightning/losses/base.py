@@ -19,9 +19,9 @@ Activation = Literal["softmax", "tanh", "linear", "elu"]
 
 
 class Negatives(NamedTuple):
-    """How often each column is a negative of each slot: alike for all slots, save for their positives.
+    """How often each column is a negative of each slot.
 
-    So nearly all weights are one row (C,), not a (B, C) array.
+    All slots have the same negatives except for their positives, so one row (C,) is stored instead of (B, C).
 
     Attributes:
         positive: (B,) the column of each slot's positive.
@@ -49,7 +49,7 @@ class RankingLoss(nn.Module):
 
     Args:
         activation: the final activation: softmax (over the slot's columns, the paper's), tanh (GRU4Rec's usual one with
-            TOP1), linear or elu. It belongs to the loss: ranks are taken on raw scores, whose order it keeps.
+            TOP1), linear or elu. Ranks are computed from raw scores, whose order it does not change.
         elu_alpha: -elu_alpha is the limit of elu for low scores.
         candidates: ``batch`` = the other slots' targets and ``n_sample`` extra items; ``all`` = the whole catalogue.
         accidental_hits: ``mask`` leaves out a negative that is the same item as the positive (another slot has the same

@@ -20,7 +20,7 @@ _SIGMOID_OFFSET = 1e-16
 
 
 class TOP1(RankingLoss):
-    """Mean over the negatives j of sigmoid(r_j - r_i) + sigmoid(r_j^2) (paper 4.3.1).
+    """Mean over the negatives j of sigmoid(r_j - r_i) + sigmoid(r_j^2) (paper 4.3.1; Hidasi et al. 2016, 3.3).
 
     The positive is not among its own negatives, so the regulariser has no gradient with respect to r_i.
 

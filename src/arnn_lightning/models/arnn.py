@@ -17,7 +17,7 @@ Features = tuple[Tensor, State]  # [c_t; h_t] of a step, and the encoders' state
 
 
 class ARNN(SessionRecommender):
-    """Augmented RNN: takes the encoders of two trained models.
+    """Augmented RNN (Song & Lee 2018, arXiv 1805.02983, 3.5): merges the encoders of two trained models.
 
     Args:
         name: the model's name.

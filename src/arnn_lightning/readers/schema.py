@@ -30,7 +30,7 @@ def row_of_table(table: str, row: int) -> str:
 
 @dataclass(frozen=True)
 class RawData:
-    """What a reader returns. Users and items are read separately, while the events are filtered.
+    """The tables that a reader returns. Users and items are read while the events are filtered.
 
     Attributes:
         events: canonical events of the kind that is modelled (clicks), in file order.
@@ -38,8 +38,8 @@ class RawData:
         load_users: reads the canonical users; lazily, so that lists are parsed only for users that are kept.
         load_items: reads the canonical items; None where there is no items table.
         row_location: file and row of an index of a table, ``users`` or ``items``, for errors.
-        dropped: what the reader dropped -> number of rows.
-        notes: what looks wrong in the settings, one line each.
+        dropped: reason -> number of rows that the reader dropped.
+        notes: remarks on settings that look wrong, one line each.
     """
 
     events: pl.DataFrame

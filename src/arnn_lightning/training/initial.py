@@ -129,7 +129,7 @@ class InitialWeights(Callback):
     ) -> None:
         then = checkpoint["metadata"]["model"]
         if then["_target_"] != config["_target_"]:
-            raise UserError(f"init_from: {file} is a {then['name']}, this run trains a {config['name']}")
+            raise UserError(f"init_from: {file} is a {then['name']}, but this run trains a {config['name']}")
         fields = {"contexts": (ids, earlier)} if model.uses_contexts else {}
         if model.has_item_fields and ids.of_items is not None and earlier.of_items is not None:
             fields["item_contexts"] = ids.of_items, earlier.of_items
@@ -179,7 +179,7 @@ class InitialWeights(Callback):
         weights = {name: weight for name, weight in pl_module.named_parameters() if weight.requires_grad}
         n_saved = len(saved["param_groups"][0]["params"]) if saved is not None else 0
         if not self._same_optimizer or n_saved != len(weights):
-            log.info(f"{self.file}: the optimizer's state is not used: the optimizer or what it trains differs")
+            log.info(f"{self.file}: the optimizer's state is not used: the optimizer or its weights differ")
             return
         assert saved is not None
         for index, (name, weight) in enumerate(weights.items()):

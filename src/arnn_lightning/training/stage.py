@@ -125,8 +125,8 @@ def warn_of_untrained_unknowns(prepared: PreparedDataset, config: DictConfig) ->
     lacking = [f"{name} {share:.1%}" for name, share in test.items() if share and not train[name]]
     if lacking and not data.attribute_dropout:
         log.warning(
-            f"known in all training events, unknown in this share of the test's: {', '.join(lacking)}; "
-            "model.attribute_dropout=0.2 trains recommendations without them"
+            f"attributes that no training event lacks, and the share of test events that do: {', '.join(lacking)}; "
+            "model.attribute_dropout=0.2 trains for such events"
         )
 
 
@@ -286,7 +286,9 @@ def _fit(
     if resuming:  # Lightning reads it too, with errors of its own
         checkpoint = load_checkpoint_into(model, last, prepared)
         if checkpoint["epoch"] >= epochs:
-            raise UserError(f"{last} was trained for {checkpoint['epoch'] + 1} epochs, the stage is to have {epochs}")
+            raise UserError(
+                f"{last} was trained for {checkpoint['epoch'] + 1} epochs, more than the {epochs} of its stage"
+            )
         if any(state.get("stopped_epoch") for state in checkpoint["callbacks"].values()):
             return  # ended by EarlyStopping; it would train one more epoch
     try:
