@@ -241,7 +241,7 @@ def test_every_optimizer_runs_on_the_meta_device(overrides: list[str], small_dat
 @pytest.mark.parametrize("case", TRAINED, ids=case_name)
 @torch.no_grad()
 def test_encoding_and_scoring_run_on_the_meta_device(case: ModelCase, small_dataset: PreparedDataset) -> None:
-    """All of an evaluation's step but the choice of valid slots, whose number the host must know."""
+    """All of an evaluation's step but the choice of valid slots, whose number the host needs."""
     model = case.make(small_dataset).to("meta").eval()
     chunk = move_data_to_device(make_data(small_dataset).chunks("test", 5)[0, 0], torch.device("meta"))
     with OneDevice():

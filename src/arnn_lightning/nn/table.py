@@ -1,7 +1,7 @@
 """Tables of which a training step reads a few rows, and the item scorer made of them. I items, H width of a query.
 
 Where items have attributes, an item's vector is its row plus the vectors of its attributes. All that reads item vectors
-does so through a table, so that encoders and scorer need not know of attributes. An encoder of fields reads an
+does so through a table, so that encoders and scorer need no code for attributes. An encoder of fields reads an
 ``ItemFields``, in which every attribute may be a field beside the item's.
 """
 

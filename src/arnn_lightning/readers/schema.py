@@ -24,7 +24,7 @@ USER, ITEM, TIME, SESSION, TITLE = "user", "item", "time", "session", "title"
 
 
 def row_of_table(table: str, row: int) -> str:
-    """The place of a row in an error, where the reader knows no more; ``row`` counts from 0."""
+    """The default location of a row in an error; ``row`` counts from 0."""
     return f"the {table} table, row {row + 1} without its header"
 
 

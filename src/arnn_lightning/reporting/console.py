@@ -224,7 +224,7 @@ def _marked(text: str, is_marked: bool) -> str:
 
 
 def data_notes(data: Mapping[str, Any]) -> list[str]:
-    """What a reader of results on the data set of config ``data`` must know, a line each."""
+    """Remarks on results for the data set of config ``data``, one line each."""
     notes = [data["note"]] if data["note"] else []
     items = data["items"]
     is_selected = items["popularity_coverage"] < 1 or items["min_events"] > 1 or items.get("most_popular") is not None

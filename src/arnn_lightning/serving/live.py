@@ -246,7 +246,7 @@ class LiveSessions:
         for session in sessions:
             if session._sessions.predictor.model_id != self.predictor.model_id:
                 raise UserError(
-                    f"the session belongs to another model, {session._sessions.predictor.name}; use that model for it"
+                    f"a session of another model ({session._sessions.predictor.name}): use it with that model only"
                 )
 
 

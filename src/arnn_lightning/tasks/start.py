@@ -32,7 +32,7 @@ def check_evaluation(config: DictConfig, prepared: PreparedDataset) -> None:
 
 
 def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list[str]:
-    """What a user should know of a run before it trains; ``job`` is its ``hydra`` part."""
+    """Notices that are printed before a run trains; ``job`` is the ``hydra`` part of its config."""
     model, lines = config.model, list(prepared.manifest.get("notes", ()))
     files = applied_files(config, job.runtime)
     if files:

@@ -58,7 +58,7 @@ def to_container(config: Any) -> Any:
 
 
 def run_settings(config: DictConfig) -> RunSettings:
-    """What the run's config asks of every model.
+    """The settings of the run's config for every model.
 
     Raises:
         UserError: an unknown precision or metric.
