@@ -686,7 +686,7 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     Args:
         key: the key.
         config: the whole config.
-        known: names that its section may have beside those in the config.
+        known: names that its section may have in addition to those in the config.
     """
     section, _, rest = canonical(key).partition(".")
 
@@ -720,7 +720,7 @@ def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
 
     Args:
         config: plain values, interpolations resolved.
-        trusted_modules: modules of the user that may be called beside this package's parts and torch's optimizers.
+        trusted_modules: modules of the user that may be called in addition to this package and torch's optimizers.
 
     Raises:
         UserError: a ``_target_`` that no trusted module defines, or an interpolation, which could produce one.
@@ -806,7 +806,7 @@ def _settings(node: DictConfig, key: str = "", owner: str = OWN) -> Iterator[tup
 def _owner(node: DictConfig, key: str, inherited: str) -> str:
     if key == "data":  # a data set's keys are read by its reader
         return str(OmegaConf.select(node, "reader._target_", default=OWN))
-    if not key:  # a task's keys stand at the top
+    if not key:  # a task's keys are at the top level
         return str(OmegaConf.select(node, "task._target_", default=OWN))
     return str(node.get("_target_", OWN if key in SECTIONS else inherited))
 
@@ -841,7 +841,7 @@ def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[s
             continue
         name, owner = canonical(key), _owner_of(config, key)
         node = OmegaConf.select(config, key)
-        # Hydra merges mappings. What a resumed run was started with stands.
+        # Hydra merges mappings. The settings of a resumed run are not changed.
         if override.value() == {} and isinstance(node, DictConfig) and node and not config.get("resume"):
             parts = " ".join(f"~{key}.{part!s}" for part in node)
             raise UserError(f"{key}={{}}: changes nothing; remove what you do not want, as in {parts}")

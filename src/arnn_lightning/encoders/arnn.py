@@ -1,7 +1,7 @@
 """ARNN (paper 3.2 and 3.5): M([c_t; h_t]), a merging layer over a context encoder and a session encoder.
 
-Both are pretrained by themselves and frozen; M = BatchNorm(ReLU(FC([c_t; h_t]))) and a scorer of its own are trained on
-top. Footnote 2 (the context encoder's batch normalisation trained on) and joint training are options. Any two encoders
+Both are pretrained separately and frozen; M = BatchNorm(ReLU(FC([c_t; h_t]))) and a new scorer are trained on top of
+them. Footnote 2 (the context encoder's batch normalisation trained on) and joint training are options. Any two encoders
 can take the two roles.
 
 B batch slots, W = C + H: width of the context encoder's and of the session encoder's query; M of the merging layer.

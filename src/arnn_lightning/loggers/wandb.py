@@ -193,7 +193,7 @@ def is_reachable(host: str, timeout_s: float) -> bool:
 
 
 def override_summary() -> str:
-    """The command line's overrides beside model, data set and seed, shortened."""
+    """The command line's overrides except model, data set and seed, shortened."""
     if not HydraConfig.initialized():
         return ""
     overrides = [override.partition("=") for override in HydraConfig.get().overrides.task]

@@ -139,7 +139,7 @@ class RankingLoss(nn.Module):
 
 
 def softmax(logits_BC: Tensor, negatives: Negatives) -> Tensor:
-    """Softmax over a slot's columns (B, C); a column that counts n times stands for n equal scores."""
+    """Softmax over a slot's columns (B, C); a column that counts n times is equivalent to n equal scores."""
     times_BC = negatives.negative_counts().scatter_add(
         1, negatives.positive[:, None], torch.ones_like(logits_BC[:, :1])
     )

@@ -53,7 +53,7 @@ class TOP1Max(RankingLoss):
 
 
 def _top1(score_BC: Tensor, negatives: Negatives) -> Tensor:
-    """TOP1 by autograd: what a compiler fuses by itself."""
+    """TOP1 by autograd, for compilers, which fuse it."""
     term_BC = torch.sigmoid(score_BC - positive_score(score_BC, negatives)) + torch.sigmoid(score_BC.square())
     return (term_BC * negatives.negative_counts()).sum(1) / negatives.n_negatives().clamp(min=1)
 

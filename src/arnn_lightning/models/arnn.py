@@ -1,4 +1,4 @@
-"""ARNN: the paper's model (3.5), whose encoders are trained by themselves before the merging layer."""
+"""ARNN: the paper's model (3.5), whose encoders are trained separately before the merging layer."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -32,7 +32,7 @@ def results_table(
     bootstrap: Mapping[str, Any],
     seed: int,
 ) -> Table:
-    """Models x metrics with bootstrap intervals, beside the paper's figures if there are any.
+    """Models x metrics with bootstrap intervals, and the paper's figures if there are any.
 
     Metrics of lists have no interval.
 
@@ -92,7 +92,7 @@ def seed_guidance(n_seeds: int, unit: str) -> str | None:
 
 
 def rich_table(title: str, table: PageTable) -> Table:
-    """A table of the report for the terminal; intervals stand below their figures."""
+    """A table of the report for the terminal; intervals are below their figures."""
     shown = Table(title=title, title_justify="left", show_lines=True)
     for index, name in enumerate(table.header):
         shown.add_column(Text(name), justify="left" if index in table.text_columns else "right")
@@ -239,7 +239,7 @@ def data_notes(data: Mapping[str, Any]) -> list[str]:
 
 
 def paper_table(manifest: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Table 1 of the paper and the counts of its section 4.2, beside this data set's."""
+    """Compares the counts of this data set with Table 1 and section 4.2 of the paper."""
     log = next(step for step in manifest["funnel"] if step["sessions"] is not None)
     contexts = manifest["config"]["contexts"]
     ours = {

@@ -233,7 +233,7 @@ class LiveSessions:
                 return [self._catalogue.recommendations(scores.tolist(), items.tolist()) for scores, items in screened]
         has_click_N = np.array([session.query is not None for session in sessions])
         query_NH = None
-        if queries:  # any query may stand in for one of a session without a click
+        if queries:  # any query can replace that of a session without a click
             query_NH = _cat_queries([queries[0] if session.query is None else session.query for session in sessions])
         score_NK, item_NK = self.inference.top(query_NH, has_click_N, k, allowed_I, seen)
         n_listed_N = (score_NK > -torch.inf).sum(1).tolist()

@@ -123,8 +123,8 @@ class Predictor:
         Args:
             sessions: a frame with session_id and item_id, one row per event in its order, or with time; user_id where
                 users are known from training or have a row in ``users``. Or a list: the item ids of one session.
-            users: a frame with session_id or user_id and the attributes of users whom the training data did not have,
-                or who have changed. A multi-valued attribute is a list, or a text with separators as in training.
+            users: a frame with session_id or user_id and the attributes of users who are not in the training data or
+                have changed. A multi-valued attribute is a list, or a text with separators as in training.
             k: length of the lists; they are shorter where fewer items are left.
             exclude_seen: leaves out the items of the session.
             items: recommends these only.

@@ -39,7 +39,7 @@ FREE_KEYS = (
 
 @dataclass(frozen=True)
 class Ids:
-    """What the rows of a model's tables stand for.
+    """The meaning of the rows of a model's tables.
 
     Attributes:
         items: (I,) ids of the items.
@@ -107,9 +107,9 @@ class InitialWeights(Callback):
     Args:
         model: the model that is trained, not yet frozen.
         config: its config.
-        ids: what its rows stand for.
+        ids: the meaning of its rows.
         checkpoint: of the earlier run.
-        earlier: what the earlier rows stand for.
+        earlier: the meaning of the earlier rows.
         file: the checkpoint's file.
         excluded: parameters of parts that were trained before the model.
 
@@ -231,7 +231,7 @@ class _Correspondence:
         self.padded = _rows_of(torch.cat([binary, torch.tensor([n_earlier])]))
 
     def of(self, model: nn.Module, name: str) -> Rows | None:
-        """The rows of a weight, or None where it has none that stand for an id."""
+        """The rows of a weight, or None if none of them belongs to an id."""
         path, _, last = name.rpartition(".")
         module = model.get_submodule(path)
         if isinstance(module, EmbeddingTable):

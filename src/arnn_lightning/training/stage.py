@@ -190,7 +190,7 @@ def is_extended(config: DictConfig, stage: Mapping[str, Any], folder: Path) -> b
 
 
 def restart_stage(folder: Path) -> None:
-    """Makes ``train_stage`` start anew."""
+    """Makes ``train_stage`` start from the beginning."""
     if rank_and_world_size()[0] == 0:
         for name in (DONE_MARKER, LAST):
             (folder / name).unlink(missing_ok=True)
