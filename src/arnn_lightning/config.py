@@ -29,7 +29,7 @@ USER_CONFIG_DIR = Path("arnn_conf")
 
 
 class Rule(NamedTuple):
-    """What a setting accepts.
+    """The values that a setting accepts.
 
     Attributes:
         allowed: completes the sentence "must be ...".
@@ -774,7 +774,7 @@ def install_hint(extra: str) -> str:
 
 
 def _instantiated(node: DictConfig, key: str = "") -> Iterator[tuple[str, Any]]:
-    """What must have a ``_target_``: key, value."""
+    """The settings that must have a ``_target_``: key, value."""
     for name, value in node.items_ex(resolve=False):
         path = f"{key}.{name!s}".lstrip(".")
         is_entry = key in ("baselines", "callbacks", "logger")

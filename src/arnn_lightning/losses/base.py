@@ -1,4 +1,4 @@
-"""What all losses share: the final activation, and each slot's negatives among the columns.
+"""The base class of losses: the final activation, and each slot's negatives among the columns.
 
 Scores are (B, C): B batch slots, C columns of distinct items. An item that was sampled twice has one column that counts
 twice. The positive is not among its own negatives; where another slot has the same target, it is, as often as there are

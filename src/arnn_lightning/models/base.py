@@ -101,7 +101,7 @@ class Recommender(LightningModule):
         """The models by role that are trained before this one."""
         return {}
 
-    # What a model is
+    # The model
 
     def initial_state(self, batch_size: int) -> State:
         """The state before a session's first event in each of ``batch_size`` slots: tensors (..., B, width).

@@ -82,7 +82,7 @@ def number(value: float) -> str:
 
 
 def seed_guidance(n_seeds: int, unit: str) -> str | None:
-    """What to do where one seed was run; None for more."""
+    """Advice if only one seed was run; None for more."""
     if n_seeds > 1:
         return None
     return (

@@ -118,7 +118,7 @@ def _percent(verdict: Mapping[str, Any]) -> str:
 
 
 def _rule(verdict: Mapping[str, Any]) -> str:
-    """How the answer follows from the intervals."""
+    """The rule by which the answer follows from the intervals."""
     metric, bootstrap = metric_label(verdict["metric"]), verdict["bootstrap"]
     return (
         "Yes: both gains, over the session model and over the same model with profiles of another user in every "
@@ -164,7 +164,7 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(verdict: Mapping[str, Any]) -> list[str]:
-    """What else the figures show."""
+    """Further sentences about the figures."""
     is_in_paragraph = verdict["helps"] != "unclear" and verdict["new_users"] is not None
     return [
         *_attributes(verdict),
@@ -282,7 +282,7 @@ def _attributes(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
-    """What is to be done with the profiles: which attributes are to be kept, and which can be dropped."""
+    """Advice on the profiles: which attributes to keep, and which can be dropped."""
     if verdict["helps"] == "no":
         return ["No profiles need to be collected for these recommendations."]
     if verdict["helps"] == "unclear":

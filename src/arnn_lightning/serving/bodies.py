@@ -1,4 +1,4 @@
-"""What the service reads and answers as JSON; the description of the API is made of it."""
+"""The JSON bodies of requests and responses; the description of the API is generated from them."""
 
 from typing import Annotated, Any
 
@@ -84,7 +84,7 @@ class Item(BaseModel):
 
 
 class UnknownParts(BaseModel):
-    """What was ignored: unknown items and users, attributes that the model does not use, values unseen in training."""
+    """Ignored parts: unknown items and users, attributes that the model does not use, values unseen in training."""
 
     items: list[Id]
     attributes: list[str]

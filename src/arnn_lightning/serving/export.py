@@ -270,7 +270,7 @@ def _titles(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _categories(predictor: Predictor) -> dict[str, Any]:
-    """What ``single`` and ``active`` must be for a profile.
+    """The inputs ``single`` and ``active`` for a profile.
 
     single: by attribute, in the order of the columns, the row of every category and of "unknown"; of a numeric one the
     edges of its intervals, whose rows follow that of "unknown". active: by attribute the code of every category and of

@@ -128,7 +128,7 @@ def _error(status: int, sentence: str) -> Response:
 
 
 class Answers:
-    """What the routes answer with: lists of the current model, or of the one that a live session began with.
+    """The responses of the routes: lists of the current model, or of the model that a live session was opened with.
 
     Args:
         models: the model that new requests get.

@@ -1,4 +1,4 @@
-"""What the service keeps between requests: the model, live sessions in a bounded store, and requests that wait."""
+"""The state of the service between requests: the model, live sessions in a bounded store, and waiting requests."""
 
 import asyncio
 import logging

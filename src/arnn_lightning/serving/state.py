@@ -19,7 +19,7 @@ _SIZES = struct.Struct("<IIII")  # clicks, active fields, seen items, width of t
 
 
 class SessionState(NamedTuple):
-    """What a session consists of.
+    """The contents of a session.
 
     Attributes:
         contexts: context codes of the user, (1, S) and (1, A).

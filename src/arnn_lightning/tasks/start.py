@@ -1,4 +1,4 @@
-"""What task=train checks and logs before anything is trained."""
+"""Checks and notices of task=train before anything is trained."""
 
 import os
 from pathlib import Path

@@ -79,13 +79,13 @@ def run_settings(config: DictConfig) -> RunSettings:
 
 
 def all_metrics(config: DictConfig) -> list[str]:
-    """What metrics.json contains: every metric at every cutoff, those of lists at the largest."""
+    """The metrics in metrics.json: every metric at every cutoff, those of lists at the largest."""
     cutoffs = config.evaluation.cutoffs
     return metric_names(METRICS, cutoffs) + metric_names(LIST_METRICS, [max(cutoffs)])
 
 
 def headline_metrics(config: DictConfig) -> list[str]:
-    """What tables show: ``evaluation.metrics`` at the largest cutoff."""
+    """The metrics in tables: ``evaluation.metrics`` at the largest cutoff."""
     return metric_names(config.evaluation.metrics, [max(config.evaluation.cutoffs)])
 
 
@@ -183,7 +183,7 @@ def n_epochs(config: DictConfig, stage: Mapping[str, Any]) -> int:
 
 
 def is_extended(config: DictConfig, stage: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a stage that is complete is to be trained for more epochs than it was."""
+    """Whether a completed stage must be trained for more epochs."""
     marker = folder / DONE_MARKER
     done = marker.read_text().strip() if config.resume and marker.is_file() else ""
     return done.isdigit() and int(done) < n_epochs(config, stage)
