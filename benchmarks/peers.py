@@ -1,4 +1,4 @@
-"""This project beside public implementations of the same models, on the same prepared data, at equal settings.
+"""Compares this project with public implementations of the same models, on the same prepared data, at equal settings.
 
     python benchmarks/peers.py PATH [--data synthetic] [--rounds 3] [--threads 1 2] [--wide] [--only WORD]
     python benchmarks/peers.py PATH --accuracy cross_entropy bpr_max [--epochs 3] [--seeds 1 2 3]
@@ -87,7 +87,7 @@ def load(path: Path, name: str) -> ModuleType:
 
 
 def frame(prepared: PreparedDataset, split: str, unix_time: bool = False) -> pd.DataFrame:
-    """A split in the peers' columns; row numbers stand for times, so that sorting changes nothing, or seconds do."""
+    """A split in the peers' columns; times are row numbers, so that sorting changes nothing, or seconds."""
     table = pl.read_parquet(prepared.folder / f"{split}.parquet")
     time = table["time"] if unix_time else pl.Series(range(table.height))
     columns = {"SessionId": table["session"], "ItemId": table["item"], "Time": time}
@@ -140,7 +140,7 @@ def with_threads(n_threads: int, contestant: Contestant) -> Contestant:
 
 
 class Timestamps:
-    """Stands in for the peer's module ``time`` and keeps its readings: the start and the end of each epoch."""
+    """Replaces the peer's module ``time`` and records its readings: the start and the end of each epoch."""
 
     def __init__(self) -> None:
         self.readings: list[float] = []

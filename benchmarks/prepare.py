@@ -1,4 +1,4 @@
-"""Time and memory of preparing a full-size log, beside its typed parse alone and the same steps in pandas.
+"""Time and memory of preparing a full-size log, compared with its typed parse alone and the same steps in pandas.
 
     python benchmarks/prepare.py --events 5000000 20000000 54925330     # simulated, in a temporary folder
     python benchmarks/prepare.py data/raw/tmall [--data tmall] [--rounds 3] [--only parse arnn-lightning]

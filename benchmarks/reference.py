@@ -1,4 +1,4 @@
-"""One table: this project's steps beside straightforward PyTorch written for the purpose.
+"""Compares this project's steps with straightforward PyTorch code, in one table.
 
     python benchmarks/reference.py [--rounds 7] [--threads 1] [--batch-size 50 500] [--quick]        (make bench)
 

@@ -1,4 +1,4 @@
-"""Mini-batches per second through Lightning, as users run it, beside the same steps in a bare loop.
+"""Mini-batches per second through Lightning, as users run it, compared with the same steps in a bare loop.
 
     python benchmarks/training.py [--rounds 5] [--batch-size 50] [--threads 1] [--quick]
 

@@ -63,6 +63,16 @@ def test_named_files_exist(document: Path) -> None:
     assert not [path for path in missing if not path.startswith("arnn_conf/")]
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_the_tree_lists_every_folder_once(document: str) -> None:
+    """The indented block that starts with conf/: folders of the repository, packages of the source."""
+    tree = re.search(r"^    conf/ .*\n(?:(?:    .*)?\n)*", (ROOT / document).read_text(), re.MULTILINE)
+    assert tree is not None
+    listed = re.findall(r"(?<![\w/])([a-z]+)/(?!\w)", tree[0])
+    packages = [file.parent.name for file in (ROOT / "src" / "arnn_lightning").glob("*/__init__.py")]
+    assert sorted(listed) == sorted([*packages, "conf", "tests", "benchmarks", "docs", "experiments"])
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):

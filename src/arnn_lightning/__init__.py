@@ -1,4 +1,4 @@
-"""Session-based recommenders that know who is clicking (ARNN, arXiv 1805.02983), for PyTorch Lightning and Hydra.
+"""Session-based recommenders with user profiles (ARNN, arXiv 1805.02983), on PyTorch Lightning and Hydra.
 
     import arnn_lightning as al
 

@@ -151,7 +151,7 @@ class TrainChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class ChunkSpec:
-    """What a model's training step reads, see ``TrainChunk``.
+    """The inputs that a model's training step reads, see ``TrainChunk``.
 
     Attributes:
         row_sources: the rows that the optimizer updates alone; empty: it updates whole tables.

@@ -37,13 +37,13 @@ arnn: does knowing who a visitor is improve the next recommendation of a session
 Trains ARNN and the models that it is compared with (GRU4REC, PNN, ItemKNN, POP) and reports Recall, MRR and their
 confidence intervals. Everything is a setting: KEY=VALUE for a value, GROUP=NAME for a config of a group.
 
-  arnn                                      train and compare all models on synthetic data
+  arnn                                      train ARNN and its baselines on simulated data
   arnn model=gru4rec data=movielens_1m data.raw_dir=ml-1m
   arnn model=gru4rec model.hidden_size=200 model/optimizer=adam seed=2
-  arnn -m model=gru4rec,arnn seed=1,2,3     every combination, one run each
-  arnn task=verdict data=movielens_1m       do profiles help? yes, no or unclear, on one page
-  arnn task=report runs=multirun            one table and one page of many runs
-  arnn data=tabular --cfg job               every setting and its value; nothing is run
+  arnn -m model=gru4rec,arnn seed=1,2,3     run every combination
+  arnn task=verdict data=movielens_1m       find out whether profiles help: yes, no or unclear
+  arnn task=report runs=multirun            make a table and a page of many runs
+  arnn data=tabular --cfg job               print every setting and its value; run nothing
 
 Tasks (task=NAME, train if none is given) and their keys; arnn task=NAME --help describes them:
 
@@ -54,7 +54,7 @@ Groups and their configs (GROUP=NAME):
 {groups}
 
 Options: --cfg job (print the settings), -m (multirun), --version, --hydra-help (all options).
-Completion of keys and values: eval "$(arnn -sc install=bash)"; likewise zsh and fish.
+Completion of keys and values: eval "$(arnn -sc install=bash)", or zsh or fish.
 YAML files in ./arnn_conf/GROUP are configs, too; modules in the current folder may be named by _target_.
 """
 

@@ -29,7 +29,7 @@ USER_CONFIG_DIR = Path("arnn_conf")
 
 
 class Rule(NamedTuple):
-    """What a setting accepts.
+    """The values that a setting accepts.
 
     Attributes:
         allowed: completes the sentence "must be ...".
@@ -372,11 +372,11 @@ RESERVED = {
     "enable_progress_bar": "the bar is shown on terminals only",
     "gradient_clip_val": "set model.clip_norm",
     "accumulate_grad_batches": "set model.batch_size",
-    "limit_val_batches": "metrics are of every prediction; validate less often by +trainer.check_val_every_n_epoch=2",
-    "limit_test_batches": "metrics are of every prediction",
+    "limit_val_batches": "metrics need every prediction; validate less often by +trainer.check_val_every_n_epoch=2",
+    "limit_test_batches": "metrics need every prediction",
     "fast_dev_run": "set trainer.max_epochs=1 and +trainer.limit_train_batches=1",
     "overfit_batches": "set +trainer.limit_train_batches=1",
-    "barebones": "a run logs its metrics",
+    "barebones": "a run must log its metrics",
 }
 # Where a task does not read every setting: the sections that it reads, and why the others have no effect.
 READ_BY_TASK = {
@@ -391,7 +391,7 @@ READ_BY_TASK = {
             *("budget", "max_seeds", "smallest_gain", "counted", "data", "evaluation", "performance", "trainer"),
             *("paths", "seed", "logger", "published"),
         ),
-        "task=verdict trains its models as they are",
+        "task=verdict trains its models with their own settings",
     ),
     "evaluate": (
         (
@@ -697,7 +697,7 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     Args:
         key: the key.
         config: the whole config.
-        known: names that its section may have beside those in the config.
+        known: names that its section may have in addition to those in the config.
     """
     section, _, rest = canonical(key).partition(".")
 
@@ -731,7 +731,7 @@ def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
 
     Args:
         config: plain values, interpolations resolved.
-        trusted_modules: modules of the user that may be called beside this package's parts and torch's optimizers.
+        trusted_modules: modules of the user that may be called in addition to this package and torch's optimizers.
 
     Raises:
         UserError: a ``_target_`` that no trusted module defines, or an interpolation, which could produce one.
@@ -740,7 +740,7 @@ def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
         if "_target_" in config and not _is_trusted(str(config["_target_"]), (*TRUSTED, *trusted_modules)):
             raise UserError(
                 f"_target_ {config['_target_']} is not in a trusted module (trusted: "
-                f"{', '.join((*TRUSTED, *trusted_modules))}); where you trust the checkpoint, name its module, as in "
+                f"{', '.join((*TRUSTED, *trusted_modules))}); if you trust the checkpoint, add its module, as in "
                 "trusted_modules=[mypackage]"
             )
         config = list(config.values())
@@ -785,7 +785,7 @@ def install_hint(extra: str) -> str:
 
 
 def _instantiated(node: DictConfig, key: str = "") -> Iterator[tuple[str, Any]]:
-    """What must have a ``_target_``: key, value."""
+    """The settings that must have a ``_target_``: key, value."""
     for name, value in node.items_ex(resolve=False):
         path = f"{key}.{name!s}".lstrip(".")
         is_entry = key in ("baselines", "callbacks", "logger")
@@ -817,7 +817,7 @@ def _settings(node: DictConfig, key: str = "", owner: str = OWN) -> Iterator[tup
 def _owner(node: DictConfig, key: str, inherited: str) -> str:
     if key == "data":  # a data set's keys are read by its reader
         return str(OmegaConf.select(node, "reader._target_", default=OWN))
-    if not key:  # a task's keys stand at the top
+    if not key:  # a task's keys are at the top level
         return str(OmegaConf.select(node, "task._target_", default=OWN))
     return str(node.get("_target_", OWN if key in SECTIONS else inherited))
 
@@ -852,7 +852,7 @@ def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[s
             continue
         name, owner = canonical(key), _owner_of(config, key)
         node = OmegaConf.select(config, key)
-        # Hydra merges mappings. What a resumed run was started with stands.
+        # Hydra merges mappings. The settings of a resumed run are not changed.
         if override.value() == {} and isinstance(node, DictConfig) and node and not config.get("resume"):
             parts = " ".join(f"~{key}.{part!s}" for part in node)
             raise UserError(f"{key}={{}}: changes nothing; remove what you do not want, as in {parts}")

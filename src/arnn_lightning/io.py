@@ -35,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staging_directory(path: Path) -> Iterator[Path]:
-    """Yields an empty, hidden folder beside ``path``, to be renamed once it is complete; removes it otherwise.
+    """Yields an empty, hidden folder next to ``path``, to be renamed once it is complete; removes it otherwise.
 
     What an earlier, killed process left there is removed first.
     """

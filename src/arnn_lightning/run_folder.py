@@ -177,7 +177,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
         choices = stored_config(folder, "hydra").hydra.runtime.choices
         for key in given.keys() & choices.keys():  # another data set or model may not even compose with the rest
             _require_equal(key, choices[key], given[key].value(), folder)
-    place = arguments.index(str(resume.input_line))  # beside it: Hydra takes overrides in one block
+    place = arguments.index(str(resume.input_line))  # next to it: Hydra accepts overrides in one block only
     kept = [override.input_line for key, override in _by_key(stored).items() if key not in given]
     return [*arguments[:place], *map(str, kept), *arguments[place:]]
 
@@ -226,7 +226,7 @@ def require_same_settings(config: DictConfig, folder: Path, may_differ: Sequence
     Args:
         config: of the task.
         folder: of the task, with a record.
-        may_differ: keys that may differ, beside ``MAY_DIFFER``.
+        may_differ: keys that may differ, in addition to ``MAY_DIFFER``.
     """
     stored = stored_config(folder)
     hydra = HydraConfig.get()

@@ -120,7 +120,7 @@ def test_results_of_other_predictions_are_not_compared() -> None:
 
     value, base = paired_values([result([1, 2])] * 3, [result([1, 2])], "mrr@20")
     assert value.shape == base.shape == (3, 2)
-    with pytest.raises(ValueError, match="other seeds or predictions"):
+    with pytest.raises(ValueError, match="different seeds or predictions"):
         paired_values([result([1, 2])], [result([1, 3])], "mrr@20")
-    with pytest.raises(ValueError, match="other seeds or predictions"):
+    with pytest.raises(ValueError, match="different seeds or predictions"):
         paired_values([result([1, 2])] * 3, [result([1, 2])] * 2, "mrr@20")

@@ -91,7 +91,7 @@ def test_of_equal_scores_the_first_items_are_recommended(small_dataset: Prepared
         ((3, 1, "item-1", 1.0), r"row 2: session_id 3 is not a session of the test split \(60 to 89\)"),
         ((60, 0, "item-1", 1.0), "row 2: position 0 is not a prediction of its session"),
         ((60, 50, "item-1", 1.0), "row 2: position 50 is not a prediction of its session"),
-        ((60, 1, "item-0", 2.0), "row 2: item_id item-0 is twice in its list"),
+        ((60, 1, "item-0", 2.0), "row 2: item_id item-0 occurs twice in its list"),
     ],
 )
 def test_a_wrong_row_of_a_list_is_one_line(row: tuple[Any, ...], message: str, small_dataset: PreparedDataset) -> None:

@@ -106,7 +106,10 @@ def test_E28_attribute_dropout_trains_unknown(small_dataset: PreparedDataset, tm
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("seed=1", "known in all training events, unknown in this share of the test's: country 40.0%, tags 60.0%"),
+        (
+            "seed=1",
+            "attributes that no training event lacks, and the share of test events that do: country 40.0%, tags 60.0%",
+        ),
         ("model.attribute_dropout=0.1", None),  # trained
         ("data.contexts.dropout=0.1", None),
         ("data.contexts.assignment=unknown", None),  # unknown in training, too

@@ -159,8 +159,8 @@ def test_any_encoder_can_be_crossed(small_dataset: PreparedDataset) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("init_state", "has no hidden state to start at the profile"),
-        ("input_concat", "takes no input beside the item"),
+        ("init_state", "has no hidden state that the profile could initialise"),
+        ("input_concat", "accepts no input but the item"),
         ("prefix", "has no window of events to put context tokens before"),
     ],
 )

@@ -112,7 +112,7 @@ class LastTwoItems(SessionEncoder):
 
 
 class ConstantId(LastTwoItems):
-    """Looks up item 5 at every step, which no chunk knows of."""
+    """Looks up item 5 at every step, which is in no chunk."""
 
     def other(self, item: Tensor) -> Tensor:
         return torch.full_like(item, 5)

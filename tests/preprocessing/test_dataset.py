@@ -443,7 +443,7 @@ def raw(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class LogReader:
-    """Reads a log that knows its own sessions: rows of user, item, time, session. Ids are of type ``ids``."""
+    """Reads a log with sessions: rows of user, item, time, session. Ids are of type ``ids``."""
 
     raw_dir: str
     ids: str = "Int64"

@@ -143,7 +143,7 @@ def test_a_defect_shows_no_trace(
     monkeypatch.setattr(type(models.current), "session", lambda *_: 1 / 0)
     answer = client.post("/v1/recommend", json={"session": [1]})
     assert answer.status_code == 500
-    assert answer.json() == {"detail": "internal error; the log of the server has the reason"}
+    assert answer.json() == {"detail": "internal error; see the log of the server"}
 
 
 def test_a_token_is_required_where_there_is_one(models: ReloadingPredictor) -> None:
@@ -222,7 +222,7 @@ def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) ->
 
 
 def test_a_closed_or_unknown_session_is_not_found(client: TestClient, items: list[Any]) -> None:
-    key = client.post("/v1/sessions").json()["id"]  # without a body: of nobody known
+    key = client.post("/v1/sessions").json()["id"]  # without a body
     assert client.delete(f"/v1/sessions/{key}").status_code == 204
     for answer in (
         client.post(f"/v1/sessions/{key}/clicks", json={"item": items[0]}),

@@ -413,7 +413,7 @@ def test_a_click_on_no_id_is_one_line(arnn: Predictor, item: Any) -> None:
 def test_a_batch_has_every_session_once(arnn: Predictor, events: pl.DataFrame) -> None:
     session, item = arnn.session(), events["item_id"][0]
     for sessions, items in (([session], []), ([session, session], [item, item])):
-        with pytest.raises(UserError, match="every session once"):
+        with pytest.raises(UserError, match="each session once"):
             arnn.live.click(sessions, items)
     arnn.live.click([], [])
     assert arnn.live.top([]) == []
@@ -504,7 +504,7 @@ def test_a_state_that_is_damaged_or_foreign_is_refused(
     session.click(events["item_id"][0])
     state = session.state()
     for end in range(len(state)):
-        with pytest.raises(UserError, match="state: damaged or cut off"):
+        with pytest.raises(UserError, match="state: damaged or truncated"):
             arnn.session(state=state[:end])
     for place in range(0, len(state), 3):
         flipped = bytearray(state)
@@ -519,7 +519,7 @@ def test_a_state_that_is_damaged_or_foreign_is_refused(
         arnn.session(state="text")  # type: ignore[arg-type]
     assert arnn.session(state=state).top() == session.top()
     session.hidden = tuple(part * float("nan") for part in session.hidden)
-    with pytest.raises(UserError, match="state: damaged or cut off"):
+    with pytest.raises(UserError, match="state: damaged or truncated"):
         arnn.session(state=session.state())
 
 
@@ -541,7 +541,7 @@ def test_a_folder_of_runs_names_its_five_newest(tmp_path: Path, level: str) -> N
         os.utime(folder / "checkpoints" / "best.ckpt", (1e9 - age, 1e9 - age))
     runs = re.escape(", ".join(map(str, folders[:5])))
     for read in (load, read_checkpoint):
-        with pytest.raises(UserError, match=rf"no checkpoint at .*\(of 7 runs below, the newest: {runs}\)$"):
+        with pytest.raises(UserError, match=rf"no checkpoint at .*\(newest of 7 below: {runs}\)$"):
             read(tmp_path)
     with pytest.raises(UserError, match=r'no checkpoint at .*bst\.ckpt \(did you mean "best\.ckpt"\?\)'):
         load(folders[0] / "checkpoints" / "bst.ckpt")

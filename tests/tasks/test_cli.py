@@ -292,7 +292,7 @@ def test_groups_of_an_attribute_are_stored_for_every_model(workspace: Path) -> N
     assert mean == pytest.approx(metrics["test"]["mrr@20"])
     printed = (workspace / "first.out").read_text()
     assert "arnn by country" in printed
-    assert "one seed: intervals contain the variation over users" in printed
+    assert "one seed: intervals reflect the variation over users only" in printed
 
 
 def test_a_group_that_the_data_lack_is_one_line(workspace: Path) -> None:
@@ -371,7 +371,7 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
         ([*SMALL, "pretrained.context=first/metrics.json"], "damaged or not a checkpoint"),
         (
             [*SMALL, "pretrained.context=first/checkpoints/session/best.ckpt", "hydra.run.dir=early"],
-            "best.ckpt is a checkpoint of gru4rec, the context encoder is of pnn",
+            "best.ckpt is a checkpoint of gru4rec, but the context encoder is pnn",
         ),
         ([*SMALL, "model=gru4rec", "model.optimizer.lr=-1"], "model.optimizer.lr=-1: must be a number of at least 0"),
         ([*SMALL, "model=gru4rec", "model.loss.logq=1"], "logq=1: only cross_entropy with candidates=batch"),

@@ -89,7 +89,7 @@ def test_a_later_log_has_the_codes_of_training(
     n_unknown = log.filter(~pl.col("item").is_in(trained["id"].implode())).height
     assert n_unknown > 0
     shown = capfd.readouterr().out
-    assert f"{n_unknown} of 720 events are of items that training did not have, and are dropped" in shown
+    assert f"{n_unknown} of 720 events are dropped, since training did not contain their items" in shown
     assert "10 of 50 users are new" in shown
     test = pl.read_parquet("later/prepared/test.parquet")
     users = pl.read_parquet("later/prepared/users.parquet")

@@ -61,19 +61,19 @@ def test_what_a_fusion_does_not_share_with_its_control_is_named(small_dataset: P
     assert lines(small_dataset, *fusion, "model.epochs=2") == [
         "model.epochs: of latent_cross alone; model.session.epochs=10"
     ]
-    other_loss = "latent_cross: model.loss is not model.session.loss, with which its control is trained"
+    other_loss = "latent_cross: model.loss differs from model.session.loss, the loss of its control"
     assert lines(small_dataset, *fusion, "model@model.session=gru4rec") == [other_loss]
     assert lines(small_dataset, *fusion, "model@model.session=gru4rec", "model/loss=top1") == []
     dims = small_dataset.dims | {"single_sizes": [], "n_binary": 0}
     assert lines(small_dataset, *fusion, dims=dims) == [
-        "latent_cross: no contexts (data.contexts); model=gru4rec_strong is the same without them"
+        "latent_cross: no contexts (data.contexts); model=gru4rec_strong is equivalent without them"
     ]
 
 
 def test_arnn_without_contexts_advises_its_session_model(small_dataset: PreparedDataset) -> None:
     dims = small_dataset.dims | {"single_sizes": [], "n_binary": 0}
     assert lines(small_dataset, "data=movielens", dims=dims) == [
-        "arnn: no contexts (data.contexts); model=gru4rec is the same without them"
+        "arnn: no contexts (data.contexts); model=gru4rec is equivalent without them"
     ]
     assert lines(small_dataset, "data=movielens") == []
 
@@ -93,7 +93,7 @@ def test_cold_items_advise_item_contexts(model: str, small_dataset: PreparedData
 def test_the_papers_loss_on_a_users_log_advises_a_strong_model(model: str, small_dataset: PreparedDataset) -> None:
     data = ["data=tabular", "data.events=a.csv"]
     assert lines(small_dataset, *data, f"model={model}") == [
-        f"{model} has the paper's loss; on other logs start with model={model}_strong"
+        f"{model} uses the paper's loss; on your own log, start with model={model}_strong"
     ]
     assert lines(small_dataset, *data, f"model={model}_strong") == []
     assert lines(small_dataset, "data=movielens", f"model={model}") == []

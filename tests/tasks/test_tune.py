@@ -121,7 +121,7 @@ def test_a_study_is_refused_when_its_log_has_changed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=pop"], "no search space for model=pop; give one, as in"),
+        (["model=pop"], "no search space for model=pop; set one, as in"),
         (["model=itemknn", "data.split.val_days=0"], "data=synthetic has no validation split"),
         (["model=itemknn", "model.alpha=interval(1,0)"], "the search space model.alpha=interval(1,0) is not valid"),
         (

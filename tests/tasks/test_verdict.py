@@ -348,7 +348,7 @@ def test_a_budget_for_less_than_two_seeds_is_no_answer(
             "data.contexts.assignment=unknown",
             "data.contexts.assignment: task=verdict sets it, run by run; leave it out",
         ),
-        ("model=gru4rec", "model has no effect: task=verdict trains its models as they are"),
+        ("model=gru4rec", "model has no effect: task=verdict trains its models with their own settings"),
     ],
 )
 def test_wrong_settings_are_one_line(
@@ -480,8 +480,8 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     figures = shown_figures("unclear")
     figures["gains"]["over_session"]["low"] = -0.1
     text = " ".join(sentences(figures))
-    assert text.startswith("Keep the profiles that there are")
-    assert "Whether profiles help cannot be decided from 3 seeds." in text
+    assert text.startswith("Keep the existing profiles")
+    assert "Whether profiles help cannot be decided with 3 seeds." in text
     remedy = "run the same command with max_seeds=5, which needs about 1m35s more."
     assert f"because of the number of seeds (3 only, limited by max_seeds=3): {remedy}" in text
     best = "the best on validation of the models without profiles (MRR@20: vsknn 0.2100, gru4rec_strong 0.2000)"
@@ -492,11 +492,11 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     assert "run the same command with budget=9m" in text
     figures["gains"]["over_session"]["seed_error"] = 0.001
     text = " ".join(sentences(figures))
-    assert "Whether profiles help cannot be decided from this much data." in text
+    assert "Whether profiles help cannot be decided with this amount of data." in text
     assert "because of the number of test users (1,500)" in text
     assert "test on more users" in text
     assert "max_seeds" not in text
-    assert "cannot be decided from 2 seeds" in sentences(figures | {"seeds": [1, 2]})[1]
+    assert "cannot be decided with 2 seeds" in sentences(figures | {"seeds": [1, 2]})[1]
 
 
 def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
@@ -525,7 +525,7 @@ def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
     figures = shown_figures("yes", content=True, recognition=False, smallest_gain_absolute=0.002)
     assert "; it is not shown to come from recognising the user" in " ".join(sentences(figures))
     figures = shown_figures("yes", content=False, recognition=True, smallest_gain_absolute=0.002)
-    assert ": a stable label of a user may do" in " ".join(sentences(figures))
+    assert ": any stable label of a user may do" in " ".join(sentences(figures))
 
 
 def test_the_page_states_what_to_do_with_the_profiles() -> None:
@@ -538,7 +538,7 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     assert "any stable label" in profile_advice(shown_figures("yes"))[0]
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
     assert profile_advice(untested)[0] == "Keep the profiles."
-    assert profile_advice(untested)[1].endswith("was not tested; with budget=9m it is.")
+    assert profile_advice(untested)[1].endswith("was not tested; budget=9m is enough for it.")
     assert profile_advice(shown_figures("no")) == ["No profiles need to be collected for these recommendations."]
     assert "until it is decided" in profile_advice(shown_figures("unclear"))[0]
 
@@ -588,7 +588,7 @@ def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "cannot be decided" in words("yes", content=False, recognition=False)
     assert "comes from" not in words("no", content=True, recognition=True)
     assert "; both intervals end below 0.0600" in words("no", content=True, recognition=True)
-    most = "region carries most: without it the model loses 0.0123"
+    most = "most useful attribute is region: without it the model loses 0.0123"
     assert most in " ".join(remarks(shown_figures("yes")))
-    assert "carries most" not in " ".join(remarks(shown_figures("yes", content=False)))
+    assert "most useful attribute" not in " ".join(remarks(shown_figures("yes", content=False)))
     assert "For the 1,200 users held out of training" in words("no", content=True, recognition=True)

@@ -123,7 +123,7 @@ def test_another_format_version_is_a_users_error(tmp_path: Path) -> None:
 def test_another_data_sets_checkpoint_is_a_users_error() -> None:
     checkpoint = {"metadata": {"prepared": "xing-1"}}
     require_same_dataset(checkpoint, "xing-1", "x.ckpt")
-    with pytest.raises(UserError, match=r"x.ckpt was trained on xing-1, this run is on tmall-2"):
+    with pytest.raises(UserError, match=r"x.ckpt was trained on xing-1, but this run uses tmall-2"):
         require_same_dataset(checkpoint, "tmall-2", "x.ckpt")
 
 

@@ -272,7 +272,7 @@ def test_new_rows_have_no_optimizer_state() -> None:
             ("model.embedding=tied",),
             r"does not fit this model: model\.embedding was onehot there and is tied",
         ),
-        ("gru4rec", "pnn", (), "then.ckpt is a gru4rec, this run trains a pnn"),
+        ("gru4rec", "pnn", (), "then.ckpt is a gru4rec, but this run trains a pnn"),
         (
             "latent_cross",
             "latent_cross",

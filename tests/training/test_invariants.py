@@ -241,9 +241,9 @@ def test_every_optimizer_runs_on_the_meta_device(overrides: list[str], small_dat
 @pytest.mark.parametrize("case", MODELS, ids=case_name)
 @torch.no_grad()
 def test_encoding_and_scoring_run_on_the_meta_device(case: ModelCase, small_dataset: PreparedDataset) -> None:
-    """All of an evaluation's step but the choice of valid slots, whose number the host must know.
+    """All of an evaluation's step but the choice of valid slots, whose number the host needs.
 
-    What is counted from the window is scored on the host.
+    Counts of the window are scored on the host.
     """
     model = case.make(small_dataset).to("meta").eval()
     chunk = move_data_to_device(make_data(small_dataset).chunks("test", 5)[0, 0], torch.device("meta"))

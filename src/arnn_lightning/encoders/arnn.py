@@ -1,7 +1,7 @@
 """ARNN (paper 3.2 and 3.5): M([c_t; h_t]), a merging layer over a context encoder and a session encoder.
 
-Both are pretrained by themselves and frozen; M = BatchNorm(ReLU(FC([c_t; h_t]))) and a scorer of its own are trained on
-top. Footnote 2 (the context encoder's batch normalisation trained on) and joint training are options. Any two encoders
+Both are pretrained separately and frozen; M = BatchNorm(ReLU(FC([c_t; h_t]))) and a new scorer are trained on top of
+them. Footnote 2 (the context encoder's batch normalisation trained on) and joint training are options. Any two encoders
 can take the two roles.
 
 B batch slots, W = C + H: width of the context encoder's and of the session encoder's query; M of the merging layer.
@@ -20,15 +20,15 @@ from arnn_lightning.nn.dropout import dropout
 
 
 class ARNNEncoder(SessionEncoder):
-    """Merges a session encoder's and a context encoder's query.
+    """Merges the queries of a session encoder and a context encoder (Song & Lee 2018, arXiv 1805.02983, 3.2 and 3.5).
 
     Args:
         session: the session encoder, h_t.
         context: the context encoder, c_t.
-        hidden_size: M.
+        hidden_size: M, the width of the merging layer and of the query.
         dropout: on the merging layer.
-        freeze_encoders: the paper's; False trains the encoders on with the merging layer.
-        finetune_context_batchnorm: with frozen encoders, trains the context encoder's batch norm on (footnote 2).
+        freeze_encoders: True, as in the paper; False trains the encoders further, together with the merging layer.
+        finetune_context_batchnorm: with frozen encoders, trains the context encoder's batch norm further (footnote 2).
     """
 
     uses_contexts = True

@@ -1,4 +1,4 @@
-"""What every encoder is. B batch slots, H width of a query."""
+"""The base class of encoders. B batch slots, H width of a query."""
 
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class SessionEncoder(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement encode()")
 
     def user_terms(self, contexts: Contexts) -> Tensor | None:
-        """What ``encode`` computes from the contexts alone, so that it can be computed once per user.
+        """The part of ``encode`` that depends on the contexts alone, so that it can be computed once per user.
 
         Args:
             contexts: of N users.

@@ -19,7 +19,9 @@ from arnn_lightning.nn.table import EmbeddingTable, ItemFields
 
 
 class ConcatEncoder(SessionEncoder):
-    """Concatenated embeddings (B, (T + 1 + S) D): the item's fields, the sum of the two-valued, the single-valued ones.
+    """Concatenates embeddings to (B, (T + 1 + S) D): item fields, the sum of two-valued fields, single-valued fields.
+
+    The embeddings of PNN (Qu et al. 2016, arXiv 1611.00144) without its other layers, as an ablation.
 
     Args:
         n_items: size of the catalogue.

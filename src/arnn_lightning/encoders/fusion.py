@@ -1,4 +1,4 @@
-"""What every fusion is: a session encoder and the user's contexts in one model, trained together.
+"""The base class of fusions: a session encoder and the user's contexts in one model, trained together.
 
 B batch slots, D embedding, H width of the query.
 """

@@ -18,7 +18,7 @@ from arnn_lightning.errors import UserError
 
 
 class InitStateEncoder(FusionEncoder):
-    """A recurrent session encoder whose hidden states start at tanh(W c + b).
+    """A recurrent session encoder whose hidden states start at tanh(W c + b) (after Quadrana et al. 2017).
 
     States are reset to 0 at session starts, so one more, (B, 1), marks slots whose session has begun: 0 at its first
     event, 1 after it.
@@ -34,8 +34,8 @@ class InitStateEncoder(FusionEncoder):
         states = session.initial_state(1)[: session.n_hidden_states]
         if not states:
             raise UserError(
-                f"model.session: {type(session).__name__} has no hidden state to start at the profile; choose a "
-                "recurrent one, as in model@model.session=gru4rec"
+                f"model.session: {type(session).__name__} has no hidden state that the profile could initialise; "
+                "choose a recurrent one, as in model@model.session=gru4rec"
             )
         self._shapes = [(*state.shape[:-2], state.shape[-1]) for state in states]
         self._sizes = [math.prod(shape) for shape in self._shapes]

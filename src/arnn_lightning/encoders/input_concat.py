@@ -17,7 +17,7 @@ from arnn_lightning.errors import UserError
 
 
 class InputConcatEncoder(FusionEncoder):
-    """A session encoder whose input at every step is the item and c.
+    """A session encoder whose input at every step is the item and c (Smirnova & Vasile 2017).
 
     Args:
         session: the session encoder, with ``input_sizes``.
@@ -29,7 +29,7 @@ class InputConcatEncoder(FusionEncoder):
         super().__init__(session, embedding_size=embedding_size, **sizes)
         if not session.input_sizes:
             raise UserError(
-                f"model.session: {type(session).__name__} takes no input beside the item; choose another, as in "
+                f"model.session: {type(session).__name__} accepts no input but the item; choose another, as in "
                 "model@model.session=gru4rec"
             )
         self.input = nn.Linear(embedding_size, sum(session.input_sizes), bias=False)

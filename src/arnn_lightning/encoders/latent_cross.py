@@ -16,7 +16,7 @@ from arnn_lightning.encoders.fusion import FusionEncoder
 
 
 class LatentCrossEncoder(FusionEncoder):
-    """Any session encoder, whose query is multiplied by 1 + W c, element by element.
+    """Any session encoder, whose query is multiplied element-wise by 1 + W c (Beutel et al. 2018).
 
     Args:
         session: the session encoder.

@@ -22,7 +22,7 @@ from arnn_lightning.nn.table import EmbeddingTable
 
 
 class NARMEncoder(WindowEncoder):
-    """GRU with attention over the last L events.
+    """GRU with attention over the last L events (Li et al. 2017, arXiv 1711.04725).
 
     Args:
         items: the item vectors (I, H).

@@ -6,7 +6,7 @@ absent/present, and the previous item a field too; z_t are all field embeddings,
 embeddings of its categories, so that pairs of a user's and an item's attribute have weights of their own.
 
 The paper does not state how embeddings start (here Glorot uniform), over which slots batch normalisation takes its
-statistics (the valid ones), and where categories without a training event stand (at their field's mean).
+statistics (the valid ones), and the vectors of categories without a training event (their field's mean).
 
 B batch slots, M two-valued fields, S single-valued fields, T fields of the item, D embedding, H hidden.
 """

@@ -19,7 +19,7 @@ from arnn_lightning.errors import UserError
 
 
 class PrefixEncoder(FusionEncoder):
-    """A window encoder that reads the user's context tokens before the window's items.
+    """A window encoder that reads the user's context tokens before the window's items (Wu et al. 2022).
 
     Args:
         session: the session encoder, a ``WindowEncoder``.

@@ -26,7 +26,7 @@ _EPS = 1e-8  # of the layer norms, as in the authors' code
 
 
 class SASRecEncoder(WindowEncoder):
-    """Self-attention over the last L events.
+    """Self-attention over the last L events (Kang & McAuley 2018, arXiv 1808.09781).
 
     Args:
         items: the item vectors (I, H).

@@ -1,7 +1,7 @@
 """Encoders of a session's last events. B batch slots, L events of a window, P tokens of a prefix, H width of a query.
 
 Back-propagation through a carried state has length 1, so a state of vectors would leave earlier items untrained. The
-state has item codes instead: every step encodes its whole window anew, and its gradient reaches the vectors of all L
+state has item codes instead: every step encodes its whole window again, and its gradient reaches the vectors of all L
 items. One step per event then equals training on all prefixes of a session, each cut to its last L events.
 """
 

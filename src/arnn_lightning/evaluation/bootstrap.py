@@ -72,7 +72,7 @@ def seed_bootstrap_means(value: np.ndarray, cluster: np.ndarray, resamples: int,
     (S - 1) / S, and its tails more. With one seed the means vary over users only.
 
     Args:
-        value: (S, N, M), NaN where a prediction is not part of a column, in all seeds alike. For a comparison: paired
+        value: (S, N, M), NaN where a prediction is not part of a column, equally in all seeds. For a comparison: paired
             differences of two models, each pair trained with one seed.
         cluster: (N,) the user of every prediction.
         resamples: R.

@@ -61,7 +61,7 @@ def paired_values(
     bases = [*bases] * len(results) if len(bases) == 1 else bases
     keys = [result.ranks.select("session", "position") for result in (*results, *bases)]
     if len(bases) != len(results) or not all(key.equals(keys[0]) for key in keys):
-        raise ValueError(f"{results[0].name} and {bases[0].name} have other seeds or predictions")
+        raise ValueError(f"{results[0].name} and {bases[0].name} have different seeds or predictions")
     values = [np.stack([result.per_prediction(metric) for result in models]) for models in (results, bases)]
     return values[0], values[1]
 

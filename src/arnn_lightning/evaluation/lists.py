@@ -118,7 +118,7 @@ def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, sour
             POSITION,
             "is not a prediction of its session (1 is the first, after one event)",
         ),
-        (pl.struct("session", "place", "item").is_first_distinct().not_(), ITEM, "is twice in its list"),
+        (pl.struct("session", "place", "item").is_first_distinct().not_(), ITEM, "occurs twice in its list"),
     ):
         wrong = rows.select(is_wrong).to_series().arg_true()
         if len(wrong):

@@ -129,7 +129,7 @@ def metric_intervals(
     """Bootstrap intervals of metrics such as ``recall@20``: low and high, (results, names) each.
 
     Args:
-        results: on the same predictions, which are resampled alike.
+        results: on the same predictions, which are resampled in the same way.
         names: of the metrics.
         bootstrap: ``resamples``, ``confidence`` and ``unit``.
         seed: of the resampling.

@@ -23,7 +23,7 @@ def assign_contexts(users: np.ndarray, n_users: int, assignment: Assignment, see
         n_users: number of users U.
         assignment: ``own``; ``permuted``: every user gets the contexts of one other user for good; ``per_session``:
             the sessions of a split swap users, so that contexts keep their frequencies and carry no information;
-            ``unknown``: the user code U, the row past the last, stands for unknown contexts.
+            ``unknown``: the user code U, the row past the last, means unknown contexts.
         seed: of the permutation.
 
     Raises:
@@ -48,7 +48,7 @@ def single_attributes(users: pl.DataFrame) -> list[str]:
 
 
 def context_codes(users: pl.DataFrame, single_sizes: Sequence[int]) -> Contexts:
-    """Codes of every user (U + 1 rows); the last row stands for unknown contexts.
+    """Codes of every user (U + 1 rows); the last row means unknown contexts.
 
     Args:
         users: the prepared data set's users: one column ``context.<name>`` per single-valued field, and ``active``.

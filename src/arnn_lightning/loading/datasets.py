@@ -97,7 +97,7 @@ class TrainDataset(Dataset[TrainChunk]):
     log q: a column chosen at random beside a slot's positive, of B - 1 other slots' targets and N extra items, shows an
     item with probability q = ((B - 1) p + N s) / (B - 1 + N), p its share of the training targets and s its share under
     popularity^alpha. One q for all columns, whichever way an item came in: a positive and a negative that are the same
-    item must be corrected alike.
+    item must be corrected equally.
 
     Args:
         chunks: the training split.

@@ -8,8 +8,8 @@ _PARTS = 1 << 17
 class PopularitySampler:
     """Samples items with replacement by popularity^alpha, whatever the targets are.
 
-    alpha 0 samples all items alike, also those without a training event. A sample depends on seed, epoch, step and
-    device alone (E27), so that chunks of any length contain the same samples.
+    alpha 0 samples all items with equal probability, also those without a training event. A sample depends only on
+    seed, epoch, step and device (E27), so that chunks of any length contain the same samples.
 
     Args:
         item_events: (I,) training events of every item.

@@ -89,7 +89,7 @@ class WandbLogger(LightningWandbLogger):
         if settings.mode == "online" and not (
             is_logged_in(settings.base_url) and is_reachable(settings.base_url, self.timeouts["init_timeout"])
         ):
-            settings.mode = "offline"  # of the process: or wandb would ask the server who the user is, at the end
+            settings.mode = "offline"  # of the process: otherwise wandb contacts the server at the end
         options = self._wandb_init | {"id": run_id, "resume": "allow" if run_id else None}
         errors = wandb.errors
         try:
@@ -193,7 +193,7 @@ def is_reachable(host: str, timeout_s: float) -> bool:
 
 
 def override_summary() -> str:
-    """The command line's overrides beside model, data set and seed, shortened."""
+    """The command line's overrides except model, data set and seed, shortened."""
     if not HydraConfig.initialized():
         return ""
     overrides = [override.partition("=") for override in HydraConfig.get().overrides.task]

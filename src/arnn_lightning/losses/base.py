@@ -1,4 +1,4 @@
-"""What all losses share: the final activation, and each slot's negatives among the columns.
+"""The base class of losses: the final activation, and each slot's negatives among the columns.
 
 Scores are (B, C): B batch slots, C columns of distinct items. An item that was sampled twice has one column that counts
 twice. The positive is not among its own negatives; where another slot has the same target, it is, as often as there are
@@ -19,9 +19,9 @@ Activation = Literal["softmax", "tanh", "linear", "elu"]
 
 
 class Negatives(NamedTuple):
-    """How often each column is a negative of each slot: alike for all slots, save for their positives.
+    """How often each column is a negative of each slot.
 
-    So nearly all weights are one row (C,), not a (B, C) array.
+    All slots have the same negatives except for their positives, so one row (C,) is stored instead of (B, C).
 
     Attributes:
         positive: (B,) the column of each slot's positive.
@@ -49,7 +49,7 @@ class RankingLoss(nn.Module):
 
     Args:
         activation: the final activation: softmax (over the slot's columns, the paper's), tanh (GRU4Rec's usual one with
-            TOP1), linear or elu. It belongs to the loss: ranks are taken on raw scores, whose order it keeps.
+            TOP1), linear or elu. Ranks are computed from raw scores, whose order it does not change.
         elu_alpha: -elu_alpha is the limit of elu for low scores.
         candidates: ``batch`` = the other slots' targets and ``n_sample`` extra items; ``all`` = the whole catalogue.
         accidental_hits: ``mask`` leaves out a negative that is the same item as the positive (another slot has the same
@@ -139,7 +139,7 @@ class RankingLoss(nn.Module):
 
 
 def softmax(logits_BC: Tensor, negatives: Negatives) -> Tensor:
-    """Softmax over a slot's columns (B, C); a column that counts n times stands for n equal scores."""
+    """Softmax over a slot's columns (B, C); a column that counts n times is equivalent to n equal scores."""
     times_BC = negatives.negative_counts().scatter_add(
         1, negatives.positive[:, None], torch.ones_like(logits_BC[:, :1])
     )

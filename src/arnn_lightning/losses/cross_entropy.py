@@ -13,7 +13,7 @@ class CrossEntropy(RankingLoss):
 
     With ``logq`` 1 and accidental hits kept, the loss over sampled columns has the gradient of the loss over the whole
     catalogue in expectation where one sampler chooses all columns; with targets and extra negatives together a small
-    bias remains (.004 at B = 3), since one q stands for both samplers.
+    bias remains (.004 at B = 3), since one q is used for both samplers.
     """
 
     supports_logq = True

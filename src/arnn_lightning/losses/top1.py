@@ -20,7 +20,7 @@ _SIGMOID_OFFSET = 1e-16
 
 
 class TOP1(RankingLoss):
-    """Mean over the negatives j of sigmoid(r_j - r_i) + sigmoid(r_j^2) (paper 4.3.1).
+    """Mean over the negatives j of sigmoid(r_j - r_i) + sigmoid(r_j^2) (paper 4.3.1; Hidasi et al. 2016, 3.3).
 
     The positive is not among its own negatives, so the regulariser has no gradient with respect to r_i.
 
@@ -53,7 +53,7 @@ class TOP1Max(RankingLoss):
 
 
 def _top1(score_BC: Tensor, negatives: Negatives) -> Tensor:
-    """TOP1 by autograd: what a compiler fuses by itself."""
+    """TOP1 by autograd, for compilers, which fuse it."""
     term_BC = torch.sigmoid(score_BC - positive_score(score_BC, negatives)) + torch.sigmoid(score_BC.square())
     return (term_BC * negatives.negative_counts()).sum(1) / negatives.n_negatives().clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""ARNN: the paper's model (3.5), whose encoders are trained by themselves before the merging layer."""
+"""ARNN: the paper's model (3.5), whose encoders are trained separately before the merging layer."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ Features = tuple[Tensor, State]  # [c_t; h_t] of a step, and the encoders' state
 
 
 class ARNN(SessionRecommender):
-    """Augmented RNN: takes the encoders of two trained models.
+    """Augmented RNN (Song & Lee 2018, arXiv 1805.02983, 3.5): merges the encoders of two trained models.
 
     Args:
         name: the model's name.

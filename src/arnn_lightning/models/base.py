@@ -21,7 +21,7 @@ CHECKPOINT_VERSION = 4
 
 
 class RunSettings:
-    """What a run asks of a model beside the model's own config.
+    """The settings of a run that a model needs in addition to its own config.
 
     Args:
         log_prefix: of the names of logged values: ``session/`` and ``context/`` for ARNN's encoders.
@@ -65,7 +65,7 @@ class RunSettings:
 
 
 class Recommender(LightningModule):
-    """What every model shares. A model encodes events into queries and scores all items for a query.
+    """Base of all models. A model encodes events into queries and scores all items for a query.
 
     Args:
         name: the model's name in tables.
@@ -73,7 +73,7 @@ class Recommender(LightningModule):
         settings: of the run.
 
     Attributes:
-        needs_stages: whether this model consists of what its ``stages`` have learnt; else they are controls.
+        needs_stages: whether this model uses the trained weights of its ``stages``; otherwise they are controls.
         rank_counts: of the last evaluation: session, position, higher and equal of every prediction, (N,) each.
         recommended: how often each item was recommended in the last test.
     """
@@ -101,7 +101,7 @@ class Recommender(LightningModule):
         """The models by role that are trained before this one."""
         return {}
 
-    # What a model is
+    # The model
 
     def initial_state(self, batch_size: int) -> State:
         """The state before a session's first event in each of ``batch_size`` slots: tensors (..., B, width).
@@ -130,7 +130,7 @@ class Recommender(LightningModule):
         raise UserError(f"{self.name} does not compare items; similar items need a trained model or itemknn")
 
     def fit(self, sessions: Sessions) -> None:
-        """Counts the training ``sessions``; for models without gradients, which do nothing else in training."""
+        """Fits the model to the training ``sessions`` by counting; only for models without gradients."""
 
     # User contexts
 

@@ -67,7 +67,7 @@ class ItemNeighbours(Recommender):
 
 
 class ItemKNN(ItemNeighbours):
-    """The items most similar to the last one.
+    """Recommends the items most similar to the last one (paper 4.4.2; Linden et al. 2003, 10.1109/MIC.2003.1167344).
 
     Args:
         name: the model's name.

@@ -81,7 +81,7 @@ class SessionNeighbours(WindowRecommender):
             self.register_buffer(buffer, torch.zeros(0, dtype=dtype))
         self._index: SessionIndex | None = None
 
-    # What a model defines; arrays in, arrays of the same shape out
+    # The weights that a model defines; arrays in, arrays of the same shape out
 
     def event_weight(self, step: np.ndarray, length: np.ndarray) -> np.ndarray:
         """Weight of an event of the window in similarities, ``step`` 1 for the last of ``length`` events."""

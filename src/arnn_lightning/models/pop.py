@@ -1,4 +1,4 @@
-"""POP: every item scores its number of training events: the baseline that every table shows."""
+"""POP: the score of an item is its number of training events; the baseline of every table."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How far the training of a stage is: hidden states, loss and speed; how they are saved and resumed."""
+"""The progress of a stage's training: hidden states, loss and speed, and how they are saved and resumed."""
 
 import logging
 from typing import Any
@@ -70,7 +70,7 @@ class TrainingProgress:
             self._saved = None
 
     def state_dict(self, device: torch.device) -> dict[str, Any]:
-        """What a checkpoint stores: slots and random states of all devices, device by device."""
+        """The state that a checkpoint stores: slots and random states of all devices, device by device."""
         state, rng, n_devices = self.state, random_state(device)[None], rank_and_world_size()[1]
         if n_devices > 1:
             rng = all_gather(rng[0].to(device)).cpu()

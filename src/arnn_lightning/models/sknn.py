@@ -4,7 +4,7 @@ from arnn_lightning.models.neighbours import SessionNeighbours
 
 
 class SKNN(SessionNeighbours):
-    """Cosine of the sets of items; a neighbour's items all score its similarity.
+    """Similarity is the cosine of the sets of items, and it is added to the score of every item of a neighbour.
 
     session-rec multiplies by the root of the current session's size instead of dividing by it: the ranking is the same.
     """

@@ -129,7 +129,7 @@ class SessionRecommender(Recommender):
     def _attributes(self) -> list[ItemAttributes]:
         return [module for module in self.modules() if isinstance(module, ItemAttributes)]
 
-    # What a model is
+    # The model
 
     def initial_state(self, batch_size: int) -> State:
         return self.encoder.initial_state(batch_size)
@@ -177,7 +177,7 @@ class SessionRecommender(Recommender):
 
     @property
     def chunk_spec(self) -> ChunkSpec:
-        """What a training step reads; known once the optimizer is."""
+        """The inputs that a training step reads; they depend on the optimizer."""
         assert self._train_step is not None
         return ChunkSpec(
             row_sources=frozenset(self._train_step.tables.values()),
@@ -294,7 +294,7 @@ class SessionRecommender(Recommender):
 
     @property
     def stage_name(self) -> str:
-        """What progress shows: the encoder's role in ARNN, else the model's name."""
+        """The name in progress lines: the encoder's role in ARNN, otherwise the model's name."""
         role = self.settings.log_prefix.rstrip("/")
         return f"{role} encoder" if role else self.name
 

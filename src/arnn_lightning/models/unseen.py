@@ -1,4 +1,4 @@
-"""Where categories and items without a training event stand (E28)."""
+"""The vectors of categories and items without a training event (E28)."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes
 class UnseenRows:
     """Sets the rows of a model's tables that no training step reads to a neutral place.
 
-    Categories, "unknown" among them, stand at the mean of their field over training events. Items stand at the mean
+    Categories, "unknown" included, get the mean of their field over training events. Items get the mean
     over items: an item without a click is not a popular one.
 
     Args:

@@ -5,7 +5,7 @@ item and, where they are fields, its attributes; D embedding, H hidden.
 
 Two exact ways to compute it:
 
-- **Gram**: as it stands, all inner products from one batched matrix product.
+- **Gram**: directly, all inner products by one batched matrix product.
 - **Closed form**: a two-valued field is f_i = a_i + u_i d_i with u_i in {0, 1} (absent: a_i, present: a_i + d_i), so
 
       sum_{i<j} w_ij <f_i, f_j> = sum_{i<j} w_ij <a_i, a_j>  +  sum_i u_i sum_{j!=i} w_ij <d_i, a_j>
@@ -36,7 +36,7 @@ class Sums(NamedTuple):
         item: (D, T H) what the item's embeddings are multiplied with, whoever the user is.
         single: (S, D, H) what the embeddings of the single-valued fields are multiplied with.
         constant: (H,) the bias, and all terms of absent two-valued fields with each other.
-        linear: (M, H) what a present two-valued field adds, beside its pairs with other present ones.
+        linear: (M, H) what a present two-valued field adds, in addition to its pairs with other present ones.
         delta: (M, D) present minus absent.
         item_linear: (M, D T H) what a present two-valued field adds to ``item``.
     """

@@ -1,8 +1,8 @@
 """Tables of which a training step reads a few rows, and the item scorer made of them. I items, H width of a query.
 
 Where items have attributes, an item's vector is its row plus the vectors of its attributes. All that reads item vectors
-does so through a table, so that encoders and scorer need not know of attributes. An encoder of fields reads an
-``ItemFields``, in which every attribute may be a field beside the item's.
+does so through a table, so that encoders and scorer need no code for attributes. An encoder of fields reads an
+``ItemFields``, in which every attribute can be a separate field.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from arnn_lightning.nn.tracing import is_tracing
 class EmbeddingTable(nn.Module):
     """A (rows, width) weight, or (rows,), looked up by ids.
 
-    In a training step with a row-wise optimizer ``weight`` stands for the few rows that the step reads, and
+    In a training step with a row-wise optimizer ``weight`` is replaced by the few rows that the step reads, and
     ``positions`` has the position of every id among them, ``row_ids`` the id of every row (optim/step.py): a step then
     costs the same whatever the number of rows (E8). A lookup of any other id raises an IndexError there.
 

@@ -1,4 +1,4 @@
-"""Whether the code is traced by a compiler, which needs plain operations and no value read on the host."""
+"""Detects whether a compiler traces the code, which needs plain operations and no value read on the host."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

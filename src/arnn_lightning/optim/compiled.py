@@ -217,7 +217,7 @@ class CompiledTrainStep(TrainStep):
         """Loss and next state; changes ``mutables`` and nothing else."""
         n_tables, n_weights = len(self._names), len(self._names) + len(self._dense_names)
         weights, sums, buffers = mutables[:n_weights], mutables[n_weights : 2 * n_weights], mutables[2 * n_weights :]
-        # Rows that pad a step stand at the place of its last row: they are written with the same values.
+        # Padding rows of a step have the place of its last row: they are written with the same values.
         places = [torch.arange(len(i), device=i.device).minimum(n - 1) for i, n in zip(ids, sizes, strict=True)]
         values = [weight.index_select(0, i) for weight, i in zip(weights, ids, strict=False)]
 

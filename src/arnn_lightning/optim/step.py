@@ -28,7 +28,7 @@ from arnn_lightning.optim.adagrad import RowUpdate
 
 
 class StepLoss(nn.Module):
-    """Encoder, scorer and loss of one step: what is differentiated.
+    """The loss of one step as a function of encoder, scorer and candidates, to be differentiated.
 
     Args:
         encoder: a SessionEncoder.
@@ -75,7 +75,7 @@ def autocast(bf16: bool, device: torch.device) -> Any:
 
 
 class TrainStep:
-    """Gradient, exchange and update of one mini-batch, eagerly: the reference.
+    """Gradient, exchange and update of one mini-batch in eager mode; the reference of the compiled step.
 
     Back-propagation has length 1, as in GRU4Rec: a step's gradient does not reach the steps before.
 

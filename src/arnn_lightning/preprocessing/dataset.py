@@ -69,7 +69,7 @@ class PreparedDataset:
         return manifest
 
     def damage(self) -> str | None:
-        """What is missing or cut; None where the data set is whole."""
+        """A description of missing or truncated files; None if the data set is complete."""
         if not (self.folder / "manifest.json").is_file():
             return "no manifest.json"
         try:

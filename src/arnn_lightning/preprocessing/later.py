@@ -49,7 +49,7 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     events = assign_session_ids(log, cast(int, log[TIME].min()), rule)
     events = events.drop_nulls(ITEM).filter(pl.len().over(SESSION_ID) >= data["min_session_length"])
     if events.is_empty():
-        raise UserError(f"{source}: no session of {data['min_session_length']} events of items that training had")
+        raise UserError(f"{source}: no session with {data['min_session_length']} events of items known from training")
     test = recode_events(events.with_columns(pl.lit(2).alias(SPLIT)), {key: [True] * len(ids[key]) for key in ids})  # type: ignore[misc]
     new_users = pl.DataFrame({"user": range(len(users), len(ids[USER])), "id": new_ids["id"]})
     new_users = pl.concat([new_users, _contexts_of_new_users(data_read, new_ids, trained)], how="horizontal")
@@ -68,7 +68,7 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
         temporary.replace(folder)
     n_dropped = log[ITEM].null_count()
     return (
-        f"{source}: {n_dropped:,} of {log.height:,} events are of items that training did not have, and are dropped; "
+        f"{source}: {n_dropped:,} of {log.height:,} events are dropped, since training did not contain their items; "
         f"{len(new_ids):,} of {log[USER].n_unique():,} users are new"
     )
 

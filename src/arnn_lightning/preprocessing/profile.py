@@ -1,4 +1,4 @@
-"""What a log and its attributes look like, and what looks wrong about them."""
+"""A summary of a log and its attributes, and remarks on what looks wrong."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -142,7 +142,7 @@ def profile_attributes(
 
 
 def log_remarks(log: Mapping[str, Any], data: Mapping[str, Any], today: date) -> dict[str, str]:
-    """What looks wrong in the profile of a log: count -> remark. ``data``: the settings of the preparation."""
+    """Remarks on what looks wrong in a log: count -> remark. ``data``: the settings of the preparation."""
     remarks = {}
     events, sessions = log["events"], log["sessions"]
     if date.fromisoformat(log["first_day"]).year < OLDEST_YEAR:
@@ -169,7 +169,7 @@ def log_remarks(log: Mapping[str, Any], data: Mapping[str, Any], today: date) ->
 
 
 def attribute_remarks(attributes: Sequence[Mapping[str, Any]], owner: str = "user") -> dict[str, str]:
-    """What looks wrong in the profiles of attributes: name -> remark. ``owner``: user or item."""
+    """Remarks on what looks wrong in attributes: name -> remark. ``owner``: user or item."""
     remarks = {}
     for attribute in attributes:
         name, known, categories = attribute["name"], attribute["known"], attribute["categories"]

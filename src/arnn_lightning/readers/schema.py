@@ -24,13 +24,13 @@ USER, ITEM, TIME, SESSION, TITLE = "user", "item", "time", "session", "title"
 
 
 def row_of_table(table: str, row: int) -> str:
-    """The place of a row in an error, where the reader knows no more; ``row`` counts from 0."""
+    """The default location of a row in an error; ``row`` counts from 0."""
     return f"the {table} table, row {row + 1} without its header"
 
 
 @dataclass(frozen=True)
 class RawData:
-    """What a reader returns. Users and items are read separately, while the events are filtered.
+    """The tables that a reader returns. Users and items are read while the events are filtered.
 
     Attributes:
         events: canonical events of the kind that is modelled (clicks), in file order.
@@ -38,8 +38,8 @@ class RawData:
         load_users: reads the canonical users; lazily, so that lists are parsed only for users that are kept.
         load_items: reads the canonical items; None where there is no items table.
         row_location: file and row of an index of a table, ``users`` or ``items``, for errors.
-        dropped: what the reader dropped -> number of rows.
-        notes: what looks wrong in the settings, one line each.
+        dropped: reason -> number of rows that the reader dropped.
+        notes: remarks on settings that look wrong, one line each.
     """
 
     events: pl.DataFrame

@@ -22,7 +22,7 @@ class TableFile:
 
     Attributes:
         path: where it is.
-        member: its name in the zip archive ``path`` that contains it beside others; None: ``path`` is the file.
+        member: its name in the zip archive ``path``, if that contains several files; None: ``path`` is the file.
         header: names of its columns; None: they are in its first line.
     """
 

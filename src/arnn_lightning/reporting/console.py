@@ -32,7 +32,7 @@ def results_table(
     bootstrap: Mapping[str, Any],
     seed: int,
 ) -> Table:
-    """Models x metrics with bootstrap intervals, beside the paper's figures if there are any.
+    """Models x metrics with bootstrap intervals, and the paper's figures if there are any.
 
     Metrics of lists have no interval.
 
@@ -82,17 +82,17 @@ def number(value: float) -> str:
 
 
 def seed_guidance(n_seeds: int, unit: str) -> str | None:
-    """What to do where one seed was run; None for more."""
+    """Advice if only one seed was run; None for more."""
     if n_seeds > 1:
         return None
     return (
-        f"one seed: intervals contain the variation over {unit}s, not that over trainings; run -m seed=1,2,3,4,5 "
-        "before a small difference is taken for a gain"
+        f"one seed: intervals reflect the variation over {unit}s only, not over trainings; before you rely on a small "
+        "difference, run several seeds (-m seed=1,2,3,4,5)"
     )
 
 
 def rich_table(title: str, table: PageTable) -> Table:
-    """A table of the report for the terminal; intervals stand below their figures."""
+    """A table of the report for the terminal; intervals are below their figures."""
     shown = Table(title=title, title_justify="left", show_lines=True)
     for index, name in enumerate(table.header):
         shown.add_column(Text(name), justify="left" if index in table.text_columns else "right")
@@ -142,8 +142,8 @@ def steps_table(manifest: Mapping[str, Any]) -> Table:
     items, users = manifest.get("items", {}), manifest["users"]
     if items.get("without_training_event"):
         notes.append(
-            f"{items['without_training_event']:,} of {items['all']:,} items have no training event: they are known by "
-            "their attributes"
+            f"{items['without_training_event']:,} of {items['all']:,} items have no training event: only their "
+            "attributes are known"
         )
     if users["without_profile"]:
         notes.append(
@@ -172,9 +172,9 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
         "largest_user_events": (f"events of the largest user, {log.get('largest_user')}", "log_events"),
         "longest_session": ("events of the longest session", "events"),
         "single_event_sessions": ("sessions of one event", "sessions"),
-        "tied_times": ("events at the time of the one before", "events"),
+        "tied_times": ("events with the time of the previous event", "events"),
         "duplicates": ("duplicate rows", "events"),
-        "repeats": ("repeats of the item before", "events"),
+        "repeats": ("repeats of the previous item", "events"),
         "top_item_events": (f"events of the most popular item{top_item}", "events"),
         "top_items_events": (f"events of the most popular 1 % of items ({log['top_items']:,})", "events"),
     }
@@ -184,7 +184,7 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
         number = log[name] if whole is None else f"{log[name]:,}"
         share = "" if whole is None else f"{log[name] / log[whole]:.1%}"
         table.add_row(_marked(label, name in remarks), number, share)
-    notes = ["sessions, times and items: of the time window"] if log["events"] < log["log_events"] else []
+    notes = ["sessions, times and items are those of the time window"] if log["events"] < log["log_events"] else []
     table.caption = "\n".join([*notes, *(_marked(f"{labels[name]}: {remarks[name]}", True) for name in remarks)])
     return table
 
@@ -224,22 +224,22 @@ def _marked(text: str, is_marked: bool) -> str:
 
 
 def data_notes(data: Mapping[str, Any]) -> list[str]:
-    """What a reader of results on the data set of config ``data`` must know, a line each."""
+    """Remarks on results for the data set of config ``data``, one line each."""
     notes = [data["note"]] if data["note"] else []
     items = data["items"]
     is_selected = items["popularity_coverage"] < 1 or items["min_events"] > 1 or items.get("most_popular") is not None
     if items["popularity_scope"] != "train" and is_selected:
         scope = items["popularity_scope"]
-        paper = ", the paper's rule" if items["popularity_coverage"] < 1 else ""
+        paper = ", as in the paper" if items["popularity_coverage"] < 1 else ""
         notes.append(
-            "items are chosen by their popularity over validation and test days too "
+            "the popularity that selects items is counted over validation and test days, too "
             f"(data.items.popularity_scope={scope}{paper})"
         )
     return [f"{data['name']}: {note}" for note in notes]
 
 
 def paper_table(manifest: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Table 1 of the paper and the counts of its section 4.2, beside this data set's."""
+    """Compares the counts of this data set with Table 1 and section 4.2 of the paper."""
     log = next(step for step in manifest["funnel"] if step["sessions"] is not None)
     contexts = manifest["config"]["contexts"]
     ours = {
@@ -251,7 +251,7 @@ def paper_table(manifest: Mapping[str, Any], paper: Mapping[str, Mapping[str, An
         "items after the cut": manifest["dims"]["n_items"],
         "PNN input fields": manifest["fields"],
     }
-    table = Table(title="beside the paper (Table 1 and section 4.2)", title_justify="left")
+    table = Table(title="compared with the paper (Table 1 and section 4.2)", title_justify="left")
     table.add_column("")
     table.add_column("paper", justify="right")
     table.add_column("here", justify="right")

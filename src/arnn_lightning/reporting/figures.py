@@ -120,7 +120,7 @@ def _group_chart(view: SectionView, row: Row, by: str, label: pl.Series) -> Figu
     groups = groups.drop_nulls(f"{settings.metrics[0]}_low")
     if len(groups) < 2:
         return None
-    # Names that are too long to stand side by side stand below each other.
+    # Names that are too long to be side by side are placed below each other.
     is_wide = sum(max(len(str(name)), 6) for name in groups["group"]) > MAX_TICK_LETTERS
     separator = ": " if is_wide else "\n"
     names = [f"{group}{separator}{count:,}" for group, count in groups.select("group", "predictions").iter_rows()]

@@ -15,7 +15,7 @@ from arnn_lightning.reporting.comparison import SESSION_ENCODER, Estimate, Row, 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: a number, and in smaller type a text beside it and a line below it."""
+    """A cell of a table: a number, and in smaller type a text next to it and a line below it."""
 
     text: str
     inline: str = ""

@@ -44,7 +44,7 @@ class RunTables:
         }
 
     def all(self, results: Sequence[EvaluationResult], session: EvaluationResult | None) -> dict[str, pl.DataFrame]:
-        """What dashboards receive: ``results``, ``by_GROUPS`` and, with a session encoder, ``gain_by_GROUPS``.
+        """The tables for dashboards: ``results``, ``by_GROUPS`` and, with a session encoder, ``gain_by_GROUPS``.
 
         Args:
             results: of all models, the main model last; it alone has intervals in the tables of groups.
@@ -109,7 +109,7 @@ def print_groups(console: Console, groups: Groups, bootstrap: Mapping[str, Any])
 
 
 def groups_record(groups: Groups) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """What metrics.json contains of the groups."""
+    """The entry of the groups in metrics.json."""
     return {
         attribute: {model: frame.to_dicts() for model, frame in frames.items()} for attribute, frames in groups.items()
     }

@@ -23,7 +23,7 @@ from arnn_lightning.evaluation.result import RANKS, EvaluationResult
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 
 TRAINING, EVALUATION = "arnn_lightning.tasks.train.", "arnn_lightning.tasks.evaluate."
-# May differ between runs that are averaged: paths, speed, output. Data and models are identified by themselves, see
+# May differ between runs that are averaged: paths, speed, output. Data and models are identified by their contents, see
 # `Run.data_key` and `Entry.config`; the keys below them are exceptions.
 NON_SETTING_KEYS = (
     "seed",

@@ -118,7 +118,7 @@ def _percent(verdict: Mapping[str, Any]) -> str:
 
 
 def _rule(verdict: Mapping[str, Any]) -> str:
-    """How the answer follows from the intervals."""
+    """The rule by which the answer follows from the intervals."""
     metric, bootstrap = metric_label(verdict["metric"]), verdict["bootstrap"]
     return (
         "Yes: both gains, over the session model and over the same model with profiles of another user in every "
@@ -136,8 +136,8 @@ def answer(verdict: Mapping[str, Any]) -> str:
     if not verdict["seeds"]:
         return "Whether profiles help was not tested."
     if verdict["helps"] == "unclear":
-        source = f"{len(verdict['seeds'])} seeds" if _is_limited_by_seeds(verdict) else "this much data"
-        return f"Whether profiles help cannot be decided from {source}."
+        source = f"{len(verdict['seeds'])} seeds" if _is_limited_by_seeds(verdict) else "this amount of data"
+        return f"Whether profiles help cannot be decided with {source}."
     return ANSWERS[verdict["helps"]]
 
 
@@ -164,7 +164,7 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(verdict: Mapping[str, Any]) -> list[str]:
-    """What else the figures show."""
+    """Further sentences about the figures."""
     is_in_paragraph = verdict["helps"] != "unclear" and verdict["new_users"] is not None
     return [
         *_attributes(verdict),
@@ -209,9 +209,12 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
     if verdict["helps"] == "no":
         below = [name for name, gain in (("first", session), ("second", control)) if gain["high"] < smallest]
         which = "both intervals end" if len(below) == 2 else f"the {below[0]} interval ends"
-        end = f"; {which} below {smallest:.4f}, the least that matters"
+        end = f"; {which} below {smallest:.4f}, the smallest gain that matters"
     if verdict["helps"] == "unclear":
-        end = f"; the intervals are not both above 0, and neither ends below {smallest:.4f}, the least that matters"
+        end = (
+            f"; the intervals are not both above 0, and neither ends below {smallest:.4f}, the smallest gain that "
+            "matters"
+        )
     return [
         f"{metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} with profiles ({profile}) and "
         f"{session['base']:.4f} without ({verdict['session_model']}): {signed(session['mean'])}{relative}, "
@@ -251,7 +254,7 @@ def _source(verdict: Mapping[str, Any]) -> str:
         label = (
             "too little to matter"
             if is_too_small["content"]
-            else f"{outcome(verdict, 'content')}: a stable label of a user may do"
+            else f"{outcome(verdict, 'content')}: any stable label of a user may do"
         )
         return (
             f"It comes from recognising the user: profiles permuted among users, which only distinguish them, give "
@@ -269,26 +272,29 @@ def _source(verdict: Mapping[str, Any]) -> str:
 
 
 def _attributes(verdict: Mapping[str, Any]) -> list[str]:
-    """The attribute that carries most, where the contents of profiles matter: otherwise it is a label."""
+    """The most useful attribute, if the contents of profiles matter: otherwise any label would do."""
     if verdict["helps"] != "yes" or verdict["claims"]["content"]["result"] != "above 0" or not verdict["attributes"]:
         return []
     most = verdict["attributes"][0]
     if most["low"] <= 0:
         return []
-    return [f"Of the attributes {most['attribute']} carries most: without it the model loses {most['mean']:.4f}."]
+    return [f"The most useful attribute is {most['attribute']}: without it the model loses {most['mean']:.4f}."]
 
 
 def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
-    """What is to be done with the profiles: which attributes are to be kept, and which can be dropped."""
+    """Advice on the profiles: which attributes to keep, and which can be dropped."""
     if verdict["helps"] == "no":
         return ["No profiles need to be collected for these recommendations."]
     if verdict["helps"] == "unclear":
-        return ["Keep the profiles that there are, and collect no more of them until it is decided."]
+        return ["Keep the existing profiles, but collect no more until it is decided."]
     if verdict["gains"]["content"]["high"] < verdict["smallest_gain_absolute"]:
         return ["No attributes need to be collected for these recommendations: any stable label of a user would do."]
     if not verdict["attributes"]:
         budget = verdict["more_seeds"]["complete_budget"]
-        return ["Keep the profiles.", f"Which attributes carry the gain was not tested; with budget={budget} it is."]
+        return [
+            "Keep the profiles.",
+            f"Which attributes cause the gain was not tested; budget={budget} is enough for it.",
+        ]
     smallest = verdict["smallest_gain_absolute"]
     groups: dict[str, list[str]] = {"keep": [], "drop": [], "open": []}
     for row in verdict["attributes"]:
@@ -296,7 +302,7 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
         groups[kind].append(row["attribute"])
     lines = {
         "keep": "Keep and collect {}.",
-        "drop": f"Can be dropped: {{}}; the loss without one is less than {smallest:.4f}, the least that matters.",
+        "drop": f"Can be dropped: {{}}; the loss without one is below {smallest:.4f}, the smallest gain that matters.",
         "open": f"Undecided, to be kept for now: {{}}; the interval contains 0 and losses of {smallest:.4f} or more.",
     }
     advice = [text.format(", ".join(groups[kind])) for kind, text in lines.items() if groups[kind]]
@@ -309,7 +315,7 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
 
 def _new_users(verdict: Mapping[str, Any]) -> str:
     if verdict["new_users"] is None:
-        few = "Too few users without a training session were tested to tell what profiles do for them"
+        few = "Too few users without a training session were tested to measure the effect of profiles on them"
         if verdict["holds_out_users"]:
             return f"{few}."
         budget = verdict["more_seeds"]["complete_budget"]
@@ -329,7 +335,7 @@ def _chance(verdict: Mapping[str, Any], name: str) -> str:
 def _neighbours(verdict: Mapping[str, Any]) -> str:
     gain, profile = verdict["gains"]["over_counted"], verdict["profile_model"]
     result = {
-        "above 0": f"it would not replace {profile}",
+        "above 0": f"it is worse than {profile}",
         "below 0": f"it is better than {profile}",
         "not shown": f"its difference to {profile} may be chance",
     }.get(outcome(verdict, "over_counted"), f"{profile} gains {_gain(gain)}{_chance(verdict, 'over_counted')}")

@@ -181,7 +181,7 @@ class VerdictFigures:
         own: Sequence[EvaluationResult],
         without_attribute: Iterable[tuple[str, Sequence[EvaluationResult]]],
     ) -> list[dict[str, Any]]:
-        """What the model loses when an attribute is unknown, the largest loss first."""
+        """The loss of the model when an attribute is unknown, the largest loss first."""
         losses = []
         for name, hidden in without_attribute:
             loss = self._gain(own, hidden)

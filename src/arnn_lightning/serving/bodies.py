@@ -1,4 +1,4 @@
-"""What the service reads and answers as JSON; the description of the API is made of it."""
+"""The JSON bodies of requests and responses; the description of the API is generated from them."""
 
 from typing import Annotated, Any
 
@@ -41,7 +41,7 @@ class Strict(BaseModel):
 
 
 class Visitor(Strict):
-    """Who recommendations are for: a profile (attribute -> value or values), a user of the training data, or nobody."""
+    """The visitor: a profile (attribute -> value or values), a user of the training data, or neither."""
 
     profile: dict[Text, Value | list[Value]] | None = Field(None, max_length=1_000)
     user: Id | None = None
@@ -51,7 +51,7 @@ NOBODY = Visitor(profile=None)
 
 
 class Lists(Strict):
-    """What is recommended."""
+    """Options of a list."""
 
     k: Integer = Field(20, ge=1, le=MAX_K)
     exclude_seen: StrictBool = False
@@ -84,7 +84,7 @@ class Item(BaseModel):
 
 
 class UnknownParts(BaseModel):
-    """What was ignored: items and users that are not known, attributes of no use, values not seen in training."""
+    """Ignored parts: unknown items and users, attributes that the model does not use, values unseen in training."""
 
     items: list[Id]
     attributes: list[str]
@@ -109,7 +109,7 @@ class SessionResponse(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why a request was refused, in one sentence."""
+    """The reason why a request failed, in one sentence."""
 
     detail: str
 

@@ -21,7 +21,7 @@ from arnn_lightning.serving.predictor import Predictor
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a checkpoint's quality.
+    """The known results of a checkpoint.
 
     Attributes:
         result: its ranks on the test split; None where its run did not evaluate it.

@@ -37,7 +37,7 @@ FORMAT = 1  # of the folder
 CONFIG, STEP, CARD = "config.json", "step.onnx", "README.md"
 TOLERANCE = 1e-4  # relative to the largest score, over whole sessions
 CHECKED_EVENTS = 8  # of each random session that the export is compared on
-MAX_INLINE_BYTES = 1 << 30  # of weights inside step.onnx, whose limit is 2 GB; larger ones lie beside it
+MAX_INLINE_BYTES = 1 << 30  # of weights inside step.onnx, whose limit is 2 GB; larger ones are stored next to it
 
 
 class ExportedStep(nn.Module):
@@ -270,7 +270,7 @@ def _titles(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _categories(predictor: Predictor) -> dict[str, Any]:
-    """What ``single`` and ``active`` must be for a profile.
+    """The inputs ``single`` and ``active`` for a profile.
 
     single: by attribute, in the order of the columns, the row of every category and of "unknown"; of a numeric one the
     edges of its intervals, whose rows follow that of "unknown". active: by attribute the code of every category and of

@@ -46,7 +46,7 @@ REFUSALS = {
     401: "No valid bearer token.",
     404: "No such session.",
     413: "The body is too large.",
-    422: "The body is not as described, or nothing is left to recommend.",
+    422: "The body is invalid, or no item is left to recommend.",
 }
 
 
@@ -111,7 +111,7 @@ class Measure:
             await self.app(scope, receive, send_counted)
         except Exception:
             log.exception("a request failed")
-            await _error(500, "internal error; the log of the server has the reason")(scope, receive, send_counted)
+            await _error(500, "internal error; see the log of the server")(scope, receive, send_counted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.requests.labels(route, str(status)).inc()
@@ -128,7 +128,7 @@ def _error(status: int, sentence: str) -> Response:
 
 
 class Answers:
-    """What the routes answer with: lists of the current model, or of the one that a live session began with.
+    """The responses of the routes: lists of the current model, or of the model that a live session was opened with.
 
     Args:
         models: the model that new requests get.
@@ -141,7 +141,7 @@ class Answers:
         self._batches = Batches(MAX_BATCH)
 
     async def to_prefixes(self, prefixes: Sequence[Prefix], lists: Lists) -> list[dict[str, Any]]:
-        """A list for each of a request's sessions."""
+        """One list per session of the request."""
         predictor = self.models.current
         sessions = [predictor.session(prefix.profile, prefix.user) for prefix in prefixes]
         job = Job(predictor, sessions, [prefix.session for prefix in prefixes], lists)
@@ -176,9 +176,7 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     seconds = Histogram("arnn_request_seconds", "Seconds of a request by route.", ("route",), registry=registry)
     unknown_items = Counter("arnn_unknown_items_total", "Items that are not in the catalogue.", registry=registry)
     Gauge("arnn_sessions", "Live sessions.", registry=registry).set_function(lambda: len(store))
-    app = FastAPI(
-        title="arnn-lightning", version=__version__, summary="Next items of a session, by what is known of it"
-    )
+    app = FastAPI(title="arnn-lightning", version=__version__, summary="Recommends the next items of a session")
     app.add_middleware(BodyLimit, size=max_body_bytes)
     app.add_middleware(Measure, requests=requests, seconds=seconds)
     _handle_errors(app)
@@ -195,7 +193,7 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
 
     @app.get("/health")
     async def health() -> Health:
-        """Whether the service answers, and with which model."""
+        """The state of the service, and its model."""
         predictor = models.current
         return Health(status="ok", model=predictor.model_id, name=predictor.name, items=predictor.n_items)
 
@@ -261,7 +259,7 @@ def _add_session_routes(
 
     @app.post("/v1/sessions", status_code=201, response_model=SessionResponse, **described(400, 413, 422))
     async def open_session(body: Visitor | None = None) -> Response:
-        """Opens a live session, kept for some minutes after its last click; without a body, of nobody known."""
+        """Opens a live session, which expires some minutes after its last click. The body is optional."""
         predictor, visitor = answers.models.current, body or NOBODY
         session = predictor.session(visitor.profile, visitor.user)
         key = store.add(predictor, session)

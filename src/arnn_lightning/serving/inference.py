@@ -69,7 +69,7 @@ class Inference:
 
     @torch.inference_mode()
     def user_terms(self, contexts: Contexts) -> Tensor | None:
-        """What the encoder computes from contexts alone, once for all events of a session."""
+        """The part of the encoder that depends on contexts alone, computed once per session."""
         return self.model.encoder.user_terms(contexts) if isinstance(self.model, SessionRecommender) else None
 
     # Queries
@@ -168,7 +168,7 @@ class Inference:
 
 
 def _exclusion(allowed_I: Tensor | None, seen: Sequence[np.ndarray] | None) -> Callable[[Tensor], None] | None:
-    """What sets scores (N, I) of items that are left out to minus infinity; None: no item is."""
+    """A function that sets scores (N, I) of excluded items to minus infinity; None: no item is excluded."""
     if allowed_I is None and seen is None:
         return None
 

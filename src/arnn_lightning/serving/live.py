@@ -24,7 +24,7 @@ MAX_UNKNOWN = 100  # unknown items that a session lists; older ones are dropped
 
 
 class LiveSession:
-    """A session that is clicked through; made by ``Predictor.session``.
+    """A session that receives its clicks one by one; created by ``Predictor.session``.
 
     Args:
         sessions: of the same model.
@@ -118,11 +118,11 @@ class LiveSessions:
     def open(
         self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
     ) -> LiveSession:
-        """A session of a user with a profile, of a user of the training data, or of nobody known; or one continued.
+        """Opens a session with a profile, for a user of the training data or without either, or continues one.
 
         Args:
             profile: attribute -> value, or list of values of a multi-valued attribute.
-            user: id of a user of the training data; a ``profile`` replaces what they contain about the user.
+            user: id of a user of the training data; a ``profile`` takes precedence over the stored contexts.
             state: what ``LiveSession.state`` returned.
 
         Raises:
@@ -169,7 +169,7 @@ class LiveSessions:
         sessions, items = [*sessions], [*items]
         self._require_same_model(sessions)
         if len(sessions) != len(items) or len({*map(id, sessions)}) < len(sessions):
-            raise UserError("click: needs one item for every session, and every session once; click again for the next")
+            raise UserError("click: needs one item per session, and each session once; call it again for another click")
         codes = [self._catalogue.codes.find(item, "item") for item in items]
         clicked = []
         for session, item, code in zip(sessions, items, codes, strict=True):
@@ -233,7 +233,7 @@ class LiveSessions:
                 return [self._catalogue.recommendations(scores.tolist(), items.tolist()) for scores, items in screened]
         has_click_N = np.array([session.query is not None for session in sessions])
         query_NH = None
-        if queries:  # any query may stand in for one of a session without a click
+        if queries:  # any query can replace that of a session without a click
             query_NH = _cat_queries([queries[0] if session.query is None else session.query for session in sessions])
         score_NK, item_NK = self.inference.top(query_NH, has_click_N, k, allowed_I, seen)
         n_listed_N = (score_NK > -torch.inf).sum(1).tolist()
@@ -246,7 +246,7 @@ class LiveSessions:
         for session in sessions:
             if session._sessions.predictor.model_id != self.predictor.model_id:
                 raise UserError(
-                    f"a session of another model ({session._sessions.predictor.name}): click and list it there"
+                    f"a session of another model ({session._sessions.predictor.name}): use it with that model only"
                 )
 
 

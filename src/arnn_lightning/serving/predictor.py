@@ -27,14 +27,14 @@ BLOCK_SCORES = 1 << 22  # scores in memory at once, 16 MB
 
 
 def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> "Predictor":
-    """The model of a checkpoint, ready to recommend; executes nothing that the file contains.
+    """Loads the model of a checkpoint for recommending; executes no code from the file.
 
     Args:
-        path: a checkpoint, or a run folder, whose best one is read.
+        path: a checkpoint, or a run folder, whose best checkpoint is read.
         trusted_modules: modules of your own that the checkpoint's config may name, as in ``["mypackage"]``.
 
     Raises:
-        UserError: no checkpoint, a damaged one, or one that names other modules.
+        UserError: no checkpoint, a damaged one, or one whose config names other modules.
     """
     file = checkpoint_file(path)
     checkpoint = read_checkpoint(file)
@@ -54,9 +54,9 @@ class Predictor:
     training data, whatever the model and the profile; their scores are numbers of training events.
 
     Args:
-        model: the model with its weights, which is not trained any more.
-        vocabulary: ids, categories and users.
-        metadata: of the checkpoint.
+        model: the trained model.
+        vocabulary: item ids, categories and users of the checkpoint.
+        metadata: the checkpoint's config and manifest.
     """
 
     def __init__(self, model: Recommender, vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> None:
@@ -123,8 +123,8 @@ class Predictor:
         Args:
             sessions: a frame with session_id and item_id, one row per event in its order, or with time; user_id where
                 users are known from training or have a row in ``users``. Or a list: the item ids of one session.
-            users: a frame with session_id or user_id and the attributes of users whom the training data did not have,
-                or who have changed. A multi-valued attribute is a list, or a text with separators as in training.
+            users: a frame with session_id or user_id and the attributes of users who are not in the training data or
+                have changed. A multi-valued attribute is a list, or a text with separators as in training.
             k: length of the lists; they are shorter where fewer items are left.
             exclude_seen: leaves out the items of the session.
             items: recommends these only.
@@ -218,7 +218,7 @@ class Predictor:
     def session(
         self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
     ) -> LiveSession:
-        """A live session of a profile, of a user of the training data, of nobody known, or one continued.
+        """Opens a live session with a profile, for a user of the training data or without either, or continues one.
 
         Args:
             profile: attribute -> value, or list of values of a multi-valued attribute.
@@ -226,7 +226,7 @@ class Predictor:
             state: what ``LiveSession.state`` returned; the other arguments are then not read.
 
         Raises:
-            UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
+            UserError: a profile that is not a mapping, or a ``state`` that is damaged or of another model.
         """
         return self.live.open(profile, user, state)
 

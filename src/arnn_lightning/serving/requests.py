@@ -1,4 +1,4 @@
-"""What recommendations are requested for: frames of any library -> codes of items and contexts. All sessions S."""
+"""Requests for recommendations: frames of any library -> codes of items and contexts. S sessions."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,7 +91,7 @@ def check_length(k: Any) -> None:
 
 @dataclass
 class Unknown:
-    """What was requested and is ignored: items that are not in the catalogue, attributes, and their values.
+    """Ignored parts of a request: items that are not in the catalogue, attributes, and their values.
 
     Attributes:
         items: ids that are not in the catalogue, one per event.

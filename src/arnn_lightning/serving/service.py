@@ -1,4 +1,4 @@
-"""What the service keeps between requests: the model, live sessions in a bounded store, and requests that wait."""
+"""The state of the service between requests: the model, live sessions in a bounded store, and waiting requests."""
 
 import asyncio
 import logging
@@ -168,7 +168,7 @@ class ReloadingPredictor:
             predictor = self._read(self.file)
             _ = predictor.live, predictor.model_id
         except (UserError, OSError) as error:
-            log.warning(f"{self.file}: not loaded, the model before it is kept: {error}")
+            log.warning(f"{self.file}: not loaded, the previous model is kept: {error}")
             return False
         self.current = predictor
         log.info(f"{self.file}: loaded model {predictor.model_id}")

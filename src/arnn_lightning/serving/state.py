@@ -19,7 +19,7 @@ _SIZES = struct.Struct("<IIII")  # clicks, active fields, seen items, width of t
 
 
 class SessionState(NamedTuple):
-    """What a session consists of.
+    """The contents of a session.
 
     Attributes:
         contexts: context codes of the user, (1, S) and (1, A).
@@ -68,7 +68,7 @@ class StateFormat:
         if not isinstance(packed, bytes | bytearray | memoryview):
             raise UserError(f"state: must be the bytes that state() returned, not {type(packed).__name__}")
         packed = bytes(packed)
-        damaged = UserError("state: damaged or cut off; start a new session")
+        damaged = UserError("state: damaged or truncated; start a new session")
         if len(packed) < _HEADER.size + _SIZES.size:
             raise damaged
         magic, version, model_id, checksum = _HEADER.unpack_from(packed)

@@ -1,4 +1,4 @@
-"""What a checkpoint stores beside weights, so that recommending needs no data set: items, contexts and users.
+"""The items, contexts and users that a checkpoint stores, so that recommending needs no data set.
 
 Each table is a parquet file as a tensor of bytes, which ``torch.load(weights_only=True)`` accepts.
 """

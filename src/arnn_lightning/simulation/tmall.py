@@ -19,7 +19,7 @@ With ``context_strength`` 0, contexts carry no information about clicks; everyth
 categories and action types row by row).
 
 Sizes are TMALL's: 7.47 clicks a session, 15.3 sessions a user, 19.3 % of the rows on 11 November (Singles' Day, on
-which every user is active, since the competition is about its buyers; the other days are alike), the shares of the
+which every user is active, since the competition is about its buyers; the other days are equal), the shares of the
 action types and of rows without a brand, 50.4 rows an item, 658 items a category. So a smaller log has fewer items and
 categories, but a user has as many of them to choose from. Sellers and brands, which do not affect clicks, keep their
 number (at most one per item). The settings from ``class_skew`` on are not published; they were chosen so that contexts

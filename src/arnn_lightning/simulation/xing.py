@@ -17,7 +17,7 @@ York, a user in Paris with jobs in Paris.
 With ``context_strength`` 0, contexts carry no information about clicks; everything else stays the same.
 
 Sizes are XING's ratios (Table 1 of the paper, RecSys Challenge 2016): 3.4 clicks a session, 2.7 sessions per active
-user, 42.9 % inactive users, and bookmarks, replies and deletes beside the clicks. Not XING's: 20 clicks an item instead
+user, 42.9 % inactive users, and bookmarks, replies and deletes besides clicks. Not XING's: 20 clicks an item instead
 of 7.2, since a log of this size would be too sparse to learn an item's region and level; and the number of candidates
 and the boosts, which are not published and were chosen so that contexts matter (``experiments/LOG.md``).
 Zipf's exponent 0.88 gives half of the weight to 1.3 % of the items, which hold half of XING's clicks. (Clicks are less
@@ -38,7 +38,7 @@ CLUSTERS = 30
 CLICKS_PER_SESSION = 3.4
 SESSIONS_PER_USER = 2.7
 INACTIVE_USER_SHARE = 0.429
-# Rows of each other kind per click: bookmark, reply, delete (206,191; 422,026; 1,015,423 beside 7,183,038 clicks).
+# Rows of each other kind per click: bookmark, reply, delete (206,191; 422,026; 1,015,423; and 7,183,038 clicks).
 OTHER_ACTION_RATES = {2: 0.0287, 3: 0.0588, 4: 0.1414}
 FIRST_DAY = 16_709  # 2015-10-01, in days since 1970
 DAYS = 33  # three more than the paper's window keeps

@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The seconds that it took."""
         return run_seconds(self.folder / METRICS_FILE)
 
     def ranks_without(self, attribute: str, attributes: Sequence[str]) -> Path:
@@ -111,7 +111,7 @@ class Costs(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What fits into the budget.
+    """The runs that fit into the budget.
 
     Attributes:
         n_seeds: number of seeds; 0 where not even two fit.
@@ -160,7 +160,7 @@ def _per_seed(costs: Costs, holds_out_users: bool, hides_attributes: bool) -> fl
 
 
 def _additions(lacks_new_users: bool) -> list[tuple[bool, bool]]:
-    """What a plan may have in addition, most first: held-out users, tests without each attribute."""
+    """Optional parts of a plan, all of them first: held-out users, tests without each attribute."""
     return list(dict.fromkeys([(lacks_new_users, True), (False, True), (False, False)]))
 
 
@@ -187,7 +187,7 @@ def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool
 
 
 class Extension(NamedTuple):
-    """What a larger verdict needs.
+    """The settings and time that a larger verdict needs.
 
     Attributes:
         n_seeds: of the larger verdict.

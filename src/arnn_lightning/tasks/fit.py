@@ -60,22 +60,22 @@ def fit(
 ) -> Run:
     """Trains and tests a model on your own tables, as ``task=train data=tabular`` does.
 
-    Its output, a line per epoch, is printed as it comes; where logging is configured for INFO, it is logged instead,
-    and a higher level of the logger ``arnn_lightning`` keeps it quiet.
+    The output of the run, a line per epoch, is printed while it runs. If logging is enabled for INFO, it is logged
+    instead; a higher level of the logger ``arnn_lightning`` silences it.
 
     Args:
         events: one row per event: a frame of polars, pandas or pyarrow, or the path of CSV or parquet files.
-        users: likewise, one row per user; None where attributes are columns of the events.
-        titles: likewise, one row per item with its title.
+        users: one row per user, as a frame or path; None if the attributes are columns of the events.
+        titles: one row per item with its title, as a frame or path; None: no titles.
         model: a config of the group ``model``.
-        columns: names of columns that are not user, item, time, ... (see docs/data.md), as in ``{"item": "sku"}``.
+        columns: the names of columns that differ from user, item, time, ... (docs/data.md), as in ``{"item": "sku"}``.
         contexts: the attributes: ``{"single": [names], "multi": [names]}``.
         overrides: settings as on the command line, as in ``["model.epochs=3", "data.gap=1h"]``.
         folder: the run folder; None: a new one below outputs/.
 
     Raises:
-        UserError: what the command line reports in one line.
-        RuntimeError: the run failed otherwise; its output has the reason.
+        UserError: an error that the user can fix, as the command line reports it.
+        RuntimeError: any other failure of the run; its output contains the reason.
     """
     run_folder = Path(folder or f"outputs/train/tabular/{model}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
     arguments = ["data=tabular", f"model={model}", f"hydra.run.dir={_quote(run_folder)}"]
@@ -140,7 +140,7 @@ def _run(arguments: Sequence[str]) -> None:
         process.wait()
         raise
     if process.wait():
-        raise UserError(error) if error else RuntimeError("the run failed; its output above has the reason")
+        raise UserError(error) if error else RuntimeError("the run failed; see its output above")
 
 
 def _show(line: str) -> None:

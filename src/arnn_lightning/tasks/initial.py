@@ -70,7 +70,7 @@ def load_pretrained(model: Recommender, prepared: PreparedDataset, config: DictC
             trained, expected = checkpoint["metadata"]["model"], config.model[role]
             if trained["_target_"] != expected._target_:
                 raise UserError(
-                    f"{source} is a checkpoint of {trained['name']}, the {role} encoder is of {expected.name}"
+                    f"{source} is a checkpoint of {trained['name']}, but the {role} encoder is {expected.name}"
                 )
             require_same_dataset(checkpoint, prepared.folder.name, source)
             load_weights(stage, checkpoint, source)
@@ -89,7 +89,7 @@ def read_initial_weights(
     if config.get("init_from") is None:
         return {}
     if not isinstance(model, SessionRecommender):
-        raise UserError(f"init_from: {config.model.name} is fitted by counting and starts from nothing")
+        raise UserError(f"init_from: {config.model.name} is fitted by counting and has no initial weights")
     file, resolved = Path(config.init_from), to_container(config.model)
     if file.is_dir():  # a run folder
         file = file / "checkpoints" / "best.ckpt"

@@ -73,4 +73,4 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     print_groups(console, groups, bootstrap)
     if n_missing:
         n = result.ranks.height
-        console.print(f"{n_missing:,} of {n:,} predictions have no list and count as not hit", soft_wrap=True)
+        console.print(f"{n_missing:,} of {n:,} predictions have no list and count as misses", soft_wrap=True)

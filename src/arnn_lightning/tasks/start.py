@@ -1,4 +1,4 @@
-"""What task=train checks and logs before anything is trained."""
+"""Checks and notices of task=train before anything is trained."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def check_evaluation(config: DictConfig, prepared: PreparedDataset) -> None:
 
 
 def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list[str]:
-    """What a user should know of a run before it trains; ``job`` is its ``hydra`` part."""
+    """Notices that are printed before a run trains; ``job`` is the ``hydra`` part of its config."""
     model, lines = config.model, list(prepared.manifest.get("notes", ()))
     files = applied_files(config, job.runtime)
     if files:
@@ -56,9 +56,11 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
             stage = "the merging stage" if "context" in model else model.name
             lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of {stage} alone; {values}")
     if "fusion" in model and model.loss != model.session.loss:
-        lines.append(f"{model.name}: model.loss is not model.session.loss, with which its control is trained")
+        lines.append(f"{model.name}: model.loss differs from model.session.loss, the loss of its control")
     if "session" in model and not (model.dims.single_sizes or model.dims.n_binary):
-        lines.append(f"{model.name}: no contexts (data.contexts); model={model.session.name} is the same without them")
+        lines.append(
+            f"{model.name}: no contexts (data.contexts); model={model.session.name} is equivalent without them"
+        )
     if config.data["items"].cold == "keep" and model.item_contexts == "none":
         lines.append(
             f"{model.name}: does not distinguish items without training events (data.items.cold=keep); "
@@ -66,7 +68,7 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
         )
     is_other_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
     if is_other_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
-        lines.append(f"{model.name} has the paper's loss; on other logs start with model={model.name}_strong")
+        lines.append(f"{model.name} uses the paper's loss; on your own log, start with model={model.name}_strong")
     return lines
 
 

@@ -76,7 +76,7 @@ def tune(config: DictConfig, model: str) -> None:
     spaces = {key: space for key, space in base.get("search", {}).items() if key not in map(_key, fixed)}
     spaces |= dict(space.split("=", 1) for space in config.space)
     if not spaces:
-        raise UserError(f"no search space for model={model}; give one, as in 'model.x=interval(0.1,0.9)'")
+        raise UserError(f"no search space for model={model}; set one, as in 'model.x=interval(0.1,0.9)'")
     keys = {*dict(_flatten(base)), *base.hydra.runtime.choices}
     for key in spaces.keys() - keys:
         raise UserError(f"model={model} has no key {key} to search{nearest(key, keys)}")
@@ -128,7 +128,7 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     header = f"# Best trial of {file} ({counts}): validation MRR@20 {study.best_value:.4f}.\n"
     header += (
-        f"# Data set: {prepared.folder.name}. Runs on raw files of other contents than tuned_on refuse this file.\n"
+        f"# Data set: {prepared.folder.name}. With other raw files than those of tuned_on, this file is an error.\n"
     )
     text = header + OmegaConf.to_yaml(values)
     tuned = USER_CONFIG_DIR / "tuned" / f"{choices_name('model', 'loss', 'optimizer', _root_=choices)}.yaml"

@@ -1,4 +1,4 @@
-"""What follows from the finished runs of task=verdict: the figures, and the model to deploy."""
+"""The results of the finished runs of task=verdict: the figures, and the model to deploy."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -51,7 +51,7 @@ class VerdictRuns:
 
     @property
     def seconds(self) -> float:
-        """How long all runs have taken, those that other processes finished included."""
+        """The seconds of all runs, including those that other processes finished."""
         return self._earlier_seconds + time.monotonic() - self._started
 
     def require_same_log(self, jobs: Sequence[Job]) -> None:

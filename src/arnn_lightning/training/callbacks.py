@@ -1,4 +1,4 @@
-"""What happens during a stage beside its steps: checkpoints, interruption, and the progress of an epoch."""
+"""Callbacks of a stage: checkpoints, interruption, and the progress of an epoch."""
 
 import logging
 import signal
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically: Lightning moves a temporary file, which may lie on another disk, to the path."""
+    """Writes checkpoints atomically: Lightning moves a temporary file, which may be on another disk, to the path."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         write_checkpoint(checkpoint, Path(path))
@@ -117,7 +117,7 @@ class EpochProgress(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:
-            self._bar.refresh()  # the whole epoch, however short; by itself it is drawn four times a second
+            self._bar.refresh()  # the whole epoch, however short; otherwise it is refreshed four times a second
             self._bar.reset(TaskID(0), total=sum(trainer.num_val_batches), values="validation")
             self._bar.refresh()
 

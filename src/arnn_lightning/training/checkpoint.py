@@ -71,7 +71,7 @@ def checkpoint_file(path: str | Path) -> Path:
     below = [file for depth in range(1, 6) for file in path.glob("*/" * depth + str(BEST_OF_RUN))]
     below.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     runs = ", ".join(str(file.parents[1]) for file in below[:5])
-    hint = f"of {len(below)} runs below, the newest: {runs}" if runs else f"runs save theirs to RUN/{BEST_OF_RUN}"
+    hint = f"newest of {len(below)} below: {runs}" if runs else f"runs save theirs to RUN/{BEST_OF_RUN}"
     raise UserError(f"no checkpoint at {path / BEST_OF_RUN} ({hint})")
 
 
@@ -124,7 +124,7 @@ def require_same_dataset(checkpoint: Mapping[str, Any], prepared: str | None, pa
     """Raises UserError where the checkpoint's weights were trained on another data set than ``prepared``."""
     trained_on = checkpoint["metadata"].get("prepared")
     if trained_on != prepared:
-        raise UserError(f"{path} was trained on {trained_on}, this run is on {prepared}")
+        raise UserError(f"{path} was trained on {trained_on}, but this run uses {prepared}")
 
 
 def load_weights(model: Recommender, checkpoint: Mapping[str, Any], path: str | Path) -> None:

@@ -39,7 +39,7 @@ FREE_KEYS = (
 
 @dataclass(frozen=True)
 class Ids:
-    """What the rows of a model's tables stand for.
+    """The meaning of the rows of a model's tables.
 
     Attributes:
         items: (I,) ids of the items.
@@ -107,9 +107,9 @@ class InitialWeights(Callback):
     Args:
         model: the model that is trained, not yet frozen.
         config: its config.
-        ids: what its rows stand for.
+        ids: the meaning of its rows.
         checkpoint: of the earlier run.
-        earlier: what the earlier rows stand for.
+        earlier: the meaning of the earlier rows.
         file: the checkpoint's file.
         excluded: parameters of parts that were trained before the model.
 
@@ -129,7 +129,7 @@ class InitialWeights(Callback):
     ) -> None:
         then = checkpoint["metadata"]["model"]
         if then["_target_"] != config["_target_"]:
-            raise UserError(f"init_from: {file} is a {then['name']}, this run trains a {config['name']}")
+            raise UserError(f"init_from: {file} is a {then['name']}, but this run trains a {config['name']}")
         fields = {"contexts": (ids, earlier)} if model.uses_contexts else {}
         if model.has_item_fields and ids.of_items is not None and earlier.of_items is not None:
             fields["item_contexts"] = ids.of_items, earlier.of_items
@@ -179,7 +179,7 @@ class InitialWeights(Callback):
         weights = {name: weight for name, weight in pl_module.named_parameters() if weight.requires_grad}
         n_saved = len(saved["param_groups"][0]["params"]) if saved is not None else 0
         if not self._same_optimizer or n_saved != len(weights):
-            log.info(f"{self.file}: the optimizer's state is not used: the optimizer or what it trains differs")
+            log.info(f"{self.file}: the optimizer's state is not used: the optimizer or its weights differ")
             return
         assert saved is not None
         for index, (name, weight) in enumerate(weights.items()):
@@ -231,7 +231,7 @@ class _Correspondence:
         self.padded = _rows_of(torch.cat([binary, torch.tensor([n_earlier])]))
 
     def of(self, model: nn.Module, name: str) -> Rows | None:
-        """The rows of a weight, or None where it has none that stand for an id."""
+        """The rows of a weight, or None if none of them belongs to an id."""
         path, _, last = name.rpartition(".")
         module = model.get_submodule(path)
         if isinstance(module, EmbeddingTable):

@@ -58,7 +58,7 @@ def to_container(config: Any) -> Any:
 
 
 def run_settings(config: DictConfig) -> RunSettings:
-    """What the run's config asks of every model.
+    """The settings of the run's config for every model.
 
     Raises:
         UserError: an unknown precision or metric.
@@ -79,13 +79,13 @@ def run_settings(config: DictConfig) -> RunSettings:
 
 
 def all_metrics(config: DictConfig) -> list[str]:
-    """What metrics.json contains: every metric at every cutoff, those of lists at the largest."""
+    """The metrics in metrics.json: every metric at every cutoff, those of lists at the largest."""
     cutoffs = config.evaluation.cutoffs
     return metric_names(METRICS, cutoffs) + metric_names(LIST_METRICS, [max(cutoffs)])
 
 
 def headline_metrics(config: DictConfig) -> list[str]:
-    """What tables show: ``evaluation.metrics`` at the largest cutoff."""
+    """The metrics in tables: ``evaluation.metrics`` at the largest cutoff."""
     return metric_names(config.evaluation.metrics, [max(config.evaluation.cutoffs)])
 
 
@@ -125,8 +125,8 @@ def warn_of_untrained_unknowns(prepared: PreparedDataset, config: DictConfig) ->
     lacking = [f"{name} {share:.1%}" for name, share in test.items() if share and not train[name]]
     if lacking and not data.attribute_dropout:
         log.warning(
-            f"known in all training events, unknown in this share of the test's: {', '.join(lacking)}; "
-            "data.contexts.dropout=0.2 trains recommendations without them"
+            f"attributes that no training event lacks, and the share of test events that do: {', '.join(lacking)}; "
+            "data.contexts.dropout=0.2 trains for such events"
         )
 
 
@@ -183,14 +183,14 @@ def n_epochs(config: DictConfig, stage: Mapping[str, Any]) -> int:
 
 
 def is_extended(config: DictConfig, stage: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a stage that is complete is to be trained for more epochs than it was."""
+    """Whether a completed stage must be trained for more epochs."""
     marker = folder / DONE_MARKER
     done = marker.read_text().strip() if config.resume and marker.is_file() else ""
     return done.isdigit() and int(done) < n_epochs(config, stage)
 
 
 def restart_stage(folder: Path) -> None:
-    """Makes ``train_stage`` start anew."""
+    """Makes ``train_stage`` start from the beginning."""
     if rank_and_world_size()[0] == 0:
         for name in (DONE_MARKER, LAST):
             (folder / name).unlink(missing_ok=True)
@@ -286,7 +286,9 @@ def _fit(
     if resuming:  # Lightning reads it too, with errors of its own
         checkpoint = load_checkpoint_into(model, last, prepared)
         if checkpoint["epoch"] >= epochs:
-            raise UserError(f"{last} was trained for {checkpoint['epoch'] + 1} epochs, the stage is to have {epochs}")
+            raise UserError(
+                f"{last} was trained for {checkpoint['epoch'] + 1} epochs, more than the {epochs} of its stage"
+            )
         if any(state.get("stopped_epoch") for state in checkpoint["callbacks"].values()):
             return  # ended by EarlyStopping; it would train one more epoch
     try:
