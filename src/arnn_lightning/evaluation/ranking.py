@@ -15,7 +15,7 @@ TOPK_BLOCK = 256  # items of a block whose maximum decides whether it is searche
 BLOCK_SCORES = 1 << 20
 MIN_BLOCK_QUERIES = 32
 # The same for blocks of queries and items; fewer and larger ones are faster on a GPU.
-BLOCK_QUERIES, CPU_BLOCK_SCORES, GPU_BLOCK_SCORES = 256, 1 << 19, 1 << 26
+BLOCK_QUERIES, CPU_BLOCK_SCORES, GPU_BLOCK_SCORES = 256, 1 << 18, 1 << 26
 GROUP_ITEMS = 16  # whose maximum decides whether they are searched for the best items
 
 
@@ -244,7 +244,7 @@ def count_higher_and_tied_blockwise(
     """
     n_items, width = weight_IH.shape
     # A bound on |score| that rules out overflow, so scores need no finiteness check.
-    bound = query_NH.abs().max() * weight_IH.abs().max() * width + bias_I.abs().max() if len(query_NH) else bias_I[0]
+    bound = _largest(query_NH) * _largest(weight_IH) * width + _largest(bias_I) if len(query_NH) else bias_I[0]
     score_all = partial(_scores, weight_IH, bias_I)
     if not torch.isfinite(bound):
         return count_higher_and_tied(score_all, query_NH, target_N, n_items, recommended)
@@ -283,6 +283,12 @@ def count_higher_and_tied_blockwise(
     if inexact_N.any():
         count_N2[inexact_N] = count_higher_and_tied(score_all, query_NH[inexact_N], target_N[inexact_N], n_items)
     return count_N2
+
+
+def _largest(values: Tensor) -> Tensor:
+    """``values.abs().max()`` without a copy as large as the catalogue; NaN where a value is."""
+    low, high = values.aminmax()
+    return torch.maximum(-low, high)
 
 
 def _scores(weight_IH: Tensor, bias_I: Tensor, query_NH: Tensor) -> Tensor:

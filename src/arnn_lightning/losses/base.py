@@ -117,7 +117,7 @@ class RankingLoss(nn.Module):
             log_q_C: log q of every column, where ``logq`` is not 0.
         """
         counts_C = logits_BC.new_ones(logits_BC.shape[1]) if counts_C is None else counts_C.to(logits_BC.dtype)
-        self_negatives_B = None if self.masks_accidental_hits else counts_C[positive_B] - 1
+        self_negatives_B = None if self.masks_accidental_hits else counts_C.index_select(0, positive_B) - 1
         negatives = Negatives(positive_B, counts_C, self_negatives_B)
         if self.logq:
             assert log_q_C is not None
