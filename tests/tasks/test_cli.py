@@ -76,6 +76,13 @@ def test_help_into_a_closed_pipe_has_no_traceback() -> None:
     assert done.stderr == ""
 
 
+def test_a_closed_standard_stream_is_no_error(tmp_path: Path) -> None:
+    for streams in ("<&- >&-", "2>&-"):
+        command = f'"{sys.executable}" -m arnn_lightning --version {streams}'
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), streams
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["model.epochs=two"], ["data.items.min_count=3"]])
 def test_help_and_wrong_settings_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code = "import sys\nfrom arnn_lightning.cli import main\ntry: main()\nexcept SystemExit: pass\n"
