@@ -140,9 +140,7 @@ class UserConfigSearchPath(SearchPathPlugin):
 def main() -> None:
     """Entry point of ``python -m arnn_lightning`` and ``arnn``."""
     for name, stream in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-        if (
-            getattr(sys, name) is None
-        ):  # closed, as ">&-" does: the next file opened would get its number, and its output
+        if getattr(sys, name) is None:  # closed, as by >&-: the next file opened would get its number, and its output
             null = os.open(os.devnull, os.O_RDWR)
             if null != stream:
                 os.dup2(null, stream)
