@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from arnn_lightning import __version__
 from arnn_lightning.config import USER_CONFIG_DIR, WITHOUT, check_settings, install_hint, no_key, unused_settings
@@ -192,7 +193,7 @@ def help_page(arguments: Sequence[str]) -> str:
         for file in sorted(Path(str(root)).rglob("*.yaml")):
             group = file.parent.relative_to(str(root)).as_posix()
             if not file.name.startswith("_") and group not in (".", "paper", "published", "search", "tuned"):
-                groups.setdefault(group, {})[file.stem] = file.read_text(encoding="utf-8")
+                groups.setdefault(group, {})[file.stem] = file.read_text(encoding="utf-8", errors="replace")
     tasks = {name: _task_lines(text) for name, text in groups.pop("task").items()}
     chosen = [argument.removeprefix("task=") for argument in arguments if argument.startswith("task=")]
     if chosen and chosen[-1] not in tasks:
@@ -205,6 +206,16 @@ def help_page(arguments: Sequence[str]) -> str:
     return HELP.replace("{tasks}", "\n".join(f"  {name}: {', '.join(keys[name]) or '-'}" for name in tasks)).replace(
         "{groups}", "\n".join(f"  {group}: {', '.join(sorted(names))}" for group, names in sorted(groups.items()))
     )
+
+
+def _undecodable_yaml() -> Path | None:
+    """The first YAML of the user that is not UTF-8."""
+    for file in sorted(USER_CONFIG_DIR.rglob("*.yaml")):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+    return None
 
 
 def _task_lines(text: str) -> list[str]:
@@ -235,6 +246,11 @@ def composition_error(error: Exception) -> str | None:
     if isinstance(error, OverrideParseException):
         reason = "must be KEY=VALUE or GROUP=NAME" if "=" not in error.override else "the value cannot be parsed"
         return f"{error.override}: {reason}; quote special characters, as in 'key=\"a=b, c\"'"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}: line {mark.line + 1} is not valid YAML: {error.problem}"
+    if isinstance(error, UnicodeDecodeError) and (file := _undecodable_yaml()) is not None:
+        return f"{file}: not UTF-8 text; save it in this encoding"
     cause = error.__cause__
     if isinstance(error, CompactHydraException) and isinstance(cause, OmegaConfBaseException):
         if "not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):

@@ -83,6 +83,25 @@ def test_a_closed_standard_stream_is_no_error(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), streams
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"defaults: [pop]\nname:\tmine\n", "line 2 is not valid YAML: found character '\\t'"),
+        (b"name: mine\nname: yours\n", "line 2 is not valid YAML: found duplicate key name"),
+        ("name: caf\u00e9\n".encode("latin-1"), "not UTF-8 text; save it in this encoding"),
+    ],
+    ids=["tab", "duplicate key", "latin-1"],
+)
+def test_a_users_yaml_that_cannot_be_read_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "arnn_conf" / "model" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    line = error_line(arnn(tmp_path, "model=mine", code=2))
+    assert str(path.relative_to(tmp_path)) in line
+    assert message in line
+    assert "mine" in arnn(tmp_path, "--help").stdout
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["model.epochs=two"], ["data.items.min_count=3"]])
 def test_help_and_wrong_settings_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code = "import sys\nfrom arnn_lightning.cli import main\ntry: main()\nexcept SystemExit: pass\n"
