@@ -602,6 +602,24 @@ def test_a_change_is_located_where_rows_are_dropped(log: Any) -> None:
         read(path, "data.incomplete=drop", "data.contexts.single=[c]")
 
 
+def test_rows_that_are_not_kept_need_no_valid_values(log: Any) -> None:
+    path = log(f"user,item,time,event,n\nu,a,never,cart,1\nu,b,{NOON},view,2\n,c,soon,view,3\nu,d,{NOON},view,x\n")
+    keep = ["data.where={event: view}", "data.incomplete=drop"]
+    assert read(path, *keep).events["item"].to_list() == ["b", "d"]
+    with pytest.raises(UserError, match=r"column 'n', row 5: 'x' is not a number"):
+        read(path, *keep, "data.columns.order=n")
+
+
+def test_where_compares_numbers_and_booleans_by_value(tmp_path: Path, log: Any) -> None:
+    path = log(f"user,item,time,cart\nu,a,{NOON},True\nu,b,{NOON},False\nu,c,{NOON},\n")
+    assert read(path, "data.where={cart: True}").events["item"].to_list() == ["a"]
+    frame = pl.read_csv(path).with_columns(kind=pl.Series([1.0, 2.0, None]))
+    frame.write_parquet(tmp_path / "log")
+    assert read(tmp_path / "log", "data.where={cart: false, kind: 2}").events["item"].to_list() == ["b"]
+    with pytest.raises(UserError, match=r"no row has kind=3; its values: [12], [12]$"):
+        read(tmp_path / "log", "data.where={kind: 3}")
+
+
 # --- logs without users ---
 
 
@@ -741,9 +759,10 @@ def test_binary_strings_of_parquet_are_strings(tmp_path: Path) -> None:
 
 def test_a_copy_of_a_file_is_rejected(tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = log(f"user,item,time\nu,a,{NOON}\n", "a.csv")
-    second = log(first.read_text(), "b.csv")
-    with pytest.raises(UserError, match=r"b\.csv is a copy of .*a\.csv; its rows would be counted twice"):
-        reader([str(first), str(second)]).files()
+    for name, data in {"b.csv": first.read_bytes(), "c.csv.gz": gzip.compress(first.read_bytes())}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=rf"{name} is a copy of .*a\.csv; its rows would be counted twice"):
+            read([str(first), str(tmp_path / name)])
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(first.read_bytes()))
     with pytest.raises(UserError, match=r"a\.csv\.gz is listed more than once \(also as .*a\.csv\)"):
         reader(tmp_path / "a.*").files()

@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.readers.schema import TIME, USER
 from arnn_lightning.readers.tabular_files import TableFile, concat_files, file_and_row
-from arnn_lightning.readers.tabular_format import TableFormat, as_text
+from arnn_lightning.readers.tabular_format import TableFormat, as_text, plain_text
 from arnn_lightning.readers.times import NANOSECOND, TimeParser
 
 ORDER = "order"
@@ -21,9 +22,9 @@ class _Part:
     """The events of one file.
 
     Attributes:
-        events: canonical events, those of the rows that are kept.
+        file: with the rows that are kept.
+        events: canonical events of these rows.
         n_rows: number of rows of the file.
-        rows: indices of the rows that are kept; None: all.
         dropped: what was required -> number of rows that were dropped.
         unmatched: the error if no file has a row that ``data.where`` keeps; empty where this one has some.
         absent: values of ``data.where`` that no row has, as COLUMN=VALUE -> a hint.
@@ -32,14 +33,9 @@ class _Part:
     file: TableFile
     events: pl.DataFrame
     n_rows: int
-    rows: pl.Series | None
     dropped: Mapping[str, int]
     unmatched: str
     absent: Mapping[str, str]
-
-    def location(self, event: int) -> str:
-        row = event if self.rows is None else int(self.rows[event])
-        return f"{self.file}, row {row + self.file.first_row}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,7 @@ class EventTable:
             UserError: as of ``TabularReader.read``.
         """
         parts = [self._read_part(file) for file in files]
+        _require_no_copies(parts)
         events = _concat(parts)
         if events.is_empty() and (unmatched := next((part.unmatched for part in parts if part.unmatched), "")):
             raise UserError(unmatched)
@@ -109,6 +106,10 @@ class EventTable:
         ids, orders = list(dict.fromkeys(self.ids.values())), [] if self.order is None else [self.order]
         attributes = self.attributes or {}
         frame = self.table_format.read(file, [*ids, self.time, *orders, *self.where, *attributes], ids)
+        n_rows = frame.height
+        kept, dropped, unmatched, absent = self._keep_rows(frame, [*ids, self.time, *orders], file)
+        if kept is not None:  # before values are parsed: those of other rows need not be valid
+            file, frame = replace(file, rows=kept.arg_true()), frame.filter(kept)
         seconds, nanosecond = self.time_parser.parse(frame[self.time], partial(file.location, self.time))
         events = frame.select(
             *(pl.col(column).alias(name) for name, column in self.ids.items()),
@@ -120,11 +121,7 @@ class EventTable:
             ),
             *([] if nanosecond is None else [nanosecond.alias(NANOSECOND)]),
         )
-        kept, dropped, unmatched, absent = self._keep_rows(frame, [*ids, self.time, *orders], file)
-        rows = None
-        if kept is not None:
-            rows, events = kept.arg_true(), events.filter(kept)
-        return _Part(file, events, frame.height, rows, dropped, unmatched, absent)
+        return _Part(file, events, n_rows, dropped, unmatched, absent)
 
     def _keep_rows(
         self, frame: pl.DataFrame, required: Sequence[str], file: TableFile
@@ -139,7 +136,9 @@ class EventTable:
         unmatched, absent = "", dict[str, str]()
         for column, values in self.where.items():
             allowed = [as_text(value) for value in as_list(values)]
-            text, before = frame[column].cast(pl.String).str.strip_chars(), int(kept.sum())
+            text, before = plain_text(frame[column]), int(kept.sum())
+            if any(isinstance(value, bool) for value in as_list(values)):  # YAML reads True as true
+                text = text.str.to_lowercase()
             is_allowed = text.is_in(allowed).fill_null(False)
             kept &= is_allowed
             if unseen := set(allowed) - set(text.filter(is_allowed).unique()):
@@ -148,7 +147,7 @@ class EventTable:
             label = f"{column}={' or '.join(allowed)}"
             dropped[f"with {label}"] = before - int(kept.sum())
             if not kept.any() and not unmatched:
-                frequent = text.value_counts(sort=True)[column].head(10).to_list()
+                frequent = text.drop_nulls().value_counts(sort=True)[column].head(10).to_list()
                 unmatched = f"{file}: data.where: no row has {label}; its values: {', '.join(map(str, frequent))}"
         n_before = int(kept.sum())
         for column in required:
@@ -163,6 +162,13 @@ class EventTable:
         if self.incomplete == "drop":
             dropped["without missing values"] = n_before - int(kept.sum())
         return None if kept.all() else kept, dropped, unmatched, absent
+
+
+def _require_no_copies(parts: Sequence[_Part]) -> None:
+    """Raises UserError for a file with the events of another one, in whatever form it is packed."""
+    for first, second in combinations(parts, 2):
+        if first.n_rows == second.n_rows and first.events.height and first.events.equals(second.events):
+            raise UserError(f"data.events: {second.file} is a copy of {first.file}; its rows would be counted twice")
 
 
 def _concat(parts: Sequence[_Part]) -> pl.DataFrame:
@@ -208,7 +214,7 @@ def _attributes_of_users(events: pl.DataFrame, attributes: Mapping[str, str], pa
 def _row_location(event: int, parts: Sequence[_Part]) -> str:
     """File and row of an event of all files."""
     index, row = file_and_row(event, [part.events.height for part in parts])
-    return parts[index].location(row)
+    return f"{parts[index].file}, row {parts[index].file.row_number(row)}"
 
 
 def as_list(values: object) -> list[object]:

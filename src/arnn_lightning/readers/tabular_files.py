@@ -1,12 +1,10 @@
 """The files of a table: found by path, glob or list, plain or packed, and none of them twice."""
 
-import filecmp
 import glob
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, combinations
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import polars as pl
@@ -24,11 +22,13 @@ class TableFile:
         path: where it is.
         member: its name in the zip archive ``path``, if that contains several files; None: ``path`` is the file.
         header: names of its columns; None: they are in its first line.
+        rows: indices of the rows that are read; None: all.
     """
 
     path: Path
     member: str | None
     header: Sequence[str] | None
+    rows: pl.Series | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return str(self.path if self.member is None else self.path / self.member)
@@ -38,8 +38,12 @@ class TableFile:
         """The number of the first row of data: in a text file, the header is row 1."""
         return FIRST_ROW if self.header is None and file_format(self.path) != "parquet" else 1
 
+    def row_number(self, row: int) -> int:
+        """The number in the file of a row that is read."""
+        return self.first_row + (row if self.rows is None else int(self.rows[row]))
+
     def location(self, column: str, row: int) -> str:
-        return f"{self}: column {column!r}, row {row + self.first_row}"
+        return f"{self}: column {column!r}, row {self.row_number(row)}"
 
 
 def resolve_files(
@@ -70,21 +74,14 @@ def resolve_files(
 
 
 def _require_distinct(name: str, files: Sequence[TableFile]) -> None:
-    """Raises UserError for a file that is listed twice: by two paths, plain and packed, or as a copy."""
+    """Raises UserError for a file that is listed twice: by two paths, or plain and packed."""
     by_name: dict[tuple[Path, str | None], TableFile] = {}
-    by_size: defaultdict[int, list[TableFile]] = defaultdict(list)
     for file in files:
         path = file.path.resolve()
         other = by_name.setdefault((path.with_suffix("") if path.suffix[1:] in PACKED else path, file.member), file)
         if other is not file:
             also = "" if other.path == file.path else f" (also as {other})"
             raise UserError(f"data.{name}: {file} is listed more than once{also}; its rows would be counted twice")
-        if file.member is None:
-            by_size[path.stat().st_size].append(file)
-    for first, second in (pair for same_size in by_size.values() for pair in combinations(same_size, 2)):
-        # Days without events have equal files: a header alone.
-        if filecmp.cmp(first.path, second.path, shallow=False) and first.path.read_bytes().count(b"\n") > 1:
-            raise UserError(f"data.{name}: {second} is a copy of {first}; its rows would be counted twice")
 
 
 def file_and_row(row: int, n_rows: Sequence[int]) -> tuple[int, int]:

@@ -77,9 +77,7 @@ class TableFormat:
         if kind == "numeric":
             dates = parse_dates(column, self.date_format)
             return dates if dates.dtype == pl.Date else self.parse_number(column, file).cast(pl.Float64)
-        if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
-            column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
-        text = column.cast(pl.String).str.strip_chars()
+        text = plain_text(column)
         return text.set(text.is_in(["", *self.null_values]), None)
 
     def parse_number(self, column: pl.Series, file: TableFile) -> pl.Series:
@@ -175,6 +173,17 @@ def _parse_list(text: str, separator: str) -> list[str]:
 def _parse_python_list(text: str) -> list[object]:
     # numpy writes no commas, and Python would join the strings.
     return list(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
+
+
+def plain_text(column: pl.Series) -> pl.Series:
+    """A column as text without spaces around the values.
+
+    >>> plain_text(pl.Series([3.0, None])).to_list(), plain_text(pl.Series([" de", "3.0"])).to_list()
+    (['3', None], ['de', '3.0'])
+    """
+    if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
+        column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
+    return column.cast(pl.String).str.strip_chars()
 
 
 def as_text(value: object) -> str:
