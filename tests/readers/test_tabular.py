@@ -613,11 +613,14 @@ def test_rows_that_are_not_kept_need_no_valid_values(log: Any) -> None:
 def test_where_compares_numbers_and_booleans_by_value(tmp_path: Path, log: Any) -> None:
     path = log(f"user,item,time,cart\nu,a,{NOON},True\nu,b,{NOON},False\nu,c,{NOON},\n")
     assert read(path, "data.where={cart: True}").events["item"].to_list() == ["a"]
+    assert read(path, "data.where={cart: [true, False, View]}").events["item"].to_list() == ["a", "b"]
     frame = pl.read_csv(path).with_columns(kind=pl.Series([1.0, 2.0, None]))
     frame.write_parquet(tmp_path / "log")
     assert read(tmp_path / "log", "data.where={cart: false, kind: 2}").events["item"].to_list() == ["b"]
     with pytest.raises(UserError, match=r"no row has kind=3; its values: [12], [12]$"):
         read(tmp_path / "log", "data.where={kind: 3}")
+    mixed = log(f"user,item,time,cart\nu,a,{NOON},TRUE\nu,b,{NOON},View\nu,c,{NOON},view\n")
+    assert read(mixed, "data.where={cart: [true, View]}").events["item"].to_list() == ["a", "b"]
 
 
 # --- logs without users ---

@@ -137,8 +137,10 @@ class EventTable:
         for column, values in self.where.items():
             allowed = [as_text(value) for value in as_list(values)]
             text, before = plain_text(frame[column]), int(kept.sum())
-            if any(isinstance(value, bool) for value in as_list(values)):  # YAML reads True as true
-                text = text.str.to_lowercase()
+            booleans = [as_text(value) for value in as_list(values) if isinstance(value, bool)]
+            if booleans:  # YAML reads True as true
+                lower = text.str.to_lowercase()
+                text = text.zip_with(~lower.is_in(booleans), lower)
             is_allowed = text.is_in(allowed).fill_null(False)
             kept &= is_allowed
             if unseen := set(allowed) - set(text.filter(is_allowed).unique()):
