@@ -999,6 +999,28 @@ def test_exports_that_overlap_are_counted_once(tmp_path: Path) -> None:
     assert both.manifest["log"]["duplicates"] == once.manifest["log"]["duplicates"] + clicks_twice
 
 
+@pytest.mark.parametrize("order", [None, "place"], ids=["fractions", "order"])
+def test_duplicates_and_ties_are_those_of_the_full_precision(order: str | None, tmp_path: Path) -> None:
+    """Of three clicks on an item within a second, two have equal times (or equal places)."""
+    events = [
+        (user, item, f"2024-01-0{day}T10:00:0{place}.0", place)
+        for user, day in ((1, 1), (2, 2))
+        for place, item in enumerate("ab")
+    ]
+    burst = [(1, "a", f"2024-01-01T10:00:05.{fraction}", place) for fraction, place in ((1, 5), (2, 6), (2, 6))]
+    rows = [(user, item, time if order is None else time[:19], place) for user, item, time, place in [*events, *burst]]
+    frame = pl.DataFrame(rows, schema=["user", "item", "time", "place"], orient="row")
+    frame.write_csv(tmp_path / "log.csv")
+    overrides = [f"data.columns.order={order or 'null'}", "data.split={test_days: 1, val_days: 0}"]
+    for duplicates, expected in (("keep", "abaaa"), ("drop", "abaa")):
+        options = (*overrides, "data.items.min_events=1", f"data.duplicates={duplicates}")
+        data = compose_config("data=tabular", f"data.events={tmp_path}/log.csv", *options).data
+        prepared = prepare(OmegaConf.to_container(data, resolve=True), tmp_path / "data")
+        assert (prepared.manifest["log"]["duplicates"], prepared.manifest["log"]["tied_times"]) == (1, 1)
+        ids = pl.read_parquet(prepared.folder / "items.parquet")["id"]
+        assert "".join(ids.gather(pl.read_parquet(prepared.folder / "train.parquet")["item"])) == expected
+
+
 def test_long_sessions_are_cut_into_equal_pieces(tmp_path: Path) -> None:
     log = [*PAIRS, *(Row(1, 1 + place % 2, 1, FIRST + DAY + place) for place in range(11))]
     prepared = prepared_from(tmp_path, log, max_session_length=5)

@@ -41,9 +41,9 @@ from arnn_lightning.preprocessing.encoding import count_codes, encode_ids, recod
 from arnn_lightning.preprocessing.filtering import FilterLog, Progress, filter_events
 from arnn_lightning.preprocessing.sessions import Sessions, session_starts
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
-from arnn_lightning.readers.schema import ITEM, SESSION, TIME, TITLE, USER, RawData, Reader, validate_events
+from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, TITLE, USER, RawData, Reader, validate_events
 
-FORMAT_VERSION = 7  # raised whenever equal settings would write other bytes
+FORMAT_VERSION = 8  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
 PATH_KEYS = ("raw_dir", "events", "users", "titles", "source")  # where files are, not what they mean
@@ -364,6 +364,8 @@ def _read_log(
     log = pl.DataFrame({USER: user, ITEM: item, TIME: seconds})
     if SESSION in raw.events.columns:
         log = log.with_columns(encode_ids(raw.events[SESSION])[0].alias(SESSION))
+    if INSTANT in raw.events.columns:
+        log = log.with_columns(raw.events[INSTANT])
     return replace(raw, events=raw.events.clear()), log, user_ids, item_ids, is_described
 
 

@@ -10,13 +10,12 @@ import polars as pl
 
 from arnn_lightning.preprocessing.contexts import OTHER, PREFIX, attribute_names
 from arnn_lightning.preprocessing.sessions import SESSION_ID, local_day, session_starts
-from arnn_lightning.readers.schema import ITEM, TIME, USER
+from arnn_lightning.readers.schema import INSTANT, ITEM, TIME, USER
 
 TOP_VALUES = 3
 LONG_SESSION = 1_000
 OLDEST_YEAR = 1990
 _IN_SESSION = pl.col(SESSION_ID) == pl.col(SESSION_ID).shift()
-_IS_TIED = (_IN_SESSION & (pl.col(TIME) == pl.col(TIME).shift())).fill_null(False)  # with the event before
 _IS_REPEAT = (_IN_SESSION & (pl.col(ITEM) == pl.col(ITEM).shift())).fill_null(False)
 
 
@@ -46,9 +45,15 @@ def count_duplicates(events: pl.DataFrame) -> int:
     return len(key) - key.n_unique()
 
 
+def _is_tied(events: pl.DataFrame) -> pl.Expr:
+    """Whether an event has the time of the event before in its session, at the log's full precision."""
+    time = pl.col(INSTANT if INSTANT in events.columns else TIME)
+    return (_IN_SESSION & (time == time.shift())).fill_null(False)
+
+
 def _tied_events(events: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     """The rows of events that share session and time with another one, and a key of session, time and item."""
-    is_tied = events.select(_IS_TIED).to_series()
+    is_tied = events.select(_is_tied(events)).to_series()
     rows = (is_tied | is_tied.shift(-1, fill_value=False)).arg_true()
     group = (~is_tied).cum_sum().gather(rows).cast(pl.UInt64)
     return rows, group * 2**32 + events[ITEM].gather(rows)
@@ -77,7 +82,7 @@ def profile_log(
     length = np.diff(session_starts(events[SESSION_ID].to_numpy()), append=events.height)
     most_frequent = np.sort(item_events)[::-1]
     n_top = math.ceil(np.count_nonzero(item_events) / 100)
-    tied, repeats = events.lazy().select(_IS_TIED.sum().alias("tied"), _IS_REPEAT.sum()).collect().row(0)
+    tied, repeats = events.lazy().select(_is_tied(events).sum().alias("tied"), _IS_REPEAT.sum()).collect().row(0)
     return {
         "first_day": first_day,
         "last_day": last_day,

@@ -1,7 +1,8 @@
 """The canonical tables that every reader returns, and their validation.
 
 ``events``: ``user``, ``item`` (any type that sorts), ``time`` (Int64, unix seconds) and, where the data set defines
-sessions, ``session``; one row per event, in the order of the file.
+sessions, ``session``; one row per event, in the order of the file. Where times are finer than seconds, or another
+column orders events, also ``instant``: integers that are equal for events of equal time and order.
 ``users``: ``user`` and one column per attribute: String for a single-valued attribute, Float64 or Date for a numeric
 one, List(String) for a multi-valued one; null (or an empty list) means unknown.
 ``items``, where the data set has an items table: ``item``, ``title`` (String) where there are titles, and one column
@@ -21,6 +22,7 @@ from arnn_lightning.errors import UserError, nearest
 
 MAX_UNIX_SECONDS = 10**11  # the year 5138; larger numbers are milliseconds
 USER, ITEM, TIME, SESSION, TITLE = "user", "item", "time", "session", "title"
+INSTANT = "instant"
 
 
 def row_of_table(table: str, row: int) -> str:

@@ -9,7 +9,7 @@ from itertools import combinations
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
-from arnn_lightning.readers.schema import TIME, USER
+from arnn_lightning.readers.schema import INSTANT, TIME, USER
 from arnn_lightning.readers.tabular_files import TableFile, concat_files, file_and_row
 from arnn_lightning.readers.tabular_format import TableFormat, as_text, plain_text
 from arnn_lightning.readers.times import NANOSECOND, TimeParser
@@ -183,7 +183,11 @@ def _concat(parts: Sequence[_Part]) -> pl.DataFrame:
 def _in_order(events: pl.DataFrame) -> pl.DataFrame:
     """Events by time and order, where seconds do not order them; stable, since preprocessing sorts by seconds only."""
     keys = [name for name in (NANOSECOND, ORDER) if name in events.columns]
-    return events.sort(TIME, *keys, maintain_order=True).drop(keys) if keys else events
+    if not keys:
+        return events
+    is_new = pl.any_horizontal(pl.col(TIME, *keys).ne_missing(pl.col(TIME, *keys).shift()))
+    ordered = events.sort(TIME, *keys, maintain_order=True)
+    return ordered.with_columns(is_new.cum_sum().cast(pl.UInt32).alias(INSTANT)).drop(keys)
 
 
 def _attribute_column(name: str) -> str:
