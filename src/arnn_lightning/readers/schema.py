@@ -156,7 +156,7 @@ def parse_dates(column: pl.Series, date_format: str | None) -> pl.Series:
         dates = dates.set(dates.dt.year() < 1000, None)  # %Y accepts two digits too
         if dates.null_count() == len(dates) or dates.null_count() > column.null_count():
             return column
-    return dates.dt.date() if dates.dtype.is_temporal() else column
+    return dates.dt.date() if dates.dtype == pl.Date or isinstance(dates.dtype, pl.Datetime) else column
 
 
 def decimal_years(column: pl.Series) -> pl.Series:

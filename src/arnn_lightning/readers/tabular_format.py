@@ -90,7 +90,7 @@ class TableFormat:
                 number = with_decimal_point(text, self.decimal).cast(pl.Float64, strict=False)
         elif isinstance(column.dtype, pl.Datetime):
             text, number = column, column.dt.epoch("us") / 86_400_000_000
-        elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date):
+        elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date, pl.Null):
             text = column
             number = (
                 column.cast(pl.Int32 if column.dtype == pl.Date else pl.Float64)

@@ -59,6 +59,8 @@ class TimeParser:
             row = is_invalid.arg_true()[0]
             raise UserError(f"{row_location(row)}: {column[row]!r} is {problem}; {advice}")
 
+        if column.dtype.is_nested():
+            raise UserError(f"{row_location(0)}: contains {column.dtype}; times must be numbers, text or dates")
         seconds, nanosecond = self._parse(column, fail)
         self._require_plausible(seconds, fail)
         is_whole = nanosecond is None or not (nanosecond != 0).any()
