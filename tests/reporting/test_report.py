@@ -604,7 +604,7 @@ def test_p_values_are_adjusted_over_the_table(whole: Report) -> None:
 
 
 def test_one_seed_is_pointed_out(workspace: Path, whole: Report) -> None:
-    sentence = "One seed: intervals contain the variation over users"
+    sentence = "One seed: intervals reflect the variation over users only"
     assert sentence in report_of(seed_runs(workspace)[:1], workspace).html
     assert sentence not in whole.html
 
