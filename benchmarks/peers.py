@@ -397,6 +397,12 @@ def race_counted(race: Race, name: str, peer_class: type, settings: Callable[[Di
     def fit_peer() -> Any:
         peer = peer_class(**settings(workload.config.model))
         peer.fit(train.copy())
+        if race.options.recent_first and hasattr(peer, "calc_similarity"):
+            similarities, time = peer.calc_similarity, peer.session_time
+            # (session, similarity) pairs, which the peer then sorts by similarity and leaves in order where it is equal
+            peer.calc_similarity = lambda *inputs: sorted(
+                similarities(*inputs), key=lambda pair: (time[pair[0]], pair[0]), reverse=True
+            )
         return peer
 
     fit = timed(lambda: model.fit(sessions))
@@ -465,6 +471,7 @@ def main() -> None:
     parser.add_argument("--catalogue", type=int, default=0, help="more items than the data has, for pyGRU4REC's race")
     parser.add_argument("--sessions", type=int, default=2_000, help="sessions that pyGRU4REC trains on")
     parser.add_argument("--predictions", type=int, default=2000, help="timed of each of session-rec's models")
+    parser.add_argument("--recent-first", action="store_true", help="session-rec's equally similar sessions as in ours")
     parser.add_argument("--accuracy", nargs="+", choices=["cross_entropy", "bpr_max"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=3)
