@@ -12,6 +12,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import random_sessions, write_dataset
 
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too, which share the cores
 for variable in [name for name in os.environ if name.startswith(("ARNN_", "PL_TRAINER_"))]:
     del os.environ[variable]  # settings of who runs the tests
 settings.register_profile("any machine", deadline=None)  # examples may take longer on a busy machine

@@ -1,6 +1,9 @@
 """The list of models that every contract test reads: a new model needs one line here."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+import pytest
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_model, ready
@@ -102,8 +105,18 @@ MODELS = (
         reads_contexts=True,
     ),
 )
+# Each differs in a setting from another of the list; tests that train for long do so with these in make test-all only.
+VARIANTS = (
+    *("gru4rec_separate", "gru4rec_tied", "gru4rec_items", "pnn_closed", "pnn_fields"),
+    *("arnn_footnote2", "arnn_joint", "arnn_concat", "latent_cross_sasrec", "arnn_sasrec"),
+)
 TRAINED = tuple(case for case in MODELS if case.is_trained)
 BY_NAME = {case.name: case for case in MODELS}
+
+
+def slow_variants(cases: Iterable[ModelCase]) -> list[Any]:
+    """Parameters of a test; those of ``VARIANTS`` are marked as slow."""
+    return [pytest.param(case, marks=pytest.mark.slow) if case.name in VARIANTS else case for case in cases]
 
 
 def case_name(case: ModelCase) -> str:

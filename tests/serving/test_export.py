@@ -32,8 +32,16 @@ from models import BY_NAME, MODELS, TRAINED, ModelCase
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 EXPORTED = tuple(case.name for case in TRAINED if case.name != "arnn_sasrec")  # its parts are exported in others
-# Their steps are those of arnn, which they differ from in training, or of parts that are exported in others.
-REPEATED = ("arnn_footnote2", "arnn_joint", "arnn_strong", "arnn_concat", "latent_cross_sasrec")
+# Their steps are those of others, from which they differ in training, or have parts that are exported in others.
+REPEATED = (
+    "gru4rec_tied",
+    "pnn_closed",
+    "arnn_footnote2",
+    "arnn_joint",
+    "arnn_strong",
+    "arnn_concat",
+    "latent_cross_sasrec",
+)
 Checkpoints = Callable[[ModelCase], Path]
 
 

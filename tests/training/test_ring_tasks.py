@@ -18,11 +18,11 @@ from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, make_model, ready, trainer, write_dataset
-from models import BY_NAME, MODELS, ModelCase, case_name
+from models import BY_NAME, MODELS, ModelCase, case_name, slow_variants
 
 RING = 12
 FUSIONS = ("latent_cross", "init_state", "input_concat", "prefix")
-RING_CASES = [case for case in MODELS if not case.repeats]
+RING_CASES = slow_variants(case for case in MODELS if not case.repeats)
 HUB, GROUPS = 0, 6
 
 
@@ -121,7 +121,7 @@ def test_in_sessions_of_six_gru4rec_knows_the_direction(tmp_path: Path) -> None:
     assert all(recall[position] > 0.99 for position in (2, 3, 4, 5))
 
 
-@pytest.mark.parametrize("case", [case for case in RING_CASES if case.name != "prefix"], ids=case_name)  # as sasrec
+@pytest.mark.parametrize("case", RING_CASES, ids=case_name)
 def test_a_direction_per_session_is_known_by_memory_alone(case: ModelCase, tmp_path: Path) -> None:
     recall = recall_by_position(case, ring_dataset(tmp_path, 6, "session"), tmp_path)
     assert 0 <= recall[1] <= 0.65
