@@ -4,8 +4,8 @@
     python experiments/fusions_table.py table FOLDER
 
 `run` trains, with the session encoder ENCODER (gru or sasrec): the encoder alone, ARNN on it (product) and the fusions
-that it takes, for own, permuted and per-session contexts; with own contexts the encoder and ARNN with attributes of
-items; and on gru both for users held out of training, and for items that training does not have, by their attributes
+that it takes, for own, permuted and per-session contexts, and for own contexts with attributes of items; and on gru
+the encoder and ARNN for users held out of training, and for items that training does not have, by their attributes
 and by permuted ones. Seeds 1, 2, 3, three epochs, the best on validation kept. A finished run is not repeated.
 
 The search before is the same for each of them: one epoch with seed 0 and own contexts at three learning rates, of which
@@ -102,9 +102,9 @@ class Runs:
                 continue
             within = [f"model={model}", f"model@model.session={self.model}"]
             within += [f"model.session.{setting}" for setting in self.settings]
-            pretrained, context, settings = [self.session("own", 0)], [], CONTROLS
+            pretrained, context, settings = [self.session("own", 0)], [], [*CONTROLS, ATTRIBUTES]
             if fusion == "product":
-                settings = [*CONTROLS, ATTRIBUTES, *new]
+                settings += new
                 context = [f"model.context{key[5:]}" for key in self.overrides if key.startswith("model.")]
                 options = (*within, *context, *pretrained, "model.epochs=1")
                 rate = self.search(fusion, "model.context", *options, stage="context/")
