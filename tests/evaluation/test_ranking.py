@@ -23,6 +23,7 @@ from arnn_lightning.evaluation.metrics import (
     rank,
 )
 from arnn_lightning.evaluation.ranking import (
+    BestItems,
     RecommendationCounts,
     count_higher_and_tied,
     count_higher_and_tied_blockwise,
@@ -88,14 +89,14 @@ def test_inexact_target_scores_are_recomputed(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(count_higher_and_tied_blockwise(query, target, weight, bias), right)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e38, -1e38])
 @pytest.mark.parametrize("where", ["query", "weight", "bias"])
 def test_V8_non_finite_products_raise(bad: float, where: str) -> None:
     values = {"query": torch.full((3, 4), 10.0), "weight": torch.ones(5, 4), "bias": torch.zeros(5)}
     values[where][1:2] = bad
     arguments = values["query"], torch.zeros(3, dtype=torch.int64), values["weight"], values["bias"]
-    if (where, bad) == ("bias", 1e38):
-        assert count_higher_and_tied_blockwise(*arguments).tolist() == [[1, 4]] * 3
+    if where == "bias" and abs(bad) == 1e38:
+        assert count_higher_and_tied_blockwise(*arguments).tolist() == [[int(bad > 0), 4]] * 3
         return
     with pytest.raises(UserError, match="NaN or infinite"):
         count_higher_and_tied_blockwise(*arguments)
@@ -215,6 +216,23 @@ def test_V5_top_items_are_sorted_by_score_and_then_by_item(n_items: int, n_value
         expected = score.sort(dim=1, descending=True, stable=True)
         assert torch.equal(values, expected.values[:, :k])
         assert torch.equal(items, expected.indices[:, :k])
+
+
+@pytest.mark.parametrize("item", [0, 255, 256, 29_951, 29_952, 29_999])  # the last whole block of 256 ends at 29,951
+def test_the_best_item_may_be_at_any_place_of_a_block(item: int) -> None:
+    score = -torch.arange(30_000.0)[None]
+    score[0, item] = 1
+    assert top_items(score, 3)[1][0, 0] == item
+
+
+def test_queries_with_many_ties_stay_without_a_list() -> None:
+    best = BestItems(3, 2)
+    tied, distinct = torch.zeros(512), torch.arange(512.0)
+    best.add(torch.stack([tied, distinct, distinct]), 0)
+    best.add(torch.stack([distinct, distinct - 1000, tied + 1000]), 512)
+    items, skipped = best.lists()
+    assert items.tolist() == [511, 510]
+    assert skipped.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
