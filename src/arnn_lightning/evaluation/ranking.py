@@ -98,7 +98,8 @@ class BestItems:
     def lists(self) -> tuple[np.ndarray, np.ndarray]:
         """The items of all lists in one array, and the queries that were skipped."""
         query, item, score = (np.concatenate(parts) for parts in zip(*self.found, strict=True))
-        order = np.argsort(query, kind="stable")
+        (kept,) = np.nonzero(~self.is_skipped_M[query])  # a query may be skipped after some of its items were found
+        order = kept[np.argsort(query[kept], kind="stable")]
         query, item, score = query[order], item[order], score[order]
         table = np.full((len(self.bound_M), max(self.k, np.bincount(query, minlength=1).max())), -np.inf)
         table[query, _place(query)] = score
