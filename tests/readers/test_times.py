@@ -145,6 +145,7 @@ def test_names_of_zones_are_refused() -> None:
         ([datetime(1990, 5, 1), datetime(2023, 5, 1)], None, r"1990-05-01, more than 30 years before"),
         ([True], None, r"True is a value of type Boolean"),
         ([float("inf")], None, r"inf is not a unix time"),
+        ([float(NOON), -1e30], None, r"-1e\+30 is not a unix time"),
         ([NOON * 1000, 0, NOON * 1000], None, r"0 is not in the unit of the other rows"),
         ([2**63], pl.UInt64, r"is not a unix time"),
     ],
