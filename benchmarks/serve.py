@@ -32,9 +32,8 @@ LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]+)", re.IGNORECASE)
 def serve(n_items: int, port: int) -> None:
     """The service, until it is terminated."""
     import torch
-    import uvicorn
 
-    from arnn_lightning.serving.http import make_app
+    from arnn_lightning.serving.http import make_app, run_app
     from arnn_lightning.serving.service import SessionStore
 
     class Models:  # what the application reads of a ReloadingPredictor
@@ -42,7 +41,7 @@ def serve(n_items: int, port: int) -> None:
 
     torch.set_num_threads(1)
     app = make_app(Models(), SessionStore(10_000, 1_800), None, 1_000_000)  # type: ignore[arg-type]
-    uvicorn.run(app, port=port, log_level="warning", access_log=False)
+    run_app(app, "127.0.0.1", port)
 
 
 class Connection(asyncio.Protocol):

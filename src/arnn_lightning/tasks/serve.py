@@ -23,9 +23,7 @@ def run(config: DictConfig) -> None:
             f"host={config.host}: reachable by other machines without a token; set the variable {TOKEN}, or public=true"
         )
     try:
-        import uvicorn
-
-        from arnn_lightning.serving.http import make_app
+        from arnn_lightning.serving.http import make_app, run_app
         from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
     except ModuleNotFoundError as error:
         raise UserError(f"task=serve: {error}{install_hint('serve')}") from error
@@ -42,7 +40,7 @@ def run(config: DictConfig) -> None:
     watcher = threading.Thread(target=models.watch, daemon=True)
     watcher.start()
     try:
-        uvicorn.run(app, host=config.host, port=config.port, timeout_graceful_shutdown=30, server_header=False)
+        run_app(app, config.host, config.port)
     finally:
         models.stop()
 
