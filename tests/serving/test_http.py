@@ -1,5 +1,6 @@
 """The service: what it answers, refuses, and keeps."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -9,7 +10,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +196,18 @@ def test_a_refused_click_does_not_count(models: ReloadingPredictor, items: list[
 
 def test_requests_of_one_session_are_answered_in_turn(models: ReloadingPredictor, items: list[Any]) -> None:
     """A batch has each session once; both requests were waiting when it was made."""
-    session, batches, futures = models.current.session(), Batches(10), [Future[Any](), Future[Any]()]
-    for item, future in zip(items, futures, strict=False):
-        batches._waiting.append((Job(models.current, [session], [[item]], Lists()), future))
-    for number, future in enumerate(futures, 1):
-        batches._run()
-        assert future.result(0) is not None
-        assert session.clicks == number
+    session, batches = models.current.session(), Batches(10)
+
+    async def click_twice() -> None:
+        futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        for item, future in zip(items, futures, strict=False):
+            batches._waiting.append((Job(models.current, [session], [[item]], Lists()), future))
+        for number, future in enumerate(futures, 1):
+            batches._run()
+            assert await asyncio.wait_for(future, 1)
+            assert session.clicks == number
+
+    asyncio.run(click_twice())
 
 
 def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) -> None:
