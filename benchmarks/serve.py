@@ -9,6 +9,7 @@ and service share the machine.
 """
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -35,6 +36,8 @@ def serve(n_items: int, port: int) -> None:
 
     from arnn_lightning.serving.http import make_app, run_app
     from arnn_lightning.serving.service import SessionStore
+
+    gc.freeze()  # as task=serve does
 
     class Models:  # what the application reads of a ReloadingPredictor
         current = make_predictor(n_items)

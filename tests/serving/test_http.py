@@ -1,6 +1,7 @@
 """The service: what it answers, refuses, and keeps."""
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -281,6 +282,17 @@ def test_other_machines_need_a_token_or_public(host: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("ARNN_TOKEN", "secret")
     with pytest.raises(UserError, match=r"no checkpoint at none\.ckpt"):
         serve.run(config)
+
+
+def test_garbage_collections_leave_modules_out(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules are most objects of the process, and a collection of them stops all requests."""
+    frozen = []
+    monkeypatch.setattr("arnn_lightning.serving.http.run_app", lambda *_: frozen.append(gc.get_freeze_count()))
+    try:
+        serve.run(compose_config("task=serve", f"checkpoint={checkpoints(BY_NAME['arnn'])}"))
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > 100_000
 
 
 def test_a_missing_checkpoint_is_one_line(
