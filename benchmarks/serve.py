@@ -9,6 +9,7 @@ and service share the machine.
 """
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -32,17 +33,18 @@ LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]+)", re.IGNORECASE)
 def serve(n_items: int, port: int) -> None:
     """The service, until it is terminated."""
     import torch
-    import uvicorn
 
-    from arnn_lightning.serving.http import make_app
+    from arnn_lightning.serving.http import make_app, run_app
     from arnn_lightning.serving.service import SessionStore
+
+    gc.freeze()  # as task=serve does
 
     class Models:  # what the application reads of a ReloadingPredictor
         current = make_predictor(n_items)
 
     torch.set_num_threads(1)
     app = make_app(Models(), SessionStore(10_000, 1_800), None, 1_000_000)  # type: ignore[arg-type]
-    uvicorn.run(app, port=port, log_level="warning", access_log=False)
+    run_app(app, "127.0.0.1", port)
 
 
 class Connection(asyncio.Protocol):

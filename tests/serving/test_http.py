@@ -1,5 +1,7 @@
 """The service: what it answers, refuses, and keeps."""
 
+import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -9,7 +11,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +197,18 @@ def test_a_refused_click_does_not_count(models: ReloadingPredictor, items: list[
 
 def test_requests_of_one_session_are_answered_in_turn(models: ReloadingPredictor, items: list[Any]) -> None:
     """A batch has each session once; both requests were waiting when it was made."""
-    session, batches, futures = models.current.session(), Batches(10), [Future[Any](), Future[Any]()]
-    for item, future in zip(items, futures, strict=False):
-        batches._waiting.append((Job(models.current, [session], [[item]], Lists()), future))
-    for number, future in enumerate(futures, 1):
-        batches._run()
-        assert future.result(0) is not None
-        assert session.clicks == number
+    session, batches = models.current.session(), Batches(10)
+
+    async def click_twice() -> None:
+        futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        for item, future in zip(items, futures, strict=False):
+            batches._waiting.append((Job(models.current, [session], [[item]], Lists()), future))
+        for number, future in enumerate(futures, 1):
+            batches._run()
+            assert await asyncio.wait_for(future, 1)
+            assert session.clicks == number
+
+    asyncio.run(click_twice())
 
 
 def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) -> None:
@@ -278,6 +284,17 @@ def test_other_machines_need_a_token_or_public(host: str, monkeypatch: pytest.Mo
         serve.run(config)
 
 
+def test_garbage_collections_leave_modules_out(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules are most objects of the process, and a collection of them stops all requests."""
+    frozen = []
+    monkeypatch.setattr("arnn_lightning.serving.http.run_app", lambda *_: frozen.append(gc.get_freeze_count()))
+    try:
+        serve.run(compose_config("task=serve", f"checkpoint={checkpoints(BY_NAME['arnn'])}"))
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > 100_000
+
+
 def test_a_missing_checkpoint_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,8 +306,9 @@ def test_a_missing_checkpoint_is_one_line(
 def test_serve_answers_and_stops_on_a_signal(checkpoints: Checkpoints, tmp_path: Path) -> None:
     port = 18_000 + os.getpid() % 2_000
     arguments = ["task=serve", f"checkpoint={checkpoints(BY_NAME['arnn'])}", f"port={port}", "hydra.run.dir=out"]
+    command = [sys.executable, "-m", "arnn_lightning", *arguments]
     with subprocess.Popen(
-        [sys.executable, "-m", "arnn_lightning", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         for _ in range(600):
             try:
@@ -302,8 +320,11 @@ def test_serve_answers_and_stops_on_a_signal(checkpoints: Checkpoints, tmp_path:
                 time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
-        assert process.stderr is not None
-        assert "Traceback" not in process.stderr.read()
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        assert "Uvicorn running on" in printed
+        assert "Traceback" not in printed
+        assert "/health" not in printed  # /metrics counts requests
 
 
 def test_a_body_of_another_content_type_is_named(client: TestClient) -> None:

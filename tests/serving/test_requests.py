@@ -4,7 +4,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.predictor import Predictor, load
+from arnn_lightning.serving.predictor import BLOCK_SESSIONS, Predictor, load
 from arnn_lightning.serving.requests import Unknown, one_row
 from arnn_lightning.training.checkpoint import read_checkpoint
 from commandline import arnn_here
@@ -185,6 +185,40 @@ def test_the_command_reports_attributes_and_names_files(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert arnn_here([*command, 'input="~/sessions.csv"', 'output="~/home.csv"'], monkeypatch) == 0
     assert (tmp_path / "home.csv").is_file()
+
+
+@pytest.mark.parametrize("n_sessions", [30_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_many_sessions_are_written_as_they_are_computed(
+    n_sessions: int,
+    checkpoints: Checkpoints,
+    gru4rec: Predictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    number = pl.int_range(n_sessions, eager=True)
+    sessions = pl.DataFrame({"session_id": number, "item_id": gru4rec.catalogue.ids.gather(number % gru4rec.n_items)})
+    sessions.write_parquet("sessions.parquet")
+    block_sessions, written = [], []
+    lists = Predictor.lists
+
+    def watched(*args: Any) -> Iterator[pl.DataFrame]:
+        for block in lists(*args):
+            block_sessions.append(block["session_id"].n_unique())
+            written.append(sum(file.stat().st_size for file in tmp_path.rglob("*lists.csv*")))
+            yield block
+
+    monkeypatch.setattr(Predictor, "lists", watched)
+    command = ["task=recommend", f"checkpoint={checkpoints(BY_NAME['gru4rec'])}", "hydra.run.dir=here", "k=5"]
+    assert arnn_here([*command, "input=sessions.parquet", "output=lists.csv"], monkeypatch) == 0
+    assert capsys.readouterr().out.startswith(f"sessions: {n_sessions:,} (0 without a known item)")
+    assert max(block_sessions) <= BLOCK_SESSIONS
+    assert written[-1] > Path("lists.csv").stat().st_size / 2
+    listed = pl.read_csv("lists.csv")
+    assert (listed["session_id"].to_numpy() == np.repeat(np.arange(n_sessions), 5)).all()
+    expected = gru4rec.recommend(sessions.tail(100), k=5)
+    assert listed.tail(500)["item_id"].to_list() == expected["item_id"].to_list()
 
 
 # --- what is recommended ---

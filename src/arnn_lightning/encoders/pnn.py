@@ -71,21 +71,25 @@ class PNNEncoder(SessionEncoder):
         self.norm = MaskedBatchNorm(hidden_size)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
+        terms = step.user_terms
+        if terms is not None and terms.dim() == 3:  # of a folded layer, which serves in float32
+            item_BDT = self.item_embedding(step.item)
+            product_BH = torch.baddbmm(terms[:, :1], item_BDT.flatten(1)[:, None], terms[:, 1:])[:, 0]
+            product_BH = self.product.add_attribute_pairs(product_BH, item_BDT)
+        else:
+            product_BH = self._product(step)
+        context_BH = self.norm(F.relu(product_BH), step.valid)
+        return dropout(context_BH, self.dropout, self.training), state
+
+    def _product(self, step: StepInput) -> Tensor:
         # In float32 whatever trainer.precision is: sums over tens of thousands of pairs.
         with torch.autocast(step.item.device.type, enabled=False):
             item_BDT = self.item_embedding(step.item)
-            user_BH = step.user_terms
-            if user_BH is not None and user_BH.dim() == 3:
-                product_BH = torch.baddbmm(user_BH[:, :1], item_BDT.flatten(1)[:, None], user_BH[:, 1:])[:, 0]
-                product_BH = self.product.add_attribute_pairs(product_BH, item_BDT)
-            else:
-                single_BSD = self.single_embedding(step.contexts.single)
-                if user_BH is None:
-                    product_BH = self.product(step.contexts.active, single_BSD, item_BDT)
-                else:
-                    product_BH = user_BH + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
-        context_BH = self.norm(F.relu(product_BH), step.valid)
-        return dropout(context_BH, self.dropout, self.training), state
+            single_BSD = self.single_embedding(step.contexts.single)
+            if step.user_terms is None:
+                product_BH: Tensor = self.product(step.contexts.active, single_BSD, item_BDT)
+                return product_BH
+            return step.user_terms + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
 
     def user_terms(self, contexts: Contexts) -> Tensor:
         """(N, H), or (N, 1 + D T, H) where the layer is folded: after it, what the item's fields are multiplied with.

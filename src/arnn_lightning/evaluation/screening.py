@@ -79,28 +79,25 @@ class ItemScreen:
             return None
         step = max(largest / LEVELS, SMALLEST)
         code_H = np.rint(q_H / step)
-        rounded_H = step * code_H
         # Of any item, divided by its scale.
-        norm, norm_rounded = _norm(q_H), _norm(rounded_H)
-        product = (self.norm + self.error) * norm_rounded
-        bound = self.norm * _norm(q_H - rounded_H) + self.error * norm_rounded
+        norm, norm_error = _norm(q_H), _norm(q_H - step * code_H)
+        product = (self.norm + self.error) * (norm + norm_error)
+        bound = self.norm * norm_error + self.error * (norm + norm_error)
         bound += EPS * (width + 8) * (self.norm * norm + product + bound)
         if not self.largest_scale * (product + 4 * bound) + self.largest_bias < LARGEST:
             return None
         # Not [None]: of a row with stride 0 the product is uninitialised memory.
         code_1H = torch.from_numpy(code_H.astype(np.int8)).view(1, width)
         product_1P = torch._int_mm(code_1H, self.code_PH.T)
-        lowest_P = torch.add(self.bias_P, self.scale_P, alpha=-bound)
-        lowest_1P = torch.addcmul(lowest_P, self.scale_P, product_1P, value=step)
+        rough_1P = torch.addcmul(self.bias_P, self.scale_P, product_1P, value=step)
         if exclude is not None:
-            exclude(lowest_1P[:, :n_items])
-        lowest_NG = lowest_1P.numpy().reshape(GROUP_ITEMS, -1)
-        best_G = lowest_NG.max(0)
+            exclude(rough_1P[:, :n_items])
+        rough_NG = rough_1P.numpy().reshape(GROUP_ITEMS, -1)
+        best_G, margin_G = rough_NG.max(0), bound * self.largest_scale_G
         # K items have at least this score.
-        least = max(float(np.partition(best_G, -k)[-k]), -LARGEST) - 8 * EPS * self.largest_bias
-        (group_C,) = (best_G + 2 * bound * self.largest_scale_G >= least).nonzero()
-        highest_NC = lowest_NG.take(group_C, 1) + 2 * bound * self.scale_NG.take(group_C, 1)
-        member_C, place_C = (highest_NC >= least).nonzero()
+        least = max(float(np.partition(best_G - margin_G, -k)[-k]), -LARGEST) - 8 * EPS * self.largest_bias
+        (group_C,) = (best_G + margin_G >= least).nonzero()
+        member_C, place_C = (rough_NG.take(group_C, 1) + bound * self.scale_NG.take(group_C, 1) >= least).nonzero()
         if len(member_C) > n_items // MAX_SHARE:
             return None
         item_C = member_C * len(best_G) + group_C[place_C]

@@ -1,8 +1,9 @@
 """The items of a checkpoint: codes <-> ids and titles. N sessions, I items, K length of a list."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,8 @@ class IdCodes:
 
     def find(self, value: Any, name: str) -> int | None:
         """The code of an id of either type, None for unknown ones; raises UserError for what is no id."""
+        if type(value) is self._type:
+            return self._code.get(value)
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, int | str):
@@ -99,11 +102,11 @@ class Catalogue:
             raise UserError("items, exclude_items: no item of the catalogue is left to recommend")
         return allowed_I
 
-    def recommendations(self, scores: Sequence[float], items: Iterable[int]) -> list[Recommendation]:
+    def recommendations(self, scores: Sequence[float], items: Sequence[int]) -> list[Recommendation]:
         """A list from scores and item codes, the best first."""
         ids, titles = self._lists
-        listed = zip(items, scores, strict=True)
-        return [Recommendation(ids[item], score, rank, titles[item]) for rank, (item, score) in enumerate(listed, 1)]
+        rows = zip([ids[item] for item in items], scores, count(1), [titles[item] for item in items])
+        return [*map(Recommendation._make, rows)]
 
     def table(self, key: pl.Series, score_NK: Tensor, item_NK: Tensor) -> pl.DataFrame:
         """Lists as rows: the column ``key``, item_id, score, rank and, where there are, title.

@@ -35,7 +35,7 @@ from arnn_lightning.serving.vocabulary import Vocabulary
 
 FORMAT = 1  # of the folder
 CONFIG, STEP, CARD = "config.json", "step.onnx", "README.md"
-TOLERANCE = 1e-4  # relative to the largest score, over whole sessions
+TOLERANCE = 1e-5  # relative to the largest score or value of a query, or to 1 where that is smaller
 CHECKED_EVENTS = 8  # of each random session that the export is compared on
 MAX_INLINE_BYTES = 1 << 30  # of weights inside step.onnx, whose limit is 2 GB; larger ones are stored next to it
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -203,6 +204,11 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def run_app(app: FastAPI, host: str, port: int) -> None:
+    """Serves until SIGINT or SIGTERM. No line is logged per request, which would take time: /metrics counts them."""
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=30, server_header=False, access_log=False)
 
 
 def _authorization(token: str) -> Callable[[Request], Awaitable[None]]:

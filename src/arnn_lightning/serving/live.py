@@ -1,6 +1,7 @@
 """Live sessions: one click after the other, alone or many sessions in one batch. N sessions, H width of a query."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,15 +38,18 @@ class LiveSession:
     """
 
     def __init__(self, sessions: "LiveSessions", contexts: Contexts, unknown: Unknown) -> None:
-        inference = sessions.inference
         self._sessions = sessions
         self.contexts = contexts
-        self.terms = inference.user_terms(contexts)
-        self.hidden: State = inference.model.initial_state(1)
+        self.hidden: State = sessions.inference.model.initial_state(1)
         self.query: Tensor | None = None
         self.seen: dict[int, None] = {}  # item codes, the latest last: a dict as an ordered set
         self.clicks = 0
         self.unknown = unknown
+
+    @cached_property
+    def terms(self) -> Tensor | None:
+        """The encoder's part that depends on the contexts alone, computed with the first click."""
+        return self._sessions.inference.user_terms(self.contexts)
 
     def add(self, item: int, query_1H: Tensor, hidden: State) -> None:
         """Adds a click on the item of a code, after which the encoder returned ``query_1H`` and ``hidden``."""

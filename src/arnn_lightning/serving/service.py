@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +77,9 @@ class Job(NamedTuple):
     lists: Lists
 
 
+Found = list[list[Recommendation]]
+
+
 class Batches:
     """Clicks and lists in one thread, the requests that wait together in one batch: the catalogue is read once for all.
 
@@ -86,15 +89,15 @@ class Batches:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._waiting: deque[tuple[Job, Future[list[list[Recommendation]]]]] = deque()
+        self._waiting: deque[tuple[Job, asyncio.Future[Found]]] = deque()
         self._thread = ThreadPoolExecutor(1, "recommend")
 
-    async def answer(self, job: Job) -> list[list[Recommendation]]:
+    async def answer(self, job: Job) -> Found:
         """The lists of a request's sessions, after their clicks."""
-        future: Future[list[list[Recommendation]]] = Future()
+        future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, future))
         self._thread.submit(self._run)
-        return await asyncio.wrap_future(future)
+        return await future
 
     def _run(self) -> None:
         batch, taken = [], set[int]()
@@ -105,35 +108,50 @@ class Batches:
                 break
             taken |= sessions
             batch.append(self._waiting.popleft())
-        groups: dict[Any, list[tuple[Job, Future[list[list[Recommendation]]]]]] = {}
+        groups: dict[Any, list[tuple[Job, asyncio.Future[Found]]]] = {}
         for number, (job, future) in enumerate(batch):
-            if not future.set_running_or_notify_cancel():
+            if future.cancelled():
                 continue
             lists = job.lists
             is_alone = lists.items is not None or lists.exclude_items is not None
             key = (id(job.predictor), lists.k, lists.exclude_seen, number if is_alone else None)
             groups.setdefault(key, []).append((job, future))
+        answers: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Found], Found | Exception]]] = {}
         for group in groups.values():
+            jobs = [job for job, _ in group]
             try:
-                self._answer(group)
+                found: Sequence[Found | Exception] = self._found(jobs)
             except Exception as error:
-                for _, future in group:
-                    future.set_exception(error)
+                found = [error] * len(jobs)
+            for (_, future), lists_of_job in zip(group, found, strict=True):
+                answers.setdefault(future.get_loop(), []).append((future, lists_of_job))
+        for loop, of_loop in answers.items():  # once per batch: each call wakes the loop
+            loop.call_soon_threadsafe(_deliver, of_loop)
 
     @staticmethod
-    def _answer(group: Sequence[tuple[Job, Future[list[list[Recommendation]]]]]) -> None:
-        predictor, lists = group[0][0].predictor, group[0][0].lists
+    def _found(jobs: Sequence[Job]) -> list[Found]:
+        """The lists of each of several requests with one model and equal options."""
+        predictor, lists = jobs[0].predictor, jobs[0].lists
         live = predictor.live
         # Before the clicks: they must not count where the request is refused.
         allowed_I = predictor.catalogue.allowed(lists.items, lists.exclude_items)
-        sessions = [session for job, _ in group for session in job.sessions]
-        items = [clicked for job, _ in group for clicked in job.items]
+        sessions = [session for job in jobs for session in job.sessions]
+        items = [clicked for job in jobs for clicked in job.items]
         for step in range(max(map(len, items), default=0)):
             active = [number for number, clicked in enumerate(items) if len(clicked) > step]
             live.click([sessions[number] for number in active], [items[number][step] for number in active])
         found = iter(live.top_allowed(sessions, lists.k, lists.exclude_seen, allowed_I))
-        for job, future in group:
-            future.set_result([*islice(found, len(job.sessions))])
+        return [[*islice(found, len(job.sessions))] for job in jobs]
+
+
+def _deliver(answers: Sequence[tuple[asyncio.Future[Found], Found | Exception]]) -> None:
+    for future, found in answers:
+        if future.cancelled():
+            continue
+        if isinstance(found, Exception):
+            future.set_exception(found)
+        else:
+            future.set_result(found)
 
 
 class ReloadingPredictor:
