@@ -119,8 +119,8 @@ class EvaluationResult:
     def read(cls, name: str, folder: Path, role: str = "") -> "EvaluationResult":
         """Reads what ``write`` wrote; ``role`` is that of a part or a baseline, empty for the model itself."""
         lists = folder / _file("lists", role)
-        item_counts = pl.read_parquet(lists)["times"].to_numpy() if lists.is_file() else None
-        return cls(name, pl.read_parquet(folder / _file("ranks", role)), item_counts)
+        item_counts = pl.read_parquet(lists, glob=False)["times"].to_numpy() if lists.is_file() else None
+        return cls(name, pl.read_parquet(folder / _file("ranks", role), glob=False), item_counts)
 
 
 def metric_intervals(

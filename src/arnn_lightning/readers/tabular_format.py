@@ -47,7 +47,7 @@ class TableFormat:
                 _require_digits(frame[column], file)
             return frame
         try:
-            schema = pl.read_parquet_schema(file.path)
+            schema = pl.scan_parquet(file.path, glob=False).collect_schema()
             for column in columns:
                 if column not in schema:
                     hint = nearest(column, schema)

@@ -68,7 +68,7 @@ class RunTables:
 
     def _labels(self, result: EvaluationResult) -> dict[str, pl.Series]:
         """Every way to group the predictions."""
-        train = pl.read_parquet(self.prepared.folder / "train.parquet", columns=["user", "item"])
+        train = pl.read_parquet(self.prepared.folder / "train.parquet", columns=["user", "item"], glob=False)
         attributes = {name: self.prepared.attribute(name) for name in self.attributes}
         return group_labels(result.ranks, self.prepared.users(), train, self.prepared.dims["n_items"], attributes)
 

@@ -115,8 +115,8 @@ class DataSet:
             _check_types("manifest.json", step, dict.fromkeys(COUNTS, int | None))
         _check_types("manifest.json: config.contexts", manifest["config"]["contexts"], {"single": list, "multi": list})
         _check_types("manifest.json: dims", manifest["dims"], {"n_items": int})
-        users = pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"])
-        train = pl.read_parquet(folder / "train.parquet", columns=["user", "item"])
+        users = pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"], glob=False)
+        train = pl.read_parquet(folder / "train.parquet", columns=["user", "item"], glob=False)
         if train.is_empty() or not train["user"].is_in(users["user"].implode()).all():
             raise ValueError("train.parquet is empty, or has users that are not in users.parquet")
         return cls(manifest, users, train, PreparedDataset(folder))

@@ -52,7 +52,7 @@ class Job(NamedTuple):
         file = self.folder / "metrics.csv"
         if not file.is_file():
             return False
-        rows = pl.read_csv(file).filter(pl.col("metric") == f"val/{metric}")
+        rows = pl.read_csv(file, glob=False).filter(pl.col("metric") == f"val/{metric}")
         values = rows.group_by("epoch").agg(pl.col("value").last()).sort("epoch")["value"]
         return len(values) > 0 and values.arg_max() == len(values) - 1
 

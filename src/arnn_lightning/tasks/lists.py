@@ -39,8 +39,8 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     result, n_missing = evaluate_lists(
         config.name or file.stem,
         lists,
-        pl.read_parquet(prepared.folder / "test.parquet"),
-        pl.read_parquet(prepared.folder / "items.parquet")["id"],
+        pl.read_parquet(prepared.folder / "test.parquet", glob=False),
+        pl.read_parquet(prepared.folder / "items.parquet", glob=False)["id"],
         config.evaluation.ties,
         max(config.evaluation.cutoffs),
         str(file),

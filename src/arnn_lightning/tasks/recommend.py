@@ -77,7 +77,7 @@ def _read(path: str, key: str, columns: tuple[str, ...] | None) -> pl.DataFrame:
         raise UserError(f"{key}={path}: no such file{nearest_file(file)}")
     if file_format(file) == "parquet":
         try:
-            header = [*pl.read_parquet_schema(file)]
+            header = [*pl.scan_parquet(file, glob=False).collect_schema()]
             names = [name for name in header if columns is None or name in columns]
             return _with_nulls(pl.read_parquet(file, columns=names, glob=False), header)
         except pl.exceptions.PolarsError as error:

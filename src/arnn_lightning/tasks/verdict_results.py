@@ -90,7 +90,7 @@ class VerdictResults:
         """Read one by one: their ranks take as much memory as those of the models."""
         for name in self.attributes if self.plan.hides_attributes else []:
             files = [of_seed["own"].ranks_without(name, self.attributes) for of_seed in self.jobs]
-            yield name, [EvaluationResult(name, pl.read_parquet(file)) for file in files]
+            yield name, [EvaluationResult(name, pl.read_parquet(file, glob=False)) for file in files]
 
     def _validation(self, job: Job) -> float:
         return float(job.metrics()["val"][self._metric])
