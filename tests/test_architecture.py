@@ -85,6 +85,13 @@ def test_a_path_with_brackets_is_no_pattern_to_polars(file: Path) -> None:
             assert not is_path or "glob" in {keyword.arg for keyword in node.keywords}, ast.unparse(node)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_brackets_in_printed_names_are_no_markup(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Console":
+            assert "markup=False" in ast.unparse(node), ast.unparse(node)
+
+
 def test_every_package_has_a_layer() -> None:
     assert {package_of(file) for file in FILES} <= LAYER_OF.keys()
 

@@ -105,7 +105,7 @@ def print_groups(console: Console, groups: Groups, bootstrap: Mapping[str, Any])
         model, frame = list(frames.items())[-1]
         table = groups_table(frame, attribute, bootstrap)
         console.print(rich_table(f"{model} by {attribute}", table))
-        console.print(table.caption, soft_wrap=True, markup=False, highlight=False)
+        console.print(table.caption, soft_wrap=True, highlight=False)
 
 
 def groups_record(groups: Groups) -> dict[str, dict[str, list[dict[str, Any]]]]:

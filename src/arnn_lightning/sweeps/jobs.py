@@ -14,7 +14,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from arnn_lightning.errors import one_line
 from arnn_lightning.io import write_json
@@ -73,8 +72,8 @@ def print_jobs(folder: Path) -> list[dict[str, Any]]:
         varied = [override for override in outcome["overrides"] if times[override] < len(outcomes)]
         value = "" if outcome["value"] is None else f"{outcome['value']:.4f}"
         status = "done" if outcome["error"] is None else f"failed: {outcome['error']}"
-        table.add_row(str(outcome["job"]), Text(" ".join(varied)), value, Text(status))  # brackets are no markup
-    console = Console()
+        table.add_row(str(outcome["job"]), " ".join(varied), value, status)
+    console = Console(markup=False)
     console.print(f"{folder}: {len(outcomes)} jobs, {len(failed)} failed", soft_wrap=True, highlight=False)
     console.print(table)
     return failed

@@ -83,7 +83,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     write_json(folder / METRICS_FILE, metrics)
     title = f"{config.checkpoint} on {config.data.name}"
     bootstrap = to_container(config.evaluation.bootstrap)
-    console = Console()
+    console = Console(markup=False)
     console.print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
     )

@@ -65,7 +65,7 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
         "train_events_per_second": None,
     }
     write_json(folder / METRICS_FILE, record)
-    console = Console()
+    console = Console(markup=False)
     bootstrap, title = to_container(config.evaluation.bootstrap), f"{file.name} on {config.data.name}"
     console.print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)

@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
     n_sessions = len(request.session_id)
     lists = predictor.lists(request, config.k, config.exclude_seen)
     schema = next(lists).schema
-    with Console(stderr=True).status("recommending") as status, atomic_path(output) as temporary:
+    with Console(stderr=True, markup=False).status("recommending") as status, atomic_path(output) as temporary:
 
         def blocks(*_: Any) -> Iterator[pl.DataFrame]:
             done = 0
@@ -58,7 +58,7 @@ def run(config: DictConfig) -> None:
         else:
             stream.sink_parquet(temporary)
     unknown = request.unknown
-    Console(soft_wrap=True).print(
+    Console(soft_wrap=True, markup=False).print(
         f"sessions: {n_sessions:,} ({unknown.no_click:,} without a known item); events of unknown items: "
         f"{len(unknown.items):,}; unknown attributes and values: {len(unknown.attributes) + len(unknown.values):,}; "
         f"users without a profile: {len(unknown.users):,}; rows of users without a session: "

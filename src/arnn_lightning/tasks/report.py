@@ -38,16 +38,16 @@ def run(config: DictConfig) -> None:
     report = build_report(runs, skipped, replace(settings, groups=list(dict.fromkeys(groups))))
     with task_folder(config) as folder:
         report.write(folder)
-    console = Console()
+    console = Console(markup=False)
     for skipped_run in skipped:
-        console.print(f"skipped: {skipped_run.folder}: {skipped_run.reason}", soft_wrap=True, markup=False)
+        console.print(f"skipped: {skipped_run.folder}: {skipped_run.reason}", soft_wrap=True)
     if console.is_terminal:
         for title, table in report.tables:
             console.print(rich_table(title, table))
     else:
-        console.print(report.markdown, soft_wrap=True, markup=False, highlight=False)
+        console.print(report.markdown, soft_wrap=True, highlight=False)
     for note in report.notes:
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False)
     page = folder / "report.html"
     console.print(
         f"{counted(len(runs), 'run')}: {os.path.relpath(page)} ({page.stat().st_size / 1e6:.1f} MB)", soft_wrap=True

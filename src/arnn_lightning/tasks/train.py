@@ -378,18 +378,18 @@ def _print_results(
 ) -> None:
     if rank_and_world_size()[0] != 0:
         return
-    console = Console()
+    console = Console(markup=False)
     bootstrap, metrics = to_container(config.evaluation.bootstrap), headline_metrics(config)
     title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} predictions"
     console.print(results_table(results, metrics, title, published_results(config), bootstrap, config.seed))
     if "session" in config.model:
         session = next(result for result in results if result.name == config.model.session.name)
         line = paired_difference_line(results[-1], session, prediction_metrics(config), bootstrap, config.seed)
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False)
     print_groups(console, groups, bootstrap)
     guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None
     for note in (*data_notes(config.data), *([guidance] if guidance else [])):
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 

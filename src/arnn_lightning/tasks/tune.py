@@ -134,7 +134,7 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     tuned = USER_CONFIG_DIR / "tuned" / f"{choices_name('model', 'loss', 'optimizer', _root_=choices)}.yaml"
     write_text(tuned, text)
     command = " ".join(["python -m arnn_lightning", *apart])
-    Console().print(f"{text}wrote {tuned}, used by {command}", markup=False, soft_wrap=True)
+    Console(markup=False).print(f"{text}wrote {tuned}, used by {command}", soft_wrap=True)
 
 
 def _key(override: str) -> str:
