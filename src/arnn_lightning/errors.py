@@ -27,7 +27,8 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
     if isinstance(error, OSError) and error.filename is not None:  # no permission, no space, no such folder
-        return f"{error.filename}: {error.strerror}"
+        hint = "; must be a folder" if isinstance(error, FileExistsError | NotADirectoryError) else ""
+        return f"{error.filename}: {error.strerror}{hint}"
     if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
         key = str(error.full_key).replace(".reader.", ".")
         return f"{key} is required; set it on the command line"
