@@ -282,6 +282,8 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         return SkippedRun(folder, "incomplete: no metrics.json (the run is in progress or was interrupted)")
     try:
         _check_types("overrides.yaml", {"overrides": overrides}, {"overrides": list})
+        lines = {f"line {number}": text for number, text in enumerate(list(overrides or ()), start=1)}
+        _check_types("overrides.yaml", lines, dict.fromkeys(lines, str))
         for figures in (config.get("published") or {}).get("table2", {}).values():
             _check_types("config.yaml: published", figures, dict.fromkeys(figures, float))
         metrics = json.loads(file.read_text())
