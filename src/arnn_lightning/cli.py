@@ -230,13 +230,13 @@ def help_page(arguments: Sequence[str]) -> str:
     )
 
 
-def _undecodable_yaml() -> Path | None:
-    """The first YAML of the user that is not UTF-8."""
+def _unusable_yaml() -> Path | None:
+    """The first YAML of the user that is not UTF-8, or neither a mapping nor a list."""
     folders = filter(None, (UserConfigSearchPath.config_dir, USER_CONFIG_DIR))
     for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
         try:
-            file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
+            OmegaConf.load(file)
+        except (UnicodeDecodeError, OSError):
             return file
     return None
 
@@ -276,8 +276,9 @@ def composition_error(error: Exception) -> str | None:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}: line {mark.line + 1} is not valid YAML: {error.problem}"
-    if isinstance(error, UnicodeDecodeError) and (file := _undecodable_yaml()) is not None:
-        return f"{file}: not UTF-8 text; save it in this encoding"
+    if isinstance(error, UnicodeDecodeError | OSError) and (file := _unusable_yaml()) is not None:
+        is_text = isinstance(error, OSError)
+        return f"{file}: must be a mapping" if is_text else f"{file}: not UTF-8 text; save it in this encoding"
     cause = error.__cause__
     if isinstance(error, CompactHydraException) and isinstance(cause, OmegaConfBaseException):
         if "not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, MissingMandatoryValue
 
 
 class UserError(Exception):
@@ -32,6 +32,8 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
         key = str(error.full_key).replace(".reader.", ".")
         return f"{key} is required; set it on the command line"
+    if isinstance(error, InterpolationResolutionError):  # ${...} of a key or of an environment variable that is not set
+        return f"{error.full_key}: {str(error).splitlines()[0]}"
     return None
 
 

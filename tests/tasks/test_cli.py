@@ -91,9 +91,11 @@ def test_a_closed_standard_stream_is_no_error(tmp_path: Path) -> None:
         ("name: caf\u00e9\n".encode("latin-1"), "not UTF-8 text; save it in this encoding"),
         (b"defaults: 3\n", "'model/mine', defaults must be a list"),
         (b"defaults: [none]\n", "no model none"),
+        (b"3\n", "mine.yaml: must be a mapping"),
+        (b"defaults: [pop]\nname: ${oc.env:NOT_SET}\n", "Environment variable 'NOT_SET' not found"),
         (b"_target_: mine.Model\nname: mine\n", "model: needs dims, the sizes of the data"),
     ],
-    ids=["tab", "duplicate key", "latin-1", "no list", "no such base", "no sizes"],
+    ids=["tab", "duplicate key", "latin-1", "no list", "no such base", "number", "reference", "no sizes"],
 )
 def test_a_users_yaml_that_cannot_be_used_is_one_line(
     content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
