@@ -22,7 +22,7 @@ from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
 
 from arnn_lightning.config import applied_files
-from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import Recommender
@@ -394,10 +394,11 @@ def _print_results(
 
 
 def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
-    metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
-    entries = [*metrics["baselines"].items(), *metrics["encoders"].items()]
-    entries.append(("", {"model": metrics["model"]} | metrics["test"]))
-    results = [replace(EvaluationResult.read(entry["model"], folder, role), lists=entry) for role, entry in entries]
+    with results_of(folder):
+        metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
+        entries = [*metrics["baselines"].items(), *metrics["encoders"].items()]
+        entries.append(("", {"model": metrics["model"]} | metrics["test"]))
+        results = [replace(EvaluationResult.read(entry["model"], folder, role), lists=entry) for role, entry in entries]
     groups = {
         attribute: {model: pl.DataFrame(rows) for model, rows in models.items()}
         for attribute, models in metrics.get("groups", {}).items()
