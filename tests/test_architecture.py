@@ -74,6 +74,24 @@ def test_imports_go_down_the_layers(file: Path) -> None:
             assert not any(part.startswith("_") for part in inner), f"{file.name} imports the private {module}.{name}"
 
 
+READS = {"read_parquet", "scan_parquet", "read_csv", "scan_csv", "read_ndjson", "read_ipc", "read_parquet_schema"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_path_with_brackets_is_no_pattern_to_polars(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in READS:
+            is_path = "BytesIO" not in ast.unparse(node)
+            assert not is_path or "glob" in {keyword.arg for keyword in node.keywords}, ast.unparse(node)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_brackets_in_printed_names_are_no_markup(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Console":
+            assert "markup=False" in ast.unparse(node), ast.unparse(node)
+
+
 def test_every_package_has_a_layer() -> None:
     assert {package_of(file) for file in FILES} <= LAYER_OF.keys()
 

@@ -137,6 +137,7 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("++data.items.min_count=3", "no key data.items.min_count; did you mean data.items.min_events?"),
         ("model.session.lr=.1", "no key model.session.lr; did you mean model.session.optimizer.lr?"),
         ("model=pnn model.dropout_hidden=.1", "no key model.dropout_hidden; did you mean model.dropout?"),
+        ("++seed=3", "+seed: leave out the +"),
         ("+data.time_format=iso", "no key data.time_format"),
         ("+verbose=true", "no key verbose"),
         (

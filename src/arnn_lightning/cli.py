@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -32,6 +33,7 @@ from arnn_lightning.sweeps.jobs import print_jobs
 from arnn_lightning.sweeps.space import quote_spaces
 
 log = logging.getLogger(__name__)
+HYDRA_ERRORS = ("Only one of --", "The --resolve flag", "No completion plugin", "Invalid defaults list")  # ValueErrors
 HELP = """\
 arnn: does knowing who a visitor is improve the next recommendation of a session?
 
@@ -75,7 +77,11 @@ def run_task(config: DictConfig) -> float | None:
     for line in check(config, HydraConfig.get()):
         log.warning(line)
     config.paths.data = str(Path(config.paths.data).expanduser().absolute())
-    objective: float | None = get_method(config.task._target_)(config)
+    try:
+        task = get_method(config.task._target_)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"task._target_={config.task._target_}: {' '.join(str(error).split())}") from error
+    objective: float | None = task(config)
     return objective
 
 
@@ -128,14 +134,18 @@ class CheckSettings(Callback):
 
 
 class UserConfigSearchPath(SearchPathPlugin):
-    """A folder ``arnn_conf`` where a run starts takes precedence over the package's configs, file by file.
+    """``--config-dir``, and ``arnn_conf`` where a run starts, take precedence over the package's configs, file by file.
 
     Registered by hand: Hydra does not find plugins of packages that are installed in place.
     """
 
+    config_dir: Path | None = None  # of --config-dir, which Hydra itself puts behind the package's configs
+
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         # Also where it is missing: task=tune creates it.
         search_path.prepend("user", f"file://{USER_CONFIG_DIR.absolute()}", anchor="main")
+        if self.config_dir is not None:
+            search_path.prepend("option", f"file://{self.config_dir.absolute()}", anchor="user")
 
 
 def main() -> None:
@@ -170,7 +180,7 @@ def _main(arguments: Sequence[str]) -> None:
         if {"-h", "--help"} & set(arguments):
             sys.stdout.write(help_page(arguments))
             return
-        sys.argv[1:] = add_stored_overrides(quote_spaces(sys.argv[1:]))
+        sys.argv[1:] = add_stored_overrides(quote_spaces(_options_first(arguments)))
         main_job()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -184,6 +194,18 @@ def _main(arguments: Sequence[str]) -> None:
     except Exception as error:  # a defect is raised again
         _exit_on_user_error(error)
         raise
+
+
+def _options_first(arguments: Sequence[str]) -> list[str]:
+    """Options, then overrides: Hydra accepts overrides in one block only, as in ``model=pop -m seed=1,2``."""
+    parsed = get_args_parser().parse_intermixed_args(list(arguments))
+    if parsed.experimental_rerun is not None:
+        raise UserError("--experimental-rerun: is not supported; add resume=true hydra.run.dir=FOLDER instead")
+    UserConfigSearchPath.config_dir = Path(parsed.config_dir) if parsed.config_dir is not None else None
+    options = list(arguments)
+    for override in parsed.overrides:
+        options.remove(override)
+    return [*options, *parsed.overrides]
 
 
 def help_page(arguments: Sequence[str]) -> str:
@@ -208,12 +230,13 @@ def help_page(arguments: Sequence[str]) -> str:
     )
 
 
-def _undecodable_yaml() -> Path | None:
-    """The first YAML of the user that is not UTF-8."""
-    for file in sorted(USER_CONFIG_DIR.rglob("*.yaml")):
+def _unusable_yaml() -> Path | None:
+    """The first YAML of the user that is not UTF-8, or neither a mapping nor a list."""
+    folders = filter(None, (UserConfigSearchPath.config_dir, USER_CONFIG_DIR))
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
         try:
-            file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
+            OmegaConf.load(file)
+        except (UnicodeDecodeError, OSError):
             return file
     return None
 
@@ -241,7 +264,11 @@ def composition_error(error: Exception) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = [option for option in error.options or [] if not option.startswith("_")]
-        hint = install_hint(name) or nearest(name, options) or f"; choose one of {', '.join(options)}"
+        if not group:  # of --config-name or --config-path
+            return f"no config {name}.yaml; to add configs, put them into GROUP folders of --config-dir"
+        hint = (
+            install_hint(name) or nearest(name, options) or (f"; choose one of {', '.join(options)}" if options else "")
+        )
         return f"no {group} {name}{hint}"
     if isinstance(error, OverrideParseException):
         reason = "must be KEY=VALUE or GROUP=NAME" if "=" not in error.override else "the value cannot be parsed"
@@ -249,8 +276,9 @@ def composition_error(error: Exception) -> str | None:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}: line {mark.line + 1} is not valid YAML: {error.problem}"
-    if isinstance(error, UnicodeDecodeError) and (file := _undecodable_yaml()) is not None:
-        return f"{file}: not UTF-8 text; save it in this encoding"
+    if isinstance(error, UnicodeDecodeError | OSError) and (file := _unusable_yaml()) is not None:
+        is_text = isinstance(error, OSError)
+        return f"{file}: must be a mapping" if is_text else f"{file}: not UTF-8 text; save it in this encoding"
     cause = error.__cause__
     if isinstance(error, CompactHydraException) and isinstance(cause, OmegaConfBaseException):
         if "not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):
@@ -263,9 +291,13 @@ def composition_error(error: Exception) -> str | None:
         return " ".join(f"{error}: {cause.msg or cause}".split())
     if isinstance(error, CompactHydraException):
         message = re.split(r" See https| To append to", " ".join(str(error).split()))[0]
+        if present := re.match(r"Could not append to config\. An item is already at '([^']+)'", message):
+            return f"+{present[1]}: leave out the +"
         if required := re.match(r"Error resolving interpolation '\$\{(\w+)\}'", message):
             return f"{required[1]} is required; choose one by {required[1]}=NAME"
         return message.replace("No match in the defaults list.", "The chosen configs have no such group.")
+    if isinstance(error, ValueError) and str(error).startswith(HYDRA_ERRORS):
+        return " ".join(str(error).split())
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return "a config group cannot be null or a number; name one of its configs, such as none (logger=none)"
     return None

@@ -310,6 +310,7 @@ INSTANTIATED = (
     "model.scheduler",
     "pruner",
     "sampler",
+    "task",
     "trainer",
 )
 SECTIONS = {key.partition(".")[0] for key in (*RULES, *FREE)}
@@ -606,6 +607,8 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
     for key, node in _instantiated(config):
         if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
             raise UserError(f"{key}: needs a _target_, a class or function as in mypackage.MyClass")
+        if re.fullmatch(r"model|baselines\.[^.]+", key) and "dims" not in node:
+            raise UserError(f"{key}: needs dims, the sizes of the data; start its YAML with defaults: [_base, _self_]")
         if key.endswith(".scheduler") and not node.get("_partial_"):
             raise UserError(f"{key}: needs _partial_: true, since the optimizer is added to its arguments")
     if str(config.task._target_).startswith(f"{OWN}tasks.train.") and isinstance(config.checkpoint, str):
@@ -863,7 +866,8 @@ def _check_overrides(config: DictConfig, overrides: Sequence[str], groups: set[s
         if override.is_add() or override.is_force_add():
             free = name in COLUMNS or any(name.startswith(f"{mapping}.") for mapping in (*FREE, *COLUMNS))
             if not free and _is_own(owner):
-                raise UserError(f"+{key}: leave out the +") if name in FREE else no_key(key, config)
+                is_set = name in FREE or (override.is_force_add() and name in RULES)  # "+" is Hydra's error
+                raise UserError(f"+{key}: leave out the +") if is_set else no_key(key, config)
 
 
 def _owner_of(config: DictConfig, key: str) -> str:

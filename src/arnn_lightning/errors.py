@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, MissingMandatoryValue
 
 
 class UserError(Exception):
@@ -27,10 +27,13 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
     if isinstance(error, OSError) and error.filename is not None:  # no permission, no space, no such folder
-        return f"{error.filename}: {error.strerror}"
+        hint = "; must be a folder" if isinstance(error, FileExistsError | NotADirectoryError) else ""
+        return f"{error.filename}: {error.strerror}{hint}"
     if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
         key = str(error.full_key).replace(".reader.", ".")
         return f"{key} is required; set it on the command line"
+    if isinstance(error, InterpolationResolutionError):  # ${...} of a key or of an environment variable that is not set
+        return f"{error.full_key}: {str(error).splitlines()[0]}"
     return None
 
 

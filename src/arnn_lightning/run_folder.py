@@ -162,7 +162,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
     is_multirun = bool({"-m", "--multirun"} & {*arguments}) or "hydra.sweep.dir" in given
     arguments = ["-m", *arguments] if is_multirun else [*arguments]  # the folder of a multirun implies it
     key = "hydra.sweep.dir" if is_multirun else "hydra.run.dir"
-    if key not in given:
+    if key not in given or given[key].is_sweep_override() or not isinstance(given[key].value(), str | int | float):
         raise UserError(f"resume=true needs the folder to resume: add {key}=FOLDER")
     folder = Path(str(given[key].value()))
     if is_multirun:

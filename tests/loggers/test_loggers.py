@@ -93,6 +93,18 @@ def test_a_failing_logger_warns_and_the_run_continues(
     assert rows == [["epoch", "chunk", "metric", "value"], *(["0", str(step), "loss", "1.0"] for step in range(3))]
 
 
+def test_a_logger_that_cannot_start_does_not_end_a_trainer(
+    calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = property(lambda logger: logger.record("start"))
+    monkeypatch.setattr(RecordingLogger, "experiment", start, raising=False)
+    with open_loggers({"x": {**RECORDING, "fail_at": "start"}}, tmp_path, {}) as (logger,):
+        assert not hasattr(logger, "experiment")  # as a Trainer does before each stage
+        assert not hasattr(logger, "experiment")
+    assert calls.count(("start",)) == 1
+    assert "logger.x failed and is not used any more (OSError: no service)" in caplog.text
+
+
 def test_save_dir_is_the_run_folder_unless_configured(tmp_path: Path) -> None:
     target = {"_target_": "pytorch_lightning.loggers.CSVLogger"}
     configs = {"a": target, "b": {**target, "save_dir": str(tmp_path / "mine")}}

@@ -249,7 +249,7 @@ def damaged(file: Path) -> list[bytes | None]:
             table.write_parquet(buffer)
             damages.append(buffer.getvalue())
         return damages
-    damages += [b"[]", b"null", b"{a: [}", b"a,b\n1,2\n", content.replace(b"1", b"x")]
+    damages += [b"[]", b"[3, null]", b"null", b"{a: [}", b"a,b\n1,2\n", content.replace(b"1", b"x")]
     return [*damages, *(json.dumps(values).encode() for values in wrong_values(content) if file.suffix == ".json")]
 
 
@@ -423,6 +423,12 @@ def test_task_report_writes_three_files(
     assert "Gain of arnn by position" in (tmp_path / "out" / "report.html").read_text()
     assert arnn(monkeypatch, "task=report", runs, "report.metrics=[recal@20]") == 2
     assert 'error: "recal@20" is not a metric (did you mean "recall"?)' in capsys.readouterr().err
+    for setting, message in (
+        ("report.base=gru4rek", 'did you mean "gru4rec"?'),
+        ("evaluation.groups=[shoe]", "shoe is not"),
+    ):
+        assert arnn(monkeypatch, "task=report", runs, f"paths.data={workspace}", setting) == 2
+        assert re.search(f"error: {setting.partition('=')[0]}.*{re.escape(message)}", capsys.readouterr().err)
     assert arnn(monkeypatch, "task=report", "runs=nowhere") == 2
     assert "error: runs: no folder matches nowhere" in capsys.readouterr().err
 

@@ -43,7 +43,7 @@ MANIFEST: dict[str, Any] = {
 
 
 def render(table: Table, width: int = 120) -> str:
-    console = Console(file=StringIO(), width=width)
+    console = Console(file=StringIO(), width=width, markup=False)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 

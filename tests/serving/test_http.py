@@ -295,6 +295,12 @@ def test_garbage_collections_leave_modules_out(checkpoints: Checkpoints, monkeyp
     assert frozen[0] > 100_000
 
 
+def test_an_empty_token_does_not_open_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARNN_TOKEN", "")
+    with pytest.raises(UserError, match="ARNN_TOKEN is empty"):
+        serve.run(compose_config("task=serve", "checkpoint=none.ckpt"))
+
+
 def test_a_missing_checkpoint_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

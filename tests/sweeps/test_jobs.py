@@ -25,7 +25,7 @@ def test_a_failed_job_does_not_stop_the_others_of_its_multirun(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     sweep = ["-m", *SMALL, "hydra.sweep.dir=sweep", "model=pop,itemknn", "evaluation.ties=luck,median"]
-    assert arnn_here(sweep, monkeypatch) == 2
+    assert arnn_here([*sweep, "evaluation.monitor=recall@10"], monkeypatch) == 2
     captured = capfd.readouterr()
     assert captured.err.count("error: evaluation.ties=luck: must be one of") == 2
     assert "Traceback" not in captured.err
@@ -41,7 +41,8 @@ def test_a_failed_job_does_not_stop_the_others_of_its_multirun(
     assert [row[3].split(":")[0] for row in table] == ["failed", "done"] * 2
     values = [outcome["value"] for outcome in outcomes(tmp_path / "sweep")]
     assert values[0] is None
-    assert values[1] == metrics_of(tmp_path / "sweep/1")["val"]["mrr@20"]
+    assert values[1] == metrics_of(tmp_path / "sweep/1")["val"]["recall@10"]
+    assert "validation Recall@10" in captured.out
     assert table[1][2] == f"{values[1]:.4f}"
     assert [metrics_of(tmp_path / "sweep" / job)["model"] for job in ("1", "3")] == ["pop", "itemknn"]
 
@@ -61,9 +62,9 @@ def test_an_unexpected_error_of_a_job_shows_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert arnn_here(["-m", "task._target_=nowhere.run", "seed=1,2", "hydra.sweep.dir=sweep"], monkeypatch) == 1
+    assert arnn_here(["-m", "task._target_=json.dumps", "seed=1,2", "hydra.sweep.dir=sweep"], monkeypatch) == 1
     assert capfd.readouterr().err.count("Traceback") >= 2
-    assert ["nowhere" in outcome["error"] for outcome in outcomes(tmp_path / "sweep")] == [True, True]
+    assert ["not JSON serializable" in outcome["error"] for outcome in outcomes(tmp_path / "sweep")] == [True, True]
 
 
 def test_the_summary_leaves_out_jobs_of_other_multiruns(

@@ -167,7 +167,7 @@ def test_a_failed_trial_does_not_end_the_study(tmp_path: Path) -> None:
     study = run_trials(tmp_path / "a.db", 4, fail_at_1)
     assert states(study) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     assert study.trials[1].user_attrs["error"] == "RuntimeError: out of memory"
-    assert study.trials[2].user_attrs["error"] == "ValueError: validation MRR@20 is nan"
+    assert study.trials[2].user_attrs["error"] == "ValueError: the validation metric is nan"
 
 
 def test_an_error_of_the_user_ends_the_study_at_its_first_trial(tmp_path: Path) -> None:

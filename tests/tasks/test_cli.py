@@ -89,17 +89,53 @@ def test_a_closed_standard_stream_is_no_error(tmp_path: Path) -> None:
         (b"defaults: [pop]\nname:\tmine\n", "line 2 is not valid YAML: found character '\\t'"),
         (b"name: mine\nname: yours\n", "line 2 is not valid YAML: found duplicate key name"),
         ("name: caf\u00e9\n".encode("latin-1"), "not UTF-8 text; save it in this encoding"),
+        (b"defaults: 3\n", "'model/mine', defaults must be a list"),
+        (b"defaults: [none]\n", "no model none"),
+        (b"3\n", "mine.yaml: must be a mapping"),
+        (b"defaults: [pop]\nname: ${oc.env:NOT_SET}\n", "Environment variable 'NOT_SET' not found"),
+        (b"_target_: mine.Model\nname: mine\n", "model: needs dims, the sizes of the data"),
     ],
-    ids=["tab", "duplicate key", "latin-1"],
+    ids=["tab", "duplicate key", "latin-1", "no list", "no such base", "number", "reference", "no sizes"],
 )
-def test_a_users_yaml_that_cannot_be_read_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "arnn_conf" / "model" / "mine.yaml"
+def test_a_users_yaml_that_cannot_be_used_is_one_line(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "configs" / "model" / "mine.yaml"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    line = error_line(arnn(tmp_path, "model=mine", code=2))
-    assert str(path.relative_to(tmp_path)) in line
+    monkeypatch.chdir(tmp_path)
+    assert arnn_here(["model=mine", "--config-dir", "configs", "seed=2"], monkeypatch) == 2
+    (line,) = capfd.readouterr().err.splitlines()
     assert message in line
+    if "line" in message or "UTF" in message:
+        assert str(path.relative_to(tmp_path)) in line
+    (tmp_path / "arnn_conf").symlink_to("configs")
     assert "mine" in arnn(tmp_path, "--help").stdout
+
+
+def test_files_of_config_dir_replace_those_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("configs", "arnn_conf"):
+        (tmp_path / folder / "model").mkdir(parents=True)
+        (tmp_path / folder / "model" / "pop.yaml").write_text(f"defaults: [_base, _self_]\nname: {folder}\n")
+    monkeypatch.chdir(tmp_path)
+    for options, name in (([], "arnn_conf"), (["--config-dir=configs"], "configs")):
+        assert arnn_here(["model=pop", "--cfg", "job", *options, "seed=7"], monkeypatch) == 0
+        printed = capsys.readouterr().out
+        assert f"\n  name: {name}\n" in printed
+        assert "\nseed: 7\n" in printed
+
+
+@pytest.mark.parametrize("target", ["nowhere.run", "json.nothing", "string.digits"])
+def test_a_task_that_does_not_exist_is_one_line(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "arnn_conf" / "task").mkdir(parents=True)
+    (tmp_path / "arnn_conf" / "task" / "mine.yaml").write_text(f"# @package _global_\ntask:\n  _target_: {target}\n")
+    monkeypatch.chdir(tmp_path)
+    assert arnn_here(["task=mine", "model=pop"], monkeypatch) == 2
+    assert f"error: task._target_={target}: " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["model.epochs=two"], ["data.items.min_count=3"]])
@@ -376,7 +412,14 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
         (["data=xing", "data.raw_dir=bad_time"], "column 'created_at', row 3: 'yesterday' is not an integer"),
         (["data=xing", "data.raw_dir=bad_column"], "no column 'item_id' (did you mean \"itemid\"?)"),
         (["data=tabular", "task=prepare"], "data.events is required; set it on the command line"),
-        ([*SMALL, "paths.data=first.out/data"], "first.out/data/raw: Not a directory"),
+        ([*SMALL, "paths.data=first.out/data"], "first.out/data/raw: Not a directory; must be a folder"),
+        (["--run", "-m"], "Only one of --run, --multirun"),
+        (["--resolve", "model=pop"], "The --resolve flag can only be used"),
+        (["-sc", "install=csh"], "No completion plugin for 'csh'"),
+        (["--experimental-rerun", "first.out"], "--experimental-rerun: is not supported"),
+        (["--config-name", "foo"], "no config foo.yaml; "),
+        (["+seed=3"], "+seed: leave out the +"),
+        (["resume=true", "hydra.run.dir=a,b"], "resume=true needs the folder to resume"),
         ([*SMALL, "data.split.test_days=1.5"], "data.split.test_days=1.5: must be an integer"),
         ([*SMALL, "trainer.precision=16"], "trainer.precision=16: must be one of 32-true, bf16-mixed"),
         ([*SMALL, "data.window_days=0"], "data.window_days=0: must be an integer of at least 1"),

@@ -73,6 +73,15 @@ def test_settings_of_the_checkpoint_are_refused(
     assert not Path("refused").exists()
 
 
+def test_another_data_set_than_that_of_training_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("xing", "movielens_1m"):  # of another reader, and of the same
+        assert evaluate(monkeypatch, "refused", f"data={name}") == 2
+        assert f"data={name}: run" in capfd.readouterr().err
+    assert not Path("refused").exists()
+
+
 def test_a_model_is_tested_under_another_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate(monkeypatch, "unknown", "data.contexts.assignment=unknown") == 0
     assert metrics_of(Path("unknown"))["assignment"] == "unknown"

@@ -131,6 +131,21 @@ def test_resume_with_a_folder_alone_shows_the_finished_run(
     assert "grid: 2 jobs, 0 failed" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "test_ranks.parquet", "test_lists.parquet"])
+def test_damaged_results_of_a_finished_run_are_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("run", name)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    try:
+        assert arnn_here(["resume=true", "hydra.run.dir=run"], monkeypatch) == 2
+    finally:
+        file.write_bytes(content)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "run: its results are missing or damaged" in line
+
+
 def test_settings_that_changed_since_are_those_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree("interrupted", "older")
     tuned = Path("arnn_conf/tuned/synthetic_gru4rec.yaml")

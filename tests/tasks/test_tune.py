@@ -113,6 +113,8 @@ def test_a_study_is_refused_when_its_log_has_changed(
     assert arnn_here([*TUNE, "model=itemknn", "trials=1"], monkeypatch) == 0
     assert arnn_here([*TUNE, "model=itemknn", "trials=2", "data.generate.seed=7"], monkeypatch) == 2
     assert "its trials have the prepared data set=synthetic-" in capfd.readouterr().err
+    assert arnn_here([*TUNE, "model=itemknn", "trials=2", "evaluation.monitor=recall@10"], monkeypatch) == 2
+    assert "its trials have evaluation.monitor=mrr@20, not recall@10" in capfd.readouterr().err
     assert len(trials("synthetic_itemknn")) == 1
     # What changes the speed only is not compared.
     assert arnn_here([*TUNE, "model=itemknn", "trials=2", "performance.steps_per_execution=11"], monkeypatch) == 0
@@ -132,6 +134,7 @@ def test_a_study_is_refused_when_its_log_has_changed(
             ["model=itemknn", "space=['model.alpah=interval(0,1)']"],
             'model=itemknn has no key model.alpah to search (did you mean "model.alpha"?)',
         ),
+        (["model=itemknn", "space=[model.alpha]"], "space=model.alpha: must be KEY=SPACE"),
         (["model=itemknn", "trials=0"], "studies/synthetic_itemknn.db: no trial is complete"),
     ],
 )

@@ -92,6 +92,20 @@ def test_an_interrupted_verdict_trains_only_what_is_missing(verdict: SimpleNames
     assert sorted(path.parent.name for path in verdict.folder.glob("*/metrics.json")) == sorted(RUNS)
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "test_ranks.parquet", "without_attribute/0.parquet"])
+def test_damaged_results_of_a_run_of_the_verdict_are_one_line(
+    name: str, verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = verdict.folder / "own-seed1" / name
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    try:
+        assert arnn_here(VERDICT, monkeypatch) == 2
+    finally:
+        file.write_bytes(content)
+    assert "own-seed1: its results are missing or damaged" in capfd.readouterr().err
+
+
 def test_finished_seeds_count_whatever_the_budget(verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     n_trained = len(verdict.trained)
     assert arnn_here([*VERDICT, "smallest_gain=0.5", "budget=1s"], monkeypatch) == 0

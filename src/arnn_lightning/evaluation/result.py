@@ -1,6 +1,7 @@
 """The test result of one model: the rank of every prediction, and metrics and intervals from it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.bootstrap import interval, intervals
 from arnn_lightning.evaluation.metrics import compute_metrics, is_of_lists, list_metrics, per_prediction, rank
 from arnn_lightning.io import atomic_path
@@ -119,8 +121,20 @@ class EvaluationResult:
     def read(cls, name: str, folder: Path, role: str = "") -> "EvaluationResult":
         """Reads what ``write`` wrote; ``role`` is that of a part or a baseline, empty for the model itself."""
         lists = folder / _file("lists", role)
-        item_counts = pl.read_parquet(lists)["times"].to_numpy() if lists.is_file() else None
-        return cls(name, pl.read_parquet(folder / _file("ranks", role)), item_counts)
+        item_counts = pl.read_parquet(lists, glob=False)["times"].to_numpy() if lists.is_file() else None
+        return cls(name, pl.read_parquet(folder / _file("ranks", role), glob=False), item_counts)
+
+
+@contextmanager
+def results_of(folder: Path) -> Iterator[None]:
+    """Raises UserError where a file with the results of ``folder``, a finished run, is missing or damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise UserError(
+            f"{folder}: its results are missing or damaged ({reason}); delete the folder, and run it again"
+        ) from error
 
 
 def metric_intervals(

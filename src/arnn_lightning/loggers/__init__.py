@@ -74,10 +74,14 @@ class SafeLogger(Logger):
     def call(self, method: str, *args: Any, **kwargs: Any) -> None:
         """Calls a method of the logger; nothing happens where it has none of this name, or has failed before."""
         function = None if self.failed else getattr(self.logger, method, None)
-        if function is None:
-            return
+        if function is not None:
+            with self._failure_is_a_warning():
+                function(*args, **kwargs)
+
+    @contextmanager
+    def _failure_is_a_warning(self) -> Iterator[None]:
         try:
-            function(*args, **kwargs)
+            yield
         except UserError:
             raise
         except Exception as error:  # of any service, network or disk
@@ -99,8 +103,15 @@ class SafeLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """The wrapped logger's handle, for callbacks that write to it; they handle its failures."""
-        return self.logger.experiment  # type: ignore[attr-defined]
+        """The wrapped logger's handle, for callbacks that write to it.
+
+        Raises:
+            AttributeError: the logger has none, or has failed; Trainers test for this with ``hasattr``.
+        """
+        if not self.failed and hasattr(type(self.logger), "experiment"):
+            with self._failure_is_a_warning():
+                return self.logger.experiment  # type: ignore[attr-defined]
+        raise AttributeError(f"logger.{self.key} has no experiment")
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         self.call("log_hyperparams", params, *args, **kwargs)

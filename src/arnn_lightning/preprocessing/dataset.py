@@ -76,7 +76,7 @@ class PreparedDataset:
             if "dims" not in self.manifest:
                 return "manifest.json is damaged"
             for name in TABLES:
-                pl.read_parquet_schema(self.folder / name)  # at a file's end
+                pl.scan_parquet(self.folder / name, glob=False).collect_schema()  # at a file's end
         except ValueError:
             return "manifest.json is damaged"
         except (OSError, pl.exceptions.PolarsError):
@@ -100,7 +100,7 @@ class PreparedDataset:
 
     def sessions(self, split: str) -> Sessions:
         """The sessions of ``train``, ``val`` or ``test``."""
-        frame = pl.read_parquet(self.folder / f"{split}.parquet", columns=[SESSION, USER, ITEM, TIME])
+        frame = pl.read_parquet(self.folder / f"{split}.parquet", columns=[SESSION, USER, ITEM, TIME], glob=False)
         session = frame[SESSION].to_numpy()
         first = np.flatnonzero(np.diff(session, prepend=-1))
         offset = np.append(first, len(session)).astype(np.int64)
@@ -120,7 +120,7 @@ class PreparedDataset:
         """
         users, items = self.users().select(USER, user_id="id"), self.items()
         for split in SPLITS:
-            events = pl.read_parquet(self.folder / f"{split}.parquet")
+            events = pl.read_parquet(self.folder / f"{split}.parquet", glob=False)
             coded = events.select(USER, ITEM, TIME, session_id=SESSION, position=pl.int_range(pl.len()).over(SESSION))
             with_ids = coded.join(users, on=USER, maintain_order="left").join(
                 items.select(ITEM, item_id="id"), on=ITEM, maintain_order="left"
@@ -130,19 +130,19 @@ class PreparedDataset:
 
     def users(self) -> pl.DataFrame:
         """One row per user: user, id, and the columns of ``EncodedContexts.users``."""
-        return pl.read_parquet(self.folder / "users.parquet")
+        return pl.read_parquet(self.folder / "users.parquet", glob=False)
 
     def vocabulary(self) -> pl.DataFrame:
         """The categories behind the codes of contexts; see ``fit_vocabulary``."""
-        return pl.read_parquet(self.folder / CONTEXTS)
+        return pl.read_parquet(self.folder / CONTEXTS, glob=False)
 
     def items(self) -> pl.DataFrame:
         """One row per item: item, id; where there are, title and the columns of ``EncodedContexts.users``."""
-        return pl.read_parquet(self.folder / "items.parquet")
+        return pl.read_parquet(self.folder / "items.parquet", glob=False)
 
     def item_vocabulary(self) -> pl.DataFrame:
         """The categories behind the codes of the items' contexts; see ``fit_vocabulary``."""
-        return pl.read_parquet(self.folder / ITEM_CONTEXTS)
+        return pl.read_parquet(self.folder / ITEM_CONTEXTS, glob=False)
 
     def attribute(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Every user's code of a single-valued or numeric attribute (U,), and the categories by code, "unknown" first.
@@ -166,7 +166,9 @@ class PreparedDataset:
 
     def item_popularity(self) -> np.ndarray:
         """(I,) number of training events of every item."""
-        return count_codes(pl.read_parquet(self.folder / "train.parquet", columns=[ITEM])[ITEM], self.dims["n_items"])
+        return count_codes(
+            pl.read_parquet(self.folder / "train.parquet", columns=[ITEM], glob=False)[ITEM], self.dims["n_items"]
+        )
 
     def binary_attributes(self) -> pl.Series:
         """(M,) the multi-valued attribute that each two-valued field belongs to; fields of one are adjacent."""

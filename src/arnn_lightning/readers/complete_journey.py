@@ -52,9 +52,9 @@ class CompleteJourneyReader:
         """Returns the canonical tables; raises UserError for a missing package or file."""
         transactions_file, demographics_file, *products_files = self.files().values()
         transactions = pl.read_parquet(
-            transactions_file, columns=["household_id", "basket_id", "product_id", "transaction_timestamp"]
+            transactions_file, columns=["household_id", "basket_id", "product_id", "transaction_timestamp"], glob=False
         )
-        demographics = pl.read_parquet(demographics_file)
+        demographics = pl.read_parquet(demographics_file, glob=False)
         kept = transactions
         if not self.keep_unknown_households:
             kept = kept.join(demographics.select("household_id"), on="household_id", how="semi", maintain_order="left")
@@ -81,7 +81,7 @@ class CompleteJourneyReader:
 
 def _products(path: Path) -> pl.DataFrame:
     attributes = (pl.col(name).cast(pl.String) for name in ITEM_ATTRIBUTES)
-    return pl.read_parquet(path).select(pl.col("product_id").alias(ITEM), *attributes)
+    return pl.read_parquet(path, glob=False).select(pl.col("product_id").alias(ITEM), *attributes)
 
 
 def _package_folder() -> Path:

@@ -48,7 +48,7 @@ class TableFormat:
                 _require_digits(frame[column], file)
             return frame.with_columns(_strip_ids(frame[column]) for column in ids)
         try:
-            schema = pl.read_parquet_schema(file.path)
+            schema = pl.scan_parquet(file.path, glob=False).collect_schema()
             for column in columns:
                 if column not in schema:
                     hint = nearest(column, schema)

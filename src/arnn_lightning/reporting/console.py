@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -185,7 +184,8 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
         share = "" if whole is None else f"{log[name] / log[whole]:.1%}"
         table.add_row(_marked(label, name in remarks), number, share)
     notes = ["sessions, times and items are those of the time window"] if log["events"] < log["log_events"] else []
-    table.caption = "\n".join([*notes, *(_marked(f"{labels[name]}: {remarks[name]}", True) for name in remarks)])
+    lines = [*map(Text, notes), *(_marked(f"{labels[name]}: {remarks[name]}", True) for name in remarks)]
+    table.caption = Text("\n").join(lines)
     return table
 
 
@@ -212,15 +212,16 @@ def attributes_table(
             attribute["kind"],
             f"{attribute['categories']:,}",
             f"{attribute['unknown'] / n_rows:.0%}",
-            escape(", ".join(f"{value} ({share:.0%})" for value, share in attribute["top"])),
+            ", ".join(f"{value} ({share:.0%})" for value, share in attribute["top"]),
         )
     notes = f"unknown: share of the {owners}; most frequent: share of the training events"
-    table.caption = "\n".join([notes, *(_marked(f"{name}: {remark}", True) for name, remark in remarks.items())])
+    lines = [Text(notes), *(_marked(f"{name}: {remark}", True) for name, remark in remarks.items())]
+    table.caption = Text("\n").join(lines)
     return table
 
 
-def _marked(text: str, is_marked: bool) -> str:
-    return f"[bold red]![/] {escape(text)}" if is_marked else escape(text)
+def _marked(text: str, is_marked: bool) -> Text:
+    return Text.assemble(("!", "bold red"), " ", text) if is_marked else Text(text)
 
 
 def data_notes(data: Mapping[str, Any]) -> list[str]:

@@ -68,7 +68,7 @@ class RunTables:
 
     def _labels(self, result: EvaluationResult) -> dict[str, pl.Series]:
         """Every way to group the predictions."""
-        train = pl.read_parquet(self.prepared.folder / "train.parquet", columns=["user", "item"])
+        train = pl.read_parquet(self.prepared.folder / "train.parquet", columns=["user", "item"], glob=False)
         attributes = {name: self.prepared.attribute(name) for name in self.attributes}
         return group_labels(result.ranks, self.prepared.users(), train, self.prepared.dims["n_items"], attributes)
 
@@ -105,7 +105,7 @@ def print_groups(console: Console, groups: Groups, bootstrap: Mapping[str, Any])
         model, frame = list(frames.items())[-1]
         table = groups_table(frame, attribute, bootstrap)
         console.print(rich_table(f"{model} by {attribute}", table))
-        console.print(table.caption, soft_wrap=True, markup=False, highlight=False)
+        console.print(table.caption, soft_wrap=True, highlight=False)
 
 
 def groups_record(groups: Groups) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -115,8 +115,8 @@ class DataSet:
             _check_types("manifest.json", step, dict.fromkeys(COUNTS, int | None))
         _check_types("manifest.json: config.contexts", manifest["config"]["contexts"], {"single": list, "multi": list})
         _check_types("manifest.json: dims", manifest["dims"], {"n_items": int})
-        users = pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"])
-        train = pl.read_parquet(folder / "train.parquet", columns=["user", "item"])
+        users = pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"], glob=False)
+        train = pl.read_parquet(folder / "train.parquet", columns=["user", "item"], glob=False)
         if train.is_empty() or not train["user"].is_in(users["user"].implode()).all():
             raise ValueError("train.parquet is empty, or has users that are not in users.parquet")
         return cls(manifest, users, train, PreparedDataset(folder))
@@ -282,6 +282,8 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         return SkippedRun(folder, "incomplete: no metrics.json (the run is in progress or was interrupted)")
     try:
         _check_types("overrides.yaml", {"overrides": overrides}, {"overrides": list})
+        lines = {f"line {number}": text for number, text in enumerate(list(overrides or ()), start=1)}
+        _check_types("overrides.yaml", lines, dict.fromkeys(lines, str))
         for figures in (config.get("published") or {}).get("table2", {}).values():
             _check_types("config.yaml: published", figures, dict.fromkeys(figures, float))
         metrics = json.loads(file.read_text())

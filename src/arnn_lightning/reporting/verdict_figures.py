@@ -30,8 +30,8 @@ CLAIMS = ("content", "recognition", "over_counted", "new_users")  # a family of 
 
 def lacks_new_users(prepared: PreparedDataset) -> bool:
     """Whether the test split has too few users without a training session to measure a gain for them."""
-    train_users = pl.read_parquet(prepared.folder / "train.parquet", columns=["user"])["user"]
-    test_users = pl.read_parquet(prepared.folder / "test.parquet", columns=["user"])["user"].unique()
+    train_users = pl.read_parquet(prepared.folder / "train.parquet", columns=["user"], glob=False)["user"]
+    test_users = pl.read_parquet(prepared.folder / "test.parquet", columns=["user"], glob=False)["user"].unique()
     return int((~test_users.is_in(train_users.unique().implode())).sum()) < MIN_NEW_USERS
 
 
@@ -129,7 +129,7 @@ class VerdictFigures:
         if are_held_out:
             is_new = np.full(len(user), True)
         else:
-            train_events = pl.read_parquet(self.prepared.folder / "train.parquet", columns=["user"])
+            train_events = pl.read_parquet(self.prepared.folder / "train.parquet", columns=["user"], glob=False)
             is_new = (by_seen(user, train_events) == "unseen").to_numpy()
         users = user.to_numpy()[is_new]
         n_users = len(np.unique(users))
@@ -143,7 +143,7 @@ class VerdictFigures:
     def _groups(self, own: Sequence[EvaluationResult], values: PairedValues) -> dict[str, Any]:
         """The gain over the session model in groups of predictions, by what they are grouped by."""
         ranks, folder = own[0].ranks, self.prepared.folder
-        train_events = pl.read_parquet(folder / "train.parquet", columns=["user", "item"])
+        train_events = pl.read_parquet(folder / "train.parquet", columns=["user", "item"], glob=False)
         labels = {
             "position": by_position(ranks["position"]),
             "known_attributes": by_known_attributes(ranks["user"], self.prepared.users()),

@@ -159,7 +159,7 @@ def _groups(
     ranks = result.ranks
     labels = {"preceding events": by_position(ranks["position"])}
     if prepared is not None:
-        train = pl.read_parquet(prepared.folder / "train.parquet", columns=["user", "item"])
+        train = pl.read_parquet(prepared.folder / "train.parquet", columns=["user", "item"], glob=False)
         labels |= {
             "known attributes of the user": by_known_attributes(ranks["user"], prepared.users()),
             "user in training": by_seen(ranks["user"], train),

@@ -43,7 +43,7 @@ def store_vocabulary(
     is_used = is_binary | ((pl.col("kind") != "multi") & pl.col("attribute").is_in(single))
     tables = {
         ITEMS: items.with_columns(events=train_events),
-        CONTEXTS: pl.read_parquet(prepared.folder / "contexts.parquet").filter(is_used),
+        CONTEXTS: pl.read_parquet(prepared.folder / "contexts.parquet", glob=False).filter(is_used),
         SINGLE: pl.DataFrame({"attribute": single}, schema={"attribute": pl.String}),
         ITEM_CONTEXTS: prepared.item_vocabulary(),
     }

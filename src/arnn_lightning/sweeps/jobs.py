@@ -14,9 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from arnn_lightning.errors import one_line
+from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import write_json
 
 OUTCOMES = ".outcomes"  # a folder in that of the multirun: a refused job changes nothing in the folder of a run
@@ -68,13 +68,14 @@ def print_jobs(folder: Path) -> list[dict[str, Any]]:
     outcomes = [json.loads(path.read_text()) for path in (folder / OUTCOMES).glob("*.json")]
     failed = [outcome for outcome in outcomes if outcome["error"] is not None]
     times = Counter(override for outcome in outcomes for override in outcome["overrides"])
-    table = Table("job", "overrides", "validation MRR@20", "status")
+    metrics = sorted({metric_label(outcome["metric"]) for outcome in outcomes if outcome["value"] is not None})
+    table = Table("job", "overrides", f"validation {' or '.join(metrics)}".rstrip(), "status")
     for outcome in sorted(outcomes, key=lambda outcome: int(outcome["job"])):
         varied = [override for override in outcome["overrides"] if times[override] < len(outcomes)]
         value = "" if outcome["value"] is None else f"{outcome['value']:.4f}"
         status = "done" if outcome["error"] is None else f"failed: {outcome['error']}"
-        table.add_row(str(outcome["job"]), Text(" ".join(varied)), value, Text(status))  # brackets are no markup
-    console = Console()
+        table.add_row(str(outcome["job"]), " ".join(varied), value, status)
+    console = Console(markup=False)
     console.print(f"{folder}: {len(outcomes)} jobs, {len(failed)} failed", soft_wrap=True, highlight=False)
     console.print(table)
     return failed
@@ -82,4 +83,5 @@ def print_jobs(folder: Path) -> list[dict[str, Any]]:
 
 def _write(config: DictConfig, outcome: dict[str, Any]) -> None:
     job = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
+    job["metric"] = str(config.evaluation.monitor)
     write_json(Path(config.hydra.sweep.dir) / OUTCOMES / f"{job['job']}.json", job | outcome)

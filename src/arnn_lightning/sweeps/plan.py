@@ -12,6 +12,7 @@ import polars as pl
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from arnn_lightning.config import DURATION
+from arnn_lightning.evaluation.result import results_of
 from arnn_lightning.reporting.verdict import format_duration
 from arnn_lightning.run_folder import METRICS_FILE
 
@@ -44,7 +45,8 @@ class Job(NamedTuple):
 
     def metrics(self) -> dict[str, Any]:
         """Its metrics.json."""
-        metrics: dict[str, Any] = json.loads((self.folder / METRICS_FILE).read_text())
+        with results_of(self.folder):
+            metrics: dict[str, Any] = json.loads((self.folder / METRICS_FILE).read_text())
         return metrics
 
     def was_best_in_last_epoch(self, metric: str) -> bool:
@@ -52,7 +54,7 @@ class Job(NamedTuple):
         file = self.folder / "metrics.csv"
         if not file.is_file():
             return False
-        rows = pl.read_csv(file).filter(pl.col("metric") == f"val/{metric}")
+        rows = pl.read_csv(file, glob=False).filter(pl.col("metric") == f"val/{metric}")
         values = rows.group_by("epoch").agg(pl.col("value").last()).sort("epoch")["value"]
         return len(values) > 0 and values.arg_max() == len(values) - 1
 
@@ -77,7 +79,8 @@ def _shell(override: str) -> str:
 
 def run_seconds(file: Path) -> float:
     """The seconds that all phases of a run took; ``file``: its metrics.json."""
-    return float(sum(json.loads(file.read_text())["seconds"].values()))
+    with results_of(file.parent):
+        return float(sum(json.loads(file.read_text())["seconds"].values()))
 
 
 def counted_jobs(folder: Path, models: Sequence[str], seed: int) -> list[Job]:

@@ -186,7 +186,7 @@ def _evaluate(study: optuna.Study, trial: Trial, objective: Callable[[Trial], fl
     try:
         value = objective(trial)
         if value is None or not math.isfinite(value):
-            raise ValueError(f"validation MRR@20 is {value}")
+            raise ValueError(f"the validation metric is {value}")
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
     except Exception as error:

@@ -52,6 +52,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     metadata = checkpoint["metadata"]
     check_targets(metadata["model"], config.trusted_modules)
     given = _given_settings()
+    _require_same_data(config, metadata["data"])
     with open_dict(config):
         config.model = OmegaConf.create(metadata["model"])
         config.data = OmegaConf.create(metadata["data"])
@@ -83,11 +84,23 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     write_json(folder / METRICS_FILE, metrics)
     title = f"{config.checkpoint} on {config.data.name}"
     bootstrap = to_container(config.evaluation.bootstrap)
-    console = Console()
+    console = Console(markup=False)
     console.print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
     )
     print_groups(console, groups, bootstrap)
+
+
+def _require_same_data(config: DictConfig, trained: dict[str, Any]) -> None:
+    """Raises UserError for a ``data=NAME`` of the command line that is not the data set of the checkpoint."""
+    data, choice = config.data, HydraConfig.get().runtime.choices["data"]
+    is_given = any(override.partition("=")[0] == "data" for override in HydraConfig.get().overrides.task)
+    is_same = data.name in (trained["name"], "tabular") and data.reader._target_ == trained["reader"]["_target_"]
+    if is_given and not is_same:
+        raise UserError(
+            f"data={choice}: {config.checkpoint} was trained on {trained['name']}; leave it out, or set the paths of a "
+            "later log of this data set"
+        )
 
 
 def _given_settings() -> dict[str, Any]:

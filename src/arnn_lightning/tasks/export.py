@@ -34,7 +34,7 @@ def run(config: DictConfig) -> None:
         config.license,
     )
     exported = export_model(predictor, checkpoint, output, config.k, card)
-    console = Console()
+    console = Console(markup=False)
     difference = exported["step"]["largest_difference"]
     console.print(
         f"{predictor.name}, {predictor.n_items:,} items; step.onnx differs from the model by {difference:.0e}"

@@ -13,6 +13,6 @@ from arnn_lightning.simulation.simulator import Simulator
 def run(config: DictConfig) -> None:
     """Writes the files of ``schema`` into ``output``, in place of files of the same names."""
     simulator: Simulator = instantiate(config.schema, events=config.events)
-    with task_folder(config), Console(stderr=True).status("generating") as status:
+    with task_folder(config), Console(stderr=True, markup=False).status("generating") as status:
         written = simulator.write(Path(config.output), status.update)
-    Console().print(f"wrote {', '.join(file.name for file in written)} to {config.output}", soft_wrap=True)
+    Console(markup=False).print(f"wrote {', '.join(file.name for file in written)} to {config.output}", soft_wrap=True)

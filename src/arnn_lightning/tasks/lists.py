@@ -39,8 +39,8 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     result, n_missing = evaluate_lists(
         config.name or file.stem,
         lists,
-        pl.read_parquet(prepared.folder / "test.parquet"),
-        pl.read_parquet(prepared.folder / "items.parquet")["id"],
+        pl.read_parquet(prepared.folder / "test.parquet", glob=False),
+        pl.read_parquet(prepared.folder / "items.parquet", glob=False)["id"],
         config.evaluation.ties,
         max(config.evaluation.cutoffs),
         str(file),
@@ -65,7 +65,7 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
         "train_events_per_second": None,
     }
     write_json(folder / METRICS_FILE, record)
-    console = Console()
+    console = Console(markup=False)
     bootstrap, title = to_container(config.evaluation.bootstrap), f"{file.name} on {config.data.name}"
     console.print(
         results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)

@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.text import Text
 
 from arnn_lightning.io import write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
@@ -33,7 +34,7 @@ def run(config: DictConfig) -> None:
     )
     of_log, of_attributes = log_remarks(log, settings, date.today()), attribute_remarks(attributes)
     remarks_of_items = attribute_remarks(of_items, "item")
-    console = Console()
+    console = Console(markup=False)
     console.print(log_table(log, of_log))
     if attributes:
         console.print(attributes_table(attributes, of_attributes))
@@ -43,9 +44,9 @@ def run(config: DictConfig) -> None:
     if config.published:
         console.print(paper_table(manifest, config.published))
     for note in manifest.get("notes", ()):
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False)
     if config.data.note:
-        console.print(f"{config.data.name}: {config.data.note}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"{config.data.name}: {config.data.note}", soft_wrap=True, highlight=False)
     summary = {
         "prepared": str(prepared.folder),
         "steps": manifest["funnel"],
@@ -66,8 +67,8 @@ def run(config: DictConfig) -> None:
 def prepare_data(config: DictConfig) -> PreparedDataset:
     """Simulates the raw files first if the data set is a simulated one; shows a spinner on a terminal."""
     root = Path(config.paths.data)
-    with Console(stderr=True).status("preparing") as status:
-        progress = lambda text: status.update(f"{config.data.name}: {text}")  # noqa: E731
+    with Console(stderr=True, markup=False).status("preparing") as status:
+        progress = lambda text: status.update(Text(f"{config.data.name}: {text}"))  # noqa: E731
         if config.data.get("generate") is not None and config.data.raw_dir is None:
             generator = OmegaConf.to_container(config.data.generate, resolve=True)
             config.data.raw_dir = str(ensure_simulated(generator, config.data.name, root / "raw", progress))

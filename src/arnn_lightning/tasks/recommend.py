@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
     n_sessions = len(request.session_id)
     lists = predictor.lists(request, config.k, config.exclude_seen)
     schema = next(lists).schema
-    with Console(stderr=True).status("recommending") as status, atomic_path(output) as temporary:
+    with Console(stderr=True, markup=False).status("recommending") as status, atomic_path(output) as temporary:
 
         def blocks(*_: Any) -> Iterator[pl.DataFrame]:
             done = 0
@@ -58,7 +58,7 @@ def run(config: DictConfig) -> None:
         else:
             stream.sink_parquet(temporary)
     unknown = request.unknown
-    Console(soft_wrap=True).print(
+    Console(soft_wrap=True, markup=False).print(
         f"sessions: {n_sessions:,} ({unknown.no_click:,} without a known item); events of unknown items: "
         f"{len(unknown.items):,}; unknown attributes and values: {len(unknown.attributes) + len(unknown.values):,}; "
         f"users without a profile: {len(unknown.users):,}; rows of users without a session: "
@@ -77,7 +77,7 @@ def _read(path: str, key: str, columns: tuple[str, ...] | None) -> pl.DataFrame:
         raise UserError(f"{key}={path}: no such file{nearest_file(file)}")
     if file_format(file) == "parquet":
         try:
-            header = [*pl.read_parquet_schema(file)]
+            header = [*pl.scan_parquet(file, glob=False).collect_schema()]
             names = [name for name in header if columns is None or name in columns]
             return _with_nulls(pl.read_parquet(file, columns=names, glob=False), header)
         except pl.exceptions.PolarsError as error:

@@ -1,13 +1,15 @@
 """task=report: run folders -> the results table as Markdown and CSV, and one HTML page."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.evaluation.metrics import LIST_METRICS, metric_names, parse_metric
 from arnn_lightning.reporting.comparison import Settings, counted
 from arnn_lightning.reporting.console import rich_table
@@ -34,24 +36,42 @@ def run(config: DictConfig) -> None:
     if not runs:
         first = next(run for run in loaded if isinstance(run, SkippedRun))
         raise UserError(f"runs: no finished training run; {first.folder}: {first.reason}")
+    _require_known(config, runs)
     groups = [*settings.groups, *(name for run in runs for name in run.config["evaluation"].get("groups", ()))]
     report = build_report(runs, skipped, replace(settings, groups=list(dict.fromkeys(groups))))
     with task_folder(config) as folder:
         report.write(folder)
-    console = Console()
+    console = Console(markup=False)
     for skipped_run in skipped:
-        console.print(f"skipped: {skipped_run.folder}: {skipped_run.reason}", soft_wrap=True, markup=False)
+        console.print(f"skipped: {skipped_run.folder}: {skipped_run.reason}", soft_wrap=True)
     if console.is_terminal:
         for title, table in report.tables:
             console.print(rich_table(title, table))
     else:
-        console.print(report.markdown, soft_wrap=True, markup=False, highlight=False)
+        console.print(report.markdown, soft_wrap=True, highlight=False)
     for note in report.notes:
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False)
     page = folder / "report.html"
     console.print(
         f"{counted(len(runs), 'run')}: {os.path.relpath(page)} ({page.stat().st_size / 1e6:.1f} MB)", soft_wrap=True
     )
+
+
+def _require_known(config: DictConfig, runs: Sequence[Run]) -> None:
+    """Raises UserError for a model or an attribute of the command line that none of the runs has."""
+    models = {entry.result.name for run in runs for entry in run.entries}
+    is_given = any(override.startswith("report.base=") for override in HydraConfig.get().overrides.task)
+    if is_given and config.report.base not in models:
+        hint = nearest(config.report.base, models)
+        raise UserError(
+            f"report.base={config.report.base}: no run has this model{hint}; the models are {', '.join(sorted(models))}"
+        )
+    data_sets = [run.data for run in runs if run.data is not None]
+    for name in config.evaluation.groups:
+        if data_sets and not any(data.attribute(name) for data in data_sets):
+            raise UserError(
+                f"evaluation.groups: {name} is not a single-valued or numeric attribute of any run's data set"
+            )
 
 
 def _settings(config: DictConfig) -> Settings:

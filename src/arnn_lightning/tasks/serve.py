@@ -18,7 +18,9 @@ TOKEN = "ARNN_TOKEN"
 
 def run(config: DictConfig) -> None:
     """Serves until SIGINT or SIGTERM; requests under way are answered first."""
-    token = os.environ.get(TOKEN) or None
+    token = os.environ.get(TOKEN)
+    if token == "":  # such as from a secret that is missing: the service would be open to everybody
+        raise UserError(f"{TOKEN} is empty; set it to the token, or unset it to serve without one")
     if token is None and not config.public and not is_loopback(config.host):
         raise UserError(
             f"host={config.host}: reachable by other machines without a token; set the variable {TOKEN}, or public=true"

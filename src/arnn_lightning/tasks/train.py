@@ -22,7 +22,7 @@ from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
 
 from arnn_lightning.config import applied_files
-from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import Recommender
@@ -378,26 +378,27 @@ def _print_results(
 ) -> None:
     if rank_and_world_size()[0] != 0:
         return
-    console = Console()
+    console = Console(markup=False)
     bootstrap, metrics = to_container(config.evaluation.bootstrap), headline_metrics(config)
     title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} predictions"
     console.print(results_table(results, metrics, title, published_results(config), bootstrap, config.seed))
     if "session" in config.model:
         session = next(result for result in results if result.name == config.model.session.name)
         line = paired_difference_line(results[-1], session, prediction_metrics(config), bootstrap, config.seed)
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False)
     print_groups(console, groups, bootstrap)
     guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None
     for note in (*data_notes(config.data), *([guidance] if guidance else [])):
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False)
     console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
 
 
 def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
-    metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
-    entries = [*metrics["baselines"].items(), *metrics["encoders"].items()]
-    entries.append(("", {"model": metrics["model"]} | metrics["test"]))
-    results = [replace(EvaluationResult.read(entry["model"], folder, role), lists=entry) for role, entry in entries]
+    with results_of(folder):
+        metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
+        entries = [*metrics["baselines"].items(), *metrics["encoders"].items()]
+        entries.append(("", {"model": metrics["model"]} | metrics["test"]))
+        results = [replace(EvaluationResult.read(entry["model"], folder, role), lists=entry) for role, entry in entries]
     groups = {
         attribute: {model: pl.DataFrame(rows) for model, rows in models.items()}
         for attribute, models in metrics.get("groups", {}).items()

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from arnn_lightning.config import USER_CONFIG_DIR, choices_name, instantiate
 from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import write_text
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.run_folder import task_folder
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 TASK_KEYS = ("task", "models", "trials", "workers", "space", "sampler", "pruner")
 ENCODERS = ("model.session.", "model.context.")
-SETTINGS = ("seed", "model", "data.contexts", "evaluation.ties", "trainer", "pretrained")  # what a value depends on
+# What a value depends on.
+SETTINGS = ("seed", "model", "data.contexts", "evaluation.ties", "evaluation.monitor", "trainer", "pretrained")
 
 
 def run(config: DictConfig) -> None:
@@ -74,6 +76,9 @@ def tune(config: DictConfig, model: str) -> None:
     base.paths.data = config.paths.data  # absolute
     data = base.hydra.runtime.choices["data"]
     spaces = {key: space for key, space in base.get("search", {}).items() if key not in map(_key, fixed)}
+    for space in config.space:
+        if "=" not in space:
+            raise UserError(f"space={space}: must be KEY=SPACE, as in 'model.dropout=interval(0,0.5)'")
     spaces |= dict(space.split("=", 1) for space in config.space)
     if not spaces:
         raise UserError(f"no search space for model={model}; set one, as in 'model.x=interval(0.1,0.9)'")
@@ -126,7 +131,8 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
         if not f"model.{key}".startswith(ENCODERS) and (key not in default or default[key] != value):
             OmegaConf.update(values, key, value)
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    header = f"# Best trial of {file} ({counts}): validation MRR@20 {study.best_value:.4f}.\n"
+    metric = metric_label(config.evaluation.monitor)
+    header = f"# Best trial of {file} ({counts}): validation {metric} {study.best_value:.4f}.\n"
     header += (
         f"# Data set: {prepared.folder.name}. With other raw files than those of tuned_on, this file is an error.\n"
     )
@@ -134,7 +140,7 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     tuned = USER_CONFIG_DIR / "tuned" / f"{choices_name('model', 'loss', 'optimizer', _root_=choices)}.yaml"
     write_text(tuned, text)
     command = " ".join(["python -m arnn_lightning", *apart])
-    Console().print(f"{text}wrote {tuned}, used by {command}", markup=False, soft_wrap=True)
+    Console(markup=False).print(f"{text}wrote {tuned}, used by {command}", soft_wrap=True)
 
 
 def _key(override: str) -> str:

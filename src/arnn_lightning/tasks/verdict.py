@@ -182,6 +182,6 @@ class Verdict:
             verdict |= results.figures(self.runs.given)
             verdict["more_seeds"] = self._extension(len(seeds), self.runs.seconds)._asdict()
         paragraph = write_verdict(verdict, self.folder)
-        console = Console()
+        console = Console(markup=False)
         for line in (paragraph, f"the page: {self.folder / 'verdict.html'}"):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            console.print(line, soft_wrap=True, highlight=False)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import polars as pl
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.reporting.verdict_figures import VerdictFigures
 from arnn_lightning.run_folder import stored_config
@@ -50,8 +51,8 @@ class VerdictResults:
         names = ("session", "own", *CONTROLS)
         models = {name: self._results(name) for name in names}
         if context is not None:
-            models["context"] = [EvaluationResult.read(context, folder, "context") for folder in folders]
-        counted = {job.description: EvaluationResult.read(job.description, job.folder) for job in self.counted}
+            models["context"] = [_read(context, folder, "context") for folder in folders]
+        counted = {job.description: _read(job.description, job.folder) for job in self.counted}
         validation = {
             name: float(np.mean([self._validation(of_seed[name]) for of_seed in self.jobs])) for name in names
         }
@@ -84,13 +85,15 @@ class VerdictResults:
 
     def _results(self, name: str, role: str = "") -> list[EvaluationResult]:
         """Those of a run, or of one of its stages, of every seed."""
-        return [EvaluationResult.read(name, of_seed[name].folder, role) for of_seed in self.jobs]
+        return [_read(name, of_seed[name].folder, role) for of_seed in self.jobs]
 
     def _without_attribute(self) -> Iterator[tuple[str, list[EvaluationResult]]]:
         """Read one by one: their ranks take as much memory as those of the models."""
         for name in self.attributes if self.plan.hides_attributes else []:
             files = [of_seed["own"].ranks_without(name, self.attributes) for of_seed in self.jobs]
-            yield name, [EvaluationResult(name, pl.read_parquet(file)) for file in files]
+            with results_of(files[0].parents[1]):
+                results = [EvaluationResult(name, pl.read_parquet(file, glob=False)) for file in files]
+            yield name, results
 
     def _validation(self, job: Job) -> float:
         return float(job.metrics()["val"][self._metric])
@@ -131,3 +134,8 @@ class VerdictResults:
 def uses_profiles(model: DictConfig) -> bool:
     """Whether a model without training uses profiles."""
     return bool(model.get("context_weight", 0)) or bool(getattr(get_class(model._target_), "uses_contexts", False))
+
+
+def _read(name: str, folder: Path, role: str = "") -> EvaluationResult:
+    with results_of(folder):
+        return EvaluationResult.read(name, folder, role)

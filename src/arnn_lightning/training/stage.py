@@ -209,7 +209,7 @@ def evaluate_model(
 ) -> EvaluationResult:
     """Ranks of every prediction of the test split, and the metrics of the recommended lists."""
     _quick_trainer(config, loggers).test(model, datamodule=make_datamodule(prepared, config), verbose=False)
-    split = pl.read_parquet(prepared.folder / "test.parquet")
+    split = pl.read_parquet(prepared.folder / "test.parquet", glob=False)
     assert model.recommended is not None  # counted in every test
     result = EvaluationResult.from_counts(
         model.name, model.rank_counts, split, config.evaluation.ties, model.recommended.count_I.cpu()
