@@ -539,6 +539,9 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
     assert profile_advice(untested)[0] == "Keep the profiles."
     assert profile_advice(untested)[1].endswith("was not tested; budget=9m is enough for it.")
+    recognised = profile_advice(shown_figures("yes", content=False, smallest_gain_absolute=0.002))
+    assert recognised[0].startswith("Keep the existing profiles, but collect no more: they are shown to recognise")
+    assert "region" not in " ".join(recognised)
     assert profile_advice(shown_figures("no")) == ["No profiles need to be collected for these recommendations."]
     assert "until it is decided" in profile_advice(shown_figures("unclear"))[0]
 

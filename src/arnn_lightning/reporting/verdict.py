@@ -289,6 +289,12 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
         return ["Keep the existing profiles, but collect no more until it is decided."]
     if verdict["gains"]["content"]["high"] < verdict["smallest_gain_absolute"]:
         return ["No attributes need to be collected for these recommendations: any stable label of a user would do."]
+    if outcome(verdict, "recognition") == "above 0" and outcome(verdict, "content") != "above 0":
+        return [  # without an attribute, users are recognised less: a loss is no sign that its content is of use
+            "Keep the existing profiles, but collect no more: they are shown to recognise users, no more than that.",
+            "Any stable label of a user may do as well. The losses without single attributes do not show that what "
+            "they contain is of use.",
+        ]
     if not verdict["attributes"]:
         budget = verdict["more_seeds"]["complete_budget"]
         return [
