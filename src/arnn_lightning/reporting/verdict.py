@@ -353,7 +353,10 @@ def _deployment(verdict: Mapping[str, Any]) -> list[str]:
     model, metric = verdict["deploy"]["model"], metric_label(verdict["metric"])
     values = ", ".join(f"{name} {value:.4f}" for name, value in list(verdict["deploy"]["chosen_from"].items())[:2])
     if verdict["helps"] == "yes":
-        return [f"Deploy {model}, the best on validation ({metric}: {values})."]
+        is_loss = verdict["new_users"] is not None and outcome(verdict, "new_users") == "below 0"
+        others = f"; for users without a training session, {verdict['session_model']}"
+        added = others if is_loss and verdict["deploy"]["uses_profiles"] else ""
+        return [f"Deploy {model}, the best on validation ({metric}: {values}){added}."]
     reason = f"the best on validation of the models without profiles ({metric}: {values})"
     if verdict["helps"] == "no":
         return [f"Deploy {model}, {reason}."]
