@@ -24,6 +24,20 @@ def test_V14_intervals_over_users_and_seeds_cover_the_mean(user_sd: float, seed_
     assert missed <= 20  # 10 are expected of 95 % intervals; over 20 in one of 1,000 tests
 
 
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_V14_intervals_of_one_seed_and_of_a_group_cover(n_seeds: int) -> None:
+    """The second column is a group: 40 of the users, each with a part of their predictions."""
+    rng, missed = np.random.default_rng(1), np.zeros(2)
+    for trial in range(200):
+        value, cluster = world(rng, 1.0, 0.3 if n_seeds > 1 else 0.0)
+        is_in = (cluster < 40) & (rng.random(len(cluster)) < 0.7)
+        columns = np.concatenate([value, np.where(is_in[None, :, None], value, np.nan)], 2)[:n_seeds]
+        low, high = np.nanquantile(seed_bootstrap_means(columns, cluster, 200, trial), [0.025, 0.975], axis=0)
+        missed += ~((low <= 0) & (high >= 0))
+    assert (missed <= 20).all()
+    assert (missed > 0).all()  # intervals without end would cover, too
+
+
 def test_V14_intervals_over_users_alone_ignore_the_seeds() -> None:
     """What the second level is for: the same world, resampled over users only."""
     rng, missed = np.random.default_rng(1), 0

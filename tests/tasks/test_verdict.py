@@ -1,6 +1,7 @@
 """task=verdict: the plan, and one small verdict end to end: interrupted, resumed, and computed again from its ranks."""
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         finished = arnn_here(VERDICT, patch)
         folder = root / "outputs" / "verdict" / "tabular"
         shown = json.loads((folder / "verdict.json").read_text())
+        (prepared,) = (root / "data" / "prepared").glob("tabular-*")
         yield SimpleNamespace(
             codes=(interrupted, finished),
             before=before,
@@ -74,6 +76,7 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             after=trained[5:],
             folder=folder,
             shown=shown,
+            prepared=PreparedDataset(prepared),
             patch=patch,
         )
 
@@ -140,128 +143,200 @@ def test_its_runs_share_the_session_encoder(verdict: SimpleNamespace) -> None:
         assert shared.equals(pl.read_parquet(verdict.folder / "session-seed2" / "test_ranks.parquet"))
 
 
-class Recomputed:
-    """The figures of a verdict from the ranks of its runs, by loops over users."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.ranks = folder, pl.read_parquet(folder / "own-seed1" / "test_ranks.parquet")
-        self.user = self.ranks["user"].to_numpy()
-
-    def values(self, *runs: str) -> np.ndarray:
-        """(S, N) reciprocal ranks up to 5."""
-        files = [self.folder / (run if run.endswith(".parquet") else f"{run}/test_ranks.parquet") for run in runs]
-        rank = np.stack([pl.read_parquet(file)["rank"].to_numpy() for file in files])
-        return np.where(rank <= 5, 1 / rank, 0)
-
-    def arm(self, name: str) -> np.ndarray:
-        return self.values(f"{name}-seed1", f"{name}-seed2")
-
-    def gain(self, difference: np.ndarray, keep: np.ndarray, column: int = 0) -> dict[str, float]:
-        """Of (2, N) differences of the predictions ``keep`` among the columns of one bootstrap, of all users in it."""
-        users = np.unique(self.user if column else self.user[keep])
-        sums = [[difference[seed][keep & (self.user == user)].sum() for user in users] for seed in (0, 1)]
-        counts = [(keep & (self.user == user)).sum() for user in users]
-        rng, means = np.random.default_rng(1), []
-        for _ in range(60):
-            chosen = rng.integers(0, len(users), len(users))
-            total = sum(counts[index] for index in chosen)
-            means.append(np.mean([sum(of_seed[index] for index in chosen) / total for of_seed in sums]))
-        order, quantiles = np.random.default_rng([1, 2]), student_t.ppf((np.arange(60) + 0.5) / 60, 1)
-        for _ in range(column):
-            order.permutation(quantiles)
-        first, second = (difference[seed][keep].mean() for seed in (0, 1))
-        means += order.permutation(quantiles) * abs(first - second) / 2
-        tail = min((np.array(means) <= 0).sum(), (np.array(means) >= 0).sum())
-        low, high = np.quantile(means, [0.025, 0.975])
-        return {"mean": (first + second) / 2, "low": low, "high": high, "p_value": min(1, 2 * (tail + 1) / 61)}
+def read_ranks(*files: Path) -> list[pl.DataFrame]:
+    return [pl.read_parquet(file) for file in files]
 
 
-def test_every_figure_follows_from_the_ranks(verdict: SimpleNamespace) -> None:
-    again, shown = Recomputed(verdict.folder), verdict.shown
-    everything = np.full(again.ranks.height, True)
-    arms = {arm: again.arm(arm) for arm in ("session", "own", "permuted", "per_session")}
-    counted = {name: again.values(f"counted-{name}") for name in ("pop", "sr")}
-    for arm, values in arms.items():
-        row = shown["models"][arm]
-        assert row["mean"]["mrr@5"] == pytest.approx(values.mean(), abs=1e-9)
-        assert row["deviation"]["mrr@5"] == pytest.approx(values.mean(1).std(ddof=1), abs=1e-9)
-        assert row["mean"]["recall@5"] == pytest.approx((values > 0).mean(), abs=1e-9)
-        validated = [metrics_of(verdict.folder / f"{arm}-seed{seed}")["val"]["mrr@5"] for seed in (1, 2)]
-        assert row["validation"] == pytest.approx(np.mean(validated), abs=1e-9)
-    for name, values in counted.items():
-        assert shown["counted"][name]["mean"]["mrr@5"] == pytest.approx(values.mean(), abs=1e-9)
-        assert shown["counted"][name]["validation"] == metrics_of(verdict.folder / f"counted-{name}")["val"]["mrr@5"]
-    best = max(counted, key=lambda name: shown["counted"][name]["validation"])
-    assert shown["best_counted"] == best
+def hits(ranks: list[pl.DataFrame], metric: str = "mrr@5") -> np.ndarray:
+    """(S, N) values of the predictions."""
+    rank = np.stack([of_seed["rank"].to_numpy() for of_seed in ranks])
+    return np.where(rank <= 5, 1 / rank if metric == "mrr@5" else 1.0, 0.0)
 
-    unseen = again.user >= 0
-    train_users = pl.read_parquet(prepared(verdict).folder / "train.parquet")["user"].to_numpy()
-    unseen = ~np.isin(again.user, train_users)
-    assert shown["new_users"] == {"users": 120, "predictions": 240, "held_out": False}
-    pairs = {
-        "over_session": (arms["own"], arms["session"], everything),
-        "over_per_session": (arms["own"], arms["per_session"], everything),
-        "content": (arms["own"], arms["permuted"], everything),
-        "recognition": (arms["permuted"], arms["per_session"], everything),
-        "over_counted": (arms["own"], counted[best], everything),
-        "new_users": (arms["own"], arms["session"], unseen),
+
+def gain(value: np.ndarray, base: np.ndarray, user: np.ndarray, keep: np.ndarray, column: int = 0) -> dict[str, Any]:
+    """Of (2, N) values, the gain of the predictions ``keep``, a column of one bootstrap over all users."""
+    difference, users = value - base, np.unique(user)
+    sums = np.array([[of_seed[keep & (user == one_user)].sum() for one_user in users] for of_seed in difference])
+    counts = np.array([(keep & (user == one_user)).sum() for one_user in users])
+    rng, means = np.random.default_rng(1), np.empty(60)
+    for resample in range(60):
+        chosen = rng.integers(0, len(users), len(users))
+        means[resample] = (sums[:, chosen].sum(1) / counts[chosen].sum()).mean()
+    order, quantiles = np.random.default_rng([1, 2]), student_t.ppf((np.arange(60) + 0.5) / 60, 1)
+    for _ in range(column):
+        order.permutation(quantiles)
+    by_seed = sums.sum(1) / counts.sum()
+    seed_error = abs(by_seed[0] - by_seed[1]) / 2
+    means += order.permutation(quantiles) * seed_error
+    low, high = np.quantile(means, [0.025, 0.975])
+    of_base = base[:, keep].mean()
+    return {
+        "mean": by_seed.mean(),
+        "low": low,
+        "high": high,
+        "p_value": min(1, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / 61),
+        "base": of_base,
+        "by_seed": by_seed.tolist(),
+        "user_error": math.sqrt(((sums.mean(0) - by_seed.mean() * counts) ** 2).sum()) / counts.sum(),
+        "seed_error": seed_error,
+        "relative": by_seed.mean() / of_base,
     }
-    assert shown["gains"].keys() == pairs.keys()
-    for name, (values, base, keep) in pairs.items():
-        expected = again.gain(values - base, keep)
-        expected |= {"base": base[:, keep].mean(), "relative": expected["mean"] / base[:, keep].mean()}
-        assert {key: shown["gains"][name][key] for key in expected} == pytest.approx(expected, abs=1e-9), name
 
-    family = sorted((shown["gains"][name]["p_value"], name) for name in shown["claims"])
-    assert {name for _, name in family} == {"content", "recognition", "over_counted", "new_users"}
-    largest = 0.0
+
+def group_rows(
+    value: np.ndarray, base: np.ndarray, user: np.ndarray, members: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    rows = []
+    for column, (name, keep) in enumerate((name, keep) for name, keep in members.items() if keep.any()):
+        row = gain(value, base, user, keep, column)
+        counts = {"predictions": int(keep.sum()), "users": len(np.unique(user[keep]))}
+        rows.append({"group": name, **counts, **{key: row[key] for key in ("base", "mean", "low", "high")}})
+    return rows
+
+
+def model_row(ranks: list[pl.DataFrame], validation: float | None) -> dict[str, Any]:
+    by_seed = {metric: hits(ranks, metric).mean(1) for metric in ("recall@5", "mrr@5")}
+    return {
+        "mean": {metric: values.mean() for metric, values in by_seed.items()},
+        "deviation": {m: values.std(ddof=1) if len(values) > 1 else None for m, values in by_seed.items()},
+        "validation": validation,
+    }
+
+
+def recompute(folder: Path, splits: dict[str, pl.DataFrame], user_ids: np.ndarray, held_out: bool) -> dict[str, Any]:
+    """All figures of the verdict, by loops over users, from the files of its runs; nothing of arnn_lightning.
+
+    Args:
+        folder: of the verdict.
+        splits: the events of ``train``, ``val`` and ``test``.
+        user_ids: (U,) the log's id of every user code.
+        held_out: whether users are held out of training.
+    """
+    metrics = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/metrics.json")}
+    seconds = {name: sum(of_run["seconds"].values()) for name, of_run in metrics.items()}
+    names = ("session", "own", "permuted", "per_session")
+    ranks = {
+        name: read_ranks(*(folder / f"{name}-seed{seed}" / "test_ranks.parquet" for seed in (1, 2))) for name in names
+    }
+    ranks["context"] = read_ranks(*(folder / f"own-seed{seed}" / "test_ranks_context.parquet" for seed in (1, 2)))
+    counted_ranks = {name: read_ranks(folder / f"counted-{name}" / "test_ranks.parquet") for name in ("pop", "sr")}
+    validation = {name: np.mean([metrics[f"{name}-seed{seed}"]["val"]["mrr@5"] for seed in (1, 2)]) for name in names}
+    validation |= {name: metrics[f"counted-{name}"]["val"]["mrr@5"] for name in counted_ranks}
+    best = max(counted_ranks, key=lambda name: validation[name])
+
+    value = {name: hits(of_model) for name, of_model in ranks.items()}
+    user, item, position = (ranks["own"][0][column].to_numpy() for column in ("user", "item", "position"))
+    everything, is_new = np.full(len(user), True), ~np.isin(user, splits["train"]["user"].to_numpy())
+    own, session = value["own"], value["session"]
+    gains = {
+        "over_session": gain(own, session, user, everything),
+        "over_per_session": gain(own, value["per_session"], user, everything),
+        "content": gain(own, value["permuted"], user, everything),
+        "recognition": gain(value["permuted"], value["per_session"], user, everything),
+        "over_counted": gain(own, hits(counted_ranks[best] * 2), user, everything),
+    }
+    new_own, new_session, new_user = own[:, is_new], session[:, is_new], user[is_new]
+    if held_out:
+        files = [
+            [folder / f"new_users-seed{s}" / f"test_ranks{role}.parquet" for s in (1, 2)] for role in ("", "_session")
+        ]
+        held_out_ranks, without = (read_ranks(*of_model) for of_model in files)
+        new_own, new_session, new_user = hits(held_out_ranks), hits(without), held_out_ranks[0]["user"].to_numpy()
+    gains["new_users"] = gain(new_own, new_session, new_user, np.full(len(new_user), True))
+    family = sorted((gains[name]["p_value"], name) for name in ("content", "recognition", "over_counted", "new_users"))
+    claims, adjusted = {}, 0.0
     for place, (p_value, name) in enumerate(family):
-        largest = max(largest, min(1.0, p_value * (len(family) - place)))
-        assert shown["claims"][name]["adjusted_p_value"] == pytest.approx(largest, abs=1e-9)
-        result = "not shown" if largest >= 0.05 else "above 0" if shown["gains"][name]["mean"] > 0 else "below 0"
-        assert shown["claims"][name]["result"] == result
-    smallest = 0.01 * shown["gains"]["over_session"]["base"]
-    both = [shown["gains"][name] for name in ("over_session", "over_per_session")]
-    is_no, is_yes = any(gain["high"] < smallest for gain in both), all(gain["low"] > 0 for gain in both)
-    assert shown["helps"] == ("no" if is_no else "yes" if is_yes else "unclear")
+        adjusted = max(adjusted, min(1.0, p_value * (len(family) - place)))
+        result = "not shown" if adjusted >= 0.05 else "above 0" if gains[name]["mean"] > 0 else "below 0"
+        claims[name] = {"p_value": p_value, "adjusted_p_value": adjusted, "result": result}
+    smallest = 0.01 * gains["over_session"]["base"]
+    both = [gains[name] for name in ("over_session", "over_per_session")]
+    is_no, is_yes = any(row["high"] < smallest for row in both), all(row["low"] > 0 for row in both)
+
+    n_events = np.bincount(splits["train"]["item"].to_numpy(), minlength=12)
+    place_of = {code: place for place, code in enumerate(sorted(range(12), key=lambda code: (-n_events[code], code)))}
+    place = np.array([place_of[code] for code in item])
+    number = user_ids[user]
+    has_age, age = number % 3 < 2, np.array(["young", "old", "unknown"])[number % 3]
+    members = {
+        "position": {"1": position == 1, "2": position == 2},
+        "known_attributes": {"2": ~has_age, "3": has_age},
+        "seen_in_training": {"unseen": is_new, "seen": ~is_new},
+        "popularity": {"head 1 %": place == 0, "middle": (place > 0) & (place < 6), "tail": place >= 6},
+    }
+    values = {
+        "team": {f"team{team}": number % 2 == team for team in (0, 1)},
+        "age": {name: age == name for name in ("unknown", "old", "young")},
+        "tags": {"a": everything, **{f"b{tag}": number % 5 == tag for tag in range(5)}},
+    }
+    for name, of_attribute in values.items():  # most predictions first
+        values[name] = dict(sorted(of_attribute.items(), key=lambda member: -member[1].sum()))
+    losses = []
+    for attribute, name in enumerate(("tags", "team", "age")):
+        hidden = read_ranks(*(folder / f"own-seed{s}" / "without_attribute" / f"{attribute}.parquet" for s in (1, 2)))
+        row = gain(own, hits(hidden), user, everything)
+        losses.append({"attribute": name, **{key: row[key] for key in ("mean", "low", "high")}})
+    candidates = {"arnn_strong" if is_yes else "gru4rec_strong": validation["own" if is_yes else "session"]}
+    a_seed = seconds["session-seed1"] * (1 + held_out) + seconds["own-seed1"] * (3 + held_out)
+    arms = (*names, *(["new_users"] if held_out else []))
+    order = ["counted-pop", "counted-sr", *(f"{name}-seed{seed}" for seed in (1, 2) for name in arms)]
+    return {
+        "helps": "no" if is_no else "yes" if is_yes else "unclear",
+        "smallest_gain_absolute": smallest,
+        "models": {name: model_row(of_model, validation.get(name)) for name, of_model in ranks.items()},
+        "counted": {name: model_row(of_model, validation[name]) for name, of_model in counted_ranks.items()},
+        "best_counted": best,
+        "gains": gains,
+        "claims": claims,
+        "new_users": {"users": len(np.unique(new_user)), "predictions": len(new_user), "held_out": held_out},
+        "groups": {by: group_rows(own, session, user, groups) for by, groups in members.items()},
+        "attribute_values": {name: group_rows(own, session, user, groups) for name, groups in values.items()},
+        "attributes": sorted(losses, key=lambda loss: -loss["mean"]),
+        "splits": {
+            name: {"events": len(events), **{f"{key}s": events[key].n_unique() for key in ("session", "user", "item")}}
+            for name, events in splits.items()
+        },
+        "deploy": {"chosen_from": candidates | {name: validation[name] for name in counted_ranks}},
+        "rising": [{"model": name, "epochs": 1} for name in ("gru4rec_strong", "arnn_strong")],
+        "more_seeds": {"n_seeds": 3, "seconds": 1.1 * (a_seed + 3 * metrics["own-seed1"]["seconds"]["test"])},
+        "runs": [{"folder": name, "seconds": round(seconds[name], 1)} for name in order],
+        # settings
+        "seeds": [1, 2],
+        "budget": 1800,
+        "smallest_gain": 0.01,
+        "bootstrap": {"resamples": 60, "confidence": 0.95, "seed": 1},
+    }
 
 
-def prepared(verdict: SimpleNamespace) -> PreparedDataset:
-    (folder,) = (verdict.folder.parents[2] / "data" / "prepared").glob("tabular-*")
-    return PreparedDataset(folder)
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """All values of a nested structure, by path."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    return {name: leaf for key, part in parts for name, leaf in leaves(part, f"{path}/{key}").items()}
 
 
-def test_groups_and_attributes_follow_from_the_ranks(verdict: SimpleNamespace) -> None:
-    again, shown = Recomputed(verdict.folder), verdict.shown
-    own, difference = again.arm("own"), again.arm("own") - again.arm("session")
-    for column, row in enumerate(shown["groups"]["position"]):
-        keep = (again.ranks["position"] == int(row["group"])).to_numpy()
-        expected = again.gain(difference, keep, column) if column else again.gain(difference, keep)
-        assert {key: row[key] for key in ("mean", "low", "high")} == pytest.approx(
-            {key: expected[key] for key in ("mean", "low", "high")}, abs=1e-9
-        )
-        assert row["predictions"] == keep.sum()
-    users = prepared(verdict).users()
-    team = pl.Series(users["id"].cast(pl.Int64) % 2).to_numpy()[again.user]
-    values = {row["group"]: row for row in shown["attribute_values"]["team"]}
-    for name in (0, 1):
-        assert values[f"team{name}"]["mean"] == pytest.approx(difference[:, team == name].mean(), abs=1e-9)
-    assert {row["group"] for row in shown["attribute_values"]["age"]} == {"young", "old", "unknown"}
-    assert next(iter(shown["attribute_values"]["tags"]))["predictions"] == again.ranks.height  # all have the tag a
-    for row in shown["attributes"]:
-        place = ["tags", "team", "age"].index(row["attribute"])
-        hidden = again.values(*(f"own-seed{seed}/without_attribute/{place}.parquet" for seed in (1, 2)))
-        expected = again.gain(own - hidden, np.full(again.ranks.height, True))
-        assert {key: row[key] for key in ("mean", "low", "high")} == pytest.approx(
-            {key: expected[key] for key in ("mean", "low", "high")}, abs=1e-9
-        )
-    losses = [row["mean"] for row in shown["attributes"]]
-    assert losses == sorted(losses, reverse=True)
-    assert len(losses) == 3
+def require_recomputed(verdict: SimpleNamespace, shown: dict[str, Any], held_out: bool) -> None:
+    """Every number of a verdict, and the words that follow from numbers, are those of ``recompute``."""
+    splits = {name: pl.read_parquet(verdict.prepared.folder / f"{name}.parquet") for name in ("train", "val", "test")}
+    user_ids = pl.read_parquet(verdict.prepared.folder / "users.parquet")["id"].cast(pl.Int64).to_numpy()
+    expected = leaves(recompute(verdict.folder, splits, user_ids, held_out))
+    known = leaves(shown)
+    assert known.pop("/seconds") >= sum(row["seconds"] for row in shown["runs"]) - 0.05 * len(shown["runs"])  # a clock
+    numbers = {path for path, leaf in known.items() if isinstance(leaf, int | float) and not isinstance(leaf, bool)}
+    assert len(numbers) > 200
+    assert numbers - expected.keys() == set()
+    for path, leaf in expected.items():
+        assert known[path] == (leaf if isinstance(leaf, str | None) else pytest.approx(leaf, abs=1e-9)), path
+
+
+def test_every_number_follows_from_files_of_the_runs(verdict: SimpleNamespace) -> None:
+    assert not verdict.shown["new_users"]["held_out"]
+    require_recomputed(verdict, verdict.shown, held_out=False)
 
 
 def test_an_attribute_that_is_hidden_is_unknown(verdict: SimpleNamespace) -> None:
-    whole = prepared(verdict)
+    whole = verdict.prepared
     users = WithoutAttribute(whole.folder, "team").users()
     assert users["context.team"].unique().to_list() == [0]
     assert users.drop("context.team").equals(whole.users().drop("context.team"))
@@ -300,7 +375,7 @@ def test_every_figure_on_the_page_is_in_the_json(verdict: SimpleNamespace, page:
 
 
 def test_its_runs_are_ordinary_runs_of_the_report(verdict: SimpleNamespace) -> None:
-    whole = prepared(verdict)
+    whole = verdict.prepared
     loaded = [load_run(folder, {whole.manifest_sha256: None}) for folder in find_run_dirs([str(verdict.folder)])]
     assert sorted(run.folder.name for run in loaded if isinstance(run, Run)) == sorted(RUNS)
 
@@ -329,12 +404,7 @@ def test_users_are_held_out_where_the_log_has_few_new_ones(
     n_trained = len(verdict.trained)
     assert arnn_here(VERDICT, monkeypatch) == 0
     assert verdict.trained[n_trained:] == ["arnn_strong own 1", "arnn_strong own 2"]
-    shown, again = json.loads((verdict.folder / "verdict.json").read_text()), Recomputed(verdict.folder)
-    files = [f"new_users-seed{seed}/test_ranks{{}}.parquet" for seed in (1, 2)]
-    own, session = (again.values(*(file.format(role) for file in files)) for role in ("", "_session"))
-    held_out = pl.read_parquet(verdict.folder / files[0].format(""))["user"]
-    assert shown["new_users"] == {"users": held_out.n_unique(), "predictions": len(held_out), "held_out": True}
-    assert shown["gains"]["new_users"]["mean"] == pytest.approx((own - session).mean(), abs=1e-9)
+    require_recomputed(verdict, json.loads((verdict.folder / "verdict.json").read_text()), held_out=True)
 
 
 def test_a_budget_for_less_than_two_seeds_is_no_answer(
@@ -553,6 +623,9 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
     assert profile_advice(untested)[0] == "Keep the profiles."
     assert profile_advice(untested)[1].endswith("was not tested; budget=9m is enough for it.")
+    recognised = profile_advice(shown_figures("yes", content=False, smallest_gain_absolute=0.002))
+    assert recognised[0].startswith("Keep the existing profiles, but collect no more: they are shown to recognise")
+    assert "region" not in " ".join(recognised)
     assert profile_advice(shown_figures("no")) == ["No profiles need to be collected for these recommendations."]
     assert "until it is decided" in profile_advice(shown_figures("unclear"))[0]
 
@@ -567,6 +640,15 @@ def test_the_paragraph_is_short_and_starts_with_the_profiles(helps: str) -> None
     assert answer.startswith({"yes": "Profiles help", "no": "Profiles do not help"}.get(helps, "Whether profiles help"))
     assert 3 <= len(with_figures) <= 5
     assert all(len(sentence) < 230 for sentence in with_figures)
+
+
+def test_new_users_who_lose_get_the_session_model() -> None:
+    deploy = {"model": "arnn_strong", "counted": False, "uses_profiles": True, "chosen_from": {"arnn_strong": 0.2}}
+    figures = shown_figures("yes", deploy=deploy)
+    clause = "; for users without a training session, gru4rec_strong."
+    assert clause not in " ".join(sentences(figures))
+    figures["claims"]["new_users"]["result"] = "below 0"
+    assert clause in " ".join(sentences(figures))
 
 
 def test_untested_new_users_name_the_budget() -> None:

@@ -289,6 +289,12 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
         return ["Keep the existing profiles, but collect no more until it is decided."]
     if verdict["gains"]["content"]["high"] < verdict["smallest_gain_absolute"]:
         return ["No attributes need to be collected for these recommendations: any stable label of a user would do."]
+    if outcome(verdict, "recognition") == "above 0" and outcome(verdict, "content") != "above 0":
+        return [  # without an attribute, users are recognised less: a loss is no sign that its content is of use
+            "Keep the existing profiles, but collect no more: they are shown to recognise users, no more than that.",
+            "Any stable label of a user may do as well. The losses without single attributes do not show that what "
+            "they contain is of use.",
+        ]
     if not verdict["attributes"]:
         budget = verdict["more_seeds"]["complete_budget"]
         return [
@@ -347,7 +353,10 @@ def _deployment(verdict: Mapping[str, Any]) -> list[str]:
     model, metric = verdict["deploy"]["model"], metric_label(verdict["metric"])
     values = ", ".join(f"{name} {value:.4f}" for name, value in list(verdict["deploy"]["chosen_from"].items())[:2])
     if verdict["helps"] == "yes":
-        return [f"Deploy {model}, the best on validation ({metric}: {values})."]
+        is_loss = verdict["new_users"] is not None and outcome(verdict, "new_users") == "below 0"
+        others = f"; for users without a training session, {verdict['session_model']}"
+        added = others if is_loss and verdict["deploy"]["uses_profiles"] else ""
+        return [f"Deploy {model}, the best on validation ({metric}: {values}){added}."]
     reason = f"the best on validation of the models without profiles ({metric}: {values})"
     if verdict["helps"] == "no":
         return [f"Deploy {model}, {reason}."]
