@@ -4,7 +4,6 @@ import bz2
 import csv
 import gzip
 import lzma
-import re
 import shutil
 import tempfile
 import zipfile
@@ -397,8 +396,12 @@ def require_one_of(frame: pl.DataFrame, column: str, allowed: Collection[int | s
 def _first_fields(file: Path, separator: str, quote: str | None, encoding: str, path: Path) -> list[str]:
     """The fields of the first line of ``file``; errors name ``path``."""
     is_utf8 = encoding.lower() in UTF_8
-    if is_utf8:
-        _require_text(file, path)
+    with file.open("rb") as lines:
+        if is_utf8 and lines.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(
+                f"{path}: encoded in UTF-16, must be UTF-8; convert it (iconv -f utf-16 -t utf-8) or set "
+                "data.encoding=utf-16"
+            )
     short = separator if len(separator) == 1 else UNIT_SEPARATOR
     with file.open(encoding="utf-8-sig" if is_utf8 else encoding, errors="replace", newline="") as lines:
         rows = csv.reader((line.replace(separator, short) for line in lines), delimiter=short, quotechar=quote)
@@ -406,30 +409,6 @@ def _first_fields(file: Path, separator: str, quote: str | None, encoding: str, 
     if not any(names):
         raise UserError(f"{path}: the file or its first line is empty; the first line must be a header or a row")
     return names
-
-
-def _require_text(file: Path, path: Path) -> None:
-    """Raises UserError for a file that is no table in UTF-8, by its first bytes; the error names ``path``."""
-    with file.open("rb") as lines:
-        start = lines.read(512)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(
-            f"{path}: encoded in UTF-16, must be UTF-8; convert it (iconv -f utf-16 -t utf-8) or set "
-            "data.encoding=utf-16"
-        )
-    if start[257:262] == b"ustar":
-        raise UserError(f"{path}: a tar archive; unpack it")
-    if b"\0" in start:
-        if not any(start[1::2]) or not any(start[::2]):
-            encoding = "utf-16-le" if start[0] else "utf-16-be"
-            raise UserError(f"{path}: encoded in UTF-16, must be UTF-8; convert it or set data.encoding={encoding}")
-        raise UserError(f"{path}: a binary file; must be delimited text or parquet")
-    text = start.lstrip(b"\xef\xbb\xbf \r\n\t")
-    if re.match(rb"\{\s*[\"}]|\[\s*[{[]", text):
-        reader = "read_ndjson" if text.startswith(b"{") else "read_json"
-        raise UserError(f"{path}: JSON; convert it, as by polars.{reader}(...).write_parquet('events.parquet')")
-    if re.match(rb"(?i)sep=.\s", text):
-        raise UserError(f"{path}: row 1 is {text[:5].decode(errors='replace')!r}, an instruction to Excel; remove it")
 
 
 def _unprefixed(header: Sequence[str]) -> list[str]:
@@ -457,6 +436,4 @@ def _column_index(path: Path, column: str, aliases: Sequence[str], header: Seque
     hint = nearest(column, unprefixed)
     if not hint and any(name.isdigit() for name in unprefixed):
         hint = " (is the first line a header? if not, set data.header)"
-    if not hint and header[0].startswith("#"):
-        hint = " (is the first line a comment? if so, remove it)"
     raise UserError(f"{path}: no column {column!r}{hint}; its columns: {', '.join(unprefixed)}")

@@ -1,7 +1,6 @@
 """How values are written in the files of a table, and their canonical types."""
 
 import ast
-import csv
 import json
 import re
 from collections.abc import Sequence
@@ -46,7 +45,7 @@ class TableFormat:
             )
             for column in ids:
                 _require_digits(frame[column], file)
-            return frame.with_columns(_strip_ids(frame[column]) for column in ids)
+            return frame
         try:
             schema = pl.scan_parquet(file.path, glob=False).collect_schema()
             for column in columns:
@@ -104,11 +103,7 @@ class TableFormat:
         if is_invalid.any():
             row = is_invalid.arg_true()[0]
             value = str(column[row])
-            keys = {
-                r"[+-]?\d{1,3}(,\d{3})+": "data.decimal=',' if the comma is no separator of thousands",
-                r"[+-]?[\d.]*,\d*": "data.decimal=','",
-                r"\d{1,4}([./-])\d{1,2}\1\d{1,4}.*": "data.date_format",
-            }
+            keys = {r"[+-]?[\d.]*,\d*": "data.decimal=','", r"\d{1,4}([./-])\d{1,2}\1\d{1,4}.*": "data.date_format"}
             advice = next((f", or set {key}" for form, key in keys.items() if re.fullmatch(form, value.strip())), "")
             raise UserError(f"{file.location(column.name, row)}: {value!r} is not a number; fix or remove it{advice}")
         return number.fill_nan(None) if number.dtype.is_float() else number
@@ -118,8 +113,7 @@ class TableFormat:
         if isinstance(column.dtype, pl.Categorical | pl.Enum):
             column = column.cast(pl.String)
         if column.dtype == pl.String:
-            column = column.set(column.is_in(list(self.null_values)), None)
-            return _strip_ids(column) if is_id else column
+            return column.set(column.is_in(list(self.null_values)), None)
         if not column.dtype.is_float():
             return column
         column = column.fill_nan(None)
@@ -141,7 +135,7 @@ def _require_digits(ids: pl.Series, file: TableFile) -> None:
     """Raises UserError for an id in the scientific notation of spreadsheets, which keeps some of its digits only."""
     if not ids.str.contains("+", literal=True).any():
         return
-    is_scientific = ids.str.contains(r"^\d(\.\d+)?[eE]\+\d+$").fill_null(False)
+    is_scientific = ids.str.contains(r"^\d\.\d+[eE]\+\d+$").fill_null(False)
     if is_scientific.any():
         row = is_scientific.arg_true()[0]
         raise UserError(
@@ -149,17 +143,9 @@ def _require_digits(ids: pl.Series, file: TableFile) -> None:
         )
 
 
-def _strip_ids(ids: pl.Series) -> pl.Series:
-    """Ids without spaces around them; null where nothing is left."""
-    if not (ids.str.starts_with(" ") | ids.str.ends_with(" ")).any():
-        return ids
-    stripped = ids.str.strip_chars()
-    return stripped.set(stripped == "", None)
-
-
 def _split_lists(text: pl.Series, separator: str) -> pl.Series:
-    """Lists of strings: values between separators, or those in brackets (JSON, Python) or braces (Postgres, sets)."""
-    is_bracketed = text.str.contains(r"(?s)^\s*(\[.*\]|\{.*\}|set\(\))\s*$").fill_null(False)
+    """Lists of strings: the values between separators, or those of a JSON or Python list."""
+    is_bracketed = text.str.contains(r"(?s)^\s*\[.*\]\s*$").fill_null(False)
     lists = text.str.split(separator)
     if not is_bracketed.any():
         return lists
@@ -171,29 +157,22 @@ def _split_lists(text: pl.Series, separator: str) -> pl.Series:
 
 
 def _parse_list(text: str, separator: str) -> list[str]:
-    """The values of a list in brackets or braces.
+    """The values of a list in brackets.
 
     >>> _parse_list('["folk", "rock, hard"]', ","), _parse_list("['folk' 'rock']", ","), _parse_list("[folk;3]", ";")
     (['folk', 'rock, hard'], ['folk', 'rock'], ['folk', '3'])
-    >>> _parse_list('{folk,"rock, hard"}', ";"), _parse_list("{'folk', 3}", ","), _parse_list("set()", ",")
-    (['folk', 'rock, hard'], ['3', 'folk'], [])
     """
     for parse in (json.loads, _parse_python_list):
         try:
-            values = parse(text.strip())
+            return [as_text(value) for value in parse(text.strip()) if value is not None]
         except (ValueError, SyntaxError):
             continue
-        texts = [as_text(value) for value in values if value is not None]
-        return sorted(texts) if isinstance(values, set) else texts  # a set has no order
-    if text.strip().startswith("{"):  # Postgres
-        return next(csv.reader([text.strip()[1:-1]]), [])
     return text.strip()[1:-1].split(separator)
 
 
-def _parse_python_list(text: str) -> list[object] | set[object]:
+def _parse_python_list(text: str) -> list[object]:
     # numpy writes no commas, and Python would join the strings.
-    values = ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text))
-    return values if isinstance(values, set) else list(values)
+    return list(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
 
 
 def plain_text(column: pl.Series) -> pl.Series:
