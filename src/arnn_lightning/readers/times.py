@@ -141,7 +141,7 @@ class TimeParser:
                 problem = f"ambiguous: could be a date ({time_format.replace('%', '')}), not a unix time"
                 fail(number.is_not_null(), problem, f"set data.time_format, as '{time_format}', or data.time_unit")
         start, per_second = TICKS
-        if FIRST_YEAR <= _year_of_ticks(low) and _year_of_ticks(high) <= datetime.now(UTC).year:
+        if _year_of_ticks(low) >= FIRST_YEAR and _year_of_ticks(high) <= datetime.now(UTC).year:
             problem = f"ambiguous: could be .NET ticks of {_day((low - start) // per_second)}, not unix nanoseconds"
             advice = f"export unix times, (ticks - {start}) / {per_second} seconds, or set data.time_unit=ns"
             fail(number.is_not_null(), problem, advice)
