@@ -1,6 +1,7 @@
 """How values are written in the files of a table, and their canonical types."""
 
 import ast
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ class TableFormat:
             )
             for column in ids:
                 _require_digits(frame[column], file)
-            return frame
+            return frame.with_columns(_strip_ids(frame[column]) for column in ids)
         try:
             schema = pl.read_parquet_schema(file.path)
             for column in columns:
@@ -113,6 +114,7 @@ class TableFormat:
         if isinstance(column.dtype, pl.Categorical | pl.Enum):
             column = column.cast(pl.String)
         if column.dtype == pl.String:
+            column = _strip_ids(column) if is_id else column
             return column.set(column.is_in(list(self.null_values)), None)
         if not column.dtype.is_float():
             return column
@@ -131,11 +133,19 @@ class TableFormat:
         return column.cast(pl.Int64)
 
 
+def _strip_ids(ids: pl.Series) -> pl.Series:
+    """Ids without spaces around them; null for spaces only."""
+    if not (ids.str.starts_with(" ") | ids.str.ends_with(" ")).any():
+        return ids  # stripping copies all ids
+    stripped = ids.str.strip_chars()
+    return stripped.set(stripped == "", None)
+
+
 def _require_digits(ids: pl.Series, file: TableFile) -> None:
     """Raises UserError for an id in the scientific notation of spreadsheets, which keeps some of its digits only."""
     if not ids.str.contains("+", literal=True).any():
         return
-    is_scientific = ids.str.contains(r"^\d\.\d+[eE]\+\d+$").fill_null(False)
+    is_scientific = ids.str.contains(r"^\s*\d([.,]\d+)?[eE]\+\d{2,}\s*$").fill_null(False)
     if is_scientific.any():
         row = is_scientific.arg_true()[0]
         raise UserError(
@@ -144,8 +154,8 @@ def _require_digits(ids: pl.Series, file: TableFile) -> None:
 
 
 def _split_lists(text: pl.Series, separator: str) -> pl.Series:
-    """Lists of strings: the values between separators, or those of a JSON or Python list."""
-    is_bracketed = text.str.contains(r"(?s)^\s*\[.*\]\s*$").fill_null(False)
+    """Lists of strings: the values between separators, or those of a list or set of JSON, Python or Postgres."""
+    is_bracketed = text.str.contains(r"(?s)^\s*(\[.*\]|\{.*\}|set\(\))\s*$").fill_null(False)
     lists = text.str.split(separator)
     if not is_bracketed.any():
         return lists
@@ -157,22 +167,32 @@ def _split_lists(text: pl.Series, separator: str) -> pl.Series:
 
 
 def _parse_list(text: str, separator: str) -> list[str]:
-    """The values of a list in brackets.
+    """The values of a list in brackets, or of a set or a Postgres array in braces.
 
     >>> _parse_list('["folk", "rock, hard"]', ","), _parse_list("['folk' 'rock']", ","), _parse_list("[folk;3]", ";")
     (['folk', 'rock, hard'], ['folk', 'rock'], ['folk', '3'])
+    >>> _parse_list('{folk,"rock, hard",NULL}', ","), _parse_list("{'folk'}", ","), _parse_list("set()", ",")
+    (['folk', 'rock, hard'], ['folk'], [])
     """
+    if text.strip() == "set()":
+        return []
     for parse in (json.loads, _parse_python_list):
         try:
             return [as_text(value) for value in parse(text.strip()) if value is not None]
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             continue
-    return text.strip()[1:-1].split(separator)
+    inner = text.strip()[1:-1]
+    if text.strip().startswith("{"):  # Postgres separates by commas and quotes values that contain one
+        return [value for value in next(csv.reader([inner], escapechar="\\"), []) if value != "NULL"]
+    return inner.split(separator)
 
 
 def _parse_python_list(text: str) -> list[object]:
     # numpy writes no commas, and Python would join the strings.
-    return list(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
+    value = ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text))
+    if isinstance(value, dict):
+        raise ValueError("a mapping")
+    return sorted(value, key=str) if isinstance(value, set) else list(value)
 
 
 def plain_text(column: pl.Series) -> pl.Series:
