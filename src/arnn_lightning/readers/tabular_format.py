@@ -11,7 +11,7 @@ import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.readers.delimited import file_format, read_delimited
-from arnn_lightning.readers.schema import parse_dates, with_decimal_point
+from arnn_lightning.readers.schema import parse_dates, to_dates, with_decimal_point
 from arnn_lightning.readers.tabular_files import TableFile
 
 
@@ -77,9 +77,26 @@ class TableFormat:
             )
         if kind == "numeric":
             dates = parse_dates(column, self.date_format)
-            return dates if dates.dtype == pl.Date else self.parse_number(column, file).cast(pl.Float64)
+            if dates.dtype == pl.Date:
+                return dates
+            self._require_no_invalid_date(column, file)
+            return self.parse_number(column, file).cast(pl.Float64)
         text = plain_text(column)
         return text.set(text.is_in(["", *self.null_values]), None)
+
+    def _require_no_invalid_date(self, column: pl.Series, file: TableFile) -> None:
+        """Raises UserError for the first text that is not a date in a column of which most texts are dates."""
+        if column.dtype != pl.String:
+            return
+        dates = to_dates(column, self.date_format)
+        is_invalid = dates.is_null() & column.is_not_null() & (column.str.strip_chars() != "")
+        if 0 < int(is_invalid.sum()) < len(dates) - dates.null_count():
+            row = is_invalid.arg_true()[0]
+            expected = "an ISO 8601 date" if self.date_format is None else f"in the format {self.date_format}"
+            raise UserError(
+                f"{file.location(column.name, row)}: {column[row]!r} is not {expected}; fix or remove it, "
+                "or set data.date_format"
+            )
 
     def parse_number(self, column: pl.Series, file: TableFile) -> pl.Series:
         """A column of numbers as Int64 or Float64, null where missing; dates in days since 1970."""
@@ -104,8 +121,12 @@ class TableFormat:
         if is_invalid.any():
             row = is_invalid.arg_true()[0]
             value = str(column[row])
-            keys = {r"[+-]?[\d.]*,\d*": "data.decimal=','", r"\d{1,4}([./-])\d{1,2}\1\d{1,4}.*": "data.date_format"}
-            advice = next((f", or set {key}" for form, key in keys.items() if re.fullmatch(form, value.strip())), "")
+            keys = {
+                r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?": "remove its commas if they separate thousands",
+                r"[+-]?[\d.]*,\d*": "set data.decimal=',' if the comma is the decimal separator",
+                r"\d{1,4}([./-])\d{1,2}\1\d{1,4}.*": "set data.date_format",
+            }
+            advice = "".join(f", or {key}" for form, key in keys.items() if re.fullmatch(form, value.strip()))
             raise UserError(f"{file.location(column.name, row)}: {value!r} is not a number; fix or remove it{advice}")
         return number.fill_nan(None) if number.dtype.is_float() else number
 
