@@ -808,6 +808,9 @@ def test_null_strings_of_parquet_are_missing(tmp_path: Path) -> None:
 def test_binary_strings_of_parquet_are_strings(tmp_path: Path) -> None:
     pl.DataFrame({"user": [b"u"], "item": [b"a"], "time": [NOON]}).write_parquet(tmp_path / "log.parquet")
     assert read(tmp_path / "log.parquet").events.rows() == [("u", "a", NOON)]
+    pl.DataFrame({"user": [b"\xff"], "item": [b"a"], "time": [NOON]}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=r"log\.parquet: column 'user' contains bytes that are not UTF-8 text"):
+        read(tmp_path / "log.parquet")
 
 
 # --- files that are listed twice ---

@@ -53,7 +53,7 @@ class TableFormat:
                 if column not in schema:
                     hint = nearest(column, schema)
                     raise UserError(f"{file}: no column {column!r}{hint}; its columns: {', '.join(schema)}")
-            frame = pl.read_parquet(file.path, columns=columns, glob=False).cast({pl.Binary: pl.String})
+            frame = pl.read_parquet(file.path, columns=columns, glob=False)
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
         return frame.with_columns(self._normalize_parquet(column, column.name in ids, file) for column in frame)
@@ -134,6 +134,12 @@ class TableFormat:
         """A parquet column as read from a text file: categories are strings, NaN and null strings are missing."""
         if isinstance(column.dtype, pl.Categorical | pl.Enum):
             column = column.cast(pl.String)
+        if column.dtype == pl.Binary:
+            try:
+                column = column.cast(pl.String)
+            except pl.exceptions.PolarsError as error:
+                problem = "contains bytes that are not UTF-8 text; store it as text, such as hexadecimal digits"
+                raise UserError(f"{file}: column {column.name!r} {problem}") from error
         if column.dtype == pl.String:
             column = _strip_ids(column) if is_id else column
             return column.set(column.is_in(list(self.null_values)), None)
