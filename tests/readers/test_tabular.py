@@ -5,6 +5,8 @@ import csv
 import gzip
 import io
 import lzma
+import re
+import tarfile
 import zipfile
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -71,7 +73,16 @@ def test_any_separator_quotes_and_a_byte_order_mark(log: Any, text: str) -> None
 
 def test_ids_are_texts_as_they_are_written(log: Any) -> None:
     events = read(log(f'user,item,time\n007,"a,b",{NOON}\n7," ""c""; ",{NOON}\n')).events
-    assert events.rows() == [("007", "a,b", NOON), ("7", ' "c"; ', NOON)]
+    assert events.rows() == [("007", "a,b", NOON), ("7", '"c";', NOON)]
+
+
+def test_spaces_around_ids_are_removed(tmp_path: Path, log: Any) -> None:
+    texts = f"user,item,time\nu,a,{NOON}\n u,a ,{NOON}\n  ,a,{NOON}\n"
+    pl.read_csv(texts.encode()).write_parquet(tmp_path / "log.parquet")
+    for path, row in ((log(texts), 4), (tmp_path / "log.parquet", 3)):
+        with pytest.raises(UserError, match=rf"column 'user' is empty in 1 rows, the first is row {row}"):
+            read(path)
+        assert read(path, "data.incomplete=drop").events.rows() == [("u", "a", NOON)] * 2
 
 
 def test_columns_are_named_by_the_config(log: Any) -> None:
@@ -402,6 +413,17 @@ def test_a_header_alone_is_a_table_without_events(log: Any) -> None:
     [
         ("user,item,time\nu,caf\xe9,1\n".encode("latin-1"), r"line 2 is not UTF-8.*iconv"),
         ("user,item,time\nu,a,1\n".encode("utf-16"), r"encoded in UTF-16, must be UTF-8"),
+        ("user,item,time\nu,a,1\n".encode("utf-16-le"), r"encoded in UTF-16.*data\.encoding=utf-16-le"),
+        ("user,item,time\nu,a,1\n".encode("utf-16-be"), r"encoded in UTF-16.*data\.encoding=utf-16-be"),
+        (tarfile.TarInfo("a.csv").tobuf(), r"a tar archive; unpack it"),
+        (gzip.compress(tarfile.TarInfo("a.csv").tobuf()), r"a tar archive; unpack it"),
+        (b"SQLite format 3\0", r"an SQLite database; export the table as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", r"a spreadsheet"),
+        (b"\x89HDF\r\n\x1a\n\0\0", r"a binary file, starting with b'\\x89HDF"),
+        (b'{"user": "u", "item": "a"}\n', r"JSON; convert it to CSV or parquet"),
+        (b'[\n {"user": "u"}]\n', r"JSON; convert it"),
+        (b"sep=;\nuser;item;time\n", r"row 1 is 'sep=;', must be the header; remove the lines before it"),
+        (b"# exported\nuser,item,time\n", r"row 1 is '# exported', must be the header"),
         (b"user,item,time\nu,a,1\nu,a,1,2,3\n", r"row 3 has more fields than the 3 columns"),
         (b'user,item,time\nu,"a,1\nu,a,1\n', r"row 2, .*quote"),
         (b"\nuser,item,time\nu,a,1\n", r"the file or its first line is empty"),
@@ -771,9 +793,10 @@ def test_floats_that_stand_for_several_ids_are_refused(
         read(tmp_path / "l")
 
 
-def test_ids_in_scientific_notation_are_refused(log: Any) -> None:
-    with pytest.raises(UserError, match=r"column 'item', row 2: '1\.23457E\+17' lacks digits of the id"):
-        read(log(f"user,item,time\nu,1.23457E+17,{NOON}\n"))
+@pytest.mark.parametrize("text", ["1.23457E+17", "1E+17", "1,23457E+17"])
+def test_ids_in_scientific_notation_are_refused(log: Any, text: str) -> None:
+    with pytest.raises(UserError, match=rf"column 'item', row 2: '{re.escape(text)}' lacks digits of the id"):
+        read(log(f"user;item;time\nu;{text};{NOON}\n"))
 
 
 def test_null_strings_of_parquet_are_missing(tmp_path: Path) -> None:
@@ -785,6 +808,9 @@ def test_null_strings_of_parquet_are_missing(tmp_path: Path) -> None:
 def test_binary_strings_of_parquet_are_strings(tmp_path: Path) -> None:
     pl.DataFrame({"user": [b"u"], "item": [b"a"], "time": [NOON]}).write_parquet(tmp_path / "log.parquet")
     assert read(tmp_path / "log.parquet").events.rows() == [("u", "a", NOON)]
+    pl.DataFrame({"user": [b"\xff"], "item": [b"a"], "time": [NOON]}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=r"log\.parquet: column 'user' contains bytes that are not UTF-8 text"):
+        read(tmp_path / "log.parquet")
 
 
 # --- files that are listed twice ---
@@ -820,6 +846,7 @@ def test_days_without_events_may_have_equal_files(log: Any) -> None:
 def test_lists_are_separated_or_written_as_lists(log: Any) -> None:
     path = log(f"uid,item,time\nu1,a,{NOON}\n")
     texts = ["folk, rock", '["folk", "rock"]', "['folk' 'rock']", "['folk', 'rock', None]", "[folk,rock]", "[]", "NA"]
+    texts += ["{folk,rock}", "{'folk', 'rock'}", '{folk,"rock"}', "set()", "{}"]
     rows = "".join('u{},"{}"\n'.format(number, text.replace('"', '""')) for number, text in enumerate(texts, 1))
     raw = read(
         path,
@@ -827,7 +854,14 @@ def test_lists_are_separated_or_written_as_lists(log: Any) -> None:
         f"data.users={log('uid,likes' + chr(10) + rows, 'users.csv')}",
         "data.contexts.multi=[likes]",
     )
-    assert raw.users().collect()["likes"].to_list() == [["folk", "rock"]] * 5 + [[], None]
+    assert raw.users().collect()["likes"].to_list() == [
+        *[["folk", "rock"]] * 5,
+        [],
+        None,
+        *[["folk", "rock"]] * 3,
+        [],
+        [],
+    ]
 
 
 def test_values_are_stripped_and_plain(tmp_path: Path) -> None:
@@ -879,13 +913,29 @@ def test_numbers_and_dates_are_read_in_german_notation(log: Any) -> None:
     path = log(f"user,item,time\nu1,a,{NOON}\nu2,a,{NOON}\n")
     users = log("user;income;born\nu1;46.744,5;02.01.1970\nu2;1000;NA\n", "users.csv")
     numeric = [f"data.users={users}", "data.contexts.numeric={income: 2, born: 2}"]
-    with pytest.raises(UserError, match=r"row 2: '46\.744,5' is not a number; fix or remove it, or set data\.decimal"):
+    with pytest.raises(
+        UserError, match=r"row 2: '46\.744,5' is not a number; fix or remove it, or set data\.decimal=',' if"
+    ):
         read(path, *numeric)
     comma = [*numeric, "data.decimal=','"]
     with pytest.raises(UserError, match=r"'02\.01\.1970' is not a number; fix or remove it, or set data\.date_format"):
         read(path, *comma)
     rows = read(path, *comma, "data.date_format='%d.%m.%Y'").users().collect().rows()
     assert rows == [("u1", 46744.5, date(1970, 1, 2)), ("u2", 1000.0, None)]
+
+
+def test_a_doubtful_number_or_date_is_named_with_all_readings(log: Any) -> None:
+    path = log(f"user,item,time\nu1,a,{NOON}\nu2,a,{NOON}\n")
+    users = log("user;income;born\nu1;34,500;1970-01-02\nu2;1,000,000;1985-13-45\nu3;5;1990-01-01", "users.csv")
+    with pytest.raises(
+        UserError, match=r"'34,500' is not a number.*commas if they separate thousands, or set data\.dec"
+    ):
+        read(path, f"data.users={users}", "data.contexts.numeric={income: 2}")
+    with pytest.raises(UserError, match=r"column 'born', row 3: '1985-13-45' is not an ISO 8601 date; fix"):
+        read(path, f"data.users={users}", "data.contexts.numeric={born: 2}")
+    log("user,born\nu1,1970-01-02\nu2, \n", "users.csv")
+    born = read(path, f"data.users={users}", "data.contexts.numeric={born: 2}").users().collect()["born"]
+    assert born.to_list() == [date(1970, 1, 2), None]
 
 
 def test_the_header_line_and_data_header_may_not_be_confused(log: Any) -> None:

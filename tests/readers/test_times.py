@@ -121,8 +121,21 @@ def test_names_of_zones_are_refused() -> None:
         UserError, match=r"row 2: '2015-11-03 12:00:00 CET' .*set data\.timezone, and data\.time_format"
     ):
         parse(["2015-11-03 12:00:00 CET"])
-    with_name = "%Y-%m-%d %H:%M:%S CET"
-    assert parse(["2015-11-03 12:00:00 CET"], timezone="Europe/Berlin", time_format=with_name) == [(NOON - 3600, 0)]
+    times, with_name = ["2015-11-03 12:00:00 MEZ", "2015-07-03 12:00:00 MESZ"], "%Y-%m-%d %H:%M:%S %Z"
+    winter, summer = (second for second, _ in parse(times, timezone="Europe/Berlin", time_format=with_name))
+    assert (winter, summer) == (NOON - 3_600, int(datetime(2015, 7, 3, 10, tzinfo=UTC).timestamp()))
+    assert parse(["2015-11-03 12:00:00 UTC"], time_format=with_name) == [(NOON, 0)]
+    with pytest.raises(UserError, match=r"row 2: '2015-11-03 12:00:00 MEZ' is not in UTC.*; set data\.timezone"):
+        parse(times, time_format=with_name)
+
+
+def test_a_name_after_the_offset_and_further_digits_are_ignored() -> None:
+    assert parse(["2015-11-03T13:00:00.1234567891+01:00[Europe/Berlin]"]) == [(NOON, 123_456_789)]
+    assert parse([f"{NOON},5"]) == [(NOON, 500_000_000)]
+
+
+def test_unix_times_that_are_not_all_dates_are_unix_times() -> None:
+    assert parse([1511031200, 1511031299, 1511041759])[1] == (1511031299, 0)
 
 
 # --- ambiguous and implausible ---
@@ -135,6 +148,13 @@ def test_names_of_zones_are_refused() -> None:
         ([201511031705], None, r"201511031705 is ambiguous: could be a date \(YmdHM\).*'%Y%m%d%H%M'"),
         (["20151103170509"], None, r"is ambiguous: could be a date \(YmdHMS\).*'%Y%m%d%H%M%S'"),
         ([2015110317], None, r"is ambiguous: could be a date \(YmdH\)"),
+        (["1511031200", "1511041759"], None, r"'1511031200' is ambiguous: could be a date \(ymdHM\).*'%y%m%d%H%M'"),
+        (
+            [635_821_488 * 10**9],
+            None,
+            r"could be \.NET ticks of 2015-11-03, not unix nanoseconds; .*data\.time_unit=ns",
+        ),
+        (["20151103T120000Z"], None, r"set data\.time_format, as '%Y%m%dT%H%M%SZ'"),
         ([42311.71, 42312.0], None, r"42311\.71 is ambiguous: could be a day number of a spreadsheet.*time_unit"),
         (["42311.71"], None, r"could be a day number of a spreadsheet"),
         ([NOON], pl.Float32, r"a 32-bit float, which cannot represent the seconds"),
@@ -159,13 +179,16 @@ def test_a_doubtful_time_names_value_and_setting(values: list[Any], dtype: Any, 
 def test_the_named_setting_resolves_the_doubt() -> None:
     assert parse(["20151103"], time_format="%Y%m%d") == [(NOON - 43_200, 0)]
     assert parse([201511031200], time_format="%Y%m%d%H%M") == [(NOON, 0)]
+    assert parse(["1511031200"], time_format="%y%m%d%H%M") == [(NOON, 0)]
+    assert parse(["1511031200"], time_unit="s") == [(1511031200, 0)]
     assert parse([526309], time_unit="ms", years=[1970, 1970]) == [(526, 309_000_000)]
     assert parse(["1970-01-01"], years=[1970, 2030]) == [(0, 0)]
     assert parse([datetime(1990, 5, 1), datetime(2023, 5, 1)], years=[1990, 2023])[0] == (641_520_000, 0)
 
 
-@given(st.lists(st.integers(631_152_000, NOON), min_size=1), st.sampled_from(list(UNITS)))
+@given(st.lists(st.integers(NOON - 5 * 10**8, NOON), min_size=1), st.sampled_from(list(UNITS)))
 def test_the_unit_of_unix_times_is_detected(seconds: list[int], unit: str) -> None:
+    seconds = [*seconds, NOON - 10**8]  # not the digits of a date
     times = [second * UNITS[unit] for second in seconds]
     assert parse(times) == parse([str(time) for time in times]) == [(second, 0) for second in seconds]
 

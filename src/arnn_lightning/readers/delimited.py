@@ -1,9 +1,11 @@
 """Typed reading of delimited files, plain or packed, with errors that name file, column, row and value."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import lzma
+import re
 import shutil
 import tempfile
 import zipfile
@@ -27,6 +29,7 @@ UNIT_SEPARATOR = "\x1f"  # polars separates by one character: this one replaces 
 TOO_MANY_FIELDS = "\0too many fields"  # not a name that a file can contain
 FIRST_ROW = 2  # the header is row 1
 SCAN_BYTES = 1 << 20
+SQLITE, SPREADSHEET = b"SQLite format 3", b"\xd0\xcf\x11\xe0"  # the latter: .xls
 MAGIC_BYTES = {
     b"\x1f\x8b": "gz",
     b"PK\x03\x04": "zip",
@@ -186,6 +189,8 @@ def read_delimited(
     with decompressed(path, name) as file:
         if name is not None and path.suffix == ".zip":
             path /= name  # of several files
+        with file.open("rb") as lines:
+            _require_text(lines.read(512), encoding.lower() in UTF_8, path, header is None)
         if separator is None:
             separator = max(
                 SEPARATORS,
@@ -393,15 +398,34 @@ def require_one_of(frame: pl.DataFrame, column: str, allowed: Collection[int | s
         )
 
 
+def _require_text(start: bytes, is_utf8: bool, path: Path, has_header: bool) -> None:
+    """Raises UserError if the first bytes of a file are not those of a table in delimited text."""
+    if is_utf8 and (start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:2]):
+        # Without a byte order mark, every other byte of ASCII letters is 0.
+        encoding = "utf-16" if start[0] >= 0xFE else "utf-16-le" if start[1] == 0 else "utf-16-be"
+        raise UserError(
+            f"{path}: encoded in UTF-16, must be UTF-8; convert it (iconv -f {encoding} -t utf-8) or set "
+            f"data.encoding={encoding}"
+        )
+    if start[257:262] == b"ustar":
+        raise UserError(f"{path}: a tar archive; unpack it (tar -xf) and name its file")
+    if start.startswith(SQLITE):
+        raise UserError(f"{path}: an SQLite database; export the table as CSV")
+    if start.startswith(SPREADSHEET):
+        raise UserError(f"{path}: a spreadsheet or another document of MS Office; export it as CSV")
+    if is_utf8 and b"\0" in start:
+        raise UserError(f"{path}: a binary file, starting with {start[:8]!r}; export it as CSV or parquet")
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    if has_header and re.match(rb'\[?\s*\{\s*("|$)', text):
+        raise UserError(f"{path}: JSON; convert it to CSV or parquet, as with polars' read_ndjson or read_json")
+    if (has_header and re.match(rb"#[^,;\t|]*\r?\n", text)) or re.match(rb"(?i)sep=.\r?\n", text):
+        line = text.splitlines()[0][:80].decode(errors="replace")
+        raise UserError(f"{path}: row 1 is {line!r}, must be the header; remove the lines before it (tail -n +2)")
+
+
 def _first_fields(file: Path, separator: str, quote: str | None, encoding: str, path: Path) -> list[str]:
     """The fields of the first line of ``file``; errors name ``path``."""
     is_utf8 = encoding.lower() in UTF_8
-    with file.open("rb") as lines:
-        if is_utf8 and lines.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise UserError(
-                f"{path}: encoded in UTF-16, must be UTF-8; convert it (iconv -f utf-16 -t utf-8) or set "
-                "data.encoding=utf-16"
-            )
     short = separator if len(separator) == 1 else UNIT_SEPARATOR
     with file.open(encoding="utf-8-sig" if is_utf8 else encoding, errors="replace", newline="") as lines:
         rows = csv.reader((line.replace(separator, short) for line in lines), delimiter=short, quotechar=quote)

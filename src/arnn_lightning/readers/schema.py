@@ -148,15 +148,21 @@ def parse_dates(column: pl.Series, date_format: str | None) -> pl.Series:
     """
     dates = column
     if column.dtype == pl.String:
-        text = column.str.strip_chars() if date_format else column.str.strip_chars().str.slice(0, 10)
-        try:
-            dates = text.str.to_datetime(date_format or "%Y-%m-%d", strict=False).dt.date()
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"data.date_format={date_format}: {str(error).splitlines()[0]}") from error
-        dates = dates.set(dates.dt.year() < 1000, None)  # %Y accepts two digits too
+        column = column.set(column.str.strip_chars() == "", None)
+        dates = to_dates(column, date_format)
         if dates.null_count() == len(dates) or dates.null_count() > column.null_count():
             return column
     return dates.dt.date() if dates.dtype == pl.Date or isinstance(dates.dtype, pl.Datetime) else column
+
+
+def to_dates(column: pl.Series, date_format: str | None) -> pl.Series:
+    """A text column as pl.Date, null where it is not a date; arguments and errors as of ``parse_dates``."""
+    text = column.str.strip_chars() if date_format else column.str.strip_chars().str.slice(0, 10)
+    try:
+        dates = text.str.to_datetime(date_format or "%Y-%m-%d", strict=False).dt.date()
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"data.date_format={date_format}: {str(error).splitlines()[0]}") from error
+    return dates.set(dates.dt.year() < 1000, None)  # %Y accepts two digits too
 
 
 def decimal_years(column: pl.Series) -> pl.Series:

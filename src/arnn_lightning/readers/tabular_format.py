@@ -1,6 +1,7 @@
 """How values are written in the files of a table, and their canonical types."""
 
 import ast
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.readers.delimited import file_format, read_delimited
-from arnn_lightning.readers.schema import parse_dates, with_decimal_point
+from arnn_lightning.readers.schema import parse_dates, to_dates, with_decimal_point
 from arnn_lightning.readers.tabular_files import TableFile
 
 
@@ -45,14 +46,14 @@ class TableFormat:
             )
             for column in ids:
                 _require_digits(frame[column], file)
-            return frame
+            return frame.with_columns(_strip_ids(frame[column]) for column in ids)
         try:
             schema = pl.scan_parquet(file.path, glob=False).collect_schema()
             for column in columns:
                 if column not in schema:
                     hint = nearest(column, schema)
                     raise UserError(f"{file}: no column {column!r}{hint}; its columns: {', '.join(schema)}")
-            frame = pl.read_parquet(file.path, columns=columns, glob=False).cast({pl.Binary: pl.String})
+            frame = pl.read_parquet(file.path, columns=columns, glob=False)
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
         return frame.with_columns(self._normalize_parquet(column, column.name in ids, file) for column in frame)
@@ -76,9 +77,26 @@ class TableFormat:
             )
         if kind == "numeric":
             dates = parse_dates(column, self.date_format)
-            return dates if dates.dtype == pl.Date else self.parse_number(column, file).cast(pl.Float64)
+            if dates.dtype == pl.Date:
+                return dates
+            self._require_no_invalid_date(column, file)
+            return self.parse_number(column, file).cast(pl.Float64)
         text = plain_text(column)
         return text.set(text.is_in(["", *self.null_values]), None)
+
+    def _require_no_invalid_date(self, column: pl.Series, file: TableFile) -> None:
+        """Raises UserError for the first text that is not a date in a column of which most texts are dates."""
+        if column.dtype != pl.String:
+            return
+        dates = to_dates(column, self.date_format)
+        is_invalid = dates.is_null() & column.is_not_null() & (column.str.strip_chars() != "")
+        if 0 < int(is_invalid.sum()) < len(dates) - dates.null_count():
+            row = is_invalid.arg_true()[0]
+            expected = "an ISO 8601 date" if self.date_format is None else f"in the format {self.date_format}"
+            raise UserError(
+                f"{file.location(column.name, row)}: {column[row]!r} is not {expected}; fix or remove it, "
+                "or set data.date_format"
+            )
 
     def parse_number(self, column: pl.Series, file: TableFile) -> pl.Series:
         """A column of numbers as Int64 or Float64, null where missing; dates in days since 1970."""
@@ -103,8 +121,12 @@ class TableFormat:
         if is_invalid.any():
             row = is_invalid.arg_true()[0]
             value = str(column[row])
-            keys = {r"[+-]?[\d.]*,\d*": "data.decimal=','", r"\d{1,4}([./-])\d{1,2}\1\d{1,4}.*": "data.date_format"}
-            advice = next((f", or set {key}" for form, key in keys.items() if re.fullmatch(form, value.strip())), "")
+            keys = {
+                r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?": "remove its commas if they separate thousands",
+                r"[+-]?[\d.]*,\d*": "set data.decimal=',' if the comma is the decimal separator",
+                r"\d{1,4}([./-])\d{1,2}\1\d{1,4}.*": "set data.date_format",
+            }
+            advice = "".join(f", or {key}" for form, key in keys.items() if re.fullmatch(form, value.strip()))
             raise UserError(f"{file.location(column.name, row)}: {value!r} is not a number; fix or remove it{advice}")
         return number.fill_nan(None) if number.dtype.is_float() else number
 
@@ -112,7 +134,14 @@ class TableFormat:
         """A parquet column as read from a text file: categories are strings, NaN and null strings are missing."""
         if isinstance(column.dtype, pl.Categorical | pl.Enum):
             column = column.cast(pl.String)
+        if column.dtype == pl.Binary:
+            try:
+                column = column.cast(pl.String)
+            except pl.exceptions.PolarsError as error:
+                problem = "contains bytes that are not UTF-8 text; store it as text, such as hexadecimal digits"
+                raise UserError(f"{file}: column {column.name!r} {problem}") from error
         if column.dtype == pl.String:
+            column = _strip_ids(column) if is_id else column
             return column.set(column.is_in(list(self.null_values)), None)
         if not column.dtype.is_float():
             return column
@@ -131,11 +160,19 @@ class TableFormat:
         return column.cast(pl.Int64)
 
 
+def _strip_ids(ids: pl.Series) -> pl.Series:
+    """Ids without spaces around them; null for spaces only."""
+    if not (ids.str.starts_with(" ") | ids.str.ends_with(" ")).any():
+        return ids  # stripping copies all ids
+    stripped = ids.str.strip_chars()
+    return stripped.set(stripped == "", None)
+
+
 def _require_digits(ids: pl.Series, file: TableFile) -> None:
     """Raises UserError for an id in the scientific notation of spreadsheets, which keeps some of its digits only."""
     if not ids.str.contains("+", literal=True).any():
         return
-    is_scientific = ids.str.contains(r"^\d\.\d+[eE]\+\d+$").fill_null(False)
+    is_scientific = ids.str.contains(r"^\s*\d([.,]\d+)?[eE]\+\d{2,}\s*$").fill_null(False)
     if is_scientific.any():
         row = is_scientific.arg_true()[0]
         raise UserError(
@@ -144,8 +181,8 @@ def _require_digits(ids: pl.Series, file: TableFile) -> None:
 
 
 def _split_lists(text: pl.Series, separator: str) -> pl.Series:
-    """Lists of strings: the values between separators, or those of a JSON or Python list."""
-    is_bracketed = text.str.contains(r"(?s)^\s*\[.*\]\s*$").fill_null(False)
+    """Lists of strings: the values between separators, or those of a list or set of JSON, Python or Postgres."""
+    is_bracketed = text.str.contains(r"(?s)^\s*(\[.*\]|\{.*\}|set\(\))\s*$").fill_null(False)
     lists = text.str.split(separator)
     if not is_bracketed.any():
         return lists
@@ -157,22 +194,32 @@ def _split_lists(text: pl.Series, separator: str) -> pl.Series:
 
 
 def _parse_list(text: str, separator: str) -> list[str]:
-    """The values of a list in brackets.
+    """The values of a list in brackets, or of a set or a Postgres array in braces.
 
     >>> _parse_list('["folk", "rock, hard"]', ","), _parse_list("['folk' 'rock']", ","), _parse_list("[folk;3]", ";")
     (['folk', 'rock, hard'], ['folk', 'rock'], ['folk', '3'])
+    >>> _parse_list('{folk,"rock, hard",NULL}', ","), _parse_list("{'folk'}", ","), _parse_list("set()", ",")
+    (['folk', 'rock, hard'], ['folk'], [])
     """
+    if text.strip() == "set()":
+        return []
     for parse in (json.loads, _parse_python_list):
         try:
             return [as_text(value) for value in parse(text.strip()) if value is not None]
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             continue
-    return text.strip()[1:-1].split(separator)
+    inner = text.strip()[1:-1]
+    if text.strip().startswith("{"):  # Postgres separates by commas and quotes values that contain one
+        return [value for value in next(csv.reader([inner], escapechar="\\"), []) if value != "NULL"]
+    return inner.split(separator)
 
 
 def _parse_python_list(text: str) -> list[object]:
     # numpy writes no commas, and Python would join the strings.
-    return list(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
+    value = ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text))
+    if isinstance(value, dict):
+        raise ValueError("a mapping")
+    return sorted(value, key=str) if isinstance(value, set) else list(value)
 
 
 def plain_text(column: pl.Series) -> pl.Series:

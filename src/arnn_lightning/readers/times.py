@@ -13,14 +13,22 @@ NANOSECOND = "nanosecond"
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
 MAX_SECONDS = 10**11  # the year 5138: greater numbers have a finer unit
 FIRST_YEAR, MAX_SPAN_YEARS = 1990, 30
-# A date and, optionally, the time of day with a fraction, and the offset from UTC.
+# A date and, optionally, the time of day with a fraction, and the offset from UTC, which the name of a zone may follow.
 ISO8601 = (
-    r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}):(\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?)?\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$"
+    r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}):(\d{2})(?::(\d{2})(?:[.,](\d{1,9})\d*)?)?)?"
+    r"\s*(?:(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)(?:\[[^\]]*\])?)?$"
 )
-NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
-DECIMAL = r"^(\d+)(?:\.(\d{0,9})\d*)?$"
-# Digits that are a date: their format by their number.
-COMPACT_DATES = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S", 17: "%Y%m%d%H%M%S%f"}
+NUMBER = r"^[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?$"
+DECIMAL = r"^(\d+)(?:[.,](\d{0,9})\d*)?$"
+# Digits that are a date: their formats by their number.
+COMPACT_DATES = {
+    8: ("%Y%m%d",),
+    10: ("%Y%m%d%H", "%y%m%d%H%M"),
+    12: ("%Y%m%d%H%M",),
+    14: ("%Y%m%d%H%M%S",),
+    17: ("%Y%m%d%H%M%S%f",),
+}
+TICKS = (621_355_968 * 10**9, 10**7)  # .NET counts from the year 1: ticks of 1970, and of a second
 EXCEL_DAYS = (20_000, 80_000)  # day numbers of spreadsheets for the years 1954 to 2119
 
 
@@ -124,10 +132,19 @@ class TimeParser:
     def _require_no_dates(self, number: pl.Series, fail: Callable[..., NoReturn]) -> None:
         """Refuses numbers whose digits are dates, and day numbers of spreadsheets: as unix times they are far off."""
         low, high = cast(int, number.min()), cast(int, number.max())
-        time_format = COMPACT_DATES.get(len(str(low)))
-        if time_format is not None and all(_is_date(digits, time_format) for digits in (str(low), str(high))):
-            problem = f"ambiguous: could be a date ({time_format.replace('%', '')}), not a unix time"
-            fail(number.is_not_null(), problem, f"set data.time_format, as '{time_format}', or data.time_unit")
+        for time_format in COMPACT_DATES.get(len(str(low)), ()):
+            if not all(_is_date(digits, time_format) for digits in (str(low), str(high))):
+                continue
+            # Two digits of a year are also the first two of plausible unix times: then every time must be a date.
+            digits = number.drop_nulls().unique().cast(pl.String) if "%y" in time_format else None
+            if digits is None or not digits.str.to_datetime(time_format, strict=False).has_nulls():
+                problem = f"ambiguous: could be a date ({time_format.replace('%', '')}), not a unix time"
+                fail(number.is_not_null(), problem, f"set data.time_format, as '{time_format}', or data.time_unit")
+        start, per_second = TICKS
+        if _year_of_ticks(low) >= FIRST_YEAR and _year_of_ticks(high) <= datetime.now(UTC).year:
+            problem = f"ambiguous: could be .NET ticks of {_day((low - start) // per_second)}, not unix nanoseconds"
+            advice = f"export unix times, (ticks - {start}) / {per_second} seconds, or set data.time_unit=ns"
+            fail(number.is_not_null(), problem, advice)
         if EXCEL_DAYS[0] <= low <= high <= EXCEL_DAYS[1]:
             problem = "ambiguous: could be a day number of a spreadsheet, not a unix time"
             fail(number.is_not_null(), problem, "format the column as date and time there, or set data.time_unit=s")
@@ -141,6 +158,10 @@ class TimeParser:
             finest = text.str.to_datetime(time_format, strict=False, time_unit="ns") if "f" in time_format else time
         except pl.exceptions.PolarsError as error:
             raise UserError(f"data.time_format={self.time_format}: {str(error).splitlines()[0]}") from error
+        if "%Z" in time_format and self.timezone == "UTC":  # polars ignores the name
+            is_zone = ~text.str.contains(r"(UTC|GMT|[\d\s]Z)$")
+            advice = "set data.timezone, as Europe/Berlin, by which all times are read"
+            fail_if(is_zone.fill_null(False), fail, "not in UTC, and names of zones are ambiguous", advice)
         is_invalid = text.is_not_null() & (time.dt.year() < 1000).fill_null(True)  # %Y accepts two digits too
         fail_if(is_invalid, fail, f"not in the format {self.time_format}", "fix the row or data.time_format")
         return self._from_datetimes(time)[0], finest.dt.nanosecond().cast(pl.Int64)
@@ -166,11 +187,15 @@ class TimeParser:
         is_invalid = seconds.is_null() & text.is_not_null()
         if is_invalid.any():
             problem, advice = "not an ISO 8601 time (2015-11-03 17:05) or a unix time", "fix it or set data.time_format"
+            basic = (text.str.contains(r"^\d{8}T\d{6}Z?$") & is_invalid).fill_null(False)
+            if basic.any():
+                end = "Z" if text[basic.arg_true()[0]].endswith("Z") else ""
+                fail(basic, problem, f"set data.time_format, as '%Y%m%dT%H%M%S{end}'")
             zone_name = (
                 text.str.contains(r"\d\s*[A-Za-z]+[A-Za-z/_\[\]]*$") & ~text.str.contains(r"(?i)[ap]m$") & is_invalid
             ).fill_null(False)
             if zone_name.any():
-                advice = "set data.timezone, and data.time_format with the name in it, as '%Y-%m-%d %H:%M:%S CET'"
+                advice = "set data.timezone, and data.time_format with %Z for the name, as '%Y-%m-%d %H:%M:%S %Z'"
                 fail(zone_name, f"{problem}: names of zones are ambiguous", advice)
             fail(is_invalid, problem, advice)
         has_fraction = times["fraction"].null_count() < len(times)
@@ -228,6 +253,13 @@ def _is_date(digits: str, time_format: str) -> bool:
         return FIRST_YEAR <= datetime.strptime(digits, time_format).year <= datetime.now(UTC).year
     except ValueError:
         return False
+
+
+def _year_of_ticks(number: int) -> int:
+    """The year of .NET ticks; 0 for numbers of another magnitude."""
+    start, per_second = TICKS
+    seconds = (number - start) // per_second
+    return datetime.fromtimestamp(seconds, UTC).year if 0 <= seconds < MAX_SECONDS else 0
 
 
 def _start_of(year: int) -> int:
