@@ -245,11 +245,11 @@ def test_head_is_1_percent_of_trained_items_tail_the_half() -> None:
 
 
 def test_categories_beyond_the_largest_are_one_group() -> None:
-    code = np.repeat(np.arange(12), [3, *range(2, 13)])  # category 11 is the largest, 0 unknown
+    code = np.repeat(np.arange(12), [3, *range(12, 1, -1)])  # category 1 is the largest, 0 unknown
     labels = by_category(pl.Series(range(len(code))), code, ["unknown", *"abcdefghijk"])
     counts = dict(labels.value_counts().iter_rows())
-    assert counts == {"unknown": 3, "(others)": 2 + 3 + 4, **{name: 5 + i for i, name in enumerate("defghijk")}}
-    assert labels.dtype.categories.to_list() == ["unknown", *"defghijk", "(others)"]  # type: ignore[attr-defined]
+    assert counts == {"unknown": 3, "(others)": 2 + 3 + 4, **{name: 12 - i for i, name in enumerate("abcdefgh")}}
+    assert labels.dtype.categories.to_list() == ["unknown", *"abcdefgh", "(others)"]  # type: ignore[attr-defined]
 
 
 def test_V14_intervals_of_gaps_cover_the_truth() -> None:
