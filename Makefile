@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS := .venv/.docs
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 TORCH := torch mpmath networkx setuptools sympy
 
 .PHONY: help demo test test-all coverage lint types bench report docs wheel lock clean
@@ -18,14 +19,14 @@ demo: $(INSTALLED) ## install, then train and compare all models on the default 
 	$(BIN)/python -m arnn_lightning
 
 test: $(INSTALLED) ## run the tests but the slow ones
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 test-all: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 coverage: $(INSTALLED) ## run the tests, and list the lines that none of them reaches
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

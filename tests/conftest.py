@@ -20,6 +20,17 @@ settings.load_profile("any machine")
 torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 
+# The tests of a file run in one process: those that take longest start first, so that all processes end together.
+LONGEST = (
+    *("test_distributed.py", "test_invariants.py", "test_export.py", "test_cli.py", "test_tune.py", "test_report.py"),
+    *("test_docs.py", "test_jobs.py", "test_run_folder.py", "test_benchmarks.py", "test_compiled.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def small_dataset(tmp_path: Path) -> PreparedDataset:
     """Thirty random sessions a split over 12 items; six users with two attributes and five two-valued fields.

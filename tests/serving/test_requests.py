@@ -22,7 +22,7 @@ from arnn_lightning.serving.predictor import BLOCK_SESSIONS, Predictor, load
 from arnn_lightning.serving.requests import Unknown, one_row
 from arnn_lightning.training.checkpoint import read_checkpoint
 from commandline import arnn_here
-from models import BY_NAME, MODELS, ModelCase, case_name
+from models import BY_NAME, MODELS, ModelCase, case_name, slow_variants
 
 Checkpoints = Callable[[ModelCase], Path]
 
@@ -289,7 +289,7 @@ def test_unknown_items_change_nothing_and_are_counted(arnn: Predictor, events: p
         arnn.recommend(mixed, on_unknown="never")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 def test_sessions_without_a_click_get_the_most_popular_items(case: ModelCase, checkpoints: Checkpoints) -> None:
     predictor = load(checkpoints(case))
     best = predictor.vocabulary.items.sort("events", descending=True, maintain_order=True).head(5)

@@ -27,7 +27,7 @@ from helpers import (
     trainer,
     write_dataset,
 )
-from models import BY_NAME, MODELS, TRAINED, ModelCase, case_name
+from models import BY_NAME, MODELS, TRAINED, ModelCase, case_name, slow_variants
 
 LOSSES = sorted(path.stem for path in (Path(conf.__path__[0]) / "model" / "loss").glob("[!_]*.yaml"))
 LSTM = ModelCase("lstm", "", has_memory=True)
@@ -54,7 +54,7 @@ def score_each_session(model: Any, prepared: PreparedDataset, split: str) -> dic
     return scores
 
 
-@pytest.mark.parametrize("case", [*MODELS, LSTM], ids=case_name)
+@pytest.mark.parametrize("case", slow_variants([*MODELS, LSTM]), ids=case_name)
 @torch.no_grad()
 def test_E1_E2_E3_scores_in_slots_equal_each_session_alone(case: ModelCase, small_dataset: PreparedDataset) -> None:
     model = make(case, small_dataset).eval()
@@ -356,7 +356,7 @@ def test_E27_losses_do_not_depend_on_the_length_of_a_chunk(
     assert losses[0] == losses[1] == losses[2]
 
 
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 def test_metrics_do_not_depend_on_the_evaluation_batch_size(
     case: ModelCase, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
