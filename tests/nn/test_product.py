@@ -105,6 +105,12 @@ def test_item_weights_of_a_user_give_the_item_terms(M: int, S: int, T: int, prod
     assert torch.allclose(total, naive(layer, active, single, item))
 
 
+def test_E12_embeddings_of_binary_fields_are_glorot_uniform() -> None:
+    """2 M rows of D values: absent and present of every field."""
+    bound = (6 / (2 * 500 + 4)) ** 0.5
+    assert 0.99 * bound < ProductLayer(500, 0, 1, 4, 2).values.abs().max() <= bound
+
+
 def test_without_products_only_the_fields_count() -> None:
     layer, active, single, item = example(7, 3, torch.float64, "auto", products=False, T=2)
     assert torch.allclose(layer(active, single, item), naive(layer, active, single, item), atol=1e-12)

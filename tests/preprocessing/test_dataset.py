@@ -31,7 +31,7 @@ from arnn_lightning.config import RULES, check_settings
 from arnn_lightning.errors import UserError
 from arnn_lightning.loading.schedule import session_parallel_schedule
 from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
-from arnn_lightning.preprocessing.profile import attribute_remarks, log_remarks, profile_attributes
+from arnn_lightning.preprocessing.profile import attribute_remarks, count_duplicates, log_remarks, profile_attributes
 from arnn_lightning.preprocessing.sessions import SESSION_ID
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits, hold_out_users
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
@@ -1232,6 +1232,18 @@ def test_attributes_are_profiled_and_marked(tmp_path: Path) -> None:
     remarks = attribute_remarks(profiles)
     assert remarks.keys() == marked.keys()
     assert all(words in remarks[name] for name, words in marked.items())
+
+
+@pytest.mark.parametrize(("unknown", "marked"), [(5, False), (6, True)])
+def test_an_attribute_is_marked_where_most_are_unknown(unknown: int, marked: bool) -> None:
+    profile = {"name": "age", "kind": "single", "categories": 2, "known": 5, "unknown": unknown}
+    assert bool(attribute_remarks([profile])) == marked
+
+
+def test_duplicates_are_of_one_session_however_many_items_there_are() -> None:
+    events = pl.DataFrame({SESSION_ID: [0, 0, 1, 1], TIME: 0, ITEM: [1, 1 << 16, 0, 2]}).cast(pl.UInt32)
+    assert count_duplicates(events) == 0
+    assert count_duplicates(events.with_columns(pl.lit(7, pl.UInt32).alias(ITEM))) == 2
 
 
 @pytest.mark.parametrize(("active", "marked"), [([[3], [4], [3, 4]], False), ([[3], [4], [0, 4]], True)])
