@@ -557,6 +557,17 @@ def test_a_state_that_is_damaged_or_foreign_is_refused(
         arnn.session(state=session.state())
 
 
+@pytest.mark.parametrize(("above_last", "count", "is_valid"), [(0, 1_000, True), (0, 1_001, False), (1, 1, False)])
+def test_codes_of_a_state_are_checked(arnn: Predictor, above_last: int, count: int, is_valid: bool) -> None:
+    session: Any = arnn.session()
+    session.seen = [arnn.n_items - 1 + above_last] * count
+    if is_valid:
+        assert arnn.session(state=session.state()).clicks == 0
+        return
+    with pytest.raises(UserError, match="state: damaged or truncated"):
+        arnn.session(state=session.state())
+
+
 # --- checkpoints ---
 
 
