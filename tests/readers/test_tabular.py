@@ -71,6 +71,14 @@ def test_any_separator_quotes_and_a_byte_order_mark(log: Any, text: str) -> None
     assert read(log(text)).events.rows() == [("u1", "a", NOON), ("u2", "b", NOON)]
 
 
+def test_files_with_a_byte_order_mark_are_utf8_in_any_encoding(log: Any) -> None:
+    path = log(f"\ufeffKd.-Nr.;item;time\nJürgen;a;{NOON}\n")
+    columns = ["data.columns.user=Kd.-Nr.", "data.encoding=cp1252"]
+    assert read(path, *columns).events.rows() == [("Jürgen", "a", NOON)]
+    with pytest.raises(UserError, match=r"no column 'user'; its columns: Kd\.-Nr\., item, time"):
+        read(path)
+
+
 def test_ids_are_texts_as_they_are_written(log: Any) -> None:
     events = read(log(f'user,item,time\n007,"a,b",{NOON}\n7," ""c""; ",{NOON}\n')).events
     assert events.rows() == [("007", "a,b", NOON), ("7", '"c";', NOON)]

@@ -190,6 +190,9 @@ def read_delimited(
         if name is not None and path.suffix == ".zip":
             path /= name  # of several files
         with file.open("rb") as lines:
+            if lines.read(3) == codecs.BOM_UTF8:
+                encoding = "utf-8"  # whatever the encoding of the other files
+        with file.open("rb") as lines:
             _require_text(lines.read(512), encoding.lower() in UTF_8, path, header is None)
         if separator is None:
             separator = max(
@@ -436,7 +439,7 @@ def _first_fields(file: Path, separator: str, quote: str | None, encoding: str, 
 
 
 def _unprefixed(header: Sequence[str]) -> list[str]:
-    return [name.rsplit(".", 1)[-1] for name in header]
+    return [name.rsplit(".", 1)[-1] or name for name in header]
 
 
 def _rate_separator(fields: Sequence[str], columns: Collection[str], header: Sequence[str] | None) -> tuple[int, int]:
