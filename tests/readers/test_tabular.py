@@ -813,6 +813,19 @@ def test_null_strings_of_parquet_are_missing(tmp_path: Path) -> None:
         read(tmp_path / "log.parquet")
 
 
+def test_fields_of_nested_parquet_columns_are_columns(tmp_path: Path) -> None:
+    visitor = {"id": "u", "device": {"kind": "phone"}}
+    pl.DataFrame({"visitor": [visitor], "item": ["a"], "time": [NOON]}).write_parquet(tmp_path / "log.parquet")
+    settings = ["data.columns.user=visitor.id", "data.contexts.single=[visitor.device.kind]"]
+    raw = read(tmp_path / "log.parquet", *settings)
+    assert raw.events.rows() == [("u", "a", NOON)]
+    assert raw.users().collect().rows() == [("u", "phone")]
+    with pytest.raises(
+        UserError, match=r"no column 'user'.*; its columns: visitor\.id, visitor\.device\.kind, item, time"
+    ):
+        read(tmp_path / "log.parquet")
+
+
 def test_binary_strings_of_parquet_are_strings(tmp_path: Path) -> None:
     pl.DataFrame({"user": [b"u"], "item": [b"a"], "time": [NOON]}).write_parquet(tmp_path / "log.parquet")
     assert read(tmp_path / "log.parquet").events.rows() == [("u", "a", NOON)]

@@ -48,12 +48,15 @@ class TableFormat:
                 _require_digits(frame[column], file)
             return frame.with_columns(_strip_ids(frame[column]) for column in ids)
         try:
-            schema = pl.scan_parquet(file.path, glob=False).collect_schema()
+            table = pl.scan_parquet(file.path, glob=False)
+            available: dict[str, pl.Expr] = {}
+            for name, dtype in table.collect_schema().items():
+                available |= _fields(name, pl.col(name), dtype)
             for column in columns:
-                if column not in schema:
-                    hint = nearest(column, schema)
-                    raise UserError(f"{file}: no column {column!r}{hint}; its columns: {', '.join(schema)}")
-            frame = pl.read_parquet(file.path, columns=columns, glob=False)
+                if column not in available:
+                    hint = nearest(column, available)
+                    raise UserError(f"{file}: no column {column!r}{hint}; its columns: {', '.join(available)}")
+            frame = table.select(available[column].alias(column) for column in columns).collect()
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
         return frame.with_columns(self._normalize_parquet(column, column.name in ids, file) for column in frame)
@@ -166,6 +169,16 @@ def _strip_ids(ids: pl.Series) -> pl.Series:
         return ids  # stripping copies all ids
     stripped = ids.str.strip_chars()
     return stripped.set(stripped == "", None)
+
+
+def _fields(name: str, column: pl.Expr, dtype: object) -> dict[str, pl.Expr]:
+    """A column, or the fields of a nested one as ``column.field``."""
+    if not isinstance(dtype, pl.Struct):
+        return {name: column}
+    fields: dict[str, pl.Expr] = {}
+    for field, inner in dtype.to_schema().items():
+        fields |= _fields(f"{name}.{field}", column.struct.field(field), inner)
+    return fields
 
 
 def _require_digits(ids: pl.Series, file: TableFile) -> None:
