@@ -129,6 +129,13 @@ def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDat
         assert torch.load(last, weights_only=True)["epoch"] == before
 
 
+def test_a_stage_is_not_resumed_with_fewer_epochs(prepared: PreparedDataset, tmp_path: Path) -> None:
+    run(prepared, tmp_path / "run", epochs=2)
+    (tmp_path / "run" / DONE_MARKER).unlink()  # killed before it was written
+    with pytest.raises(UserError, match=r"last\.ckpt was trained for 2 epochs, more than the 1 of its stage"):
+        run(prepared, tmp_path / "run", "resume=true", epochs=1)
+
+
 def test_the_best_score_of_a_moved_run_is_kept(tmp_path: Path) -> None:
     before, after = (
         RelocatableCheckpoint(tmp_path / name, "best", monitor="val/mrr@20", mode="max") for name in ("before", "after")
