@@ -78,7 +78,7 @@ def test_the_sdist_has_what_its_tests_read(distributions: tuple[set[str], zipfil
 def test_version_of_the_citation_is_the_package_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == arnn_lightning.__version__
-    assert f"({arnn_lightning.__version__})" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## [{arnn_lightning.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_python_versions_are_those_that_ci_tests() -> None:
