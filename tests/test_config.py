@@ -145,6 +145,7 @@ def test_a_float_for_an_integer_is_written_out() -> None:
             "no key trainer.limit_train_batchs; did you mean trainer.limit_train_batches?",
         ),
         ("+trainer.callbacks=[]", "trainer.callbacks: cannot be set; add callbacks"),
+        ("+trainer.profiler=simple", "trainer.profiler=simple: its report goes to no file; name one, as in"),
         ("+trainer.gradient_clip_val=1", "trainer.gradient_clip_val: cannot be set; set model.clip_norm"),
         ("+trainer.limit_test_batches=1", "trainer.limit_test_batches: cannot be set; metrics need every prediction"),
         ("+trainer.limit_val_batches=0", "trainer.limit_val_batches: cannot be set; metrics need every prediction"),

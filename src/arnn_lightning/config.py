@@ -884,6 +884,11 @@ def _check_trainer_key(key: str, config: DictConfig) -> None:
     name = key.split(".")[1]
     if name in RESERVED:
         raise UserError(f"{key}: cannot be set; {RESERVED[name]}")
+    if key == "trainer.profiler" and isinstance(value := config.trainer.profiler, str):
+        advice = (
+            "'+trainer.profiler={_target_: pytorch_lightning.profilers.SimpleProfiler, dirpath: ., filename: profile}'"
+        )
+        raise UserError(f"{key}={value}: its report goes to no file; name one, as in {advice}")
     if config.trainer.get("_target_") == "pytorch_lightning.Trainer":
         # Read, not imported: a mistake costs no import of torch.
         (package,) = getattr(find_spec("pytorch_lightning"), "submodule_search_locations", None) or ("",)
