@@ -190,10 +190,10 @@ def read_delimited(
         if name is not None and path.suffix == ".zip":
             path /= name  # of several files
         with file.open("rb") as lines:
-            if lines.read(3) == codecs.BOM_UTF8:
-                encoding = "utf-8"  # whatever the encoding of the other files
-        with file.open("rb") as lines:
-            _require_text(lines.read(512), encoding.lower() in UTF_8, path, header is None)
+            start = lines.read(512)
+        if start.startswith(codecs.BOM_UTF8):
+            encoding = "utf-8"  # whatever the encoding of the other files
+        _require_text(start, encoding.lower() in UTF_8, path, header is None)
         if separator is None:
             separator = max(
                 SEPARATORS,
