@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from arnn_lightning.batch import Contexts, StepInput
+from arnn_lightning.encoders import ARNNEncoder
 from arnn_lightning.models.arnn import ARNN, FeatureCache
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import lstm_model, make_data, ready, trainer
@@ -102,6 +103,15 @@ def test_any_encoder_can_take_the_session_role(small_dataset: PreparedDataset, t
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("session", "context"), [("narm", "pnn"), ("gru4rec", "narm"), ("gru4rec", "pnn")])
+def test_arnn_reads_as_many_events_as_either_encoder(
+    session: str, context: str, small_dataset: PreparedDataset
+) -> None:
+    encoders = [BY_NAME[name].make(small_dataset).encoder for name in (session, context)]
+    arnn = ARNNEncoder(*encoders, 4, 0.0, freeze_encoders=True, finetune_context_batchnorm=False)
+    assert arnn.last_n_events == (3 if "narm" in (session, context) else 1)
+
+
 def test_user_terms_of_one_encoder_do_not_reach_the_other(small_dataset: PreparedDataset) -> None:
     sizes = ["model.session.hidden_size=5", "model.session.embedding_size=4"]  # as the context encoder's
     model = make_arnn(small_dataset, "model@model.session=pnn", *sizes).eval()
