@@ -191,8 +191,10 @@ def ready(model: Any, prepared: PreparedDataset) -> Any:
     return model
 
 
-def train_losses(model: Any, data: SessionDataModule, epochs: int = 1, learn: bool = True) -> list[float]:
-    """Losses of every mini-batch, trained in the bare loop; ``learn`` False keeps the weights."""
+def train_losses(
+    model: Any, data: SessionDataModule, epochs: int = 1, learn: bool = True, chunks: int | None = None
+) -> list[float]:
+    """Losses of every mini-batch, trained in the bare loop; ``learn`` False keeps the weights; ``chunks``: of an epoch."""
     optimizer = model.configure_optimizers()
     for group in [] if learn else optimizer.param_groups:
         group["lr"] = 0.0
@@ -200,7 +202,7 @@ def train_losses(model: Any, data: SessionDataModule, epochs: int = 1, learn: bo
     dataset = data.train_dataset(model.chunk_spec)
     for epoch in range(epochs):
         state = model.initial_state(data.batch_size)
-        for number in range(len(dataset)):
+        for number in range(len(dataset) if chunks is None else chunks):
             losses_K, state = model.run_steps(dataset[epoch, number], state)
             losses += losses_K.tolist()
     return losses

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.serving.predictor import BLOCK_SESSIONS, Predictor, load
@@ -85,9 +86,10 @@ def test_ids_of_another_type_are_the_same_items(arnn: Predictor, events: pl.Data
 def test_sessions_may_be_interleaved_and_sorted_by_time(arnn: Predictor, events: pl.DataFrame) -> None:
     timed = events.with_columns(time=pl.int_range(pl.len()))
     expected = arnn.recommend(events).sort("session_id", "rank")
-    assert arnn.recommend(timed.reverse()).sort("session_id", "rank").equals(expected)
     place = pl.int_range(pl.len()).over("session_id")
-    assert arnn.recommend(events.sort(place, maintain_order=True)).sort("session_id", "rank").equals(expected)
+    for other in (timed.reverse(), events.sort(place, maintain_order=True)):
+        listed = arnn.recommend(other).sort("session_id", "rank")
+        assert_frame_equal(listed, expected, abs_tol=1e-6)  # a score's last bits depend on its row of a batch
 
 
 def test_a_list_of_ids_is_one_session(gru4rec: Predictor, events: pl.DataFrame) -> None:

@@ -146,7 +146,7 @@ def test_help_and_wrong_settings_import_no_torch(arguments: list[str], tmp_path:
     subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of the processor, not of the clock
-    assert seconds < 3
+    assert seconds < 6  # the first command of an installation compiles its modules
 
 
 def test_tasks_without_a_model_import_no_torch() -> None:
