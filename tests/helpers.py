@@ -194,7 +194,7 @@ def ready(model: Any, prepared: PreparedDataset) -> Any:
 def train_losses(
     model: Any, data: SessionDataModule, epochs: int = 1, learn: bool = True, chunks: int | None = None
 ) -> list[float]:
-    """Losses of every mini-batch, trained in the bare loop; ``learn`` False keeps the weights; ``chunks``: of an epoch."""
+    """Losses of mini-batches, trained in the bare loop; ``learn`` False keeps the weights; ``chunks`` of an epoch."""
     optimizer = model.configure_optimizers()
     for group in [] if learn else optimizer.param_groups:
         group["lr"] = 0.0
