@@ -34,6 +34,7 @@ def test_gpu_benchmark_without_cuda_exits_with_one_line(capsys: pytest.CaptureFi
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_reference_table_has_a_ratio_in_every_row(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_recommend_benchmark_times_clicks_and_lists(capsys: pytest.CaptureFixtur
     assert any("sessions/s" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_serve_benchmark_counts_answers_without_errors(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("uvicorn")
     assert import_module("serve").main(["--quick"]) == 0

@@ -99,9 +99,7 @@ def first_losses(case: str, prepared: PreparedDataset) -> list[float]:
     name = case if case.endswith("strong") else case.split("_")[0]
     closed = {"pnn": ["model.product_method=closed"], "arnn": ["model.context.product_method=closed"]}
     overrides = [*CASES[case], *closed.get(case.split("_")[0], [])]
-    if (
-        "adam" not in case and "sgd" not in case
-    ):  # Adagrad takes whole steps on the rounding of a gradient of 0
+    if "adam" not in case and "sgd" not in case:  # Adagrad takes whole steps on the rounding of a gradient of 0
         overrides.append(f"model.optimizer.eps={0.01 if case in GRU4REC else 1}")
     is_bf16 = case.endswith("bf16")
     model = ready(make_model(name, prepared.dims, *overrides, bf16=is_bf16), prepared).train()

@@ -50,7 +50,13 @@ def compiled_step(model: Any) -> CompiledTrainStep:
     return step
 
 
-@pytest.mark.parametrize("case", list(CASES)[1:])
+COMPILED = list(CASES)[1:]
+QUICK = "tied, more negatives than items"  # the others take the compiler longer
+
+
+@pytest.mark.parametrize(
+    "case", [case if case == QUICK else pytest.param(case, marks=pytest.mark.slow) for case in COMPILED]
+)
 def test_E30_compiled_step_equals_the_eager_one(case: str, small_dataset: PreparedDataset) -> None:
     eager, expected = trained(case, small_dataset, compile=False)
     model, losses = trained(case, small_dataset, compile=True)

@@ -1480,11 +1480,11 @@ prepare(json.loads(sys.argv[1]), Path(sys.argv[2]), progress)
 
 
 def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
-    overrides = ["task=generate", "schema=tmall", "events=400000", f"output={tmp_path / 'raw'}"]
+    overrides = ["task=generate", "schema=tmall", "events=200000", f"output={tmp_path / 'raw'}"]
     command = [sys.executable, "-m", "arnn_lightning"]
     subprocess.run([*command, *overrides, f"hydra.run.dir={tmp_path / 'out'}"], check=True, capture_output=True)
     written = []
-    for threads in ("1", "2", "5"):
+    for threads in ("1", "5"):
         root = tmp_path / threads
         overrides = ["task=prepare", "data=tmall", f"data.raw_dir={tmp_path / 'raw'}", f"paths.data={root}"]
         environment = os.environ | {"POLARS_MAX_THREADS": threads}
@@ -1493,7 +1493,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         (folder,) = (path for path in (root / "prepared").iterdir() if path.is_dir())
         written.append(files_of(PreparedDataset(folder), "*.parquet"))
     assert len(written[0]) == 7
-    assert written[0] == written[1] == written[2]
+    assert written[0] == written[1]
 
 
 # --- errors ---

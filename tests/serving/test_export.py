@@ -219,7 +219,7 @@ def test_a_wrong_export_is_not_written(
     assert not names_in(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["sasrec", "arnn"])
+@pytest.mark.parametrize("name", [pytest.param("sasrec", marks=pytest.mark.slow), "arnn"])
 def test_the_documents_example_needs_numpy_and_onnxruntime_only(
     name: str, checkpoints: Checkpoints, prepared: PreparedDataset, tmp_path: Path
 ) -> None:

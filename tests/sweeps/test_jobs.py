@@ -97,6 +97,7 @@ def test_a_killed_process_of_a_multirun_keeps_the_others_results(tmp_path: Path)
     assert "sweep: 2 jobs, 0 failed" in arnn(tmp_path, "resume=true", "hydra.sweep.dir=sweep").stdout
 
 
+@pytest.mark.slow
 def test_four_parallel_jobs_share_one_prepared_data_set(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = arnn(tmp_path, "-m", *JOBLIB, *SMALL, "task=prepare", "seed=1,2,3,4")

@@ -129,6 +129,7 @@ def test_an_interrupted_trial_is_run_again_once(tmp_path: Path) -> None:
     assert len(set(params[1:])) == 3
 
 
+@pytest.mark.slow
 def test_processes_share_a_study_and_retry_the_trial_of_a_killed_one(tmp_path: Path) -> None:
     file = tmp_path / "a.db"
 

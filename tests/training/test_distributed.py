@@ -70,6 +70,19 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "prefix": ("prefix", ["model.session.dropout=0", "model.session.last_n_events=4", "model.n_sample=9"]),
     "local_negatives": ("gru4rec_strong", [*STRONG, "model.negatives=local", "model.loss.accidental_hits=keep"]),
 }
+
+
+def slow(value: str) -> Any:
+    """A parameter of a test that make test-all alone runs."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+# These differ from others in one part that has tests of its own; make test-all trains them, too.
+SLOW_CASES = {
+    *("gru4rec_negatives", "gru4rec_full", "gru4rec_adam", "narm", "pnn_attribute_dropout", "arnn_joint"),
+    *("concat", "init_state", "input_concat", "prefix"),
+}
+CASE_PARAMETERS = [slow(case) if case in SLOW_CASES else case for case in CASES]
 SOURCES: frozenset[RowSource] = frozenset({"item", "candidate", "item_and_candidate", "single"})
 COUNTED = ("pop", "itemknn", "vstan_context")
 HIDDEN_SIZE = dict.fromkeys(("init_state", "latent_cross", "input_concat", "prefix"), "model.session.hidden_size=8")
@@ -189,11 +202,11 @@ def reduce_gradients() -> list[Tensor]:
     return gradients
 
 
-def two_device_configs() -> dict[str, dict[str, DictConfig]]:
+def two_device_configs(cases: set[str]) -> dict[str, dict[str, DictConfig]]:
     """Composed once and passed to both processes."""
     dropout = ("model.dropout_hidden=0.3", "model.n_sample=4")
     return {
-        "train": {case: case_config(case, 2) for case in CASES},
+        "train": {case: case_config(case, 2) for case in CASES if case in cases},
         "evaluate": {name: make_config(name, 2) for name in MODELS},
         "resume": {f"{at}": make_config("gru4rec", 2, *dropout) for at in (None, 4, 12)},
     }
@@ -219,9 +232,12 @@ def worker(
 
 
 @pytest.fixture(scope="module")
-def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(worker, (free_port(), dataset, folder, two_device_configs()), nprocs=2)
+    selected = [item for item in request.session.items if item.path == request.path and "[" in item.name]
+    cases = {case for case in CASES if any(item.callspec.params.get("case") == case for item in selected)}
+    configs = two_device_configs(cases | {"gru4rec", "local_negatives"})
+    multiprocessing.spawn(worker, (free_port(), dataset, folder, configs), nprocs=2)
     return folder
 
 
@@ -231,7 +247,7 @@ def records(folder: Path) -> list[Record]:
     return [torch.load(folder / f"record{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "local_negatives"])
+@pytest.mark.parametrize("case", [case for case in CASE_PARAMETERS if case != "local_negatives"])
 def test_two_devices_match_one(case: str, records: list[Record], dataset: PreparedDataset, tmp_path: Path) -> None:
     alone, many = train(case_config(case, 1), dataset, tmp_path), records[0][case]
     assert len(alone["losses"]) > STEPS + 30
@@ -241,7 +257,7 @@ def test_two_devices_match_one(case: str, records: list[Record], dataset: Prepar
         assert torch.allclose(many["weights"][name], weight, rtol=0, atol=1e-8), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASE_PARAMETERS)
 def test_devices_have_equal_weights_and_losses(case: str, records: list[Record]) -> None:
     first, second = records[0][case], records[1][case]
     assert first["losses"] == second["losses"]
@@ -528,7 +544,7 @@ def test_V16_one_device_evaluates_a_two_device_checkpoint(workspace: Path, run_d
     assert metrics_of(alone)["test"] == metrics_of(run_dir)["test"]
 
 
-@pytest.mark.parametrize("failing_ranks", ["0", "1", "01"])
+@pytest.mark.parametrize("failing_ranks", [slow("0"), "1", slow("01")])
 def test_user_error_ends_all_processes_with_one_line(workspace: Path, failing_ranks: str) -> None:
     done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=failing_ranks, FAILURE="user").wait()
     assert done.stderr == "error: in one process\n"
@@ -543,7 +559,7 @@ def test_defect_ends_all_processes_with_one_traceback(workspace: Path) -> None:
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("killed_rank", ["0", "1"])
+@pytest.mark.parametrize("killed_rank", [slow("0"), "1"])
 def test_killed_process_ends_the_others(workspace: Path, killed_rank: str) -> None:
     done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=killed_rank, FAILURE="killed").wait()
     assert "Traceback" not in done.stderr
@@ -552,7 +568,8 @@ def test_killed_process_ends_the_others(workspace: Path, killed_rank: str) -> No
         assert done.returncode == 2
 
 
-@pytest.mark.parametrize("failing_rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("failing_rank", ["0", "1"])
 def test_torchrun_prints_the_error_of_a_process_once(workspace: Path, failing_rank: str) -> None:
     torchrun = ("torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m")
     done = run_module(workspace, *torchrun, "arnn_lightning", *FAIL, *TWO, FAILING_RANKS=failing_rank, FAILURE="user")
@@ -609,12 +626,12 @@ def test_impossible_devices_are_user_errors(
     "variables",
     [
         {"RANK": "1", "LOCAL_RANK": "1"},
-        pytest.param({"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}, marks=pytest.mark.slow),
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"},
     ],
 )
 def test_cluster_variables_do_not_change_a_one_device_run(workspace: Path, variables: dict[str, str]) -> None:
     run_dir = f"one_{'_'.join(variables)}"
-    done = run_module(workspace, "arnn_lightning", *SMALL, "model=pop", f"hydra.run.dir={run_dir}", **variables)
+    done = Command(workspace, *SMALL, "model=pop", f"hydra.run.dir={run_dir}", **variables).wait()
     assert done.stderr == ""
     assert done.returncode == 0
     assert "test/recall@20" in (workspace / run_dir / "metrics.csv").read_text()
