@@ -235,7 +235,11 @@ RUN_FILES = (
     ".hydra/overrides.yaml",
     "metrics.json",
     "metrics.csv",
-    *(f"test_{kind}{role}.parquet" for kind in ("ranks", "lists") for role in ("", "_session", "_context", "_itemknn")),
+    *("test_ranks.parquet", "test_ranks_itemknn.parquet", "test_lists.parquet"),
+    *(
+        pytest.param(f"test_{name}.parquet", marks=pytest.mark.slow)  # read as one of those above
+        for name in ("ranks_session", "ranks_context", "lists_session", "lists_context", "lists_itemknn")
+    ),
 )
 
 

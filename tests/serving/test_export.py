@@ -35,12 +35,16 @@ EXPORTED = tuple(case.name for case in TRAINED if case.name != "arnn_sasrec")  #
 # Their steps are those of others, from which they differ in training, or have parts that are exported in others.
 REPEATED = (
     "gru4rec_tied",
+    "gru4rec_separate",
+    "gru4rec_items",
     "pnn_closed",
+    "pnn_fields",
     "arnn_footnote2",
     "arnn_joint",
     "arnn_strong",
     "arnn_concat",
     "latent_cross_sasrec",
+    "input_concat",
 )
 Checkpoints = Callable[[ModelCase], Path]
 
