@@ -272,9 +272,14 @@ def _active_fields(lists: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """The sorted codes of every user who has any: row, active."""
     if not lists:
         return pl.DataFrame(schema={"row": pl.UInt32, "active": pl.List(pl.UInt32)})
-    both = pl.col("row", "code")
-    # Sorting all rows at once takes a quarter of the time of sorting each user's few codes.
-    codes = pl.concat(lists).sort("row", "code").filter(pl.any_horizontal(both.ne_missing(both.shift())))
+    # Sorting one number per row and code is four times as fast as sorting by both.
+    both = pl.concat(lists).select(pl.col("row").cast(pl.UInt64) * 2**32 + pl.col("code")).to_series()
+    both = pl.Series("row", np.sort(both.to_numpy()))
+    codes = (
+        both.filter(both.ne_missing(both.shift()))
+        .to_frame()
+        .select((pl.col("row") // 2**32).cast(pl.UInt32).set_sorted(), code=(pl.col("row") % 2**32).cast(pl.UInt32))
+    )
     return codes.group_by("row", maintain_order=True).agg(active="code")
 
 

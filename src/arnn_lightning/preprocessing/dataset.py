@@ -404,7 +404,7 @@ def _write_users(
     """
     known = profiles.filter(pl.col(USER).is_in(users.implode())).collect()
     unknown = users.filter(~users.is_in(known[USER].implode())).to_frame(USER)
-    attributes = pl.concat([known, unknown], how="diagonal")
+    attributes = pl.concat([known, unknown], how="diagonal", rechunk=True)  # texts in one chunk are coded faster
     if not attributes[USER].is_sorted():
         attributes = attributes.sort(USER)
     encoded = encode_contexts(attributes, pl.Series(n_train_events), contexts)
