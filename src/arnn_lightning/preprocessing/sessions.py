@@ -132,7 +132,7 @@ def _composite_key(log: pl.DataFrame, position: pl.Expr, max_gap: int) -> pl.Exp
 
 def assign_session_ids(log: pl.DataFrame, start: int, rule: SessionRule) -> pl.DataFrame:
     """The events from second ``start`` on by user, session and time, stably in file order, with their session's id."""
-    events = _sort_stably(log.filter(pl.col(TIME) >= start), rule.sort_by)
+    events = _sort_stably(log.filter(pl.col(TIME) >= start).rechunk(), rule.sort_by)
     is_new = (pl.col(USER) != pl.col(USER).shift()) | (rule.position.diff() > rule.max_gap)
     return events.with_columns(is_new.fill_null(False).cum_sum().cast(pl.UInt32).alias(SESSION_ID))
 
