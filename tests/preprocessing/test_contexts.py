@@ -266,6 +266,18 @@ def test_numeric_fields_follow_the_single_valued_ones() -> None:
         assert len(selected.columns) == 2 + len(sizes)
 
 
+@pytest.mark.parametrize("known", [["2", "7", "10"], ["007", "2", "8"], ["10", "2", "7"], ["2", "x"], ["07", "7"], []])
+@pytest.mark.parametrize("ids", [[2, 7, 8, 10], [10, 2, 7, 7], [None, 2, 7], [2, 7, None], []])
+def test_ids_that_are_numbers_are_coded_by_their_texts(known: list[str], ids: list[int | None]) -> None:
+    categories = [*known, OTHER]
+    rows = {"attribute": "user", "kind": "single", "code": range(1, len(categories) + 1), "category": categories}
+    vocabulary = pl.DataFrame(rows, schema_overrides={"code": pl.UInt32})
+    code = dict(zip(known, range(1, len(known) + 1), strict=True))
+    table, _ = encode_profiles(pl.DataFrame({"user": pl.Series(ids, dtype=pl.Int32)}), ["user"], vocabulary)
+    expected = [0 if value is None else code.get(str(value), len(categories)) for value in ids]
+    assert table["context.user"].to_list() == expected
+
+
 def test_new_profiles_are_coded_by_the_vocabulary_alone() -> None:
     users = USERS.with_columns(age=pl.Series([1.0, 2.0, 3.0, None]))
     settings = contexts(["level"], ["roles"], numeric={"age": 2})

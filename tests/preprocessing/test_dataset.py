@@ -32,7 +32,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.loading.schedule import session_parallel_schedule
 from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
 from arnn_lightning.preprocessing.profile import attribute_remarks, count_duplicates, log_remarks, profile_attributes
-from arnn_lightning.preprocessing.sessions import SESSION_ID
+from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, session_rule
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits, hold_out_users
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 from helpers import compose_config
@@ -635,6 +635,19 @@ def test_filtering_of_tmall_equals_its_reference(
                 prepare(data, folder / "data")
         else:
             assert written(prepare(data, folder / "data")) == tables
+
+
+@pytest.mark.parametrize("step", [3_000, 2**50], ids=["key and row fit 64 bits", "too wide"])
+def test_events_of_equal_times_keep_the_order_of_the_file(step: int) -> None:
+    rng = np.random.default_rng(0)
+    users, times = rng.integers(0, 200, 2_000).tolist(), (rng.integers(0, 5, 2_000) * step).tolist()
+    columns = {USER: pl.Series(users, dtype=pl.UInt32), ITEM: pl.int_range(2_000, dtype=pl.UInt32, eager=True)}
+    log = pl.DataFrame({**columns, TIME: times})
+    events = assign_session_ids(log, 0, session_rule(log, "gap", "1h", "UTC"))
+    in_order = sorted(range(2_000), key=lambda row: (users[row], times[row]))
+    assert events[ITEM].to_list() == in_order
+    is_new = [users[row] != users[last] or times[row] - times[last] > 3_600 for last, row in pairwise(in_order)]
+    assert events[SESSION_ID].to_list() == [0, *accumulate(is_new)]
 
 
 @pytest.mark.parametrize("window_days", [30, 3])

@@ -254,10 +254,14 @@ def _encode_number(values: pl.Series, intervals: pl.DataFrame) -> pl.Series:
 
 def _encode_category(values: pl.Series, categories: pl.DataFrame) -> pl.Series:
     """Codes of a single-valued attribute: "other" or 0 where the value is no category, 0 where it is missing."""
-    table = categories.select("category", "code")
-    texts = values.cast(pl.String).alias("category")
-    other = table.filter(pl.col("category") == OTHER)["code"].sum()  # 0 where there is none
-    codes = texts.to_frame().join(table, on="category", how="left", maintain_order="left")["code"]
+    is_other = pl.col("category") == OTHER
+    table, other = categories.filter(~is_other).select("category", "code"), categories.filter(is_other)["code"].sum()
+    keys = values.cast(pl.String)
+    if values.dtype.is_integer() and values.is_sorted():  # ids of users, which are joined far faster as sorted numbers
+        numbers = table["category"].cast(values.dtype, strict=False)
+        if numbers.is_sorted() and numbers.cast(pl.String).equals(table["category"]):  # not 007
+            keys, table = values.set_sorted(), table.with_columns(numbers.set_sorted())
+    codes = keys.alias("category").to_frame().join(table, on="category", how="left", maintain_order="left")["code"]
     return codes.fill_null(other).set(values.is_null(), 0)
 
 
@@ -272,9 +276,14 @@ def _active_fields(lists: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """The sorted codes of every user who has any: row, active."""
     if not lists:
         return pl.DataFrame(schema={"row": pl.UInt32, "active": pl.List(pl.UInt32)})
-    both = pl.col("row", "code")
-    # Sorting all rows at once takes a quarter of the time of sorting each user's few codes.
-    codes = pl.concat(lists).sort("row", "code").filter(pl.any_horizontal(both.ne_missing(both.shift())))
+    # Sorting one number per row and code is four times as fast as sorting by both.
+    both = pl.concat(lists).select(pl.col("row").cast(pl.UInt64) * 2**32 + pl.col("code")).to_series()
+    both = pl.Series("row", np.sort(both.to_numpy()))
+    codes = (
+        both.filter(both.ne_missing(both.shift()))
+        .to_frame()
+        .select((pl.col("row") // 2**32).cast(pl.UInt32).set_sorted(), code=(pl.col("row") % 2**32).cast(pl.UInt32))
+    )
     return codes.group_by("row", maintain_order=True).agg(active="code")
 
 

@@ -294,11 +294,14 @@ def _write_tables(
     """Writes all tables into ``folder``; returns what the manifest contains about them."""
     started = time.perf_counter()
     progress(f"reading {source.name}")
-    raw, log, user_ids, item_ids, is_described = _read_log(reader, source, data)
-    read_at = time.perf_counter()
+    raw = validate_events(reader.read(), source)
     with ThreadPoolExecutor() as executor:
-        filter_log = FilterLog(source, raw.rows, raw.dropped, len(user_ids), len(item_ids), progress)
+        raw_events, raw = raw.events, replace(raw, events=raw.events.clear())
         users_future, items_future = executor.submit(raw.users), executor.submit(raw.items)
+        log, user_ids, item_ids, is_described = _encode_log(raw_events, raw, data)
+        del raw_events
+        read_at = time.perf_counter()
+        filter_log = FilterLog(source, raw.rows, raw.dropped, len(user_ids), len(item_ids), progress)
         events, profile = filter_events(log, data, filter_log, executor, is_described)
         del log
         progress("coding and writing")
@@ -344,31 +347,30 @@ def _write_tables(
     }
 
 
-def _read_log(
-    reader: Reader, source: Path, data: Mapping[str, Any]
-) -> tuple[RawData, pl.DataFrame, pl.Series, pl.Series, np.ndarray]:
-    """The raw tables without events, the events with ids as codes, and the ids of users and items by code.
+def _encode_log(
+    events: pl.DataFrame, raw: RawData, data: Mapping[str, Any]
+) -> tuple[pl.DataFrame, pl.Series, pl.Series, np.ndarray]:
+    """The events with ids as codes, and the ids of users and items by code.
 
     Also whether each item stays in the catalogue without a training event (``data.items.cold=keep``).
     """
-    raw = validate_events(reader.read(), source)
-    n_events, described = raw.events.height, raw.events[ITEM].clear()
+    described = events[ITEM].clear()
     if data["items"]["cold"] == "keep":
         described = _described_items(raw, data["item_contexts"])
     with ThreadPoolExecutor() as executor:
-        ids = (raw.events[USER], pl.concat([raw.events[ITEM], described]))
+        ids = (events[USER], pl.concat([events[ITEM], described]))
         (user, user_ids), (item, item_ids) = executor.map(encode_ids, ids)
-    is_described = count_codes(item[n_events:], len(item_ids)) > 0
-    item = item[:n_events]
-    seconds = raw.events[TIME]
+    is_described = count_codes(item[events.height :], len(item_ids)) > 0
+    item = item[: events.height]
+    seconds = events[TIME]
     if cast(int, seconds.min()) >= -(2**31) and cast(int, seconds.max()) < 2**31:
         seconds = seconds.cast(pl.Int32)  # half as wide, until 2038
     log = pl.DataFrame({USER: user, ITEM: item, TIME: seconds})
-    if SESSION in raw.events.columns:
-        log = log.with_columns(encode_ids(raw.events[SESSION])[0].alias(SESSION))
-    if INSTANT in raw.events.columns:
-        log = log.with_columns(raw.events[INSTANT])
-    return replace(raw, events=raw.events.clear()), log, user_ids, item_ids, is_described
+    if SESSION in events.columns:
+        log = log.with_columns(encode_ids(events[SESSION])[0].alias(SESSION))
+    if INSTANT in events.columns:
+        log = log.with_columns(events[INSTANT])
+    return log, user_ids, item_ids, is_described
 
 
 def _described_items(raw: RawData, contexts: Mapping[str, Any]) -> pl.Series:
@@ -404,7 +406,7 @@ def _write_users(
     """
     known = profiles.filter(pl.col(USER).is_in(users.implode())).collect()
     unknown = users.filter(~users.is_in(known[USER].implode())).to_frame(USER)
-    attributes = pl.concat([known, unknown], how="diagonal")
+    attributes = pl.concat([known, unknown], how="diagonal", rechunk=True)  # texts in one chunk are coded faster
     if not attributes[USER].is_sorted():
         attributes = attributes.sort(USER)
     encoded = encode_contexts(attributes, pl.Series(n_train_events), contexts)

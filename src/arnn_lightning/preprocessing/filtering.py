@@ -130,16 +130,17 @@ def filter_events(
     """
     timezone = data["timezone"]
     rule = session_rule(log, data["session"], data["gap"], timezone)
-    start, events, start_time = _cut_window(log, data["window_days"], rule, timezone)
-    n_before = executor.submit(count_sessions_before, log, start, events, rule)
-    n_duplicates = executor.submit(count_duplicates, events)
+    window = executor.submit(_cut_window, log, data["window_days"], rule, timezone)
     user_counts = count_codes(log[USER], filter_log.n_users)
     in_log = user_counts > 0
     filter_log.record("events of the modelled kind", log, n_users=int(np.count_nonzero(in_log)))
     log_item_counts = filter_log.item_counts
+    start, events, start_time = window.result()
+    n_before = executor.submit(count_sessions_before, log, start, events, rule)
+    n_duplicates = executor.submit(count_duplicates, events)
     filter_log.record("in the time window", events)
     log_step, window_step = filter_log.steps[-2:]
-    profile = profile_log(log, events, user_counts, filter_log.item_counts, timezone)
+    profile = executor.submit(profile_log, log, events, user_counts, filter_log.item_counts, timezone)
     # Splits are assigned before anything is dropped, so that they do not depend on what later steps keep.
     events = assign_splits(events, start_time, data["split"], timezone)
     filter_log.require_splits(events, data)
@@ -166,7 +167,7 @@ def filter_events(
     events = filter_log.record("in sessions still long enough", _drop_short_sessions(events, min_length))
     filter_log.require_splits(events, data)
     log_step["sessions"] = window_step["sessions"] + n_before.result()
-    return events, profile | {"duplicates": n_duplicates.result()}
+    return events, profile.result() | {"duplicates": n_duplicates.result()}
 
 
 def _cut_window(
