@@ -86,7 +86,6 @@ def test_E27_a_run_does_not_depend_on_a_key_of_speed(key: str, small_dataset: Pr
         # Rounding grows over the steps, and Adagrad makes full steps of the rounding of a gradient that is 0.
         model = BY_NAME["arnn"].make(small_dataset, *([] if exact else ["model.optimizer.eps=1e-4"]), **settings)
         if not exact:
-            model.profile_model.double()  # its scorer is no part of ARNN
             zeros = model.double().initial_state
             model.initial_state = lambda batch_size, zeros=zeros: tuple(part.double() for part in zeros(batch_size))
         stage = {"epochs": 2, "patience": None, **DATA, "n_sample": 5}

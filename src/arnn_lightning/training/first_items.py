@@ -36,7 +36,7 @@ def compare_first_items(model: SessionRecommender, data: SessionDataModule) -> d
         ``popularity`` and ``pnn``, the values of ``metric``; the number of ``sessions``; and ``answer``, the better
         one, popularity where they are equal. None: the model has no PNN, or there is no such session.
     """
-    profile_model = model.profile_model
+    profile_model = model.profile_model.to(model.device, model.dtype)  # a stage's scorer is not moved with ARNN
     if not (data.has_validation and profile_model.uses_contexts):
         return None
     with _evaluation_mode(profile_model):
