@@ -2,9 +2,9 @@
 
     python experiments/first_items.py RUN ...      # finished runs of model=arnn or arnn_strong
 
-PNN predicts from the user's contexts and the previous item; before the first click there is none. Here the vector of
-the previous item is the mean of all item vectors, weighted by their training events. Targets are the first events of
-the test sessions, which no model is trained or evaluated on. Ranks are conservative, over the full catalogue.
+A run stores which of the two lists is better on the first events of the validation sessions
+(training/first_items.py). Here, targets are the first events of the test sessions, which no model is trained or
+evaluated on. Ranks are conservative, over the full catalogue. Users without a profile are included.
 """
 
 import sys
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 import arnn_lightning as al
+from arnn_lightning.batch import Contexts
 from arnn_lightning.evaluation.bootstrap import interval
 from arnn_lightning.loading.contexts import context_codes
 from arnn_lightning.preprocessing.dataset import PreparedDataset
@@ -27,19 +27,14 @@ def reciprocal_ranks(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     checkpoint = run / "checkpoints" / "context" / "best.ckpt"
     prepared = PreparedDataset(Path("data/prepared") / read_checkpoint(checkpoint)["metadata"]["prepared"])
     model = al.load(checkpoint).model.eval()
-    encoder, sessions = model.encoder, prepared.sessions("test")
+    sessions = prepared.sessions("test")
     first, user = torch.from_numpy(sessions.item[sessions.offset[:-1]]), torch.from_numpy(sessions.user)
     events = torch.from_numpy(prepared.item_popularity()).float()
     codes = context_codes(prepared.users(), prepared.dims["single_sizes"])
-    item_IDT = encoder.item_embedding(torch.arange(model.n_items))
-    mean_DT = torch.einsum("i,idt->dt", events / events.sum(), item_IDT)
+    score = model.profile_scorer(events)
     values = []
     for rows in torch.arange(len(user)).split(256):
-        single_BSD = encoder.single_embedding(codes.single[user[rows]])
-        item_BDT = mean_DT.expand(len(rows), *mean_DT.shape)
-        product_BH = encoder.product(codes.active[user[rows]], single_BSD, item_BDT)
-        query_BH = encoder.norm(F.relu(product_BH), torch.ones(len(rows), dtype=torch.bool))
-        score_BI = model.score(query_BH)
+        score_BI = score(Contexts(codes.single[user[rows]], codes.active[user[rows]]))
         values.append((score_BI >= score_BI.gather(1, first[rows, None])).sum(1))
     ranks = torch.cat(values), (events >= events[first][:, None]).sum(1)
     pnn, popularity = (torch.where(rank <= 20, 1 / rank, 0).numpy() for rank in ranks)

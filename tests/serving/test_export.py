@@ -252,7 +252,7 @@ def test_the_documents_example_needs_numpy_and_onnxruntime_only(
 
 
 def test_a_model_card_has_the_runs_figures_and_no_others(
-    checkpoints: Checkpoints, prepared: PreparedDataset, tmp_path: Path
+    checkpoints: Checkpoints, prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = checkpoints(BY_NAME["concat"])
     result = EvaluationResult.read("concat", run)
@@ -273,6 +273,12 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     assert "model-index" not in head
     assert "No test result is known" in card
     assert "Test results" not in card
+    assert "Before the first one, arnn-lightning recommends the most popular items.\n- " in card
+    answer = {"answer": "pnn", "metric": "mrr@20", "sessions": 1234, "popularity": 0.25, "pnn": 0.5}
+    monkeypatch.setattr(predictor.model, "first_items", answer)
+    card = model_card(predictor, unknown, license_name=None, **arguments)
+    assert "arnn-lightning recommends the items of PNN for the user's profile.\n  MRR@20 on the first events" in card
+    assert "1,234 validation sessions: popularity\n  0.2500, PNN 0.5000.\n- " in card
     (run / "metrics.json").write_text(json.dumps(metrics))
     try:
         evidence = find_evidence(checkpoint, predictor.metadata, root, {"permuted, seed 1": worse})

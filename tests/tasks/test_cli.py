@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 import arnn_lightning
 from arnn_lightning import conf
 from arnn_lightning.evaluation.result import RANKS
+from arnn_lightning.reporting.console import first_items_line
 from commandline import SMALL, Command, arnn, arnn_here, error_line, metrics_of
 
 
@@ -222,6 +223,11 @@ def test_the_default_run_prints_all_models_and_a_difference(workspace: Path) -> 
     rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
     assert rows[:7] == ["pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn"]
     assert "arnn - gru4rec, paired: Recall@20" in printed
+    first_items = metrics_of(workspace / "first")["first_items"]
+    assert first_items_line(first_items) in printed
+    for role in ("", "context"):
+        checkpoint = torch.load(workspace / "first" / "checkpoints" / role / "best.ckpt", weights_only=True)
+        assert {key: value for key, value in checkpoint["first_items"].items() if key != "scorer"} == first_items
 
 
 def test_strong_models_keep_their_names_in_table_and_paths(workspace: Path) -> None:

@@ -1,5 +1,7 @@
 """The base class of encoders. B batch slots, H width of a query."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from arnn_lightning.batch import Contexts, State, StepInput
@@ -57,5 +59,17 @@ class SessionEncoder(nn.Module):
 
         Returns:
             (N, ...) the ``user_terms`` of a ``StepInput``; None: ``encode`` computes all from the contexts itself.
+        """
+        return None
+
+    def profile_encoder(self, item_events_I: Tensor) -> Callable[[Contexts], Tensor] | None:
+        """What encodes users by their contexts alone, before the first click of a session.
+
+        Args:
+            item_events_I: (I,) training events of every item.
+
+        Returns:
+            a function of the contexts of N users that returns their queries (N, H), in evaluation mode; None: the
+            encoder needs an item.
         """
         return None

@@ -8,10 +8,11 @@ embeddings of its categories, so that pairs of a user's and an item's attribute 
 The paper does not state how embeddings start (here Glorot uniform), over which slots batch normalisation takes its
 statistics (the valid ones), and the vectors of categories without a training event (their field's mean).
 
-B batch slots, M two-valued fields, S single-valued fields, T fields of the item, D embedding, H hidden.
+B batch slots, N users, M two-valued fields, S single-valued fields, I items, T fields of an item, D embedding,
+H hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from arnn_lightning.nn.batchnorm import MaskedBatchNorm
 from arnn_lightning.nn.dropout import dropout
 from arnn_lightning.nn.product import Method, ProductLayer
 from arnn_lightning.nn.table import EmbeddingTable, ItemFields
+
+_ITEMS_PER_BLOCK = 1 << 16
 
 
 class PNNEncoder(SessionEncoder):
@@ -102,3 +105,23 @@ class PNNEncoder(SessionEncoder):
         if not self.product.is_folded:
             return terms_NH
         return torch.cat([terms_NH[:, None], self.product.item_weights(contexts.active, single_NSD)], 1)
+
+    @torch.no_grad()
+    def profile_encoder(self, item_events_I: Tensor) -> Callable[[Contexts], Tensor]:
+        """Queries (N, H) of users before their first click: the previous item is the average one.
+
+        Its fields (D, T) are the means of those of all items, weighted by their training events (I,). Where the item
+        is the only one, T = 1, the product layer is linear in it: its output is the mean of those after every item.
+        """
+        share_I = item_events_I.to(self.norm.weight) / item_events_I.sum()
+        blocks = torch.arange(len(share_I), device=share_I.device).split(_ITEMS_PER_BLOCK)
+        sums = [torch.tensordot(share_I[item_C], self.item_embedding(item_C), 1) for item_C in blocks]
+        average_DT = torch.stack(sums).sum(0)
+
+        def encode(contexts: Contexts) -> Tensor:
+            item_NDT = average_DT.expand(len(contexts.active), -1, -1)
+            product_NH = self.product(contexts.active, self.single_embedding(contexts.single), item_NDT)
+            query_NH: Tensor = self.norm(F.relu(product_NH), None)
+            return query_NH
+
+        return encode

@@ -66,6 +66,11 @@ def context_codes(users: pl.DataFrame, single_sizes: Sequence[int]) -> Contexts:
     return Contexts(torch.from_numpy(single + offset), torch.from_numpy(active))
 
 
+def has_profile(contexts: Contexts, unknown_S: Tensor) -> Tensor:
+    """(N,) whether any attribute is known of each user; ``unknown_S``: the codes of unknown single-valued fields."""
+    return (contexts.single != unknown_S).any(1) | (contexts.active >= 0).any(1)
+
+
 def assign_item_contexts(items: pl.DataFrame, assignment: Assignment, seed: int) -> pl.DataFrame:
     """A prepared data set's items, each with the contexts of the item that ``assignment`` gives it."""
     columns = [name for name in items.columns if name.startswith(PREFIX) or name == "active"]

@@ -58,6 +58,11 @@ class ARNN(SessionRecommender):
     def stage_name(self) -> str:
         return "merging layer" if self.encoder.freeze_encoders else self.name
 
+    @property
+    def profile_model(self) -> SessionRecommender:
+        """The model of the context encoder: the merging layer needs a query of the session encoder."""
+        return self._stages["context"].profile_model
+
     def item_tables(self) -> Iterator[EmbeddingTable]:
         yield self.scorer.items  # the encoders have those of their models
 

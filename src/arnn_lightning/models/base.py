@@ -74,6 +74,7 @@ class Recommender(LightningModule):
 
     Attributes:
         needs_stages: whether this model uses the trained weights of its ``stages``; otherwise they are controls.
+        first_items: what is listed before a session's first click, see training/first_items.py; None: popular items.
         rank_counts: of the last evaluation: session, position, higher and equal of every prediction, (N,) each.
         recommended: how often each item was recommended in the last test.
     """
@@ -91,6 +92,7 @@ class Recommender(LightningModule):
             self.register_buffer(f"user_{field}", codes, persistent=False)
         self.user_single: Tensor
         self.user_active: Tensor
+        self.first_items: dict[str, Any] | None = None
         self._evaluation_state: State | None = None
         self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rank_counts: dict[str, Tensor] = {}

@@ -141,6 +141,24 @@ class SessionRecommender(Recommender):
         scores_NI: Tensor = self.scorer(query_NH)
         return scores_NI
 
+    @property
+    def profile_model(self) -> "SessionRecommender":
+        """The model whose ``profile_scorer`` ranks items before the first click: this one, or one of its stages."""
+        return self
+
+    def profile_scorer(self, item_events_I: Tensor) -> Callable[[Contexts], Tensor] | None:
+        """What scores items by the users' contexts alone, before the first click of a session.
+
+        Args:
+            item_events_I: (I,) training events of every item.
+
+        Returns:
+            a function of the contexts of N users that returns scores (N, I), in evaluation mode; None: the model needs
+            an item.
+        """
+        encode = self.encoder.profile_encoder(item_events_I)
+        return None if encode is None else lambda contexts: self.score(encode(contexts))
+
     def item_similarity(self, item_N: Tensor) -> Tensor:
         """Cosine of the vectors with which the items are scored."""
         vector_IH = F.normalize(self.scorer.items.vectors(), dim=1)

@@ -118,6 +118,20 @@ def paired_difference_line(
     return f"{better.name} - {base.name}, paired: " + "; ".join(parts)
 
 
+def first_items_line(compared: Mapping[str, Any]) -> str:
+    """What is listed before the first click, from ``first_items`` of metrics.json.
+
+    >>> compared = {"answer": "pnn", "metric": "mrr@20", "sessions": 1200, "popularity": 0.04, "pnn": 0.06}
+    >>> first_items_line(compared)
+    'before the first click: PNN (validation MRR@20 of 1,200 sessions: popularity 0.0400, PNN 0.0600)'
+    """
+    answer = {"pnn": "PNN", "popularity": "popularity"}[compared["answer"]]
+    return (
+        f"before the first click: {answer} (validation {metric_label(compared['metric'])} of {compared['sessions']:,} "
+        f"sessions: popularity {compared['popularity']:.4f}, PNN {compared['pnn']:.4f})"
+    )
+
+
 def steps_table(manifest: Mapping[str, Any]) -> Table:
     """The events, sessions, users and items after every step of the preparation and in every split."""
     table = Table(title=f"{manifest['name']}: from raw files to splits", title_justify="left", caption_justify="left")

@@ -15,7 +15,7 @@ from torch import Tensor
 from arnn_lightning.batch import Contexts, StepInput, no_contexts
 from arnn_lightning.evaluation.ranking import top_items
 from arnn_lightning.evaluation.screening import ItemScreen
-from arnn_lightning.loading.contexts import context_codes, item_context_codes
+from arnn_lightning.loading.contexts import context_codes, has_profile, item_context_codes
 from arnn_lightning.models.base import Recommender
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.batchnorm import MaskedBatchNorm
@@ -29,31 +29,35 @@ SCREEN_ITEMS = 10_000  # from which on screening is faster than all scores
 class Inference:
     """Computes what depends on weights alone once, then queries and lists.
 
-    Sessions without an item of the catalogue get the most popular items of the training data.
-
     Args:
-        model: with its weights; it is not trained any more.
+        model: with its weights and ``first_items``; it is not trained any more.
         items: one row per item code: events (in training) and context codes.
         dims: sizes of the data.
     """
 
     def __init__(self, model: Recommender, items: pl.DataFrame, dims: Mapping[str, Any]) -> None:
-        self.model = model.eval().requires_grad_(False)
-        if isinstance(model, SessionRecommender) and model.uses_item_contexts:
-            model.set_item_contexts(item_context_codes(items, dims))
-        for module in model.modules():
+        self.model = model
+        lists_profiles = model.first_items is not None and model.first_items["answer"] == "pnn"
+        profile_model = model.profile_model if lists_profiles and isinstance(model, SessionRecommender) else None
+        models = [model] if profile_model is None else [model, profile_model]
+        for part in models:
+            part.eval().requires_grad_(False)
+            if isinstance(part, SessionRecommender) and part.uses_item_contexts:
+                part.set_item_contexts(item_context_codes(items, dims))
+        for module in {module for part in models for module in part.modules()}:  # they may share an encoder
             if isinstance(module, MaskedBatchNorm | ProductLayer | EmbeddingTable):
                 module.fold()
         self._single_sizes: list[int] = list(dims["single_sizes"])
         self._first_category = [0, *accumulate(self._single_sizes)][:-1]
         self._popularity_I = torch.from_numpy(items["events"].to_numpy().astype(np.float32))
+        self._score_profiles = None if profile_model is None else profile_model.profile_scorer(self._popularity_I)
         self._screen: ItemScreen | None = None
 
     # Contexts
 
     def contexts(self, profiles: pl.DataFrame, rows: np.ndarray) -> Contexts:
         """The contexts (N, ...) of rows of ``profiles``; -1 for unknown ones."""
-        if not self.model.uses_contexts:
+        if not self.model.uses_contexts or not len(rows):
             return no_contexts(len(rows))
         is_known = rows >= 0
         codes = context_codes(profiles[rows[is_known]], self._single_sizes)
@@ -106,10 +110,25 @@ class Inference:
     # Lists
 
     @torch.inference_mode()
+    def first_scores(self, contexts: Contexts) -> Tensor:
+        """Scores (N, I) before the first click of sessions with ``contexts``.
+
+        They are those of PNN for the profile, if the checkpoint has this answer and the user has a profile; otherwise
+        the numbers of training events.
+        """
+        score_NI = self._popularity_I.repeat(len(contexts.single), 1)
+        if self._score_profiles is not None:
+            known_N = has_profile(contexts, torch.tensor(self._first_category, dtype=torch.int64))
+            if known_N.any():
+                score_NI[known_N] = self._score_profiles(Contexts(contexts.single[known_N], contexts.active[known_N]))
+        return score_NI
+
+    @torch.inference_mode()
     def top(
         self,
         query_NH: Tensor | None,
         has_click_N: np.ndarray,
+        first: Contexts,
         k: int,
         allowed_I: Tensor | None,
         seen: Sequence[np.ndarray] | None,
@@ -119,18 +138,20 @@ class Inference:
         Args:
             query_NH: queries, arbitrary where there was no click; None where there was none at all.
             has_click_N: whether the session has an item of the catalogue.
+            first: the contexts of the sessions without one, in their order.
             k: length of the lists.
             allowed_I: which items may be recommended; None: all.
             seen: the item codes of each session that may not; None: all may.
         """
         if query_NH is None or not has_click_N.any():
-            score_NI = self._popularity_I.repeat(len(has_click_N), 1)
+            score_NI = self.first_scores(first)
         elif has_click_N.all():
             score_NI = self.model.score(query_NH)
         else:
             score_nI = self.model.score(query_NH[torch.from_numpy(has_click_N)])
-            score_NI = self._popularity_I.to(score_nI.dtype).repeat(len(has_click_N), 1)
+            score_NI = score_nI.new_empty(len(has_click_N), score_nI.shape[1])
             score_NI[torch.from_numpy(has_click_N)] = score_nI
+            score_NI[torch.from_numpy(~has_click_N)] = self.first_scores(first).to(score_nI.dtype)
         exclude = _exclusion(allowed_I, seen)
         if exclude is not None:
             exclude(score_NI)

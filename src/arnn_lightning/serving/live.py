@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arnn_lightning.batch import Contexts, State, StepInput
+from arnn_lightning.batch import Contexts, State, StepInput, no_contexts
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.contexts import PREFIX
 from arnn_lightning.readers.schema import USER
@@ -239,7 +239,8 @@ class LiveSessions:
         query_NH = None
         if queries:  # any query can replace that of a session without a click
             query_NH = _cat_queries([queries[0] if session.query is None else session.query for session in sessions])
-        score_NK, item_NK = self.inference.top(query_NH, has_click_N, k, allowed_I, seen)
+        first = _cat_contexts([session.contexts for session in sessions if session.query is None])
+        score_NK, item_NK = self.inference.top(query_NH, has_click_N, first, k, allowed_I, seen)
         n_listed_N = (score_NK > -torch.inf).sum(1).tolist()
         return [
             self._catalogue.recommendations(scores[:n], items[:n])
@@ -261,10 +262,7 @@ def _batch(sessions: Sequence[LiveSession], items: Sequence[int]) -> tuple[StepI
         (session,) = sessions
         return StepInput(item_N, session.contexts, valid=None, user_terms=session.terms), session.hidden
     terms = [session.terms for session in sessions if session.terms is not None]
-    contexts = Contexts(
-        torch.cat([session.contexts.single for session in sessions]),
-        _pad([session.contexts.active for session in sessions]),
-    )
+    contexts = _cat_contexts([session.contexts for session in sessions])
     step = StepInput(item_N, contexts, valid=None, user_terms=torch.cat(terms) if terms else None)
     return step, tuple(torch.cat(parts, -2) for parts in zip(*(session.hidden for session in sessions), strict=True))
 
@@ -281,6 +279,13 @@ def _cat_queries(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))
     place = torch.arange(max(widths))
     return torch.cat([part[:, place.clamp(max=width - 1)] for part, width in zip(parts, widths, strict=True)])
+
+
+def _cat_contexts(parts: Sequence[Contexts]) -> Contexts:
+    """Contexts (1, ...) of several sessions as those of a batch."""
+    if not parts:
+        return no_contexts(0)
+    return Contexts(torch.cat([part.single for part in parts]), _pad([part.active for part in parts]))
 
 
 def _pad(parts: Sequence[Tensor]) -> Tensor:

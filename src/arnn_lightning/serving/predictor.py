@@ -51,7 +51,8 @@ class Predictor:
     The rank of an item is its rank in the evaluation of the model: the place in the full catalogue by score. Items with
     equal scores are listed in the order of the catalogue (sorted ids), so that among ties a rank lies between the
     standard and the conservative one. Sessions without an item of the catalogue get the most popular items of the
-    training data, whatever the model and the profile; their scores are numbers of training events.
+    training data, with numbers of training events as scores; or the items of PNN for the user's profile, if these were
+    better on the validation sessions of the training.
 
     Args:
         model: the trained model.
@@ -198,10 +199,12 @@ class Predictor:
             query_NH, has_click_N = self.inference.queries(request, numbers)
             for rows in np.array_split(numbers, -(-len(numbers) * self.n_items // BLOCK_SCORES)):
                 rows_N = rows - first
+                without_click = rows[~has_click_N[rows_N]]
                 seen = [request.item[request.offset[row] : request.offset[row + 1]] for row in rows]
                 score_NK, item_NK = self.inference.top(
                     query_NH[torch.from_numpy(rows_N)] if query_NH is not None else None,
                     has_click_N[rows_N],
+                    self.inference.contexts(request.profiles, request.contexts[without_click]),
                     k,
                     allowed_I,
                     seen if exclude_seen else None,

@@ -29,7 +29,13 @@ from arnn_lightning.models import Recommender
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.collectives import rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset
-from arnn_lightning.reporting.console import data_notes, paired_difference_line, results_table, seed_guidance
+from arnn_lightning.reporting.console import (
+    data_notes,
+    first_items_line,
+    paired_difference_line,
+    results_table,
+    seed_guidance,
+)
 from arnn_lightning.reporting.run_tables import Groups, RunTables, groups_record, print_groups
 from arnn_lightning.run_folder import METRICS_FILE, has_record, require_new_or_resumed, resumed_config, write_record
 from arnn_lightning.serving.vocabulary import store_vocabulary
@@ -215,8 +221,10 @@ def _train_and_test(
         tables = run_tables(config, prepared)
         groups = tables.groups(results)
         notes["groups"] = groups_record(groups)
+        if model.first_items is not None:
+            notes["first_items"] = model.first_items
         _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, notes)
-        _print_results(config, folder, results, groups)
+        _print_results(config, folder, results, groups, model.first_items)
         # Last: a dashboard that fails or hangs costs no result.
         takes_tables = any(hasattr(logger.logger, "log_tables") for logger in loggers)
         shown = tables.all(results, encoders.get("session")) if takes_tables else {}
@@ -375,6 +383,7 @@ def _print_results(
     folder: Path,
     results: list[EvaluationResult],
     groups: Groups,
+    first_items: Mapping[str, Any] | None,
 ) -> None:
     if rank_and_world_size()[0] != 0:
         return
@@ -387,6 +396,8 @@ def _print_results(
         line = paired_difference_line(results[-1], session, prediction_metrics(config), bootstrap, config.seed)
         console.print(line, soft_wrap=True, highlight=False)
     print_groups(console, groups, bootstrap)
+    if first_items is not None:
+        console.print(first_items_line(first_items), soft_wrap=True, highlight=False)
     guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None
     for note in (*data_notes(config.data), *([guidance] if guidance else [])):
         console.print(note, soft_wrap=True, highlight=False)
@@ -403,6 +414,6 @@ def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
         attribute: {model: pl.DataFrame(rows) for model, rows in models.items()}
         for attribute, models in metrics.get("groups", {}).items()
     }
-    _print_results(config, folder, results, groups)
+    _print_results(config, folder, results, groups, metrics.get("first_items"))
     value = metrics["val"].get(config.evaluation.monitor)
     return None if value is None else float(value)

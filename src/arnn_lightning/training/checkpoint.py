@@ -21,6 +21,7 @@ Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
 TRAINING_KEYS = (
     *("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives", "attribute_dropout", "tuned_on"),
 )
+FIRST_ITEMS = "first_items"
 BEST_OF_RUN = Path("checkpoints", "best.ckpt")
 ROLES = ("session", "context")
 
@@ -128,13 +129,18 @@ def require_same_dataset(checkpoint: Mapping[str, Any], prepared: str | None, pa
 
 
 def load_weights(model: Recommender, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Loads the checkpoint's weights into ``model``.
+    """Loads the checkpoint's weights into ``model``, and what it lists before the first click.
 
     Raises:
         UserError: they are another model's or another catalogue's.
     """
     try:
         model.load_state_dict(checkpoint["state_dict"])
+        stored = dict(checkpoint.get(FIRST_ITEMS, {}))
+        scorer = stored.pop("scorer", None)
+        if scorer is not None and isinstance(model, SessionRecommender):
+            model.profile_model.scorer.load_state_dict(scorer)
+        model.first_items = stored or None
     except RuntimeError as error:
         detail = " ".join(str(error).split())
         raise UserError(f"{path}: the weights do not fit this model: {detail[:300]}") from error

@@ -32,8 +32,15 @@ from arnn_lightning.training.callbacks import (
     IntervalCheckpoint,
     RelocatableCheckpoint,
 )
-from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset, save_model
+from arnn_lightning.training.checkpoint import (
+    FIRST_ITEMS,
+    load_weights,
+    read_checkpoint,
+    require_same_dataset,
+    save_model,
+)
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, make_trainer
+from arnn_lightning.training.first_items import store_first_items
 
 # Lightning's banners and hints on loaders would clutter the output; its other warnings stay.
 for _name in ("pytorch_lightning", "lightning_fabric"):
@@ -139,7 +146,7 @@ def train_stage(
     loggers: Sequence[Logger],
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Trains ``model`` and leaves it with its best weights.
+    """Trains ``model`` and leaves it with its best weights, and with what it lists before the first click.
 
     Args:
         model: the model; models that count (POP, ItemKNN, VSKNN) are fitted on the training sessions instead.
@@ -166,7 +173,10 @@ def train_stage(
         if rank == 0:
             write_text(folder / DONE_MARKER, f"{n_epochs(config, stage)}\n")
         broadcast_from_rank_zero(None)  # the other processes wait for the files
-    load_checkpoint_into(model, folder / BEST, prepared)
+    checkpoint = load_checkpoint_into(model, folder / BEST, prepared)
+    broadcast_from_rank_zero(None)  # all have read it
+    if rank == 0 and FIRST_ITEMS not in checkpoint and isinstance(model, SessionRecommender):
+        store_first_items(model, make_datamodule(prepared, config), checkpoint, folder / BEST)
 
 
 def fit_counts(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> None:
