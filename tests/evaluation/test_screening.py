@@ -69,17 +69,23 @@ def zero_query() -> tuple[Tensor, Tensor, Tensor]:
     return integers(-9, 10, N_ITEMS, WIDTH), torch.arange(N_ITEMS).float(), torch.zeros(WIDTH)
 
 
+as_integers = pytest.mark.parametrize("as_integers", [True, False], ids=["integers", "floats"])
+
+
+@as_integers
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "world",
     [many_ties, one_huge_norm, huge_biases, rounded_query, rounded_weights, opposite_errors, random, tiny, zero_query],
 )
-def test_V18_screened_lists_equal_those_of_all_scores(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_V18_screened_lists_equal_those_of_all_scores(
+    world: World, seed: int, as_integers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("arnn_lightning.evaluation.screening.MAX_SHARE", 1)
     monkeypatch.setattr("arnn_lightning.evaluation.screening.BLOCK_ROWS", 700)
     torch.manual_seed(seed)
     weight, bias, query = world()
-    screen = ItemScreen(weight, bias)
+    screen = ItemScreen(weight, bias, as_integers)
     left_out = torch.randperm(N_ITEMS)[: N_ITEMS // 2]
 
     def exclude(score: Tensor) -> None:
@@ -96,34 +102,64 @@ def test_V18_screened_lists_equal_those_of_all_scores(world: World, seed: int, m
             assert lists[0].tolist() == top_items(expected, k)[0][0].tolist()
 
 
-def test_screening_computes_the_scores_of_few_items() -> None:
+@as_integers
+def test_screening_computes_the_scores_of_few_items(as_integers: bool) -> None:
     torch.manual_seed(0)
-    screen = ItemScreen(torch.randn(N_ITEMS, WIDTH), torch.randn(N_ITEMS))
+    screen = ItemScreen(torch.randn(N_ITEMS, WIDTH), torch.randn(N_ITEMS), as_integers)
     assert screen.top(torch.randn(WIDTH), 20, lambda _: None) is not None  # at most one in sixteen
 
 
-def test_a_screened_list_is_shorter_where_few_items_are_left() -> None:
+@as_integers
+def test_a_screened_list_is_shorter_where_few_items_are_left(as_integers: bool) -> None:
     weight, bias, query = random()
 
     def exclude(score: Tensor) -> None:
         score[:, 3:] = -torch.inf
 
-    lists = ItemScreen(weight, bias).top(query, 5, exclude)
+    lists = ItemScreen(weight, bias, as_integers).top(query, 5, exclude)
     assert lists is not None
     assert len(lists[0]) == 3
     assert {*lists[1].tolist()} == {0, 1, 2}
 
 
+@as_integers
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, 3e38])
 @pytest.mark.parametrize("part", ["weight", "bias", "query"])
-def test_V8_screening_refuses_scores_that_may_be_infinite(part: str, value: float) -> None:
+def test_V8_screening_refuses_scores_that_may_be_infinite(part: str, value: float, as_integers: bool) -> None:
     tensors = dict(zip(("weight", "bias", "query"), random(), strict=True))
     tensors[part].view(-1)[5] = value
-    screen = ItemScreen(tensors["weight"], tensors["bias"])
+    screen = ItemScreen(tensors["weight"], tensors["bias"], as_integers)
     assert screen.top(tensors["query"], 20, lambda _: None) is None
 
 
-def test_screening_refuses_where_many_items_may_be_best() -> None:
-    screen = ItemScreen(torch.ones(N_ITEMS, WIDTH), torch.zeros(N_ITEMS))
+@as_integers
+def test_screening_refuses_where_many_items_may_be_best(as_integers: bool) -> None:
+    screen = ItemScreen(torch.ones(N_ITEMS, WIDTH), torch.zeros(N_ITEMS), as_integers)
     assert screen.top(torch.ones(WIDTH), 20, lambda _: None) is None
     assert screen.top(torch.ones(WIDTH), N_ITEMS, lambda _: None) is None
+
+
+def test_screening_by_floats_bounds_the_rounding_of_a_product() -> None:
+    """The scores of thirty items are 0 to 29; beside 2e8, half of them are rounded to multiples of 16."""
+    weight = torch.tensor([[2e8, 0, -2e8, -1e6]]).repeat(N_ITEMS, 1)
+    bias, query = torch.zeros(N_ITEMS), torch.ones(4)
+    best = torch.randperm(N_ITEMS)[:30]
+    weight[best, 3] = 0
+    weight[best[::2], 1], weight[best[1::2], 3] = torch.arange(0.0, 30, 2), torch.arange(1.0, 30, 2)
+    weight[best[1::2, None], torch.tensor([0, 2])] = 0
+    lists = ItemScreen(weight, bias, as_integers=False).top(query, 10, None)
+    assert lists is not None
+    assert lists[1].tolist() == best.flip(0)[:10].tolist()
+    assert lists[0].tolist() == [*range(29, 19, -1)]
+
+
+def test_screening_by_floats_bounds_the_rounding_of_sums_with_a_bias() -> None:
+    """A sum that starts with 2e8 loses each 7; 28 at once become 32."""
+    weight, bias = torch.zeros(N_ITEMS, 4), torch.zeros(N_ITEMS)
+    best, good = torch.randperm(N_ITEMS)[:60].split(30)
+    bias[best], bias[good] = 2e8, 2e8
+    weight[best], weight[good, 0] = 7, 20
+    lists = ItemScreen(weight, bias, as_integers=False).top(torch.ones(4), 20, None)
+    assert lists is not None
+    assert lists[1].tolist() == best.sort()[0][:20].tolist()
+    assert lists[0].tolist() == [200_000_032] * 20

@@ -77,15 +77,20 @@ def test_V18_ranks_of_live_sessions_are_those_of_the_evaluation(
     assert n_compared == 2 * sum(len(session) - 1 for session in items.values())
 
 
+@pytest.mark.parametrize("processor", ["AVX512", "AVX2"])
 @pytest.mark.parametrize("case", [case for case in MODELS if case.preset in ("gru4rec", "arnn")], ids=case_name)
 def test_V18_screened_live_lists_are_those_of_all_scores(
-    case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+    case: ModelCase,
+    processor: str,
+    checkpoints: Checkpoints,
+    test_sessions: pl.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     user = test_sessions["user_id"][0]
     sessions = [load(checkpoints(case)).session(user=user)]
     monkeypatch.setattr(inference, "SCREEN_ITEMS", 1)
     monkeypatch.setattr(screening, "MAX_SHARE", 1)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
     sessions.append(load(checkpoints(case)).session(user=user))
     usual, n_screened = screening.ItemScreen.top, 0
 

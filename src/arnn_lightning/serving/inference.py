@@ -158,12 +158,13 @@ class Inference:
         return top_items(score_NI, k)
 
     def prepare_screen(self) -> None:
-        """Makes what ``screened_top`` needs, a quarter of the memory of the item vectors, where it is faster."""
+        """Makes what ``screened_top`` needs, where it is faster: the item vectors once more, or a quarter of them."""
         if not isinstance(self.model, SessionRecommender) or self.model.n_items < SCREEN_ITEMS:
             return
-        if torch.backends.cpu.get_cpu_capability() == "AVX512":  # elsewhere products of 8-bit integers are no faster
-            bias_I = self.model.scorer.bias.weight
-            self._screen = ItemScreen(self.model.scorer.items.weight[: len(bias_I)], bias_I)
+        bias_I = self.model.scorer.bias.weight
+        # Elsewhere products of 8-bit integers are no faster.
+        as_integers = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        self._screen = ItemScreen(self.model.scorer.items.weight[: len(bias_I)], bias_I, as_integers)
 
     def screened_top(
         self, queries: Sequence[Tensor], k: int, allowed_I: Tensor | None, seen: Sequence[np.ndarray] | None
