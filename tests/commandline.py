@@ -29,11 +29,16 @@ NO_BASELINES = [f"~baselines.{name}" for name in ("pop", "itemknn", "sr", "vsknn
 # and Lightning takes longer than most commands do. From then on all is as with ``python -m arnn_lightning``, but that
 # Hydra does not compose the config a second time for ``hydra.mode`` alone, which experiments set and nothing else does.
 SERVER = """
-import atexit, importlib, json, multiprocessing, os, pkgutil, runpy, signal, sys, threading
+import atexit, gc, importlib, json, multiprocessing, os, pkgutil, runpy, signal, sys, threading
 import arnn_lightning.models, arnn_lightning.tasks
+sys.path.insert(1, sys.argv[1])
+import parsed_configs
+del sys.path[1]
 from hydra._internal.hydra import Hydra
 for module in pkgutil.iter_modules(arnn_lightning.tasks.__path__, "arnn_lightning.tasks."):
     importlib.import_module(module.name)
+parsed_configs.parse_once(at_once=True)
+gc.freeze()  # half a million objects that each full collection would walk through
 
 def run(folder, arguments, environment, *streams):
     atexit._clear()  # of the process that is forked
@@ -69,7 +74,9 @@ def server() -> tuple[IO[str], IO[str]]:
     """Its stdin and stdout."""
     pipe = subprocess.PIPE
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, stdin=pipe, stdout=pipe, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(Path(__file__).parent)], env=environment, stdin=pipe, stdout=pipe, text=True
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     return process.stdin, process.stdout

@@ -1,5 +1,6 @@
 """Fixtures and settings of all tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import random_sessions, write_dataset
+from parsed_configs import parse_once
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too, which share the cores
@@ -17,6 +19,7 @@ for variable in [name for name in os.environ if name.startswith(("ARNN_", "PL_TR
     del os.environ[variable]  # settings of who runs the tests
 settings.register_profile("any machine", deadline=None)  # examples may take longer on a busy machine
 settings.load_profile("any machine")
+parse_once()
 torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 
@@ -28,6 +31,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gc.freeze()  # what is imported, which each full collection would walk through
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

@@ -7,15 +7,13 @@ from functools import cache
 from itertools import compress
 from operator import not_
 from pathlib import Path
-from typing import Any, ClassVar
-from unittest.mock import patch
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from hydra import compose, initialize_config_module
-from hydra._internal import config_loader_impl
-from hydra._internal.config_loader_impl import CachingConfigRepository, ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
@@ -111,8 +109,7 @@ GROUPS = {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yam
 def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
     """The config of a command line; ``with_hydra``: and its ``hydra`` part.
 
-    Hydra sets values once the groups are composed, which takes a quarter of a second; each choice is composed once, and
-    each file is parsed once.
+    Hydra sets values once the groups are composed, which takes a quarter of a second; each choice is composed once.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     is_group = [o.package is not None or "/" in o.key_or_group or o.key_or_group in GROUPS for o in parsed]
@@ -125,25 +122,9 @@ def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
     return config
 
 
-class ParsedFiles(CachingConfigRepository):
-    """Hydra parses each file once in a composition; this one, once in a process. Compositions change what they get."""
-
-    parsed: ClassVar[dict[str, Any]] = {}
-
-    def load_config(self, config_path: str) -> Any:
-        if config_path not in self.cache:
-            if config_path not in self.parsed:
-                self.parsed[config_path] = self.delegate.load_config(config_path)
-            self.cache[config_path] = copy.deepcopy(self.parsed[config_path])
-        return self.cache[config_path]
-
-
 @cache
 def _compose_groups(*overrides: str) -> DictConfig:
-    with (
-        initialize_config_module("arnn_lightning.conf", version_base="1.3"),
-        patch.object(config_loader_impl, "CachingConfigRepository", ParsedFiles),
-    ):
+    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
         return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
