@@ -114,9 +114,20 @@ TRAINED = tuple(case for case in MODELS if case.is_trained)
 BY_NAME = {case.name: case for case in MODELS}
 
 
+def slow(*values: Any) -> Any:
+    """A parameter of a test that ``make test-all`` alone runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def slow_variants(cases: Iterable[ModelCase]) -> list[Any]:
     """Parameters of a test; those of ``VARIANTS`` are marked as slow."""
-    return [pytest.param(case, marks=pytest.mark.slow) if case.name in VARIANTS else case for case in cases]
+    return [slow(case) if case.name in VARIANTS else case for case in cases]
+
+
+def slow_but(names: Iterable[str], cases: Iterable[ModelCase]) -> list[Any]:
+    """Parameters of a test; all but ``names`` are marked as slow: one of each kind of what is tested is enough."""
+    kept = {*names}
+    return [case if case.name in kept else slow(case) for case in cases]
 
 
 def case_name(case: ModelCase) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models import slow
+
 
 @pytest.fixture(autouse=True)
 def benchmarks_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +57,7 @@ def test_reference_gru4rec_has_the_same_losses() -> None:
 
 @pytest.mark.parametrize(
     ("name", "unit", "n_lines"),
-    [("training", "mini-batches/s", 2), ("scale", "ms a step", 9), ("product", " ms ", 8)],
+    [("training", "mini-batches/s", 2), slow("scale", "ms a step", 9), slow("product", " ms ", 8)],
 )
 def test_benchmark_prints_every_measurement(
     name: str, unit: str, n_lines: int, capsys: pytest.CaptureFixture[str]

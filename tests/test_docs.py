@@ -17,6 +17,7 @@ from arnn_lightning.config import check_settings
 from arnn_lightning.sweeps.space import quote_spaces
 from commandline import arnn
 from helpers import compose_config
+from models import slow
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -156,7 +157,9 @@ def jobs(arguments: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "document", [*DOCUMENTS, ROOT / "experiments" / "README.md"], ids=lambda path: f"{path.parent.name}/{path.name}"
+    "document",
+    [*DOCUMENTS, slow(ROOT / "experiments" / "README.md")],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_commands_of_the_documents_have_valid_settings(document: Path) -> None:
     for overrides in (job for arguments in commands(document) for job in jobs(arguments)):

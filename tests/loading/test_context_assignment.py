@@ -167,6 +167,7 @@ def test_dropout_of_the_data_precedes_the_models_default(model: str) -> None:
         assert [stage.attribute_dropout for stage in stages] == [expected] * len(stages)
 
 
+@pytest.mark.slow
 def test_arnn_strong_serves_visitors_without_a_profile(tmp_path: Path) -> None:
     """Within 5 % of its session encoder without a profile, and far above it with one."""
     prepared = segments_dataset(tmp_path)

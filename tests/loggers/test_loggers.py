@@ -118,6 +118,7 @@ def test_a_logger_that_does_not_exist_is_a_users_error(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_an_unwritable_home_does_not_lose_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))  # no folder can be made below it

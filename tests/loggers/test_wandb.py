@@ -50,6 +50,7 @@ def arnn_run(workspace: Path) -> Read:
     return read(workspace / "one")
 
 
+@pytest.mark.slow
 def test_each_job_of_a_multirun_is_one_run_of_its_group(workspace: Path) -> None:
     runs = [read(workspace / "four" / str(job)) for job in range(4)]
     assert len({run.run.run_id for run in runs}) == 4

@@ -15,7 +15,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.stage import make_datamodule
 from helpers import compose_config, make_data, make_model, train_losses, trainer, write_dataset
-from models import TRAINED
+from models import TRAINED, slow
 
 LOSS_CLASSES = {
     "top1": "TOP1",
@@ -60,7 +60,7 @@ def test_a_role_takes_a_model_trained_in_one_stage(choice: str, small_dataset: P
 
 @pytest.mark.parametrize("role", ["session", "context"])
 @pytest.mark.parametrize("arnn", ["arnn", "arnn_strong"])
-@pytest.mark.parametrize("data", ["synthetic", "completejourney", "tmall"])
+@pytest.mark.parametrize("data", ["synthetic", slow("completejourney"), slow("tmall")])
 def test_encoders_of_arnn_are_tuned_as_they_are_alone(data: str, arnn: str, role: str) -> None:
     encoder = compose_config(f"data={data}", f"model={arnn}").model[role]
     loss = "cross_entropy_logq" if encoder.loss.logq else "top1"
@@ -69,7 +69,7 @@ def test_encoders_of_arnn_are_tuned_as_they_are_alone(data: str, arnn: str, role
     assert {key: encoder[key] for key in keys} == {key: alone[key] for key in keys}
 
 
-@pytest.mark.parametrize("data", ["synthetic", "completejourney"])
+@pytest.mark.parametrize("data", ["synthetic", slow("completejourney")])
 @pytest.mark.parametrize(
     ("choices", "without"),
     [

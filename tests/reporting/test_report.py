@@ -31,6 +31,7 @@ from arnn_lightning.reporting.results_table import csv_text
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import Report, build_report
 from helpers import compose_config
+from models import slow
 
 ITEMS, USERS, SESSIONS = 60, 30, 80
 SETTINGS = Settings(
@@ -235,10 +236,11 @@ RUN_FILES = (
     ".hydra/overrides.yaml",
     "metrics.json",
     "metrics.csv",
-    *("test_ranks.parquet", "test_ranks_itemknn.parquet", "test_lists.parquet"),
+    *("test_ranks.parquet", "test_lists.parquet"),
     *(
-        pytest.param(f"test_{name}.parquet", marks=pytest.mark.slow)  # read as one of those above
-        for name in ("ranks_session", "ranks_context", "lists_session", "lists_context", "lists_itemknn")
+        slow(f"test_{kind}_{stage}.parquet")  # read as one of those above
+        for kind in ("ranks", "lists")
+        for stage in ("itemknn", "session", "context")
     ),
 )
 

@@ -27,7 +27,7 @@ from arnn_lightning.serving.predictor import Predictor, load
 from arnn_lightning.serving.vocabulary import Vocabulary
 from commandline import arnn, arnn_here
 from helpers import make_model, model_config, python_block
-from models import BY_NAME, MODELS, TRAINED, ModelCase
+from models import BY_NAME, MODELS, TRAINED, ModelCase, slow
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -45,6 +45,10 @@ REPEATED = (
     "arnn_concat",
     "latent_cross_sasrec",
     "input_concat",
+    "pnn",
+    "gru4rec_strong",
+    "narm",
+    "latent_cross",
 )
 Checkpoints = Callable[[ModelCase], Path]
 
@@ -120,7 +124,7 @@ def test_V18_onnx_runtime_ranks_test_sessions_like_the_evaluation(
     assert checked > 80
 
 
-@pytest.mark.parametrize(("single", "multi"), [([], []), (["level"], []), ([], ["tags"])])
+@pytest.mark.parametrize(("single", "multi"), [slow([], []), (["level"], []), slow([], ["tags"])])
 def test_models_of_one_kind_of_attributes_are_exported(single: list[str], multi: list[str], tmp_path: Path) -> None:
     """ONNX Runtime and the model agree: ``export_model`` compares them."""
     case = BY_NAME["arnn"]

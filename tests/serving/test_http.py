@@ -26,7 +26,7 @@ from arnn_lightning.serving.service import Batches, Job, ReloadingPredictor, Ses
 from arnn_lightning.tasks import serve
 from commandline import arnn_here
 from helpers import compose_config
-from models import BY_NAME, MODELS, ModelCase, case_name, slow_variants
+from models import BY_NAME, MODELS, ModelCase, case_name, slow_but
 
 Checkpoints = Callable[[ModelCase], Path]
 
@@ -50,7 +50,9 @@ def items(models: ReloadingPredictor) -> list[Any]:
     return ids
 
 
-@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
+@pytest.mark.parametrize(
+    "case", slow_but(("pop", "vstan_context", "gru4rec", "pnn", "arnn", "prefix"), MODELS), ids=case_name
+)
 def test_V18_the_service_lists_what_recommend_lists(
     case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame
 ) -> None:

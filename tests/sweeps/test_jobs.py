@@ -67,6 +67,7 @@ def test_an_unexpected_error_of_a_job_shows_its_traceback(
     assert ["not JSON serializable" in outcome["error"] for outcome in outcomes(tmp_path / "sweep")] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_summary_leaves_out_jobs_of_other_multiruns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +79,7 @@ def test_the_summary_leaves_out_jobs_of_other_multiruns(
     assert len(outcomes(tmp_path / "sweeps/first")) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_a_multirun_keeps_the_others_results(tmp_path: Path) -> None:
     """It is one line; the multirun is resumed by its folder alone."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -112,6 +114,7 @@ def test_a_failed_job_of_joblib_does_not_stop_the_others(tmp_path: Path) -> None
     assert error_line(done).startswith("error: data.min_session_length=1")
 
 
+@pytest.mark.slow
 def test_experiment_table2_is_the_grid_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = Path(__file__).parents[2] / "conf" / "experiment" / "table2.yaml"
     assert OmegaConf.load(conf).hydra.sweeper.params.model == "itemknn,gru4rec,pnn,arnn"

@@ -179,6 +179,7 @@ def test_each_task_has_its_run_folder(workspace: Path, monkeypatch: pytest.Monke
     assert summary["remarks"]["contexts"].keys() >= {"edu_degree"}  # unknown for most users
 
 
+@pytest.mark.slow
 def test_modules_of_the_current_folder_are_found(workspace: Path) -> None:
     """A callback, a logger and an optimizer of the user's; by ``python -m`` and by the console script.
 

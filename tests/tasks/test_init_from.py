@@ -3,9 +3,12 @@
 import hashlib
 from pathlib import Path
 
+import pytest
+
 from commandline import SMALL, arnn, error_line, metrics_of
 
 
+@pytest.mark.slow
 def test_all_stages_of_arnn_start_from_the_earlier_run(tmp_path: Path) -> None:
     arnn(tmp_path, "model=arnn", *SMALL, "hydra.run.dir=first")
     best = tmp_path / "first" / "checkpoints" / "best.ckpt"

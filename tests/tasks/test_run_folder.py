@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.training.callbacks import EpochProgress
 from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
+from models import slow
 
 GRU = [*SMALL, "model=gru4rec", *NO_BASELINES]
 Run = tuple[int, str, str]
@@ -182,7 +183,7 @@ def test_a_run_resumes_without_the_run_it_started_from(
     assert "init_from.model: source/checkpoints/best.ckpt has changed since" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("model", ["gru4rec", "arnn"])
+@pytest.mark.parametrize("model", ["gru4rec", slow("arnn")])
 def test_a_finished_run_is_trained_for_more_epochs(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """ARNN's encoders too; what was trained on top of them is trained anew."""
     settings = [*GRU, f"model={model}"]

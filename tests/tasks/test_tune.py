@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from commandline import SMALL, arnn, arnn_here, metrics_of
+from models import slow
 
 optuna = pytest.importorskip("optuna")
 TUNE = ["task=tune", *SMALL]
@@ -56,6 +57,7 @@ def test_the_best_trial_of_a_study_is_used_by_the_next_run(monkeypatch: pytest.M
     assert len(trials("synthetic_itemknn")) == 4
 
 
+@pytest.mark.slow
 def test_a_later_model_starts_from_the_tuned_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
     models = ["models=[gru4rec,arnn]", "trials=1", "model.optimizer.lr=interval(0.031,0.033)"]
     assert arnn_here([*TUNE, *models, "hydra.run.dir=out"], monkeypatch) == 0
@@ -68,6 +70,7 @@ def test_a_later_model_starts_from_the_tuned_earlier_one(monkeypatch: pytest.Mon
     assert not {"session", "context"} & OmegaConf.load("arnn_conf/tuned/synthetic_arnn_top1_adagrad.yaml").keys()
 
 
+@pytest.mark.slow
 def test_a_tuned_file_is_of_its_loss_and_optimizer_and_log(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +102,7 @@ def test_trials_are_pruned_after_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd
     assert [list(trial.intermediate_values) for trial in pruned] == [[0], [0]]
 
 
+@pytest.mark.slow
 def test_workers_share_the_trials_of_a_study() -> None:
     done = arnn(Path(), *TUNE, "model=itemknn", "trials=4", "workers=2", "hydra.run.dir=out")
     assert [trial.state.name for trial in trials("synthetic_itemknn")] == ["COMPLETE"] * 4
@@ -107,6 +111,7 @@ def test_workers_share_the_trials_of_a_study() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_study_is_refused_when_its_log_has_changed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,9 +129,9 @@ def test_a_study_is_refused_when_its_log_has_changed(
     ("arguments", "message"),
     [
         (["model=pop"], "no search space for model=pop; set one, as in"),
-        (["model=itemknn", "data.split.val_days=0"], "data=synthetic has no validation split"),
+        slow(["model=itemknn", "data.split.val_days=0"], "data=synthetic has no validation split"),
         (["model=itemknn", "model.alpha=interval(1,0)"], "the search space model.alpha=interval(1,0) is not valid"),
-        (
+        slow(
             ["model=itemknn", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"],
             "is not supported with trainer=ddp",
         ),
@@ -134,8 +139,8 @@ def test_a_study_is_refused_when_its_log_has_changed(
             ["model=itemknn", "space=['model.alpah=interval(0,1)']"],
             'model=itemknn has no key model.alpah to search (did you mean "model.alpha"?)',
         ),
-        (["model=itemknn", "space=[model.alpha]"], "space=model.alpha: must be KEY=SPACE"),
-        (["model=itemknn", "trials=0"], "studies/synthetic_itemknn.db: no trial is complete"),
+        slow(["model=itemknn", "space=[model.alpha]"], "space=model.alpha: must be KEY=SPACE"),
+        slow(["model=itemknn", "trials=0"], "studies/synthetic_itemknn.db: no trial is complete"),
     ],
 )
 def test_a_study_that_cannot_start_is_one_line(

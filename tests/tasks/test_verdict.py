@@ -21,6 +21,7 @@ from arnn_lightning.reporting.verdict import outcome, profile_advice, remarks, s
 from arnn_lightning.sweeps.plan import Costs, Plan, extend_plan, make_plan, plan_line, seconds_of
 from arnn_lightning.tasks import train
 from commandline import arnn_here, metrics_of
+from models import slow
 
 SETTINGS = ["trainer.max_epochs=1", "evaluation.bootstrap.resamples=60", "evaluation.cutoffs=[5]"]
 DATA = ["data=tabular", "data.events=log.csv", "data.contexts.single=[team,age]", "data.contexts.multi=[tags]"]
@@ -81,6 +82,7 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         )
 
 
+@pytest.mark.slow
 def test_an_interrupted_verdict_trains_only_what_is_missing(verdict: SimpleNamespace) -> None:
     assert verdict.codes == (130, 0)
     assert verdict.before == [
@@ -95,7 +97,7 @@ def test_an_interrupted_verdict_trains_only_what_is_missing(verdict: SimpleNames
     assert sorted(path.parent.name for path in verdict.folder.glob("*/metrics.json")) == sorted(RUNS)
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "test_ranks.parquet", "without_attribute/0.parquet"])
+@pytest.mark.parametrize("name", ["metrics.json", slow("test_ranks.parquet"), slow("without_attribute/0.parquet")])
 def test_damaged_results_of_a_run_of_the_verdict_are_one_line(
     name: str, verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

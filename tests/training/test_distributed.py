@@ -44,6 +44,7 @@ from arnn_lightning.training.stage import (
 )
 from commandline import SMALL, Command, arnn, arnn_here, metrics_of
 from helpers import WideTensors, compose_config, make_sessions, random_sessions, ready, write_dataset
+from models import slow
 
 SLOTS, STEPS = 8, 50  # batch slots of each of two devices; steps that are compared
 NO_DROPOUT = ["model.dropout_hidden=0"]
@@ -70,11 +71,6 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "prefix": ("prefix", ["model.session.dropout=0", "model.session.last_n_events=4", "model.n_sample=9"]),
     "local_negatives": ("gru4rec_strong", [*STRONG, "model.negatives=local", "model.loss.accidental_hits=keep"]),
 }
-
-
-def slow(value: str) -> Any:
-    """A parameter of a test that make test-all alone runs."""
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 # These differ from others in one part that has tests of its own; make test-all trains them, too.
@@ -544,7 +540,8 @@ def test_V16_one_device_evaluates_a_two_device_checkpoint(workspace: Path, run_d
     assert metrics_of(alone)["test"] == metrics_of(run_dir)["test"]
 
 
-@pytest.mark.parametrize("failing_ranks", [slow("0"), "1", slow("01")])
+@pytest.mark.slow
+@pytest.mark.parametrize("failing_ranks", ["0", "1", "01"])
 def test_user_error_ends_all_processes_with_one_line(workspace: Path, failing_ranks: str) -> None:
     done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=failing_ranks, FAILURE="user").wait()
     assert done.stderr == "error: in one process\n"
@@ -559,7 +556,8 @@ def test_defect_ends_all_processes_with_one_traceback(workspace: Path) -> None:
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("killed_rank", [slow("0"), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_rank", ["0", "1"])
 def test_killed_process_ends_the_others(workspace: Path, killed_rank: str) -> None:
     done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=killed_rank, FAILURE="killed").wait()
     assert "Traceback" not in done.stderr
@@ -577,6 +575,7 @@ def test_torchrun_prints_the_error_of_a_process_once(workspace: Path, failing_ra
     assert done.returncode == 1  # torchrun's
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_ends_all_processes(workspace: Path) -> None:
     long_epoch = ["model=gru4rec", "model.batch_size=1", "hydra.run.dir=interrupted"]
     run = Command(workspace, *SMALL, *TWO, *long_epoch)
@@ -597,12 +596,12 @@ def test_ctrl_c_saves_and_ends_all_processes(workspace: Path) -> None:
     [
         (["trainer.devices=2"], {}, "2 devices need trainer=ddp"),
         (["trainer=ddp", "trainer.accelerator=gpu"], {}, "trainer: No supported gpu backend found!"),
-        (["model=gru4rec", "model.negatives=some"], {}, "model.negatives=some: must be one of global, local"),
-        (["-m", *TWO, "seed=1"], {}, "--multirun is not supported with trainer=ddp"),
+        slow(["model=gru4rec", "model.negatives=some"], {}, "model.negatives=some: must be one of global, local"),
+        slow(["-m", *TWO, "seed=1"], {}, "--multirun is not supported with trainer=ddp"),
         (TWO, TORCHRUN | {"WORLD_SIZE": "4"}, "trainer.devices=2 x trainer.num_nodes=1 does not match the 4 processes"),
-        (TWO, TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1"}, "rank 0 is not reachable at 127.0.0.1:1"),
-        (TWO, {"SLURM_NTASKS": "2"}, "trainer: You set `--ntasks=2`"),
-        ([], TORCHRUN, "torchrun started several processes: trainer=ddp makes them one run"),
+        slow(TWO, TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1"}, "rank 0 is not reachable at 127.0.0.1:1"),
+        slow(TWO, {"SLURM_NTASKS": "2"}, "trainer: You set `--ntasks=2`"),
+        slow([], TORCHRUN, "torchrun started several processes: trainer=ddp makes them one run"),
     ],
 )
 def test_impossible_devices_are_user_errors(

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback
 import independent
 from arnn_lightning.loading.negatives import PopularitySampler
 from commandline import NO_BASELINES, arnn_here
+from models import slow
 
 BATCH_SIZE, LR, EPS = 5, 0.1, 1e-6  # a larger eps: rounding of a gradient that is 0 must not become a step
 DAY = 86_400
@@ -135,7 +136,7 @@ def place_unknown(weights: independent.Weights, log: Log, name: str) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("loss", independent.LOSSES)
+@pytest.mark.parametrize("loss", ["top1_max", *(slow(loss) for loss in independent.LOSSES if loss != "top1_max")])
 def test_gru4rec_equals_a_second_implementation(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["model=gru4rec", f"model/loss={loss}", "model.hidden_size=6", "model.dropout_hidden=0"]
     folder, log = run(tmp_path, monkeypatch, *overrides, "model.n_sample=3", "model.sample_alpha=0.5", *stage("model"))
@@ -156,7 +157,7 @@ def test_gru4rec_equals_a_second_implementation(loss: str, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("method", ["gram", "closed"])
+@pytest.mark.parametrize("method", ["gram", slow("closed")])
 def test_arnn_equals_a_second_implementation(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = ["model.hidden_size=7", "model.session.hidden_size=6", "model.session.dropout_hidden=0"]
     sizes += ["model.context.hidden_size=5", "model.context.embedding_size=4", f"model.context.product_method={method}"]

@@ -19,7 +19,7 @@ from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.initial import Ids, InitialWeights
 from helpers import make_data, make_model, model_config, random_sessions, ready, trainer, write_dataset
-from models import BY_NAME, TRAINED, ModelCase, case_name
+from models import BY_NAME, TRAINED, ModelCase, case_name, slow_but
 
 SINGLE = ["level", "country"]
 CATEGORIES = [  # of the items of small_dataset
@@ -70,7 +70,9 @@ def trained(case: ModelCase, world: PreparedDataset, folder: Path) -> dict[str, 
     return torch.load(folder / "then.ckpt", weights_only=True)
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+@pytest.mark.parametrize(
+    "case", slow_but(("gru4rec_tied", "sasrec", "pnn_fields", "arnn", "latent_cross", "prefix"), TRAINED), ids=case_name
+)
 def test_a_run_on_the_same_data_starts_where_the_other_ended(
     case: ModelCase, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:

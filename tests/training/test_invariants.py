@@ -27,7 +27,7 @@ from helpers import (
     trainer,
     write_dataset,
 )
-from models import BY_NAME, MODELS, TRAINED, ModelCase, case_name, slow_variants
+from models import BY_NAME, MODELS, TRAINED, ModelCase, case_name, slow, slow_variants
 
 LOSSES = sorted(path.stem for path in (Path(conf.__path__[0]) / "model" / "loss").glob("[!_]*.yaml"))
 LSTM = ModelCase("lstm", "", has_memory=True)
@@ -206,7 +206,7 @@ def test_a_training_step_runs_on_the_meta_device(
 
 @pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("hits", ["mask", "keep"])
+@pytest.mark.parametrize("hits", ["mask", slow("keep")])
 def test_every_loss_runs_on_the_meta_device(loss: str, hits: str, small_dataset: PreparedDataset) -> None:
     overrides = [f"model/loss={loss}", f"model.loss.accidental_hits={hits}"]
     for name in ("gru4rec_tied", "pnn_closed"):
@@ -311,13 +311,13 @@ def fitted(
 @pytest.mark.parametrize(
     ("name", "n_sample", "attribute_dropout"),
     [
-        ("gru4rec", 0, 0.0),
+        slow("gru4rec", 0, 0.0),
         ("gru4rec", 7, 0.0),
-        ("pnn", 7, 0.0),
+        slow("pnn", 7, 0.0),
         ("pnn", 7, 0.5),
-        ("arnn", 0, 0.0),
+        slow("arnn", 0, 0.0),
         ("arnn", 7, 0.5),
-        ("arnn_footnote2", 7, 0.0),
+        slow("arnn_footnote2", 7, 0.0),
         ("init_state", 7, 0.5),
     ],
 )
@@ -343,8 +343,10 @@ def test_E27_what_changes_speed_changes_no_result(
                 assert torch.equal(value, other[key]), key
 
 
-@pytest.mark.parametrize("case", [case for case in TRAINED if not case.name.startswith("arnn_")], ids=case_name)
-@pytest.mark.parametrize("n_sample", [0, 7])
+@pytest.mark.parametrize(
+    "case", slow_variants(case for case in TRAINED if not case.name.startswith("arnn_")), ids=case_name
+)
+@pytest.mark.parametrize("n_sample", [slow(0), 7])
 def test_E27_losses_do_not_depend_on_the_length_of_a_chunk(
     case: ModelCase, n_sample: int, small_dataset: PreparedDataset
 ) -> None:

@@ -74,6 +74,7 @@ def screen(written: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_one_bar_and_then_one_line_per_epoch(workspace: Path) -> None:
     written = in_a_terminal(workspace, *RUN, "hydra.run.dir=terminal")
     frames = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written))

@@ -18,7 +18,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.callbacks import RelocatableCheckpoint
 from arnn_lightning.training.stage import DONE_MARKER, LAST, train_stage
 from helpers import compose_config, make_data, random_sessions, write_dataset
-from models import BY_NAME, ModelCase, case_name
+from models import BY_NAME, ModelCase, case_name, slow, slow_but
 
 DATA: dict[str, Any] = {"batch_size": 4, "n_sample": 3, "sample_alpha": 0.5, "negatives": "global"}
 ONE_LAYER = ("model.dropout_hidden=0.3", "model.optimizer.momentum=0.1")
@@ -155,14 +155,14 @@ def test_the_data_have_as_many_chunks_as_the_calls_below_assume(prepared: Prepar
     ("method", "call"),
     [
         ("training_step", 1),  # before the first save
-        ("training_step", 2),
-        ("training_step", 9),
+        slow("training_step", 2),
+        slow("training_step", 9),
         ("training_step", CHUNKS),  # the last chunk of an epoch
-        ("training_step", CHUNKS + 1),  # the first of the next
+        slow("training_step", CHUNKS + 1),  # the first of the next
         ("training_step", 2 * CHUNKS - 3),
-        ("training_step", 3 * CHUNKS),
+        slow("training_step", 3 * CHUNKS),
         ("validation_step", 1),
-        ("on_validation_epoch_end", 2),
+        slow("on_validation_epoch_end", 2),
         ("on_save_checkpoint", 5),
     ],
 )
@@ -185,14 +185,16 @@ RESUMED = (
 )
 
 
-@pytest.mark.parametrize("case", [BY_NAME[name] for name in RESUMED], ids=case_name)
+@pytest.mark.parametrize(
+    "case", slow_but(("gru4rec_tied", "sasrec", "arnn", "prefix"), [BY_NAME[name] for name in RESUMED]), ids=case_name
+)
 def test_every_model_is_resumed(case: ModelCase, whole: Whole, prepared: PreparedDataset, tmp_path: Path) -> None:
     settings = {"case": case, "model": (), "epochs": 2}
     assert_resumes_as_if_not_interrupted(whole, prepared, tmp_path, "training_step", CHUNKS + 5, **settings)
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
-@pytest.mark.parametrize("call", [9, CHUNKS + 1, 2 * CHUNKS - 3])
+@pytest.mark.parametrize("call", [slow(9), slow(CHUNKS + 1), 2 * CHUNKS - 3])
 def test_a_resumed_stage_restores_its_schedule(
     interval: str, call: int, whole: Whole, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
