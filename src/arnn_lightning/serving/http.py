@@ -3,18 +3,22 @@
 ``make_app`` makes an ASGI application, which ``task=serve`` runs. Every error is one sentence under ``detail``.
 """
 
+import inspect
+import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import TypeAdapter
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -119,6 +123,39 @@ class Measure:
             self.seconds.labels(route).observe(time.perf_counter() - started)
 
 
+class JsonRoute(APIRoute):
+    """A route with a body, whose valid requests skip FastAPI's resolution of parameters: a seventh of a request's time.
+
+    All others are handled by FastAPI, which says what is wrong with them.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        parameters = inspect.signature(self.endpoint).parameters
+        if "body" not in parameters:
+            return handle
+        annotation: Any = parameters["body"].annotation
+        body_type: TypeAdapter[Any] = TypeAdapter(annotation)
+        called = [dependency.dependency for dependency in self.dependencies]
+        checks = [check for check in called if check is not None and not isinstance(check, HTTPBearer)]
+
+        async def handle_json(request: Request) -> Response:
+            body, is_valid = None, request.headers.get("content-type") == "application/json"
+            if is_valid:
+                try:
+                    body = body_type.validate_python(json.loads(await request.body()))
+                except (ValueError, RecursionError):
+                    is_valid = False
+            if not is_valid:
+                return await handle(request)
+            for check in checks:
+                await check(request)
+            response: Response = await self.endpoint(body=body, **request.path_params)
+            return response
+
+        return handle_json
+
+
 def _answer(body: dict[str, Any], status: int = 200) -> Response:
     """A fifth of the time of JSONResponse."""
     return Response(to_json(body), status, media_type="application/json")
@@ -178,6 +215,7 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     unknown_items = Counter("arnn_unknown_items_total", "Items that are not in the catalogue.", registry=registry)
     Gauge("arnn_sessions", "Live sessions.", registry=registry).set_function(lambda: len(store))
     app = FastAPI(title="arnn-lightning", version=__version__, summary="Recommends the next items of a session")
+    app.router.route_class = JsonRoute
     app.add_middleware(BodyLimit, size=max_body_bytes)
     app.add_middleware(Measure, requests=requests, seconds=seconds)
     _handle_errors(app)
