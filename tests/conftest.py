@@ -1,17 +1,19 @@
-"""Fixtures and settings of all tests."""
+"""Fixtures and settings of all tests.
+
+The package is imported in functions: the process that distributes the tests does not need it.
+"""
 
 import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
-from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import random_sessions, write_dataset
-from parsed_configs import parse_once
+if TYPE_CHECKING:
+    from arnn_lightning.preprocessing.dataset import PreparedDataset
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too, which share the cores
@@ -19,8 +21,6 @@ for variable in [name for name in os.environ if name.startswith(("ARNN_", "PL_TR
     del os.environ[variable]  # settings of who runs the tests
 settings.register_profile("any machine", deadline=None)  # examples may take longer on a busy machine
 settings.load_profile("any machine")
-parse_once()
-torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 
 # The tests of a file run in one process: those that take longest start first, so that all processes end together.
@@ -31,16 +31,25 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Called where tests run, after their modules are imported."""
+    import torch
+
+    from parsed_configs import parse_once
+
+    parse_once()
+    torch.set_num_threads(1)  # the tensors are small: a second thread only waits
     gc.freeze()  # what is imported, which each full collection would walk through
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture
-def small_dataset(tmp_path: Path) -> PreparedDataset:
+def small_dataset(tmp_path: Path) -> "PreparedDataset":
     """Thirty random sessions a split over 12 items; six users with two attributes and five two-valued fields.
 
     Items have an attribute, which is unknown for one of them, and three two-valued fields.
     """
+    from helpers import random_sessions, write_dataset
+
     rng = np.random.default_rng(5)
     splits = {
         name: (random_sessions(seed, 30, 12), rng.integers(0, 6, 30).tolist())

@@ -14,9 +14,7 @@ from arnn_lightning.serving.predictor import load
 from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
 from models import BY_NAME, ModelCase
 
-schemathesis = pytest.importorskip("schemathesis")
 AUTHORIZED = {"Authorization": "Bearer secret"}
-POSITIVE, NEGATIVE = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 N_EXAMPLES = 12  # of every operation, valid and invalid each
 
 
@@ -48,14 +46,16 @@ def send_generated(operation: Any, mode: Any, app: Any) -> Counter[int]:
 
 
 def test_generated_requests_are_answered_as_described(app: Any) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    modes = schemathesis.GenerationMode
     description = schemathesis.openapi.from_asgi("/openapi.json", app)
     operations = {result.ok().label: result.ok() for result in description.get_all_operations()}
     assert len(operations) == 7
     for label, operation in operations.items():
-        statuses = send_generated(operation, POSITIVE, app)
+        statuses = send_generated(operation, modes.POSITIVE, app)
         assert min(statuses) in (200, 201, 204), label
         if operation.body:
-            statuses = send_generated(operation, NEGATIVE, app)
+            statuses = send_generated(operation, modes.NEGATIVE, app)
             assert 422 in statuses, label
 
 
