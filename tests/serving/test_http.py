@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import shutil
 import signal
@@ -342,3 +343,21 @@ def test_a_body_of_another_content_type_is_named(client: TestClient) -> None:
         422,
         "body: the header Content-Type must be application/json",
     )
+
+
+def test_a_valid_body_gets_the_answer_that_it_gets_by_fastapi(
+    client: TestClient, items: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = {"session": items[:2], "profile": {"level": "a"}}
+    bodies = {"/v1/recommend": prefix | {"k": 3}, "/v1/recommend/batch": {"sessions": [prefix, prefix], "k": 3.0}}
+    answers = []
+    for content_type in ("application/json; charset=utf-8", "application/json"):
+        headers = {"content-type": content_type}
+        of_type = [client.post(path, content=json.dumps(body), headers=headers) for path, body in bodies.items()]
+        key = client.post("/v1/sessions", content=b"{}", headers=headers).json()["id"]
+        click = json.dumps({"item": items[0], "k": 3})
+        of_type.append(client.post(f"/v1/sessions/{key}/clicks", content=click, headers=headers))
+        assert {answer.status_code for answer in of_type} == {200}
+        answers.append([answer.json() for answer in of_type])
+        monkeypatch.delattr("fastapi.routing.solve_dependencies", raising=False)  # the second type does without it
+    assert answers[0] == answers[1]

@@ -35,7 +35,10 @@ class IntegerWeights:
     Attributes:
         scale_P: s.
         norm, error: the largest |w| / s and |e| / s.
+        max_queries: up to so many, one after the other are faster than the scores of all in one product.
     """
+
+    max_queries = 4
 
     def __init__(self, weight_IH: Tensor, n_padded: int) -> None:
         n_items, width = weight_IH.shape
@@ -72,10 +75,11 @@ class FloatWeights:
 
     Attributes:
         scale_P: |w| of each row.
-        norm, error: as of ``IntegerWeights``; nothing is rounded.
+        norm, error, max_queries: as of ``IntegerWeights``; nothing is rounded.
     """
 
     norm, error = 1.0, 0.0
+    max_queries = 3
 
     def __init__(self, weight_IH: Tensor, n_padded: int) -> None:
         n_items, width = weight_IH.shape

@@ -170,7 +170,7 @@ class Inference:
         self, queries: Sequence[Tensor], k: int, allowed_I: Tensor | None, seen: Sequence[np.ndarray] | None
     ) -> list[tuple[np.ndarray, np.ndarray]] | None:
         """``top`` of queries (1, H), one after the other: scores and items, at most K. None: ``top`` is needed."""
-        if self._screen is None:
+        if self._screen is None or len(queries) > self._screen.rough.max_queries:
             return None
         lists = []
         for number, query_1H in enumerate(queries):

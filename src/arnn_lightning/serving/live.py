@@ -20,7 +20,6 @@ from arnn_lightning.serving.state import MAX_SEEN, SessionState, StateFormat
 if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor
 
-SCREENED_SESSIONS = 4  # up to which screening one after the other is faster than the scores of all
 MAX_UNKNOWN = 100  # unknown items that a session lists; older ones are dropped
 
 
@@ -231,7 +230,7 @@ class LiveSessions:
             return []
         seen = [np.fromiter(session.seen, np.int64) for session in sessions] if exclude_seen else None
         queries = [session.query for session in sessions if session.query is not None]
-        if len(sessions) == len(queries) <= SCREENED_SESSIONS:
+        if len(sessions) == len(queries):
             screened = self.inference.screened_top(queries, k, allowed_I, seen)
             if screened is not None:
                 return [self._catalogue.recommendations(scores.tolist(), items.tolist()) for scores, items in screened]
