@@ -101,6 +101,10 @@ def write_run(folder: Path, prepared: Path, seed: int, *overrides: str, skill: f
         "manifest": hashlib.sha256((prepared / "manifest.json").read_bytes()).hexdigest(),
         "seconds": {"prepare": 1.0, "train": 20.0},
         "train_events_per_second": 1000.0,
+        "first_items": {
+            **{"answer": "popularity" if seed == 2 else "profile", "encoder": "PNN", "metric": "mrr@20"},
+            **{"sessions": 1234, "popularity": 0.25, "profile": [0.5, 0.125, 0.35][(seed - 1) % 3]},
+        },
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     curve = ["epoch,chunk,metric,value", "0,1,train/loss,2", "0,1,val/mrr@20,.1", "1,2,val/mrr@20,.2"]
@@ -606,6 +610,21 @@ def test_page_shows_groups_of_attributes_in_whole_tables(workspace: Path) -> Non
     assert page.open == []
     assert len(page.tables) > 5
     assert all(len(set(rows)) == 1 for rows in page.tables)
+
+
+def test_page_shows_what_is_listed_before_the_first_click(workspace: Path, tmp_path: Path) -> None:
+    heading = "<h3>Before the first click</h3>"
+    page = report_of(seed_runs(workspace), workspace).html.split(heading)[1].split("</table>")[0]
+    row = " ".join(re.sub("<[^>]*>", " ", page.split("<tbody>")[1]).split())
+    assert row == "arnn PNN 1,234 0.2500 0.3250 by profile in 2 of 3 runs"
+    shutil.copytree(seed_runs(workspace)[0], tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    del metrics["first_items"]  # as of a model that has no list by profile
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    assert heading not in report_of([tmp_path / "run"], workspace).html
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics | {"first_items": {"answer": "profile"}}))
+    ((skipped, reason),) = ((run.folder.name, run.reason) for run in load_runs([tmp_path / "run"], workspace)[1])
+    assert (skipped, "first_items lacks encoder" in reason) == ("run", True)
 
 
 def test_p_values_are_adjusted_over_the_table(whole: Report) -> None:

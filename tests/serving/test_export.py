@@ -278,11 +278,18 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     assert "No test result is known" in card
     assert "Test results" not in card
     assert "Before the first one, arnn-lightning recommends the most popular items.\n- " in card
-    answer = {"answer": "pnn", "metric": "mrr@20", "sessions": 1234, "popularity": 0.25, "pnn": 0.5}
+    answer = {
+        "answer": "profile",
+        "encoder": "Tower",
+        "metric": "mrr@20",
+        "sessions": 1234,
+        "popularity": 0.25,
+        "profile": 0.5,
+    }
     monkeypatch.setattr(predictor.model, "first_items", answer)
     card = model_card(predictor, unknown, license_name=None, **arguments)
-    assert "arnn-lightning recommends the items of PNN for the user's profile.\n  MRR@20 on the first events" in card
-    assert "1,234 validation sessions: popularity\n  0.2500, PNN 0.5000.\n- " in card
+    assert "arnn-lightning recommends the items of Tower for the user's profile.\n  MRR@20 on the first events" in card
+    assert "1,234 validation sessions: popularity\n  0.2500, Tower 0.5000.\n- " in card
     (run / "metrics.json").write_text(json.dumps(metrics))
     try:
         evidence = find_evidence(checkpoint, predictor.metadata, root, {"permuted, seed 1": worse})

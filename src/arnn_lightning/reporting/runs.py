@@ -56,6 +56,14 @@ METRICS_TYPES: Mapping[str, type | UnionType] = {
     "encoders": dict,
     "baselines": dict,
 }
+FIRST_ITEMS_TYPES: Mapping[str, type | UnionType] = {
+    "answer": str,
+    "encoder": str,
+    "metric": str,
+    "sessions": int,
+    "popularity": float,
+    "profile": float,
+}
 COUNTS = ("events", "sessions", "users", "items")
 # What reading a damaged file raises.
 DAMAGE = (
@@ -291,6 +299,8 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
             return SkippedRun(folder, "not tested: a trial of task=tune")
         _check_types("metrics.json", metrics, METRICS_TYPES)
         _check_types("metrics.json: seconds", metrics["seconds"], dict.fromkeys(metrics["seconds"], float))
+        if "first_items" in metrics:
+            _check_types("metrics.json: first_items", metrics["first_items"], FIRST_ITEMS_TYPES)
         entries = _entries(folder, metrics, config)
         curves = _curves(folder / "metrics.csv")
     except DAMAGE as error:

@@ -153,6 +153,7 @@ def _data_set(group: Sequence[SectionView], styles: Mapping[str, Style]) -> dict
         "other_notes": list(dict.fromkeys(note for view in others for note in view.section.notes)),
         "other_figures": list(setting_charts(group)) if others else [],
         "other_table": _other_settings(main, others) if others else None,
+        "first_items": _first_items(main),
         "extra_metrics": _extra_metrics(main),
     }
 
@@ -236,6 +237,30 @@ def _extra_metrics(view: SectionView) -> Table:
         "each item is recommended (0: all equally often); mean popularity, the training events of a recommended item."
     )
     return Table(["model", *names], lines, caption)
+
+
+def _first_items(view: SectionView) -> Table | None:
+    """What the models list before the first click of a session; None: no model lists items by profiles."""
+    lines: list[list[str | Cell]] = []
+    for row in view.rows:
+        compared = [run.metrics["first_items"] for run in row.variant.runs.values() if "first_items" in run.metrics]
+        if row.variant.role or not compared:
+            continue
+        first, answers = compared[0], [one["answer"] for one in compared]
+        means = [float(np.mean([one[key] for one in compared])) for key in ("popularity", "profile")]
+        listed = f"by profile in {answers.count('profile')} of {counted(len(answers), 'run')}"
+        sessions = f"{first['sessions']:,}"
+        lines.append([row.variant.label, first["encoder"], sessions, *(f"{mean:.4f}" for mean in means), listed])
+    if not lines:
+        return None
+    metric = metric_label(first["metric"])
+    header = ["model", "encoder of profiles", "sessions", f"{metric}, popularity", f"{metric}, profile", "listed"]
+    caption = (
+        "On the first events of validation sessions whose user has a profile; means over the seeds. Listed before the "
+        "first click are the most popular items, or where they are better, the items for the user's profile. "
+        "All other figures of this page are of predictions after a click."
+    )
+    return Table(header, lines, caption, text_columns=(0, 1, 5))
 
 
 def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[str, Any]:
