@@ -32,12 +32,13 @@ SERVER = """
 import atexit, gc, importlib, json, multiprocessing, os, pkgutil, runpy, signal, sys, threading
 import arnn_lightning.models, arnn_lightning.tasks
 sys.path.insert(1, sys.argv[1])
-import parsed_configs
+import reused
 del sys.path[1]
 from hydra._internal.hydra import Hydra
 for module in pkgutil.iter_modules(arnn_lightning.tasks.__path__, "arnn_lightning.tasks."):
     importlib.import_module(module.name)
-parsed_configs.parse_once(at_once=True)
+reused.reuse()
+reused.work_ahead()
 gc.freeze()  # half a million objects that each full collection would walk through
 
 def run(folder, arguments, environment, *streams):

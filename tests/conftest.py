@@ -34,9 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Called where tests run, after their modules are imported."""
     import torch
 
-    from parsed_configs import parse_once
+    from reused import reuse
 
-    parse_once()
+    reuse()
     torch.set_num_threads(1)  # the tensors are small: a second thread only waits
     gc.freeze()  # what is imported, which each full collection would walk through
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

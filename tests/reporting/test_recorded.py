@@ -51,6 +51,7 @@ def test_tables_of_the_experiments_are_those_of_the_recorded_runs(restored: Path
     )
 
 
+@pytest.mark.slow
 def test_restored_runs_are_recorded_as_the_same_files(restored: Path, tmp_path: Path) -> None:
     record.record(tmp_path, restored, [str(restored)])
     files = {path.relative_to(RECORDED) for path in RECORDED.rglob("*") if path.is_file()}

@@ -240,7 +240,8 @@ RUN_FILES = (
     ".hydra/overrides.yaml",
     "metrics.json",
     "metrics.csv",
-    *("test_ranks.parquet", "test_lists.parquet"),
+    "test_ranks.parquet",
+    slow("test_lists.parquet"),
     *(
         slow(f"test_{kind}_{stage}.parquet")  # read as one of those above
         for kind in ("ranks", "lists")

@@ -32,24 +32,6 @@ from models import BY_NAME, MODELS, TRAINED, ModelCase, slow
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 EXPORTED = tuple(case.name for case in TRAINED if case.name != "arnn_sasrec")  # its parts are exported in others
-# Their steps are those of others, from which they differ in training, or have parts that are exported in others.
-REPEATED = (
-    "gru4rec_tied",
-    "gru4rec_separate",
-    "gru4rec_items",
-    "pnn_closed",
-    "pnn_fields",
-    "arnn_footnote2",
-    "arnn_joint",
-    "arnn_strong",
-    "arnn_concat",
-    "latent_cross_sasrec",
-    "input_concat",
-    "pnn",
-    "gru4rec_strong",
-    "narm",
-    "latent_cross",
-)
 Checkpoints = Callable[[ModelCase], Path]
 
 
@@ -75,9 +57,8 @@ def exported(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory)
     return make
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in EXPORTED]
-)
+# Torch's exporter takes seconds for each model: in make test, a session encoder and one with contexts and two parts.
+@pytest.mark.parametrize("name", [name if name in ("gru4rec", "arnn") else slow(name) for name in EXPORTED])
 @torch.no_grad()
 def test_V18_onnx_runtime_ranks_test_sessions_like_the_evaluation(
     name: str, exported: Callable[[str], Path], checkpoints: Checkpoints, prepared: PreparedDataset

@@ -107,6 +107,7 @@ def test_four_parallel_jobs_share_one_prepared_data_set(tmp_path: Path) -> None:
     assert len(list((tmp_path / "data" / "prepared").glob("synthetic-*/manifest.json"))) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_job_of_joblib_does_not_stop_the_others(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = arnn(tmp_path, "-m", *JOBLIB, *SMALL, "task=prepare", "data.min_session_length=1,2", code=2)

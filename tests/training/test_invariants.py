@@ -197,7 +197,7 @@ def to_meta(chunk: TrainChunk) -> TrainChunk:
 
 @pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize("case", TRAINED, ids=case_name)
-@pytest.mark.parametrize("n_sample", [0, 7])
+@pytest.mark.parametrize("n_sample", [slow(0), 7])
 def test_a_training_step_runs_on_the_meta_device(
     case: ModelCase, n_sample: int, small_dataset: PreparedDataset
 ) -> None:
@@ -481,8 +481,10 @@ def test_E12_the_one_hot_input_has_a_fan_per_gate() -> None:
     assert not one_hot.bias.any()
 
 
-@pytest.mark.parametrize("embedding", ["onehot", "separate", "tied"])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(
+    ("embedding", "layers"),
+    [("onehot", 1), slow("onehot", 2), slow("separate", 1), ("separate", 2), slow("tied", 1), slow("tied", 2)],
+)
 def test_every_embedding_and_depth_learns_a_chain(embedding: str, layers: int, tmp_path: Path) -> None:
     chain = [[i, (i + 1) % 6, (i + 2) % 6] for i in range(6)] * 20
     prepared = write_dataset(tmp_path, {"train": (chain, [0] * 120), "test": (chain[:6], [0] * 6)}, n_items=6)

@@ -23,7 +23,7 @@ from models import BY_NAME, MODELS, ModelCase, case_name, slow_but
 RING = 12
 FUSIONS = ("latent_cross", "init_state", "input_concat", "prefix")
 RING_CASES = slow_but(
-    ("itemknn", "gru4rec", "sasrec", "pnn", "arnn", "init_state", "prefix"),
+    ("itemknn", "gru4rec", "pnn", "arnn", "prefix"),
     [case for case in MODELS if not case.repeats],
 )
 HUB, GROUPS = 0, 6
