@@ -12,8 +12,14 @@ from arnn_lightning.config import EXTRAS, RENAMED, RULES, check_targets, instant
 from arnn_lightning.errors import UserError
 from helpers import CONF, GROUPS, compose_config
 
-# Groups below the top level, and a model whose loss and optimizer they are.
-CHOICES = {"model/loss": ["model=gru4rec"], "model/optimizer": ["model=gru4rec"], "schema": ["task=generate"]}
+# Groups whose configs are checked together, and a model or task that has them.
+CHOSEN_TOGETHER: dict[tuple[str, ...], list[str]] = {
+    ("model", "data", "logger", "trainer", "callbacks", "published"): [],
+    ("model/loss", "model/optimizer"): ["model=gru4rec"],
+    ("schema",): ["task=generate"],
+    ("task",): [],
+    ("experiment",): [],
+}
 
 
 def error(*overrides: str) -> str:
@@ -29,12 +35,18 @@ def error(*overrides: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("group", sorted(GROUPS - {"paper", "tuned", "search"}))
-def test_every_key_of_every_yaml_passes_the_schema(group: str) -> None:
-    names = [file.stem for file in sorted((CONF / group).glob("*.yaml")) if not file.stem.startswith("_")]
-    for name in names:
-        line = error(*CHOICES.get(group, []), f"{group}={name}")
-        assert line == "" or line.endswith("is required; set it on the command line"), name
+def test_every_group_is_checked() -> None:
+    checked = [group for groups in CHOSEN_TOGETHER for group in groups]
+    assert sorted(checked) == sorted(GROUPS - {"paper", "tuned", "search"})
+
+
+@pytest.mark.parametrize("groups", CHOSEN_TOGETHER, ids="+".join)
+def test_every_key_of_every_yaml_passes_the_schema(groups: tuple[str, ...]) -> None:
+    names = [[f.stem for f in sorted((CONF / group).glob("*.yaml")) if not f.stem.startswith("_")] for group in groups]
+    for number in range(max(map(len, names))):
+        chosen = [f"{group}={of_group[number % len(of_group)]}" for group, of_group in zip(groups, names, strict=True)]
+        line = error(*CHOSEN_TOGETHER[groups], *chosen)
+        assert line == "" or line.endswith("is required; set it on the command line"), chosen
 
 
 def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
