@@ -1,13 +1,15 @@
 """Compares this project with public implementations of the same models, on the same prepared data, at equal settings.
 
     python benchmarks/peers.py PATH [--data synthetic] [--rounds 3] [--threads 1 2] [--wide] [--only WORD]
+    python benchmarks/peers.py PATH --profile [--threads 1] [--only WORD]
     python benchmarks/peers.py PATH --accuracy cross_entropy bpr_max [--epochs 3] [--seeds 1 2 3]
 
 PATH is a checkout of one of the three, recognised by its files; none of their code is part of this project.
 
 - hidasib/GRU4Rec_PyTorch_Official: mini-batches of training (cross-entropy, tied vectors, H = 100), the ranks of an
-  evaluation and their speed; with ``--accuracy``, Recall@20 and MRR@20 after the same epochs from the same initial
-  weights. Its Adagrad adds eps = 1e-6 inside the root, ours 1e-10 outside: ``--peer-eps 1e-20`` makes the two the same.
+  evaluation and their speed; with ``--profile``, the time of each operator in a training step; with ``--accuracy``,
+  Recall@20 and MRR@20 after the same epochs from the same initial weights. Its Adagrad adds eps = 1e-6 inside the root,
+  ours 1e-10 outside: ``--peer-eps 1e-20`` makes the two the same.
 - yhs968/pyGRU4REC: mini-batches of the 2016 model (one-hot, tanh, TOP1), B = 50, as its ``run_epoch`` runs them,
   metrics included.
 - rn5l/session-rec: fit and predictions of the models that count, and Recall@20 and MRR@20 of both, ours first.
@@ -29,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -43,6 +45,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 from arnn_lightning.evaluation.metrics import rank
 from arnn_lightning.loading.datasets import SessionParallelDataset
@@ -62,6 +65,7 @@ FILES = {
 LEARNING_RATE, SAMPLE_ALPHA = 0.05, 0.5
 METRICS = ["recall@20", "mrr@20"]
 N_PASSES = 5
+N_OPERATORS = 20
 LAMBDAS = ("lambda_spw", "lambda_snh", "lambda_inh")
 ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 
@@ -113,6 +117,33 @@ class Race:
         """A new model of ours with its data."""
         settings = [f"data={self.options.data}", "logger=csv", *self.options.overrides, *overrides]
         return make_workload(*settings, min_items=min_items)
+
+    def profile(self, what: str, sides: Mapping[str, Callable[[], object]], n_steps: int) -> None:
+        """Prints the operators that take longest, by microseconds of processor per step, and how often each is called.
+
+        An operator's time is without that of the operators that it calls; torch.profiler itself adds to each call.
+        """
+        found = {}
+        for side, train in sides.items():
+            with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
+                with_threads(self.options.threads[0], train)()
+            found[side] = {event.key: event for event in profiler.key_averages() if event.key.startswith("aten::")}
+        table = Table("operator", *(f"{side}: {part}" for side in found for part in ("us", "calls")), title=what)
+        names = dict.fromkeys(name for events in found.values() for name in events)
+
+        def microseconds(side: str, names: Iterable[str]) -> float:
+            return sum(found[side][name].self_cpu_time_total for name in names if name in found[side]) / n_steps
+
+        def calls(side: str, names: Iterable[str]) -> float:
+            return sum(found[side][name].count for name in names if name in found[side]) / n_steps
+
+        by_time = sorted(names, key=lambda name: -sum(microseconds(side, [name]) for side in found))
+        groups = [*([name] for name in by_time[:N_OPERATORS]), by_time[N_OPERATORS:], by_time]
+        labels = [*by_time[:N_OPERATORS], "all others", "all"]
+        for label, group in zip(labels, groups, strict=True):
+            cells = [f"{value(side, group):.1f}" for side in found for value in (microseconds, calls)]
+            table.add_row(label.removeprefix("aten::"), *cells)
+        Console().print(table)
 
     def run(self, what: str, ours: Contestant, peer: Contestant, remark: str = "") -> None:
         """Both return seconds per unit of ``what``."""
@@ -206,6 +237,8 @@ def official(path: Path, race: Race) -> None:
         what = f"training step, H={hidden} B={batch_size}" + (f", {n_sample} negatives" if n_sample else "")
         if race.includes(what):
             race_training(module, race, what, hidden, batch_size, n_sample)
+    if race.options.profile:
+        return
     for n_items, batch_size, n_steps in ((13_259, 512, 4), (1_000_000, 256, 2)):
         what = f"evaluation of {batch_size} events, {n_items:,} items"
         if race.includes(what):
@@ -236,7 +269,10 @@ def race_training(module: ModuleType, race: Race, what: str, hidden: int, batch_
         gru.fit(train)
         return (timestamps.readings[-1] - timestamps.readings[-2]) / (n_steps / n_epochs)
 
-    race.run(what, per_unit(ours, workload.n_steps), peer)
+    if race.options.profile:
+        race.profile(what, {"ours": ours, "peer": peer}, n_epochs * workload.n_steps)
+    else:
+        race.run(what, per_unit(ours, workload.n_steps), peer)
 
 
 def race_evaluation(
@@ -472,6 +508,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=2_000, help="sessions that pyGRU4REC trains on")
     parser.add_argument("--predictions", type=int, default=2000, help="timed of each of session-rec's models")
     parser.add_argument("--recent-first", action="store_true", help="session-rec's equally similar sessions as in ours")
+    parser.add_argument("--profile", action="store_true", help="operators in a step, beside the official code")
     parser.add_argument("--accuracy", nargs="+", choices=["cross_entropy", "bpr_max"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=3)
