@@ -1,7 +1,7 @@
 """Compares this project with public implementations of the same models, on the same prepared data, at equal settings.
 
     python benchmarks/peers.py PATH [--data synthetic] [--rounds 3] [--threads 1 2] [--wide] [--only WORD]
-    python benchmarks/peers.py PATH --profile [--threads 1] [--only WORD]
+    python benchmarks/peers.py PATH --profile --threads 1 --warmup-epochs 0 --overrides data.generate.events=100000
     python benchmarks/peers.py PATH --accuracy cross_entropy bpr_max [--epochs 3] [--seeds 1 2 3]
 
 PATH is a checkout of one of the three, recognised by its files; none of their code is part of this project.
@@ -31,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -45,7 +45,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.profiler import ProfilerActivity
+from torch.profiler import ProfilerActivity, profile
 
 from arnn_lightning.evaluation.metrics import rank
 from arnn_lightning.loading.datasets import SessionParallelDataset
@@ -118,31 +118,28 @@ class Race:
         settings = [f"data={self.options.data}", "logger=csv", *self.options.overrides, *overrides]
         return make_workload(*settings, min_items=min_items)
 
-    def profile(self, what: str, sides: Mapping[str, Callable[[], object]], n_steps: int) -> None:
-        """Prints the operators that take longest, by microseconds of processor per step, and how often each is called.
+    def profile(self, what: str, sides: Mapping[str, Callable[[], int]]) -> None:
+        """Prints the operators that take longest, in microseconds and calls per step; each side returns its steps.
 
         An operator's time is without that of the operators that it calls; torch.profiler itself adds to each call.
         """
-        found = {}
+        found: dict[str, dict[str, tuple[float, float]]] = {}
         for side, train in sides.items():
-            with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
-                with_threads(self.options.threads[0], train)()
-            found[side] = {event.key: event for event in profiler.key_averages() if event.key.startswith("aten::")}
+            torch.set_num_threads(self.options.threads[0])
+            with contextlib.redirect_stdout(io.StringIO()), profile(activities=[ProfilerActivity.CPU]) as profiler:
+                n_steps = train()
+            found[side] = {
+                event.key.removeprefix("aten::"): (event.self_cpu_time_total / n_steps, event.count / n_steps)
+                for event in profiler.key_averages()
+                if event.key.startswith("aten::")
+            }
+        names = {name for operators in found.values() for name in operators}
+        by_time = sorted(names, key=lambda name: -sum(found[side].get(name, (0, 0))[0] for side in found))
+        rows = {name: [name] for name in by_time[:N_OPERATORS]} | {"all others": by_time[N_OPERATORS:], "all": by_time}
         table = Table("operator", *(f"{side}: {part}" for side in found for part in ("us", "calls")), title=what)
-        names = dict.fromkeys(name for events in found.values() for name in events)
-
-        def microseconds(side: str, names: Iterable[str]) -> float:
-            return sum(found[side][name].self_cpu_time_total for name in names if name in found[side]) / n_steps
-
-        def calls(side: str, names: Iterable[str]) -> float:
-            return sum(found[side][name].count for name in names if name in found[side]) / n_steps
-
-        by_time = sorted(names, key=lambda name: -sum(microseconds(side, [name]) for side in found))
-        groups = [*([name] for name in by_time[:N_OPERATORS]), by_time[N_OPERATORS:], by_time]
-        labels = [*by_time[:N_OPERATORS], "all others", "all"]
-        for label, group in zip(labels, groups, strict=True):
-            cells = [f"{value(side, group):.1f}" for side in found for value in (microseconds, calls)]
-            table.add_row(label.removeprefix("aten::"), *cells)
+        for label, group in rows.items():
+            sums = [sum(found[side].get(name, (0, 0))[part] for name in group) for side in found for part in (0, 1)]
+            table.add_row(label, *(f"{value:.1f}" for value in sums))
         Console().print(table)
 
     def run(self, what: str, ours: Contestant, peer: Contestant, remark: str = "") -> None:
@@ -255,7 +252,11 @@ def race_training(module: ModuleType, race: Race, what: str, hidden: int, batch_
     def ours() -> float:
         return lightning(new(f"trainer.precision={race.options.precision}"), n_epochs)
 
-    def peer() -> float:
+    def train_ours() -> int:
+        ours()
+        return n_epochs * workload.n_steps
+
+    def train_peer() -> int:
         settings = {"layers": [hidden], "batch_size": batch_size, "n_sample": n_sample, "n_epochs": n_epochs}
         gru = make_peer(module, new().model, train["ItemId"].unique(), **settings)
         n_steps, loss = 0, gru.loss_function
@@ -267,10 +268,14 @@ def race_training(module: ModuleType, race: Race, what: str, hidden: int, batch_
 
         gru.loss_function = counted_loss
         gru.fit(train)
+        return n_steps
+
+    def peer() -> float:
+        n_steps = train_peer()
         return (timestamps.readings[-1] - timestamps.readings[-2]) / (n_steps / n_epochs)
 
     if race.options.profile:
-        race.profile(what, {"ours": ours, "peer": peer}, n_epochs * workload.n_steps)
+        race.profile(what, {"ours": train_ours, "peer": train_peer})
     else:
         race.run(what, per_unit(ours, workload.n_steps), peer)
 
