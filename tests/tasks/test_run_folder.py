@@ -1,6 +1,7 @@
 """A run folder has one owner and a record that holds; a resumed run has the settings that it was started with."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,21 @@ def test_damaged_results_of_a_finished_run_are_one_line(
         assert arnn_here(["resume=true", "hydra.run.dir=run"], monkeypatch) == 2
     finally:
         file.write_bytes(content)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "run: its results are missing or damaged" in line
+
+
+@pytest.mark.parametrize("damage", [{"first_items": {"answer": "pnn"}}, {"groups": {"age": [1]}}, {"baselines": 3}])
+def test_results_of_another_form_are_one_line(
+    damage: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("run", "metrics.json")
+    content = file.read_text()
+    file.write_text(json.dumps(json.loads(content) | damage))
+    try:
+        assert arnn_here(["resume=true", "hydra.run.dir=run"], monkeypatch) == 2
+    finally:
+        file.write_text(content)
     (line,) = capfd.readouterr().err.splitlines()
     assert "run: its results are missing or damaged" in line
 

@@ -221,10 +221,12 @@ def _train_and_test(
         tables = run_tables(config, prepared)
         groups = tables.groups(results)
         notes["groups"] = groups_record(groups)
+        first_items = None
         if model.first_items is not None:
             notes["first_items"] = model.first_items
+            first_items = first_items_line(model.first_items)
         _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, notes)
-        _print_results(config, folder, results, groups, model.first_items)
+        _print_results(config, folder, results, groups, first_items)
         # Last: a dashboard that fails or hangs costs no result.
         takes_tables = any(hasattr(logger.logger, "log_tables") for logger in loggers)
         shown = tables.all(results, encoders.get("session")) if takes_tables else {}
@@ -383,7 +385,7 @@ def _print_results(
     folder: Path,
     results: list[EvaluationResult],
     groups: Groups,
-    first_items: Mapping[str, Any] | None,
+    first_items: str | None,
 ) -> None:
     if rank_and_world_size()[0] != 0:
         return
@@ -397,7 +399,7 @@ def _print_results(
         console.print(line, soft_wrap=True, highlight=False)
     print_groups(console, groups, bootstrap)
     if first_items is not None:
-        console.print(first_items_line(first_items), soft_wrap=True, highlight=False)
+        console.print(first_items, soft_wrap=True, highlight=False)
     guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None
     for note in (*data_notes(config.data), *([guidance] if guidance else [])):
         console.print(note, soft_wrap=True, highlight=False)
@@ -410,10 +412,11 @@ def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
         entries = [*metrics["baselines"].items(), *metrics["encoders"].items()]
         entries.append(("", {"model": metrics["model"]} | metrics["test"]))
         results = [replace(EvaluationResult.read(entry["model"], folder, role), lists=entry) for role, entry in entries]
-    groups = {
-        attribute: {model: pl.DataFrame(rows) for model, rows in models.items()}
-        for attribute, models in metrics.get("groups", {}).items()
-    }
-    _print_results(config, folder, results, groups, metrics.get("first_items"))
+        groups = {
+            attribute: {model: pl.DataFrame(rows) for model, rows in models.items()}
+            for attribute, models in metrics.get("groups", {}).items()
+        }
+        first_items = first_items_line(metrics["first_items"]) if "first_items" in metrics else None
+    _print_results(config, folder, results, groups, first_items)
     value = metrics["val"].get(config.evaluation.monitor)
     return None if value is None else float(value)
