@@ -27,6 +27,7 @@ from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.reporting import charts
 from arnn_lightning.reporting.charts import assign_styles
 from arnn_lightning.reporting.comparison import Settings, compare, group_runs
+from arnn_lightning.reporting.console import first_items_line
 from arnn_lightning.reporting.results_table import csv_text
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import Report, build_report
@@ -102,8 +103,8 @@ def write_run(folder: Path, prepared: Path, seed: int, *overrides: str, skill: f
         "seconds": {"prepare": 1.0, "train": 20.0},
         "train_events_per_second": 1000.0,
         "first_items": {
-            **{"answer": "popularity" if seed == 2 else "profile", "encoder": "PNN", "metric": "mrr@20"},
-            **{"sessions": 1234, "popularity": 0.25, "profile": [0.5, 0.125, 0.35][(seed - 1) % 3]},
+            **{"answer": "popularity" if seed == 2 else "pnn", "encoder": "PNN", "metric": "mrr@20"},
+            **{"sessions": 1234, "popularity": 0.25, "pnn": [0.5, 0.125, 0.35][(seed - 1) % 3]},
         },
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -620,12 +621,16 @@ def test_page_shows_what_is_listed_before_the_first_click(workspace: Path, tmp_p
     assert row == "arnn PNN 1,234 0.2500 0.3250 by profile in 2 of 3 runs"
     shutil.copytree(seed_runs(workspace)[0], tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    del metrics["first_items"]["encoder"]  # as of a run of version 0.2.0
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    assert ">PNN</td><td>1,234</td>" in report_of([tmp_path / "run"], workspace).html
+    assert first_items_line(metrics["first_items"]).endswith("popularity 0.2500, PNN 0.5000)")
     del metrics["first_items"]  # as of a model that has no list by profile
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
     assert heading not in report_of([tmp_path / "run"], workspace).html
-    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics | {"first_items": {"answer": "profile"}}))
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics | {"first_items": {"answer": "pnn"}}))
     ((skipped, reason),) = ((run.folder.name, run.reason) for run in load_runs([tmp_path / "run"], workspace)[1])
-    assert (skipped, "first_items lacks encoder" in reason) == ("run", True)
+    assert (skipped, "first_items lacks metric" in reason) == ("run", True)
 
 
 def test_p_values_are_adjusted_over_the_table(whole: Report) -> None:

@@ -260,12 +260,12 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     assert "Test results" not in card
     assert "Before the first one, arnn-lightning recommends the most popular items.\n- " in card
     answer = {
-        "answer": "profile",
+        "answer": "pnn",
         "encoder": "Tower",
         "metric": "mrr@20",
         "sessions": 1234,
         "popularity": 0.25,
-        "profile": 0.5,
+        "pnn": 0.5,
     }
     monkeypatch.setattr(predictor.model, "first_items", answer)
     card = model_card(predictor, unknown, license_name=None, **arguments)

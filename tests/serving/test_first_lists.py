@@ -46,7 +46,7 @@ def checkpoint(
     read["state_dict"] = model.state_dict()  # of PNN itself, with the new scorer
     compared = compare_first_items(model, make_data(prepared))
     assert compared is not None
-    monkeypatch.setattr(first_items, "compare_first_items", lambda *_: compared | {"answer": "profile"})
+    monkeypatch.setattr(first_items, "compare_first_items", lambda *_: compared | {"answer": "pnn"})
     store_first_items(model, make_data(prepared), read, tmp_path / "best.ckpt")
     return tmp_path / "best.ckpt"
 
@@ -93,7 +93,7 @@ def test_V18_ranks_before_the_first_click_are_those_of_the_comparison(
     stored = predictor.model.first_items
     assert stored is not None
     assert stored["sessions"] == len(first)
-    assert (1 / found["rank"]).sum() / len(first) == pytest.approx(stored["profile"], rel=1e-6)
+    assert (1 / found["rank"]).sum() / len(first) == pytest.approx(stored["pnn"], rel=1e-6)
 
 
 def test_frames_live_sessions_and_the_service_agree(
@@ -182,12 +182,12 @@ def test_arnn_lists_what_its_pnn_lists(
     alone = {"metadata": read["metadata"] | {"model": read["metadata"]["model"]["context"]}, "version": read["version"]}
     alone |= {"state_dict": pnn.state_dict(), "vocabulary": read["vocabulary"]}
     answer = {
-        "answer": "profile",
+        "answer": "pnn",
         "encoder": "PNN",
         "metric": "mrr@20",
         "sessions": 1,
         "popularity": 0.0,
-        "profile": 1.0,
+        "pnn": 1.0,
     }
     torch.save({**alone, FIRST_ITEMS: answer}, tmp_path / "pnn.ckpt")
     torch.save({**read, FIRST_ITEMS: {**answer, "scorer": pnn.scorer.state_dict()}}, tmp_path / "arnn.ckpt")

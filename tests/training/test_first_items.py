@@ -74,7 +74,7 @@ def test_pnn_is_chosen_where_profiles_decide_the_first_item(
     prepared = group_dataset(tmp_path, by_profile=True)
     model, checkpoint = train(prepared, tmp_path, name, *overrides)
     stored = checkpoint[FIRST_ITEMS]
-    assert (stored["answer"], stored["encoder"]) == ("profile", "PNN")
+    assert (stored["answer"], stored["encoder"]) == ("pnn", "PNN")
     sessions = make_data(prepared).sessions("val")
     is_known = sessions.user >= N_UNKNOWN
     assert stored["sessions"] == is_known.sum() < len(sessions.user)
@@ -88,7 +88,7 @@ def test_pnn_is_chosen_where_profiles_decide_the_first_item(
     single_U1 = torch.arange(1 + N_GROUPS)[:, None]
     score_UI = score(Contexts(single_U1, torch.full_like(single_U1, -1)))
     group_N = torch.from_numpy(1 + sessions.user[is_known] % N_GROUPS)
-    assert stored["profile"] == pytest.approx(mean_reciprocal_rank(score_UI[group_N], first_N), rel=1e-5)
+    assert stored["pnn"] == pytest.approx(mean_reciprocal_rank(score_UI[group_N], first_N), rel=1e-5)
     best_G = score_UI[1:].topk(GROUP_ITEMS).indices // GROUP_ITEMS
     assert (best_G == torch.arange(N_GROUPS)[:, None]).all()
 
@@ -99,7 +99,7 @@ def test_popularity_is_chosen_where_profiles_are_noise(name: str, tmp_path: Path
     model, checkpoint = train(prepared, tmp_path, name, *(PNN if name == "pnn" else ARNN))
     stored = checkpoint[FIRST_ITEMS]
     assert stored["answer"] == "popularity"
-    assert stored["popularity"] > stored["profile"] > 0
+    assert stored["popularity"] > stored["pnn"] > 0
     assert stored == model.first_items  # no scorer
 
 
@@ -133,7 +133,7 @@ def test_without_profiles_or_validation_nothing_is_stored(small_dataset: Prepare
 
 def test_a_checkpoint_without_the_comparison_lists_popular_items(small_dataset: PreparedDataset) -> None:
     model = BY_NAME["pnn"].make(small_dataset)
-    model.first_items = {"answer": "profile"}
+    model.first_items = {"answer": "pnn"}
     load_weights(model, {"state_dict": model.state_dict()}, "older.ckpt")
     assert model.first_items is None
 

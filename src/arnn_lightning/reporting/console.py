@@ -121,15 +121,15 @@ def paired_difference_line(
 def first_items_line(compared: Mapping[str, Any]) -> str:
     """What is listed before the first click, from ``first_items`` of metrics.json.
 
-    >>> compared = {"answer": "profile", "encoder": "PNN", "metric": "mrr@20", "sessions": 1200}
-    >>> first_items_line({**compared, "popularity": 0.04, "profile": 0.06})
+    >>> compared = {"answer": "pnn", "encoder": "PNN", "metric": "mrr@20", "sessions": 1200}
+    >>> first_items_line({**compared, "popularity": 0.04, "pnn": 0.06})
     'before the first click: PNN (validation MRR@20 of 1,200 sessions: popularity 0.0400, PNN 0.0600)'
     """
-    encoder = compared["encoder"]
-    answer = {"profile": encoder, "popularity": "popularity"}[compared["answer"]]
+    encoder = compared.get("encoder", "PNN")  # not in records of older runs
+    answer = {"pnn": encoder, "popularity": "popularity"}[compared["answer"]]
     return (
         f"before the first click: {answer} (validation {metric_label(compared['metric'])} of {compared['sessions']:,} "
-        f"sessions: popularity {compared['popularity']:.4f}, {encoder} {compared['profile']:.4f})"
+        f"sessions: popularity {compared['popularity']:.4f}, {encoder} {compared['pnn']:.4f})"
     )
 
 

@@ -62,7 +62,7 @@ FIRST_ITEMS_TYPES: Mapping[str, type | UnionType] = {
     "metric": str,
     "sessions": int,
     "popularity": float,
-    "profile": float,
+    "pnn": float,
 }
 COUNTS = ("events", "sessions", "users", "items")
 # What reading a damaged file raises.
@@ -300,6 +300,7 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         _check_types("metrics.json", metrics, METRICS_TYPES)
         _check_types("metrics.json: seconds", metrics["seconds"], dict.fromkeys(metrics["seconds"], float))
         if "first_items" in metrics:
+            metrics["first_items"] = {"encoder": "PNN"} | metrics["first_items"]  # not in records of older runs
             _check_types("metrics.json: first_items", metrics["first_items"], FIRST_ITEMS_TYPES)
         entries = _entries(folder, metrics, config)
         curves = _curves(folder / "metrics.csv")

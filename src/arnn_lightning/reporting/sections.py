@@ -247,8 +247,8 @@ def _first_items(view: SectionView) -> Table | None:
         if row.variant.role or not compared:
             continue
         first, answers = compared[0], [one["answer"] for one in compared]
-        means = [float(np.mean([one[key] for one in compared])) for key in ("popularity", "profile")]
-        listed = f"by profile in {answers.count('profile')} of {counted(len(answers), 'run')}"
+        means = [float(np.mean([one[key] for one in compared])) for key in ("popularity", "pnn")]
+        listed = f"by profile in {answers.count('pnn')} of {counted(len(answers), 'run')}"
         sessions = f"{first['sessions']:,}"
         lines.append([row.variant.label, first["encoder"], sessions, *(f"{mean:.4f}" for mean in means), listed])
     if not lines:

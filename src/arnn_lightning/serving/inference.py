@@ -37,7 +37,7 @@ class Inference:
 
     def __init__(self, model: Recommender, items: pl.DataFrame, dims: Mapping[str, Any]) -> None:
         self.model = model
-        lists_profiles = model.first_items is not None and model.first_items["answer"] == "profile"
+        lists_profiles = model.first_items is not None and model.first_items["answer"] == "pnn"
         profile_model = model.profile_model if lists_profiles and isinstance(model, SessionRecommender) else None
         models = [model] if profile_model is None else [model, profile_model]
         for part in models:

@@ -34,9 +34,9 @@ def compare_first_items(model: SessionRecommender, data: SessionDataModule) -> d
     Of more than ``MAX_SESSIONS`` such sessions, so many are used, at equal distances.
 
     Returns:
-        ``popularity`` and ``profile``, the values of ``metric``; the number of ``sessions``; ``encoder``, the name of
-        what encodes profiles; and ``answer``, the better one, popularity where they are equal. None: no encoder of the
-        model encodes profiles alone, or there is no such session.
+        ``popularity`` and ``pnn``, the values of ``metric``; the number of ``sessions``; ``encoder``, the name of what
+        encodes profiles, which may be another encoder than PNN; and ``answer``, the better one, popularity where they
+        are equal. None: no encoder of the model encodes profiles alone, or there is no such session.
     """
     profile_model = model.profile_model.to(model.device, model.dtype)  # a stage's scorer is not moved with ARNN
     if not (data.has_validation and profile_model.uses_contexts):
@@ -58,14 +58,14 @@ def compare_first_items(model: SessionRecommender, data: SessionDataModule) -> d
         chosen = known[torch.arange(n_sessions, device=known.device) * len(known) // n_sessions]
         scores: dict[str, Callable[[Tensor], Tensor]] = {
             "popularity": lambda user_M: item_events_I.float().repeat(len(user_M), 1),
-            "profile": lambda user_M: score(profile_model.contexts_of(user_M)),
+            "pnn": lambda user_M: score(profile_model.contexts_of(user_M)),
         }
         values = {}
         for name, score_users in scores.items():
             counts = count_higher_and_tied(score_users, user_N[chosen], first_N[chosen], model.n_items).cpu().numpy()
             ranks = rank(counts[:, 0], counts[:, 1], model.settings.tie_mode)
             values[name] = float(per_prediction(ranks, METRIC).mean())
-    answer = "profile" if values["profile"] > values["popularity"] else "popularity"
+    answer = "pnn" if values["pnn"] > values["popularity"] else "popularity"
     encoder = type(profile_model.encoder).__name__.removesuffix("Encoder")
     return {"answer": answer, "encoder": encoder, "metric": METRIC, "sessions": n_sessions, **values}
 
@@ -78,7 +78,7 @@ def store_first_items(
     if compared is None:
         return
     stored = dict(compared)
-    if compared["answer"] == "profile" and model.profile_model is not model:
+    if compared["answer"] == "pnn" and model.profile_model is not model:
         stored["scorer"] = model.profile_model.scorer.state_dict()
     write_checkpoint({**checkpoint, FIRST_ITEMS: stored}, path)
     model.first_items = compared
