@@ -118,6 +118,14 @@ def test_a_model_without_pnn_stores_nothing(name: str, small_dataset: PreparedDa
     assert compare_first_items(BY_NAME[name].make(small_dataset), make_data(small_dataset)) is None
 
 
+def test_another_encoder_of_profiles_is_named(small_dataset: PreparedDataset) -> None:
+    model = BY_NAME["pnn"].make(small_dataset)
+    model.encoder.__class__ = type("TowerEncoder", (type(model.encoder),), {})
+    compared = compare_first_items(model, make_data(small_dataset))
+    assert compared is not None
+    assert compared["encoder"] == "Tower"
+
+
 def test_without_profiles_or_validation_nothing_is_stored(small_dataset: PreparedDataset) -> None:
     model = BY_NAME["pnn"].make(small_dataset, "model.dropout=0.5")
     model.train().encoder.norm.eval()
