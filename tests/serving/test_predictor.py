@@ -77,11 +77,37 @@ def test_V18_ranks_of_live_sessions_are_those_of_the_evaluation(
     assert n_compared == 2 * sum(len(session) - 1 for session in items.values())
 
 
-@pytest.mark.parametrize("processor", ["AVX512", "AVX2"])
+@pytest.mark.parametrize("case", [case for case in MODELS if case_name(case) == "arnn"], ids=case_name)
+def test_the_profiles_of_new_sessions_are_encoded_in_one_batch(
+    case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = load(checkpoints(case)).live
+    users = test_sessions["user_id"].unique(maintain_order=True).head(5).to_list()
+    items = test_sessions["item_id"].head(5).to_list()
+    usual = live.inference.user_terms
+    sizes: list[int] = []
+
+    def user_terms(contexts: Any) -> Any:
+        sizes.append(len(contexts.single))
+        return usual(contexts)
+
+    monkeypatch.setattr(live.inference, "user_terms", user_terms)
+    first, *others = [live.open(user=user) for user in users]
+    live.click([first], items[:1])
+    live.click([first, *others], items)
+    live.click([first, *others], items)
+    assert sizes == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("processor", "cached_bytes", "most"), [("AVX512", 0, 4), ("AVX2", 0, 3), ("AVX2", 1 << 30, 8)]
+)
 @pytest.mark.parametrize("case", [case for case in MODELS if case.preset in ("gru4rec", "arnn")], ids=case_name)
 def test_V18_screened_live_lists_are_those_of_all_scores(
     case: ModelCase,
     processor: str,
+    cached_bytes: int,
+    most: int,
     checkpoints: Checkpoints,
     test_sessions: pl.DataFrame,
     monkeypatch: pytest.MonkeyPatch,
@@ -90,6 +116,7 @@ def test_V18_screened_live_lists_are_those_of_all_scores(
     sessions = [load(checkpoints(case)).session(user=user)]
     monkeypatch.setattr(inference, "SCREEN_ITEMS", 1)
     monkeypatch.setattr(screening, "MAX_SHARE", 1)
+    monkeypatch.setattr(screening, "CACHED_BYTES", cached_bytes)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
     sessions.append(load(checkpoints(case)).session(user=user))
     usual, n_screened = screening.ItemScreen.top, 0
@@ -111,7 +138,7 @@ def test_V18_screened_live_lists_are_those_of_all_scores(
             assert [entry.item_id for entry in lists] == [entry.item_id for entry in expected]
             assert [entry.score for entry in lists] == pytest.approx([entry.score for entry in expected], abs=1e-6)
     assert n_screened == len(items) * len(filters)
-    n_screened, most = 0, 4 if processor == "AVX512" else 3
+    n_screened = 0
     for n_sessions in (most, most + 1):  # of more, all scores are computed in one product
         sessions[1]._sessions.top(n_sessions * [sessions[1]], 5)
     assert n_screened == most

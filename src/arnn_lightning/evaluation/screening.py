@@ -22,6 +22,7 @@ LEVELS = 79
 MAX_SHARE = 16  # with more than one in this many items as candidates, the product of all weights is faster
 EPS, LARGEST = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).max / 2  # no score is larger
 SMALLEST = 1e-30  # scale, for rows of zeros
+CACHED_BYTES = 8_000_000  # weights that stay in the processor's cache from one query to the next
 BLOCK_ROWS = 1 << 12  # in float64 at once, few enough for the cache
 
 
@@ -79,12 +80,12 @@ class FloatWeights:
     """
 
     norm, error = 1.0, 0.0
-    max_queries = 3
 
     def __init__(self, weight_IH: Tensor, n_padded: int) -> None:
         n_items, width = weight_IH.shape
         self.weight_HP = torch.zeros(width, n_padded)
         self.weight_HP[:, :n_items] = weight_IH.T
+        self.max_queries = 8 if self.weight_HP.nbytes <= CACHED_BYTES else 3
         self.scale_P = torch.full((n_padded,), SMALLEST)
         for first in range(0, n_items, BLOCK_ROWS):
             block_nH = weight_IH[first : first + BLOCK_ROWS]

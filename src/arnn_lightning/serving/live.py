@@ -1,7 +1,6 @@
 """Live sessions: one click after the other, alone or many sessions in one batch. N sessions, H width of a query."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +43,7 @@ class LiveSession:
         self.seen: dict[int, None] = {}  # item codes, the latest last: a dict as an ordered set
         self.clicks = 0
         self.unknown = unknown
-
-    @cached_property
-    def terms(self) -> Tensor | None:
-        """The encoder's part that depends on the contexts alone, computed with the first click."""
-        return self._sessions.inference.user_terms(self.contexts)
+        self.terms: Tensor | None = None  # the encoder's part that depends on the contexts alone, from the first click
 
     def add(self, item: int, query_1H: Tensor, hidden: State) -> None:
         """Adds a click on the item of a code, after which the encoder returned ``query_1H`` and ``hidden``."""
@@ -113,6 +108,7 @@ class LiveSessions:
         self._users = IdCodes(predictor.vocabulary.users["id"])
         self.inference.prepare_screen()
         example = self.open()
+        self._has_terms = self.inference.user_terms(example.contexts) is not None
         self.click([example], [self._catalogue.ids[0]])
         example_state = SessionState(example.contexts, [], 1, example.query, example.hidden)
         dims = predictor.metadata["model"]["dims"]
@@ -181,11 +177,22 @@ class LiveSessions:
             else:
                 clicked.append((session, code))
         if clicked:
+            if self._has_terms:
+                self._compute_terms([session for session, _ in clicked if session.terms is None])
             step, state = _batch([session for session, _ in clicked], [code for _, code in clicked])
             query_NH, state = self.inference.model.encode(step, state)
             parts = [_rows(query_NH, 0), *(_rows(part, -2) for part in state)]
             for (session, code), (query_1H, *hidden) in zip(clicked, zip(*parts, strict=True), strict=True):
                 session.add(code, query_1H, tuple(hidden))
+
+    def _compute_terms(self, sessions: Sequence[LiveSession]) -> None:
+        """Sets ``terms`` of sessions before their first click, in one batch: few take as long as one."""
+        if not sessions:
+            return
+        terms = self.inference.user_terms(_cat_contexts([session.contexts for session in sessions]))
+        assert terms is not None
+        for session, terms_of_session in zip(sessions, _rows(terms, 0), strict=True):
+            session.terms = terms_of_session
 
     def top(
         self,
