@@ -177,8 +177,9 @@ class LiveSessions:
             else:
                 clicked.append((session, code))
         if clicked:
-            if self._has_terms:
-                self._compute_terms([session for session, _ in clicked if session.terms is None])
+            new = [session for session, _ in clicked if session.terms is None]
+            if new and self._has_terms:
+                self._compute_terms(new)
             step, state = _batch([session for session, _ in clicked], [code for _, code in clicked])
             query_NH, state = self.inference.model.encode(step, state)
             parts = [_rows(query_NH, 0), *(_rows(part, -2) for part in state)]
@@ -187,8 +188,6 @@ class LiveSessions:
 
     def _compute_terms(self, sessions: Sequence[LiveSession]) -> None:
         """Sets ``terms`` of sessions before their first click, in one batch: few take as long as one."""
-        if not sessions:
-            return
         terms = self.inference.user_terms(_cat_contexts([session.contexts for session in sessions]))
         assert terms is not None
         for session, terms_of_session in zip(sessions, _rows(terms, 0), strict=True):
