@@ -16,7 +16,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import prepare
 from arnn_lightning.readers.schema import validate_events
 from arnn_lightning.readers.xing import MULTI, SINGLE, XingReader
-from arnn_lightning.simulation.xing import XingSimulator, _cumulative, _sample_distinct
+from arnn_lightning.simulation.xing import XingSimulator
 from helpers import compose_config
 
 EVENTS = 30_000
@@ -230,15 +230,3 @@ BAD = {
 def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name}={value}"):
         simulator(**{name: value})
-
-
-@pytest.mark.parametrize("vocabulary", [3, 60, 500])
-def test_distinct_codes_are_those_of_numpys_choice(vocabulary: int) -> None:
-    """The written files do not depend on how the codes are computed."""
-    share = 1.0 / np.arange(1, vocabulary + 1) ** 2
-    share /= share.sum()
-    ours, numpys = np.random.default_rng(1), np.random.default_rng(1)
-    for size in [1, 2, 3] * 50:
-        codes = _sample_distinct(ours, share, _cumulative(share), size)
-        assert codes == numpys.choice(vocabulary, size, replace=False, p=share).tolist()
-    assert ours.random() == numpys.random()

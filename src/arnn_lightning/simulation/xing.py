@@ -304,30 +304,10 @@ def _sample_lists(
     offset = np.append(0, np.cumsum(np.minimum(length, vocabulary)))
     values = np.empty(offset[-1], np.int64)
     values[offset[:-1]] = rng.choice(vocabulary, count, p=share)
-    cumulative = _cumulative(share)
     for row in np.flatnonzero(length > 1).tolist():
-        first, after = offset[row : row + 2].tolist()
-        values[first:after] = _sample_distinct(rng, share, cumulative, after - first)
+        size = offset[row + 1] - offset[row]
+        values[offset[row] : offset[row + 1]] = rng.choice(vocabulary, size, replace=False, p=share)
     return values, offset, is_hidden
-
-
-def _cumulative(share: np.ndarray) -> np.ndarray:
-    cumulative = share.cumsum()
-    return np.asarray(cumulative / cumulative[-1])
-
-
-def _sample_distinct(rng: np.random.Generator, share: np.ndarray, cumulative: np.ndarray, size: int) -> list[int]:
-    """``rng.choice(len(share), size, replace=False, p=share)`` with the cumulative shares computed once, not per call.
-
-    Codes that come again are left out; for these, others are sampled.
-    """
-    codes = [*dict.fromkeys(cumulative.searchsorted(rng.random(size), side="right").tolist())]
-    while len(codes) < size:
-        others = share.copy()
-        others[codes] = 0
-        again = _cumulative(others).searchsorted(rng.random(size - len(codes)), side="right")
-        codes += dict.fromkeys(again.tolist())
-    return codes
 
 
 def _join_lists(values: np.ndarray, offset: np.ndarray, is_hidden: np.ndarray, placeholder: str) -> list[str]:
