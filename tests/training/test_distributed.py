@@ -233,7 +233,9 @@ def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory, r
     selected = [item for item in request.session.items if item.path == request.path and "[" in item.name]
     cases = {case for case in CASES if any(item.callspec.params.get("case") == case for item in selected)}
     configs = two_device_configs(cases | {"gru4rec", "local_negatives"})
-    multiprocessing.spawn(worker, (free_port(), dataset, folder, configs), nprocs=2)
+    multiprocessing.set_forkserver_preload(["arnn_lightning.tasks.train"])  # once for both processes
+    arguments = (free_port(), dataset, folder, configs)
+    multiprocessing.start_processes(worker, arguments, nprocs=2, start_method="forkserver")
     return folder
 
 
