@@ -105,7 +105,7 @@ MODELS = (
         reads_contexts=True,
     ),
 )
-# Each differs in a setting from another of the list; tests that train for long do so with these in make test-all only.
+# Each differs in a setting from another of the list; make test-all alone runs the contract tests with these.
 VARIANTS = (
     *("gru4rec_separate", "gru4rec_tied", "gru4rec_items", "pnn_closed", "pnn_fields"),
     *("arnn_footnote2", "arnn_joint", "arnn_concat", "latent_cross_sasrec", "arnn_sasrec"),

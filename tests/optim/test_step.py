@@ -14,7 +14,7 @@ from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.optim import RowAdagrad
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import LSTMEncoder, make_data, train_losses
-from models import BY_NAME, TRAINED, ModelCase, case_name
+from models import BY_NAME, TRAINED, ModelCase, case_name, slow_variants
 
 
 def recommender(encoder: SessionEncoder, **settings: Any) -> SessionRecommender:
@@ -35,7 +35,7 @@ def whole_tables(weights: Any) -> torch.optim.Optimizer:
     return torch.optim.Adagrad(weights, 0.1, eps=1e-4)
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(TRAINED), ids=case_name)
 def test_E21_steps_on_rows_equal_steps_on_whole_tables(case: ModelCase, small_dataset: PreparedDataset) -> None:
     """eps 1e-4: the exact gradient of a bias before a batch norm is 0, which a smaller eps turns into real steps."""
     trained = []

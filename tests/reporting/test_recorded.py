@@ -24,6 +24,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_tables_of_the_experiments_are_those_of_the_recorded_runs(restored: Path) -> None:
     data_sets, damaged = load_data_sets(restored, [])
     assert len(data_sets) == 3
@@ -63,6 +64,7 @@ def test_restored_runs_are_recorded_as_the_same_files(restored: Path, tmp_path: 
             assert (tmp_path / file).read_text() == (RECORDED / file).read_text(), file
 
 
+@pytest.mark.slow
 def test_the_model_zoo_is_that_of_the_recorded_runs(restored: Path) -> None:
     text = zoo.README.read_text()
     assert zoo.with_zoo(text, zoo.zoo(restored)) == text, "run python experiments/zoo.py"

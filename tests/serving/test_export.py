@@ -57,8 +57,8 @@ def exported(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory)
     return make
 
 
-# Torch's exporter takes seconds for each model: in make test, a session encoder and one with contexts and two parts.
-@pytest.mark.parametrize("name", [name if name in ("gru4rec", "arnn") else slow(name) for name in EXPORTED])
+# Torch's exporter takes seconds for each model: in make test, the one that has a session and a context encoder.
+@pytest.mark.parametrize("name", [name if name == "arnn" else slow(name) for name in EXPORTED])
 @torch.no_grad()
 def test_V18_onnx_runtime_ranks_test_sessions_like_the_evaluation(
     name: str, exported: Callable[[str], Path], checkpoints: Checkpoints, prepared: PreparedDataset

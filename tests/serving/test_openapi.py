@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.predictor import load
 from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
-from models import BY_NAME, ModelCase
+from models import BY_NAME, ModelCase, slow
 
 AUTHORIZED = {"Authorization": "Bearer secret"}
-N_EXAMPLES = 12  # of every operation, valid and invalid each
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +23,14 @@ def app(checkpoints: Callable[[ModelCase], Path]) -> Any:
     return make_app(models, SessionStore(100, 60), "secret", max_body_bytes=1_000_000)
 
 
-def send_generated(operation: Any, mode: Any, app: Any) -> Counter[int]:
+def send_generated(operation: Any, mode: Any, n_examples: int, app: Any) -> Counter[int]:
     """Statuses of generated requests, valid ones or not; those of a live session are of one that exists."""
     from schemathesis.specs.openapi.checks import positive_data_acceptance
 
     client, statuses = TestClient(app), Counter[int]()
 
     @settings(
-        max_examples=N_EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
+        max_examples=n_examples, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def send(case: Any) -> None:
@@ -45,17 +44,18 @@ def send_generated(operation: Any, mode: Any, app: Any) -> Counter[int]:
     return statuses
 
 
-def test_generated_requests_are_answered_as_described(app: Any) -> None:
+@pytest.mark.parametrize("n_examples", [5, slow(20)])  # of every operation, valid and invalid each
+def test_generated_requests_are_answered_as_described(n_examples: int, app: Any) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     modes = schemathesis.GenerationMode
     description = schemathesis.openapi.from_asgi("/openapi.json", app)
     operations = {result.ok().label: result.ok() for result in description.get_all_operations()}
     assert len(operations) == 7
     for label, operation in operations.items():
-        statuses = send_generated(operation, modes.POSITIVE, app)
+        statuses = send_generated(operation, modes.POSITIVE, n_examples, app)
         assert min(statuses) in (200, 201, 204), label
         if operation.body:
-            statuses = send_generated(operation, modes.NEGATIVE, app)
+            statuses = send_generated(operation, modes.NEGATIVE, n_examples, app)
             assert 422 in statuses, label
 
 

@@ -11,7 +11,7 @@ import torch
 from arnn_lightning.evaluation import screening
 from arnn_lightning.serving import inference
 from arnn_lightning.serving.predictor import load
-from models import MODELS, ModelCase, case_name
+from models import MODELS, ModelCase, case_name, slow_variants
 
 Checkpoints = Callable[[ModelCase], Path]
 
@@ -28,7 +28,7 @@ def prefixes(test_sessions: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 def test_V18_ranks_of_lists_are_those_of_the_evaluation(
     case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame
 ) -> None:
@@ -48,7 +48,7 @@ def test_V18_ranks_of_lists_are_those_of_the_evaluation(
     assert not joined["rank"].has_nulls()
 
 
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 def test_V18_ranks_of_live_sessions_are_those_of_the_evaluation(
     case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame
 ) -> None:

@@ -474,7 +474,7 @@ def test_numpy_values_are_those_of_python(arnn: Predictor) -> None:
     assert sessions[0].contexts.active.equal(sessions[1].contexts.active)
 
 
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 def test_sessions_with_and_without_clicks_share_a_batch(
     case: ModelCase, checkpoints: Checkpoints, events: pl.DataFrame
 ) -> None:
@@ -493,7 +493,7 @@ def test_sessions_with_and_without_clicks_share_a_batch(
 # --- states ---
 
 
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 def test_a_state_continues_the_session(case: ModelCase, checkpoints: Checkpoints, events: pl.DataFrame) -> None:
     """Also with the last item of the catalogue, whose code is the highest; and its size does not grow with clicks."""
     predictor, other = load(checkpoints(case)), load(checkpoints(case))

@@ -22,7 +22,7 @@ from arnn_lightning.training.checkpoint import (
     save_model,
 )
 from helpers import make_data, make_model, model_config, trainer
-from models import MODELS, ModelCase, case_name
+from models import MODELS, ModelCase, case_name, slow_variants
 
 DIMS = {"n_items": 7, "single_sizes": [3], "n_binary": 2}
 
@@ -75,7 +75,7 @@ def test_a_checkpoints_config_contains_no_interpolations(part: str) -> None:
         check_targets(config | {"scheduler": part})
 
 
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 def test_the_configs_of_all_models_are_trusted(case: ModelCase) -> None:
     schedule = "+model.scheduler={_target_:torch.optim.lr_scheduler.CosineAnnealingLR,_partial_:true,T_max:10}"
     overrides = [*case.overrides, *([schedule] if case.is_trained else [])]
@@ -135,7 +135,7 @@ def test_another_catalogues_weights_do_not_fit() -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 @torch.no_grad()
 def test_a_saved_model_is_read_back_with_its_scores(
     case: ModelCase, small_dataset: PreparedDataset, tmp_path: Path

@@ -75,7 +75,7 @@ def test_E1_E2_E3_scores_in_slots_equal_each_session_alone(case: ModelCase, smal
                 assert torch.allclose(score, alone[place], atol=1e-5), place
 
 
-@pytest.mark.parametrize("case", [*MODELS, LSTM], ids=case_name)
+@pytest.mark.parametrize("case", slow_variants([*MODELS, LSTM]), ids=case_name)
 @torch.no_grad()
 def test_scores_depend_on_memory_and_contexts_as_listed(case: ModelCase, small_dataset: PreparedDataset) -> None:
     model = make(case, small_dataset).eval()
@@ -105,7 +105,7 @@ def test_E1_training_resets_the_state_at_session_starts(tmp_path: Path) -> None:
     assert repeated[2:] == pytest.approx(repeated[:2])  # what came before a session leaves no trace
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(TRAINED), ids=case_name)
 def test_E5_one_session_in_many_slots_trains(case: ModelCase, tmp_path: Path) -> None:
     prepared = write_dataset(
         tmp_path, {"train": ([[0, 1, 2]], [0]), "val": ([[1, 2]], [0])}, 3, {"level": [1]}, [[0, 1]]
@@ -115,7 +115,7 @@ def test_E5_one_session_in_many_slots_trains(case: ModelCase, tmp_path: Path) ->
     assert int(model.mini_batches) == 2
 
 
-@pytest.mark.parametrize("case", [case for case in TRAINED if case.reads_contexts], ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(case for case in TRAINED if case.reads_contexts), ids=case_name)
 @pytest.mark.parametrize("contexts", ["no single-valued", "no two-valued", "none"])
 def test_models_of_contexts_train_without_some_fields(case: ModelCase, contexts: str, tmp_path: Path) -> None:
     single = {"level": [0, 1, 1]} if contexts == "no two-valued" else None
@@ -126,7 +126,9 @@ def test_models_of_contexts_train_without_some_fields(case: ModelCase, contexts:
     assert torch.isfinite(torch.tensor(losses)).all()
 
 
-@pytest.mark.parametrize("case", [case for case in TRAINED if not case.name.startswith("arnn_")], ids=case_name)
+@pytest.mark.parametrize(
+    "case", slow_variants(case for case in TRAINED if not case.name.startswith("arnn_")), ids=case_name
+)
 @pytest.mark.parametrize("n_sample", [0, 7])
 def test_E8_E18_a_step_makes_no_tensor_as_wide_as_the_catalogue(case: ModelCase, n_sample: int, tmp_path: Path) -> None:
     n_items = 5003
@@ -196,7 +198,7 @@ def to_meta(chunk: TrainChunk) -> TrainChunk:
 
 
 @pytest.mark.usefixtures("on_meta")
-@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(TRAINED), ids=case_name)
 @pytest.mark.parametrize("n_sample", [slow(0), 7])
 def test_a_training_step_runs_on_the_meta_device(
     case: ModelCase, n_sample: int, small_dataset: PreparedDataset
@@ -238,7 +240,7 @@ def test_every_optimizer_runs_on_the_meta_device(overrides: list[str], small_dat
 
 
 @pytest.mark.usefixtures("on_meta")
-@pytest.mark.parametrize("case", MODELS, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
 @torch.no_grad()
 def test_encoding_and_scoring_run_on_the_meta_device(case: ModelCase, small_dataset: PreparedDataset) -> None:
     """All of an evaluation's step but the choice of valid slots, whose number the host needs.
@@ -373,7 +375,7 @@ def test_metrics_do_not_depend_on_the_evaluation_batch_size(
 # --- E29: rows that no valid slot reads ---
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(TRAINED), ids=case_name)
 @pytest.mark.parametrize("n_sample", [0, 3])
 def test_E29_rows_that_no_valid_slot_reads_do_not_move(case: ModelCase, n_sample: int, tmp_path: Path) -> None:
     """Items 0, 8 and 9 and user 0 are in no training session; an epoch's tail has empty slots."""
@@ -536,7 +538,7 @@ def test_global_step_counts_chunks_and_mini_batches_every_step(small_dataset: Pr
     assert int(model.mini_batches) == 2 * len(chunks.schedule.event)
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=case_name)
+@pytest.mark.parametrize("case", slow_variants(TRAINED), ids=case_name)
 def test_E26_an_empty_slot_changes_no_other_query(case: ModelCase, small_dataset: PreparedDataset) -> None:
     model = case.make(small_dataset).train()
     valid, queries = torch.tensor([True, True, True, False]), []
