@@ -32,19 +32,25 @@ LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]+)", re.IGNORECASE)
 
 def serve(n_items: int, port: int) -> None:
     """The service, until it is terminated."""
+    from arnn_lightning.serving.http import make_app, run_app
+    from arnn_lightning.serving.worker import Worker
+
+    worker = Worker(make_service, n_items)
+    run_app(make_app(worker.ask, None, 1_000_000, worker.lifespan), "127.0.0.1", port)
+
+
+def make_service(n_items: int) -> Any:
     import torch
 
-    from arnn_lightning.serving.http import make_app, run_app
-    from arnn_lightning.serving.service import SessionStore
+    from arnn_lightning.serving.service import Service, SessionStore
 
     gc.freeze()  # as task=serve does
 
-    class Models:  # what the application reads of a ReloadingPredictor
+    class Models:  # what the service reads of a ReloadingPredictor
         current = make_predictor(n_items)
 
     torch.set_num_threads(1)
-    app = make_app(Models(), SessionStore(10_000, 1_800), None, 1_000_000)  # type: ignore[arg-type]
-    run_app(app, "127.0.0.1", port)
+    return Service(Models(), SessionStore(10_000, 1_800))  # type: ignore[arg-type]
 
 
 class Connection(asyncio.Protocol):
@@ -115,10 +121,14 @@ async def load(port: int, rate: float, seconds: float, n_connections: int, n_ite
 
 
 def resources(pid: int) -> tuple[float, float]:
-    """Processor seconds and resident MB of a process."""
+    """Processor seconds and resident MB of a process and those that it started."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return (int(fields[11]) + int(fields[12])) / TICKS, pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    seconds, size = (int(fields[11]) + int(fields[12])) / TICKS, pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        of_child = resources(int(child))
+        seconds, size = seconds + of_child[0], size + of_child[1]
+    return seconds, size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

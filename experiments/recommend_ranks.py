@@ -24,7 +24,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.export import export_model
 from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.predictor import Predictor, load
-from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
+from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
 
 BATCH, LISTED = 200, 100
 Places = Iterator[tuple[int, int, int]]  # session, position of the target, its rank in the list
@@ -60,7 +60,7 @@ def by_live_sessions(predictor: Predictor, sessions: pl.DataFrame) -> Places:
 
 def by_service(run: Path, sessions: pl.DataFrame) -> Places:
     models = ReloadingPredictor(run / "checkpoints" / "best.ckpt", load, 60)
-    client = TestClient(make_app(models, SessionStore(1, 60), token=None, max_body_bytes=10_000_000))
+    client = TestClient(make_app(Service(models, SessionStore(1, 60)).ask, token=None, max_body_bytes=10_000_000))
     for batch in sessions.iter_slices(BATCH // 10):
         prefixes = [
             (number, position, items, user_id)

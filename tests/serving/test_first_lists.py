@@ -14,7 +14,7 @@ from arnn_lightning.models import RunSettings
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.predictor import Predictor, load
-from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
+from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
 from arnn_lightning.training import first_items
 from arnn_lightning.training.checkpoint import FIRST_ITEMS, build_model, load_weights, read_checkpoint
 from arnn_lightning.training.first_items import compare_first_items, store_first_items
@@ -110,7 +110,7 @@ def test_frames_live_sessions_and_the_service_agree(
     for batch in (sessions, restored):
         assert [[entry.item_id for entry in entries] for entries in predictor.live.top(batch, 30)] == expected
     models = ReloadingPredictor(checkpoint, load, 60)
-    client = TestClient(make_app(models, SessionStore(100, 60), token=None, max_body_bytes=20_000))
+    client = TestClient(make_app(Service(models, SessionStore(100, 60)).ask, token=None, max_body_bytes=20_000))
     bodies = [{"session": [], "user": user} for user in visitors]
     answers = client.post("/v1/recommend/batch", json={"sessions": bodies, "k": 30}).json()["lists"]
     answers += [client.post("/v1/recommend", json=body | {"k": 30}).json() for body in bodies]

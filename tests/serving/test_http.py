@@ -1,6 +1,5 @@
 """The service: what it answers, refuses, and keeps."""
 
-import asyncio
 import gc
 import json
 import os
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +18,16 @@ from typing import Any
 import polars as pl
 import pytest
 from fastapi.testclient import TestClient
+from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.bodies import Lists
+from arnn_lightning.serving.bodies import ClickRequest, RecommendRequest
 from arnn_lightning.serving.http import make_app
+from arnn_lightning.serving.messages import Answer, Click, Close, Recommend
 from arnn_lightning.serving.predictor import load
-from arnn_lightning.serving.service import Batches, Job, ReloadingPredictor, SessionStore
+from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
 from arnn_lightning.tasks import serve
+from arnn_lightning.tasks.serve import make_service
 from commandline import arnn_here
 from helpers import compose_config
 from models import BY_NAME, MODELS, ModelCase, case_name, slow_but
@@ -41,7 +44,7 @@ def models(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def client(models: ReloadingPredictor) -> TestClient:
-    app = make_app(models, SessionStore(100, 60), token=None, max_body_bytes=20_000)
+    app = make_app(Service(models, SessionStore(100, 60)).ask, token=None, max_body_bytes=20_000)
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -58,7 +61,7 @@ def test_V18_the_service_lists_what_recommend_lists(
     case: ModelCase, checkpoints: Checkpoints, test_sessions: pl.DataFrame
 ) -> None:
     models = ReloadingPredictor(checkpoints(case) / "checkpoints" / "best.ckpt", load, 60)
-    client = TestClient(make_app(models, SessionStore(100, 60), token=None, max_body_bytes=20_000))
+    client = TestClient(make_app(Service(models, SessionStore(100, 60)).ask, token=None, max_body_bytes=20_000))
     predictor = models.current
     numbers = test_sessions["session"].unique(maintain_order=True).head(12)
     events = test_sessions.filter(pl.col("session").is_in(numbers.implode())).rename({"session": "session_id"})
@@ -151,7 +154,7 @@ def test_a_defect_shows_no_trace(
 
 
 def test_a_token_is_required_where_there_is_one(models: ReloadingPredictor) -> None:
-    client = TestClient(make_app(models, SessionStore(9, 60), token="sécret", max_body_bytes=1_000))
+    client = TestClient(make_app(Service(models, SessionStore(9, 60)).ask, token="sécret", max_body_bytes=1_000))
     assert client.get("/health").status_code == 200
     for given in (None, "Bearer wrong", "sécret", "Bearer "):
         headers = {} if given is None else {"authorization": given.encode()}
@@ -189,7 +192,7 @@ def test_the_api_is_documented(client: TestClient) -> None:
 
 def test_a_refused_click_does_not_count(models: ReloadingPredictor, items: list[Any]) -> None:
     store = SessionStore(10, 60.0)
-    client = TestClient(make_app(models, store, None, 20_000))
+    client = TestClient(make_app(Service(models, store).ask, None, 20_000))
     key = client.post("/v1/sessions", json={}).json()["id"]
     for refused in ({"item": items[0], "items": []}, {"item": items[0], "items": ["a", 1]}, {"item": 1.5}):
         assert client.post(f"/v1/sessions/{key}/clicks", json=refused).status_code == 422
@@ -198,20 +201,48 @@ def test_a_refused_click_does_not_count(models: ReloadingPredictor, items: list[
     assert held[1].clicks == 0
 
 
+def listed(answer: Answer | Exception) -> list[Any]:
+    """The ids of a list."""
+    assert isinstance(answer, Answer)
+    return [item["id"] for item in json.loads(answer.content or b"")["items"]]
+
+
 def test_requests_of_one_session_are_answered_in_turn(models: ReloadingPredictor, items: list[Any]) -> None:
-    """A batch has each session once; both requests were waiting when it was made."""
-    session, batches = models.current.session(), Batches(10)
+    """Also where they wait together: a batch has each session once."""
+    service = Service(models, SessionStore(10, 60))
+    first, second = (service.store.add(models.current, models.current.session()) for _ in range(2))
+    messages = [Click(key, ClickRequest(item=item)) for item in items[:3] for key in (first, second)]
+    answers = service.answer([*messages[:4], Close(second), messages[4], messages[5]])
+    expected = []
+    for n_clicks in (1, 2, 3):
+        live = models.current.session()
+        for item in items[:n_clicks]:
+            live.click(item)
+        expected.append([item.item_id for item in live.top()])
+    assert list(map(listed, answers[:4])) == [expected[0], expected[0], expected[1], expected[1]]
+    assert listed(answers[5]) == expected[2]
+    assert answers[4:] == [Answer(b""), answers[5], Answer(None)]
 
-    async def click_twice() -> None:
-        futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
-        for item, future in zip(items, futures, strict=False):
-            batches._waiting.append((Job(models.current, [session], [[item]], Lists()), future))
-        for number, future in enumerate(futures, 1):
-            batches._run()
-            assert await asyncio.wait_for(future, 1)
-            assert session.clicks == number
 
-    asyncio.run(click_twice())
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_messages_are_answered_in_their_order(size: int, models: ReloadingPredictor, items: list[Any]) -> None:
+    """With other options, with errors between them, and in batches of any size."""
+    service = Service(models, SessionStore(10, 60), size)
+    bodies = [
+        RecommendRequest(session=items[:2], k=3),
+        RecommendRequest(session=items[:1], k=5, exclude_seen=True),
+        RecommendRequest(session=items[:1], items=[]),
+        RecommendRequest(session=["strange"], k=3),
+        RecommendRequest(session=items[:3], k=3, exclude_items=items[3:]),
+        RecommendRequest(session=items[:1], k=3),
+    ]
+    answers = service.answer([Recommend([body], body, is_batch=False) for body in bodies])
+    assert isinstance(answers[2], UserError)
+    for body, answer in zip(bodies, answers, strict=True):
+        if body.items is None:
+            (alone,) = service.answer([Recommend([body], body, is_batch=False)])
+            assert listed(answer) == listed(alone)
+            assert answer.unknown_items == (body.session == ["strange"])  # type: ignore[union-attr]
 
 
 def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) -> None:
@@ -287,15 +318,14 @@ def test_other_machines_need_a_token_or_public(host: str, monkeypatch: pytest.Mo
         serve.run(config)
 
 
-def test_garbage_collections_leave_modules_out(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_garbage_collections_leave_modules_out(checkpoints: Checkpoints) -> None:
     """Modules are most objects of the process, and a collection of them stops all requests."""
-    frozen = []
-    monkeypatch.setattr("arnn_lightning.serving.http.run_app", lambda *_: frozen.append(gc.get_freeze_count()))
+    config = compose_config("task=serve", f"checkpoint={checkpoints(BY_NAME['arnn'])}")
     try:
-        serve.run(compose_config("task=serve", f"checkpoint={checkpoints(BY_NAME['arnn'])}"))
+        make_service(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        assert gc.get_freeze_count() > 100_000
     finally:
         gc.unfreeze()
-    assert frozen[0] > 100_000
 
 
 def test_an_empty_token_does_not_open_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,8 +342,19 @@ def test_a_missing_checkpoint_is_one_line(
     assert capsys.readouterr().err.startswith("error: no checkpoint at none.ckpt")
 
 
-def test_serve_answers_and_stops_on_a_signal(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def post(port: int, path: str, body: Any) -> Any:
+    """The content of an answer of a service on this machine."""
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/{path}", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def test_serve_answers_and_stops_on_a_signal(
+    checkpoints: Checkpoints, models: ReloadingPredictor, items: list[Any], tmp_path: Path
+) -> None:
     port = 18_000 + os.getpid() % 2_000
+    expected = load(checkpoints(BY_NAME["arnn"])).recommend(items, k=7)["item_id"].to_list()
     arguments = ["task=serve", f"checkpoint={checkpoints(BY_NAME['arnn'])}", f"port={port}", "hydra.run.dir=out"]
     command = [sys.executable, "-m", "arnn_lightning", *arguments]
     with subprocess.Popen(
@@ -327,6 +368,15 @@ def test_serve_answers_and_stops_on_a_signal(checkpoints: Checkpoints, tmp_path:
             except OSError:
                 assert process.poll() is None
                 time.sleep(0.1)
+        assert [item["id"] for item in post(port, "recommend", {"session": items, "k": 7})["items"]] == expected
+        opened = post(port, "sessions", {})
+        for item in items:
+            clicked = post(port, f"sessions/{opened['id']}/clicks", {"item": item, "k": 7})
+        assert [item["id"] for item in clicked["items"]] == expected
+        for path, status in (("sessions/none/clicks", 404), ("recommend", 422)):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                post(port, path, {"item": items[0], "items": []} if status == 404 else {"session": [], "items": []})
+            assert refused.value.code == status
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
         assert process.stdout is not None

@@ -18,7 +18,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.export import export_model
 from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.predictor import Predictor, load
-from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
+from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
 from arnn_lightning.serving.vocabulary import store_vocabulary
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model, save_model
@@ -101,7 +101,7 @@ def test_profiles_get_the_codes_that_training_gave(run: Path, prepared: Prepared
 
 def test_the_service_encodes_numbers_and_dates(run: Path) -> None:
     models = ReloadingPredictor(run / "checkpoints" / "best.ckpt", load, 1.0)
-    client = TestClient(make_app(models, SessionStore(9, 60), None, 10_000))
+    client = TestClient(make_app(Service(models, SessionStore(9, 60)).ask, None, 10_000))
     for user in (1, 7, 30, 59):
         answer = client.post("/v1/recommend", json={"session": ["i3"], "profile": profile_of(user)}).json()
         expected = listed(models.current.session(user=f"u{user:02}"), ["i3"])

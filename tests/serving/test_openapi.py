@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.predictor import load
-from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
+from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
 from models import BY_NAME, ModelCase, slow
 
 AUTHORIZED = {"Authorization": "Bearer secret"}
@@ -20,7 +20,7 @@ AUTHORIZED = {"Authorization": "Bearer secret"}
 @pytest.fixture(scope="module")
 def app(checkpoints: Callable[[ModelCase], Path]) -> Any:
     models = ReloadingPredictor(checkpoints(BY_NAME["arnn"]) / "checkpoints" / "best.ckpt", load, 1.0)
-    return make_app(models, SessionStore(100, 60), "secret", max_body_bytes=1_000_000)
+    return make_app(Service(models, SessionStore(100, 60)).ask, "secret", max_body_bytes=1_000_000)
 
 
 def send_generated(operation: Any, mode: Any, n_examples: int, app: Any) -> Counter[int]:

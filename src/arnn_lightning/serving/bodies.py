@@ -14,7 +14,7 @@ from pydantic import (
     StrictStr,
 )
 
-from arnn_lightning.serving.state import MAX_SEEN
+from arnn_lightning.serving import MAX_SEEN
 
 
 def _require_unicode(text: str) -> str:

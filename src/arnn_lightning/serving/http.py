@@ -8,7 +8,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import uvicorn
@@ -19,32 +19,28 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import TypeAdapter
-from pydantic_core import to_json
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
 
 from arnn_lightning import __version__
 from arnn_lightning.errors import UserError
 from arnn_lightning.serving.bodies import (
-    MAX_BATCH,
     NOBODY,
     BatchRequest,
     BatchResponse,
     ClickRequest,
     Health,
-    Lists,
-    Prefix,
     Problem,
     RecommendRequest,
     RecommendResponse,
     SessionResponse,
     Visitor,
 )
-from arnn_lightning.serving.catalogue import Recommendation
-from arnn_lightning.serving.live import LiveSession
-from arnn_lightning.serving.predictor import Predictor
-from arnn_lightning.serving.service import Batches, Job, ReloadingPredictor, SessionStore
+from arnn_lightning.serving.messages import Answer, Click, Close, Describe, Message, Open, Recommend
 
 log = logging.getLogger(__name__)
+Ask = Callable[[Message], Awaitable[Answer]]
+Respond = Callable[..., Awaitable[Response]]
 CLIENT_GONE = 499  # nginx's status of a request that the client gave up
 REFUSALS = {
     400: "The body is not JSON in UTF-8.",
@@ -83,9 +79,9 @@ class BodyLimit:
         if not is_small:
             await _error(413, f"the body must have at most {self.size} bytes")(scope, receive, send)
             return
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        messages: list[AsgiMessage] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def replay() -> Message:
+        async def replay() -> AsgiMessage:
             return messages.pop() if messages else await receive()
 
         await self.app(scope, replay, send)
@@ -106,7 +102,7 @@ class Measure:
             return
         started, status = time.perf_counter(), CLIENT_GONE
 
-        async def send_counted(message: Message) -> None:
+        async def send_counted(message: AsgiMessage) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -156,65 +152,26 @@ class JsonRoute(APIRoute):
         return handle_json
 
 
-def _answer(body: dict[str, Any], status: int = 200) -> Response:
-    """A fifth of the time of JSONResponse."""
-    return Response(to_json(body), status, media_type="application/json")
-
-
 def _error(status: int, sentence: str) -> Response:
     return JSONResponse({"detail": " ".join(sentence.split())}, status)
 
 
-class Answers:
-    """The responses of the routes: lists of the current model, or of the model that a live session was opened with.
-
-    Args:
-        models: the model that new requests get.
-        unknown_items: counts the items that are not in the catalogue.
-    """
-
-    def __init__(self, models: ReloadingPredictor, unknown_items: Counter) -> None:
-        self.models = models
-        self.unknown_items = unknown_items
-        self._batches = Batches(MAX_BATCH)
-
-    async def to_prefixes(self, prefixes: Sequence[Prefix], lists: Lists) -> list[dict[str, Any]]:
-        """One list per session of the request."""
-        predictor = self.models.current
-        sessions = [predictor.session(prefix.profile, prefix.user) for prefix in prefixes]
-        job = Job(predictor, sessions, [prefix.session for prefix in prefixes], lists)
-        found = await self._batches.answer(job)
-        self.unknown_items.inc(sum(len(session.unknown.items) for session in sessions))
-        return [self._body(predictor, session, items) for session, items in zip(sessions, found, strict=True)]
-
-    async def to_click(self, predictor: Predictor, session: LiveSession, click: ClickRequest) -> dict[str, Any]:
-        """The list of a live session after a click."""
-        known = session.clicks
-        (items,) = await self._batches.answer(Job(predictor, [session], [[click.item]], click))
-        self.unknown_items.inc(int(session.clicks == known))
-        return self._body(predictor, session, items)
-
-    @staticmethod
-    def _body(predictor: Predictor, session: LiveSession, items: Sequence[Recommendation]) -> dict[str, Any]:
-        listed = [{"id": item.item_id, "score": item.score, "title": item.title} for item in items]
-        return {"items": listed, "unknown": _unknown(session), "model": predictor.model_id}
-
-
-def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None, max_body_bytes: int) -> FastAPI:
+def make_app(ask: Ask, token: str | None, max_body_bytes: int, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     """The application.
 
     Args:
-        models: the model that new requests get.
-        store: of live sessions.
+        ask: returns the service's answer to a message.
         token: every request but /health and the documentation needs it as a bearer token; None: no request does.
         max_body_bytes: of a request.
+        lifespan: what is done when the server starts and ends.
     """
     registry = CollectorRegistry()
     requests = Counter("arnn_requests_total", "Requests by route and status.", ("route", "status"), registry=registry)
     seconds = Histogram("arnn_request_seconds", "Seconds of a request by route.", ("route",), registry=registry)
     unknown_items = Counter("arnn_unknown_items_total", "Items that are not in the catalogue.", registry=registry)
-    Gauge("arnn_sessions", "Live sessions.", registry=registry).set_function(lambda: len(store))
-    app = FastAPI(title="arnn-lightning", version=__version__, summary="Recommends the next items of a session")
+    live_sessions = Gauge("arnn_sessions", "Live sessions.", registry=registry)
+    summary = "Recommends the next items of a session"
+    app = FastAPI(title="arnn-lightning", version=__version__, summary=summary, lifespan=lifespan)
     app.router.route_class = JsonRoute
     app.add_middleware(BodyLimit, size=max_body_bytes)
     app.add_middleware(Measure, requests=requests, seconds=seconds)
@@ -226,19 +183,26 @@ def make_app(models: ReloadingPredictor, store: SessionStore, token: str | None,
     def described(*statuses: int) -> dict[str, Any]:
         return {"dependencies": protected, "responses": _refusals(*unauthorized, *statuses)}
 
-    answers = Answers(models, unknown_items)
-    _add_list_routes(app, answers, described)
-    _add_session_routes(app, answers, store, described)
+    async def respond(message: Message, status: int = 200) -> Response:
+        """Answers are written as they are, and described by their models: validating and copying them takes longer."""
+        answer = await ask(message)
+        if answer.content is None:
+            raise HTTPException(404, "no such session; it may have expired: open a new one")
+        unknown_items.inc(answer.unknown_items)
+        return Response(answer.content or None, status, media_type="application/json" if answer.content else None)
 
-    @app.get("/health")
-    async def health() -> Health:
+    _add_list_routes(app, respond, described)
+    _add_session_routes(app, respond, described)
+
+    @app.get("/health", response_model=Health)
+    async def health() -> Response:
         """The state of the service, and its model."""
-        predictor = models.current
-        return Health(status="ok", model=predictor.model_id, name=predictor.name, items=predictor.n_items)
+        return await respond(Describe())
 
     @app.get("/metrics", response_class=PlainTextResponse, **described())
     async def metrics() -> Response:
         """Counts and times of requests, in the text format of Prometheus."""
+        live_sessions.set((await ask(Describe())).sessions)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
@@ -279,56 +243,34 @@ def _handle_errors(app: FastAPI) -> None:
         return _error(422, f"{places[0] or 'body'}: {' or '.join(kinds).replace(' or Input should be', ' or')}")
 
 
-def _add_list_routes(app: FastAPI, answers: Answers, described: Callable[..., dict[str, Any]]) -> None:
-    """Lists for sessions that a request has whole. ``described``: dependencies and refusals of a route.
-
-    Answers are written as they are, and described by their models: validating and copying them takes longer.
-    """
+def _add_list_routes(app: FastAPI, respond: Respond, described: Callable[..., dict[str, Any]]) -> None:
+    """Lists for sessions that a request has whole. ``described``: dependencies and refusals of a route."""
 
     @app.post("/v1/recommend", response_model=RecommendResponse, **described(400, 413, 422))
     async def recommend(body: RecommendRequest) -> Response:
         """The best next items of one session."""
-        return _answer((await answers.to_prefixes([body], body))[0])
+        return await respond(Recommend([body], body, is_batch=False))
 
     @app.post("/v1/recommend/batch", response_model=BatchResponse, **described(400, 413, 422))
     async def recommend_batch(body: BatchRequest) -> Response:
         """The best next items of up to 256 sessions."""
-        return _answer({"lists": await answers.to_prefixes(body.sessions, body)})
+        return await respond(Recommend(body.sessions, body, is_batch=True))
 
 
-def _add_session_routes(
-    app: FastAPI, answers: Answers, store: SessionStore, described: Callable[..., dict[str, Any]]
-) -> None:
+def _add_session_routes(app: FastAPI, respond: Respond, described: Callable[..., dict[str, Any]]) -> None:
     """Live sessions: opened, clicked and closed by their id."""
 
     @app.post("/v1/sessions", status_code=201, response_model=SessionResponse, **described(400, 413, 422))
     async def open_session(body: Visitor | None = None) -> Response:
         """Opens a live session, which expires some minutes after its last click. The body is optional."""
-        predictor, visitor = answers.models.current, body or NOBODY
-        session = predictor.session(visitor.profile, visitor.user)
-        key = store.add(predictor, session)
-        return _answer({"id": key, "unknown": _unknown(session), "model": predictor.model_id}, 201)
+        return await respond(Open(body or NOBODY), 201)
 
     @app.post("/v1/sessions/{key}/clicks", response_model=RecommendResponse, **described(400, 404, 413, 422))
     async def click(key: str, body: ClickRequest) -> Response:
         """Adds an event to a live session, and returns the best next items."""
-        found = store.get(key)
-        if found is None:
-            raise HTTPException(404, "no such session; it may have expired: open a new one")
-        return _answer(await answers.to_click(*found, body))
+        return await respond(Click(key, body))
 
     @app.delete("/v1/sessions/{key}", status_code=204, **described(404, 413, 422))
-    async def close_session(key: str) -> None:
+    async def close_session(key: str) -> Response:
         """Ends a live session."""
-        if not store.remove(key):
-            raise HTTPException(404, "no such session")
-
-
-def _unknown(session: LiveSession) -> dict[str, Any]:
-    unknown = session.unknown
-    return {
-        "items": unknown.items,
-        "attributes": unknown.attributes,
-        "values": unknown.values,
-        "users": unknown.users,
-    }
+        return await respond(Close(key), 204)

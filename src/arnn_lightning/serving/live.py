@@ -12,9 +12,10 @@ from arnn_lightning.batch import Contexts, State, StepInput, no_contexts
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.contexts import PREFIX
 from arnn_lightning.readers.schema import USER
+from arnn_lightning.serving import MAX_SEEN
 from arnn_lightning.serving.catalogue import IdCodes, Recommendation
 from arnn_lightning.serving.requests import Unknown, check_length
-from arnn_lightning.serving.state import MAX_SEEN, SessionState, StateFormat
+from arnn_lightning.serving.state import SessionState, StateFormat
 
 if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor

@@ -1,24 +1,27 @@
-"""The state of the service between requests: the model, live sessions in a bounded store, and waiting requests."""
+"""What answers the requests of the service: the model, and live sessions in a bounded store."""
 
-import asyncio
 import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic_core import to_json
+
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.bodies import Lists
+from arnn_lightning.serving.bodies import MAX_BATCH, ClickRequest, Lists
 from arnn_lightning.serving.catalogue import Recommendation
 from arnn_lightning.serving.live import LiveSession
+from arnn_lightning.serving.messages import Answer, Click, Close, Message, Open, Recommend
 from arnn_lightning.serving.predictor import Predictor
 
 log = logging.getLogger(__name__)
+NO_SESSION = Answer(None)
+Found = list[list[Recommendation]]
 
 
 class SessionStore:
@@ -69,68 +72,129 @@ class SessionStore:
 
 
 class Job(NamedTuple):
-    """Sessions of one request, the items that are clicked in each, and what is recommended after them."""
+    """Sessions of one message, the items that are clicked in each, and what is recommended after them.
 
+    Attributes:
+        number: place of the message among those that are answered together.
+        body: makes the answer from the lists.
+    """
+
+    number: int
     predictor: Predictor
     sessions: Sequence[LiveSession]
     items: Sequence[Sequence[Any]]
     lists: Lists
+    body: Callable[[Found], Answer]
 
 
-Found = list[list[Recommendation]]
-
-
-class Batches:
-    """Clicks and lists in one thread, the requests that wait together in one batch: the catalogue is read once for all.
+class Service:
+    """Answers messages; clicks and lists of those that wait together in one batch: the catalogue is read once for all.
 
     Args:
-        size: sessions of a batch, if more than one request is in it.
+        models: the model that new sessions get.
+        store: of live sessions.
+        size: sessions of a batch, if more than one message is in it.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, models: "ReloadingPredictor", store: SessionStore, size: int = MAX_BATCH) -> None:
+        self.models = models
+        self.store = store
         self.size = size
-        self._waiting: deque[tuple[Job, asyncio.Future[Found]]] = deque()
-        self._thread = ThreadPoolExecutor(1, "recommend")
 
-    async def answer(self, job: Job) -> Found:
-        """The lists of a request's sessions, after their clicks."""
-        future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        self._waiting.append((job, future))
-        self._thread.submit(self._run)
-        return await future
-
-    def _run(self) -> None:
-        batch, taken = [], set[int]()
-        while self._waiting:
-            sessions = {id(session) for session in self._waiting[0][0].sessions}
-            # A session that is clicked twice waits for the next batch.
-            if taken and (taken & sessions or len(taken) + len(sessions) > self.size):
-                break
-            taken |= sessions
-            batch.append(self._waiting.popleft())
-        groups: dict[Any, list[tuple[Job, asyncio.Future[Found]]]] = {}
-        for number, (job, future) in enumerate(batch):
-            if future.cancelled():
+    def answer(self, messages: Sequence[Message]) -> list[Answer | Exception]:
+        """The answers in the order of the messages; an exception where there is none."""
+        answers: list[Answer | Exception] = [NO_SESSION] * len(messages)
+        jobs: list[Job] = []
+        for number, message in enumerate(messages):
+            try:
+                prepared = self._prepare(number, message)
+            except Exception as error:
+                answers[number] = error
                 continue
+            if isinstance(prepared, Job):
+                jobs.append(prepared)
+            else:
+                answers[number] = prepared
+        for batch in self._batches(jobs):
+            for job, found in self._answer_batch(batch):
+                answers[job.number] = found
+        return answers
+
+    async def ask(self, message: Message) -> Answer:
+        """The answer to one message, in the process of the application; raises the exception where there is none."""
+        (answer,) = self.answer([message])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _prepare(self, number: int, message: Message) -> Job | Answer:
+        predictor = self.models.current
+        if isinstance(message, Click):
+            held = self.store.get(message.key)
+            return NO_SESSION if held is None else self._click(number, *held, message.body)
+        if isinstance(message, Recommend):
+            return self._recommend(number, predictor, message)
+        if isinstance(message, Open):
+            session = predictor.session(message.visitor.profile, message.visitor.user)
+            key = self.store.add(predictor, session)
+            return Answer(to_json({"id": key, "unknown": _unknown(session), "model": predictor.model_id}))
+        if isinstance(message, Close):
+            return Answer(b"") if self.store.remove(message.key) else NO_SESSION
+        described = {"status": "ok", "model": predictor.model_id, "name": predictor.name, "items": predictor.n_items}
+        return Answer(to_json(described), sessions=len(self.store))
+
+    @staticmethod
+    def _recommend(number: int, predictor: Predictor, message: Recommend) -> Job:
+        sessions = [predictor.session(prefix.profile, prefix.user) for prefix in message.sessions]
+
+        def body(found: Found) -> Answer:
+            lists = [_body(predictor, session, items) for session, items in zip(sessions, found, strict=True)]
+            unknown = sum(len(session.unknown.items) for session in sessions)
+            return Answer(to_json({"lists": lists} if message.is_batch else lists[0]), unknown)
+
+        return Job(number, predictor, sessions, [prefix.session for prefix in message.sessions], message.lists, body)
+
+    @staticmethod
+    def _click(number: int, predictor: Predictor, session: LiveSession, click: ClickRequest) -> Job:
+        known = session.clicks
+
+        def body(found: Found) -> Answer:
+            return Answer(to_json(_body(predictor, session, found[0])), int(session.clicks == known))
+
+        return Job(number, predictor, [session], [[click.item]], click, body)
+
+    def _batches(self, jobs: Iterable[Job]) -> Iterator[list[Job]]:
+        """Each has a session once: what is clicked twice is answered in turn."""
+        batch, taken = list[Job](), set[int]()
+        for job in jobs:
+            sessions = {id(session) for session in job.sessions}
+            if taken and (taken & sessions or len(taken) + len(sessions) > self.size):
+                yield batch
+                batch, taken = [], set()
+            taken |= sessions
+            batch.append(job)
+        if batch:
+            yield batch
+
+    def _answer_batch(self, batch: Sequence[Job]) -> Iterator[tuple[Job, Answer | Exception]]:
+        groups: dict[Any, list[Job]] = {}
+        for job in batch:
             lists = job.lists
             is_alone = lists.items is not None or lists.exclude_items is not None
-            key = (id(job.predictor), lists.k, lists.exclude_seen, number if is_alone else None)
-            groups.setdefault(key, []).append((job, future))
-        answers: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Found], Found | Exception]]] = {}
-        for group in groups.values():
-            jobs = [job for job, _ in group]
+            key = (id(job.predictor), lists.k, lists.exclude_seen, job.number if is_alone else None)
+            groups.setdefault(key, []).append(job)
+        for jobs in groups.values():
             try:
-                found: Sequence[Found | Exception] = self._found(jobs)
+                found: Sequence[Answer | Exception] = [
+                    job.body(lists) for job, lists in zip(jobs, self._found(jobs), strict=True)
+                ]
             except Exception as error:
                 found = [error] * len(jobs)
-            for (_, future), lists_of_job in zip(group, found, strict=True):
-                answers.setdefault(future.get_loop(), []).append((future, lists_of_job))
-        for loop, of_loop in answers.items():  # once per batch: each call wakes the loop
-            loop.call_soon_threadsafe(_deliver, of_loop)
+            yield from zip(jobs, found, strict=True)
 
     @staticmethod
     def _found(jobs: Sequence[Job]) -> list[Found]:
-        """The lists of each of several requests with one model and equal options."""
+        """The lists of each of several jobs with one model and equal options."""
         predictor, lists = jobs[0].predictor, jobs[0].lists
         live = predictor.live
         # Before the clicks: they must not count where the request is refused.
@@ -144,14 +208,19 @@ class Batches:
         return [[*islice(found, len(job.sessions))] for job in jobs]
 
 
-def _deliver(answers: Sequence[tuple[asyncio.Future[Found], Found | Exception]]) -> None:
-    for future, found in answers:
-        if future.cancelled():
-            continue
-        if isinstance(found, Exception):
-            future.set_exception(found)
-        else:
-            future.set_result(found)
+def _body(predictor: Predictor, session: LiveSession, items: Sequence[Recommendation]) -> dict[str, Any]:
+    listed = [{"id": item.item_id, "score": item.score, "title": item.title} for item in items]
+    return {"items": listed, "unknown": _unknown(session), "model": predictor.model_id}
+
+
+def _unknown(session: LiveSession) -> dict[str, Any]:
+    unknown = session.unknown
+    return {
+        "items": unknown.items,
+        "attributes": unknown.attributes,
+        "values": unknown.values,
+        "users": unknown.users,
+    }
 
 
 class ReloadingPredictor:
@@ -168,7 +237,6 @@ class ReloadingPredictor:
         self._stamp = self._stat()
         self.current = read(file)
         _ = self.current.live, self.current.model_id  # computed before the first request
-        self._stop = threading.Event()
 
     def _stat(self) -> tuple[int, int, int] | None:
         if not self.file.is_file():
@@ -193,9 +261,7 @@ class ReloadingPredictor:
         return True
 
     def watch(self) -> None:
-        """Checks the file until ``stop``."""
-        while not self._stop.wait(self.seconds):
+        """Checks the file until the process ends."""
+        while True:
+            time.sleep(self.seconds)
             self.reload_if_changed()
-
-    def stop(self) -> None:
-        self._stop.set()

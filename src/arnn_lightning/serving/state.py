@@ -11,8 +11,8 @@ from torch import Tensor
 
 from arnn_lightning.batch import Contexts, State
 from arnn_lightning.errors import UserError
+from arnn_lightning.serving import MAX_SEEN
 
-MAX_SEEN = 1_000  # items that a session keeps for exclude_seen; older ones are dropped
 MAGIC, VERSION = b"ARNN", 2
 _HEADER = struct.Struct("<4sB8sI")  # magic, version, model, checksum
 _SIZES = struct.Struct("<IIII")  # clicks, active fields, seen items, width of the query

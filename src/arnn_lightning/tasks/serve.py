@@ -4,14 +4,16 @@ import gc
 import ipaddress
 import os
 import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from arnn_lightning.config import install_hint
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.predictor import load
-from arnn_lightning.training.checkpoint import checkpoint_file
+
+if TYPE_CHECKING:
+    from arnn_lightning.serving.service import Service
 
 TOKEN = "ARNN_TOKEN"
 
@@ -27,28 +29,38 @@ def run(config: DictConfig) -> None:
         )
     try:
         from arnn_lightning.serving.http import make_app, run_app
-        from arnn_lightning.serving.service import ReloadingPredictor, SessionStore
+        from arnn_lightning.serving.worker import Worker
     except ModuleNotFoundError as error:
         raise UserError(f"task=serve: {error}{install_hint('serve')}") from error
-    if config.performance.threads is not None:
-        torch.set_num_threads(int(config.performance.threads))
-    # Leaves the 470,000 objects of modules out of garbage collections: a full one, which stops all requests, takes .3 s
-    # with them. The model is loaded later, since it must be collected when it is replaced.
-    gc.freeze()
-    trusted = OmegaConf.to_container(config.trusted_modules)
-    models = ReloadingPredictor(
-        checkpoint_file(config.checkpoint),
-        lambda file: load(file, trusted),  # type: ignore[arg-type]
-        config.reload_seconds,
-    )
-    store = SessionStore(config.max_sessions, 60 * config.session_minutes)
-    app = make_app(models, store, token, int(1_000 * config.max_body_kb))
-    watcher = threading.Thread(target=models.watch, daemon=True)
-    watcher.start()
+    gc.freeze()  # as in make_service
+    worker = Worker(make_service, OmegaConf.to_container(config, resolve=True))
+    app = make_app(worker.ask, token, int(1_000 * config.max_body_kb), worker.lifespan)
     try:
         run_app(app, config.host, config.port)
     finally:
-        models.stop()
+        worker.close()
+
+
+def make_service(config: Mapping[str, Any]) -> "Service":
+    """The service of a config; its model is replaced when the checkpoint changes."""
+    import torch
+
+    from arnn_lightning.serving.predictor import load
+    from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
+    from arnn_lightning.training.checkpoint import checkpoint_file
+
+    if config["performance"]["threads"] is not None:
+        torch.set_num_threads(int(config["performance"]["threads"]))
+    # Leaves the 470,000 objects of modules out of garbage collections: a full one, which stops all requests, takes .3 s
+    # with them. The model is loaded later, since it must be collected when it is replaced.
+    gc.freeze()
+    models = ReloadingPredictor(
+        checkpoint_file(config["checkpoint"]),
+        lambda file: load(file, config["trusted_modules"]),
+        config["reload_seconds"],
+    )
+    threading.Thread(target=models.watch, daemon=True).start()
+    return Service(models, SessionStore(config["max_sessions"], 60 * config["session_minutes"]))
 
 
 def is_loopback(host: str) -> bool:
