@@ -18,7 +18,7 @@ from arnn_lightning.cli import main
 
 # csv: what Weights & Biases receives has tests of its own, and its service costs each run two seconds.
 SMALL = [
-    "data.generate.events=20000",
+    "data.generate.events=8000",
     "performance.steps_per_execution=10",
     "trainer.max_epochs=1",
     "evaluation.bootstrap.resamples=50",

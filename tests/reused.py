@@ -66,7 +66,7 @@ def work_ahead() -> None:
     for path in root.rglob("*.yaml"):
         source.load_config(path.relative_to(root).as_posix())
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        data = compose("config", overrides=["data.generate.events=20000"]).data
+        data = compose("config", overrides=["data.generate.events=8000"]).data
     settings, folder = OmegaConf.to_container(data.generate, resolve=True), _temporary()
     # In a process of its own: where polars has started its threads, a forked process waits for them without end.
     process = multiprocessing.get_context("fork").Process(target=ensure_simulated, args=(settings, data.name, folder))
