@@ -22,12 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import UserError, nearest_file
 from arnn_lightning.io import write_text
 
 RECORD = ".hydra"  # Hydra's name for it, and its files: config.yaml, hydra.yaml, overrides.yaml
 LOCK = ".lock"
 MULTIRUN = "multirun.yaml"  # Hydra's record of a multirun
+BEST_OF_RUN = Path("checkpoints", "best.ckpt")
 METRICS_FILE = "metrics.json"  # written last: where it exists, the run is finished
 # What cannot change a result (E27): speed, output, and where files are. Not threads and compile, with which sums are
 # rounded otherwise, nor steps_per_execution: a checkpoint's position in the epoch is counted in chunks.
@@ -340,3 +341,23 @@ def _value(config: DictConfig, key: str) -> Any:
 
 def _show(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """A checkpoint itself, or the best one of a run folder.
+
+    Raises:
+        UserError: there is none; names the newest run folders below ``path``, as of a multirun or a verdict.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}{nearest_file(path)} (runs save theirs to RUN/{BEST_OF_RUN})")
+    if (path / BEST_OF_RUN).is_file():
+        return path / BEST_OF_RUN
+    below = [file for depth in range(1, 6) for file in path.glob("*/" * depth + str(BEST_OF_RUN))]
+    below.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    runs = ", ".join(str(file.parents[1]) for file in below[:5])
+    hint = f"newest of {len(below)} below: {runs}" if runs else f"runs save theirs to RUN/{BEST_OF_RUN}"
+    raise UserError(f"no checkpoint at {path / BEST_OF_RUN} ({hint})")

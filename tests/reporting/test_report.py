@@ -138,6 +138,13 @@ def report_of(run_dirs: list[Path], *data_dirs: Path) -> Report:
     return build_report(*load_runs(run_dirs, *data_dirs), SETTINGS)
 
 
+def text_of(run_dirs: list[Path], *data_dirs: Path) -> Report:
+    """Their report with empty charts: to draw them takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "_to_svg", lambda *_, **__: "<svg></svg>")
+        return report_of(run_dirs, *data_dirs)
+
+
 def lines(report: Report) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(report.csv)))
 
@@ -228,7 +235,7 @@ def test_damaged_runs_are_skipped_with_a_reason(workspace: Path, whole: Report, 
     shutil.copytree(seed_runs(workspace)[0], tmp_path / "cut")
     curve = (tmp_path / "cut" / "metrics.csv").read_text()
     (tmp_path / "cut" / "metrics.csv").write_text(curve[: curve.rindex(",")])
-    report = report_of([*seed_runs(workspace), *find_run_dirs([str(tmp_path)])], workspace)
+    report = text_of([*seed_runs(workspace), *find_run_dirs([str(tmp_path)])], workspace)
     assert report.csv == whole.csv
     assert report.markdown == whole.markdown
     for name in (*broken, "half", "torn", "old", "cut"):
@@ -284,7 +291,7 @@ def test_a_damaged_file_of_a_run_ends_no_report_of_others(
     damaged_runs = find_run_dirs(
         [str(tmp_path), str(workspace / "multirun")]
     )  # without config.yaml it is no run folder
-    report = report_of(damaged_runs, workspace)
+    report = text_of(damaged_runs, workspace)
     ours = [row for row in lines(report) if row["seeds"] == "1 2 3"]
     assert ours == [row for row in lines(whole) if row["seeds"] == "1 2 3"]
 
@@ -297,7 +304,7 @@ def test_a_damaged_file_of_a_data_set_ends_no_report(file: str, workspace: Path,
         if content is not None:
             (tmp_path / "prepared" / str(number) / file).write_bytes(content)
     other = write_run(tmp_path / "other", workspace / "prepared" / "one", 4)
-    rows = [row for row in lines(report_of([*seed_runs(workspace), other], tmp_path)) if row["model"] == "arnn"]
+    rows = [row for row in lines(text_of([*seed_runs(workspace), other], tmp_path)) if row["model"] == "arnn"]
     assert {row["seeds"] for row in rows} == {"1 2 3 4"}
 
 
@@ -305,7 +312,7 @@ def test_runs_on_different_data_are_not_averaged(workspace: Path, whole: Report,
     write_data(tmp_path / "prepared" / "two", seed=9)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "two", 2)
     alone = {row["model"]: row for row in lines(whole)}
-    report = report_of([*seed_runs(workspace), other], workspace, tmp_path)
+    report = text_of([*seed_runs(workspace), other], workspace, tmp_path)
     keys = {row["data_key"] for row in lines(report)}
     assert len(keys) == 2
     assert "results on different data are not averaged" in report.html
@@ -325,7 +332,7 @@ def test_V17_equal_manifests_are_the_same_data(workspace: Path, tmp_path: Path) 
 
 def test_runs_with_other_settings_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
     faster = write_run(tmp_path / "faster", workspace / "prepared" / "one", 1, "model.optimizer.lr=0.5")
-    report = report_of([*seed_runs(workspace), faster, workspace / "per_session"], workspace)
+    report = text_of([*seed_runs(workspace), faster, workspace / "per_session"], workspace)
     rows = [(row["setting"], row["model"], row["seeds"]) for row in lines(report) if row["model"].startswith("arnn")]
     assert rows == [
         ("data.contexts.assignment=own", "arnn", "1 2 3"),
@@ -355,7 +362,7 @@ def test_runs_rounded_otherwise_are_not_averaged(override: str, workspace: Path,
 
 def test_conflicting_duplicate_run_is_counted_once_with_note(workspace: Path, whole: Report, tmp_path: Path) -> None:
     again = write_run(tmp_path / "again", workspace / "prepared" / "one", 1, skill=1.0)
-    report = report_of([*seed_runs(workspace), again], workspace)
+    report = text_of([*seed_runs(workspace), again], workspace)
     assert report.csv == whole.csv
     assert "have the same configuration but different ranks; the first is used" in report.html
 
@@ -505,7 +512,7 @@ def test_each_column_of_differences_has_one_reference(workspace: Path, whole: Re
     assert "session encoder" not in same  # ARNN's session encoder is the GRU4REC of the table
     pnn = [write_run(tmp_path / str(seed), prepared, seed, "model=pnn") for seed in (1, 2)]
     other = write_run(tmp_path / "other", prepared, 3, "model.session.epochs=99")
-    report = report_of([*pnn, other, seed_runs(workspace)[0]], workspace)
+    report = text_of([*pnn, other, seed_runs(workspace)[0]], workspace)
     header = next(line for line in report.markdown.splitlines() if line.startswith("| model"))
     assert header.count("Recall@20 - ") == 2
     assert "Recall@20 - session encoder |" in header
@@ -568,11 +575,11 @@ def test_parts_of_another_seed_or_run_are_not_averaged(workspace: Path, tmp_path
 def test_a_damaged_data_set_is_skipped_with_a_reason(workspace: Path, tmp_path: Path) -> None:
     shutil.copytree(workspace / "prepared", tmp_path / "prepared")
     (tmp_path / "prepared" / "one" / "users.parquet").write_bytes(b"PAR1")
-    report = report_of(seed_runs(workspace), tmp_path)
+    report = text_of(seed_runs(workspace), tmp_path)
     assert f"skipped: {tmp_path / 'prepared' / 'one'}: damaged prepared data set" in report.html
     assert {row["seeds"] for row in lines(report) if row["model"] == "arnn"} == {"1 2 3"}
     (tmp_path / "prepared" / "one" / "manifest.json").write_text("{}")
-    assert "manifest.json lacks raw, config" in report_of(seed_runs(workspace), tmp_path).html
+    assert "manifest.json lacks raw, config" in text_of(seed_runs(workspace), tmp_path).html
 
 
 class Cells(HTMLParser):
@@ -616,18 +623,18 @@ def test_page_shows_groups_of_attributes_in_whole_tables(workspace: Path) -> Non
 
 def test_page_shows_what_is_listed_before_the_first_click(workspace: Path, tmp_path: Path) -> None:
     heading = "<h3>Before the first click</h3>"
-    page = report_of(seed_runs(workspace), workspace).html.split(heading)[1].split("</table>")[0]
+    page = text_of(seed_runs(workspace), workspace).html.split(heading)[1].split("</table>")[0]
     row = " ".join(re.sub("<[^>]*>", " ", page.split("<tbody>")[1]).split())
     assert row == "arnn PNN 1,234 0.2500 0.3250 by profile in 2 of 3 runs"
     shutil.copytree(seed_runs(workspace)[0], tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     del metrics["first_items"]["encoder"]  # as of a run of version 0.2.0
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
-    assert ">PNN</td><td>1,234</td>" in report_of([tmp_path / "run"], workspace).html
+    assert ">PNN</td><td>1,234</td>" in text_of([tmp_path / "run"], workspace).html
     assert first_items_line(metrics["first_items"]).endswith("popularity 0.2500, PNN 0.5000)")
     del metrics["first_items"]  # as of a model that has no list by profile
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
-    assert heading not in report_of([tmp_path / "run"], workspace).html
+    assert heading not in text_of([tmp_path / "run"], workspace).html
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics | {"first_items": {"answer": "pnn"}}))
     ((skipped, reason),) = ((run.folder.name, run.reason) for run in load_runs([tmp_path / "run"], workspace)[1])
     assert (skipped, "first_items lacks metric" in reason) == ("run", True)
@@ -642,7 +649,7 @@ def test_p_values_are_adjusted_over_the_table(whole: Report) -> None:
 
 def test_one_seed_is_pointed_out(workspace: Path, whole: Report) -> None:
     sentence = "One seed: intervals reflect the variation over users only"
-    assert sentence in report_of(seed_runs(workspace)[:1], workspace).html
+    assert sentence in text_of(seed_runs(workspace)[:1], workspace).html
     assert sentence not in whole.html
 
 
@@ -694,7 +701,7 @@ def test_ticks_of_bar_charts_do_not_overlap() -> None:
 
 
 def test_configurations_show_only_differing_values(workspace: Path) -> None:
-    html = report_of([*seed_runs(workspace), workspace / "per_session"], workspace).html
+    html = text_of([*seed_runs(workspace), workspace / "per_session"], workspace).html
     section = html[html.index('id="configs"') : html.index('id="runs"')]
     assert len(re.findall(r"<th\b", section)) == 2
     assert re.search(r"<td>data.<wbr>contexts.<wbr>assignment</td>", section)  # a row per key
@@ -709,6 +716,6 @@ def test_seconds_of_resumed_runs_are_left_out(workspace: Path, tmp_path: Path) -
     part = json.loads((tmp_path / "0" / "metrics.json").read_text()) | {"resumed": True, "seconds": {"train": 0.0}}
     for count in (1, 0):  # runs that are not resumed
         (tmp_path / f"{count}" / "metrics.json").write_text(json.dumps(part | {"seed": count + 1}))
-        page = report_of(find_run_dirs([str(tmp_path)]), workspace).html
+        page = text_of(find_run_dirs([str(tmp_path)]), workspace).html
         assert ("<td>20.0</td>" in page.replace(' class="number"', "")) == bool(count)
         assert "Resumed runs are left out" in page

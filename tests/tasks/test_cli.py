@@ -151,7 +151,11 @@ def test_help_and_wrong_settings_import_no_torch(arguments: list[str], tmp_path:
 
 
 def test_tasks_without_a_model_import_no_torch() -> None:
+    """The process of task=serve that has no model imports its HTTP half only."""
     code = "import sys; from arnn_lightning.tasks import generate, prepare, report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys; from arnn_lightning.serving import http, worker; from arnn_lightning.tasks import serve; "
+    code += "sys.exit(bool({'torch', 'polars'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

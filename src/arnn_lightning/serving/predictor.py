@@ -14,12 +14,13 @@ import torch
 from arnn_lightning.config import check_targets
 from arnn_lightning.errors import UserError
 from arnn_lightning.models.base import Recommender, RunSettings
+from arnn_lightning.run_folder import checkpoint_file
 from arnn_lightning.serving.catalogue import Catalogue
 from arnn_lightning.serving.inference import Inference
 from arnn_lightning.serving.live import LiveSession, LiveSessions
 from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, check_length, find_codes, like, to_ids
 from arnn_lightning.serving.vocabulary import Vocabulary
-from arnn_lightning.training.checkpoint import build_model, checkpoint_file, load_weights, read_checkpoint
+from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 
 OnUnknown = Literal["warn", "raise", "ignore"]
 BLOCK_SESSIONS = 1_024

@@ -14,9 +14,9 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import RECORD
+from arnn_lightning.run_folder import RECORD, checkpoint_file
 from arnn_lightning.serving.vocabulary import Vocabulary
-from arnn_lightning.training.checkpoint import checkpoint_file, load_weights, read_checkpoint, require_same_dataset
+from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset
 from arnn_lightning.training.initial import Ids, InitialWeights
 from arnn_lightning.training.stage import LAST, is_extended, to_container
 

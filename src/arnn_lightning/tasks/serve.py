@@ -5,12 +5,14 @@ import ipaddress
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from arnn_lightning.config import install_hint
 from arnn_lightning.errors import UserError
+from arnn_lightning.run_folder import checkpoint_file
 
 if TYPE_CHECKING:
     from arnn_lightning.serving.service import Service
@@ -33,7 +35,7 @@ def run(config: DictConfig) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"task=serve: {error}{install_hint('serve')}") from error
     gc.freeze()  # as in make_service
-    worker = Worker(make_service, OmegaConf.to_container(config, resolve=True))
+    worker = Worker(make_service, checkpoint_file(config.checkpoint), OmegaConf.to_container(config, resolve=True))
     app = make_app(worker.ask, token, int(1_000 * config.max_body_kb), worker.lifespan)
     try:
         run_app(app, config.host, config.port)
@@ -41,13 +43,12 @@ def run(config: DictConfig) -> None:
         worker.close()
 
 
-def make_service(config: Mapping[str, Any]) -> "Service":
-    """The service of a config; its model is replaced when the checkpoint changes."""
+def make_service(checkpoint: Path, config: Mapping[str, Any]) -> "Service":
+    """The service of a checkpoint with the settings of a config; the model is replaced when the file changes."""
     import torch
 
     from arnn_lightning.serving.predictor import load
     from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
-    from arnn_lightning.training.checkpoint import checkpoint_file
 
     if config["performance"]["threads"] is not None:
         torch.set_num_threads(int(config["performance"]["threads"]))
@@ -55,9 +56,7 @@ def make_service(config: Mapping[str, Any]) -> "Service":
     # with them. The model is loaded later, since it must be collected when it is replaced.
     gc.freeze()
     models = ReloadingPredictor(
-        checkpoint_file(config["checkpoint"]),
-        lambda file: load(file, config["trusted_modules"]),
-        config["reload_seconds"],
+        checkpoint, lambda file: load(file, config["trusted_modules"]), config["reload_seconds"]
     )
     threading.Thread(target=models.watch, daemon=True).start()
     return Service(models, SessionStore(config["max_sessions"], 60 * config["session_minutes"]))

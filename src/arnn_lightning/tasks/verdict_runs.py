@@ -19,10 +19,10 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.verdict import format_duration
-from arnn_lightning.run_folder import METRICS_FILE, has_record, stored_config
+from arnn_lightning.run_folder import BEST_OF_RUN, METRICS_FILE, has_record, stored_config
 from arnn_lightning.sweeps.plan import Job, run_seconds
 from arnn_lightning.tasks import train
-from arnn_lightning.training.checkpoint import BEST_OF_RUN, build_model, load_weights, read_checkpoint
+from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 from arnn_lightning.training.stage import evaluate_model, run_settings
 
 log = logging.getLogger(__name__)

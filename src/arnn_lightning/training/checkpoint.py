@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from arnn_lightning.config import instantiate
-from arnn_lightning.errors import UserError, nearest_file
+from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path
 from arnn_lightning.models.base import CHECKPOINT_VERSION, Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
+from arnn_lightning.run_folder import checkpoint_file
 
 Metadata = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -22,7 +23,6 @@ TRAINING_KEYS = (
     *("batch_size", "epochs", "patience", "n_sample", "sample_alpha", "negatives", "attribute_dropout", "tuned_on"),
 )
 FIRST_ITEMS = "first_items"
-BEST_OF_RUN = Path("checkpoints", "best.ckpt")
 ROLES = ("session", "context")
 
 
@@ -54,26 +54,6 @@ def build_model(config: Mapping[str, Any], settings: RunSettings, metadata: Meta
     make = instantiate(arguments, _partial_=True, _convert_="all")
     model: Recommender = make(settings=settings, **stages)
     return model
-
-
-def checkpoint_file(path: str | Path) -> Path:
-    """A checkpoint itself, or the best one of a run folder.
-
-    Raises:
-        UserError: there is none; names the newest run folders below ``path``, as of a multirun or a verdict.
-    """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"no checkpoint at {path}{nearest_file(path)} (runs save theirs to RUN/{BEST_OF_RUN})")
-    if (path / BEST_OF_RUN).is_file():
-        return path / BEST_OF_RUN
-    below = [file for depth in range(1, 6) for file in path.glob("*/" * depth + str(BEST_OF_RUN))]
-    below.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    runs = ", ".join(str(file.parents[1]) for file in below[:5])
-    hint = f"newest of {len(below)} below: {runs}" if runs else f"runs save theirs to RUN/{BEST_OF_RUN}"
-    raise UserError(f"no checkpoint at {path / BEST_OF_RUN} ({hint})")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
