@@ -23,8 +23,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(folder / "house"))
         target = "model._target_=arnn_lightning.models.itemknn.ItemKNN,nowhere.Model"  # the second fails
-        four = ["model=itemknn", "seed=1,2", target, "hydra.sweep.dir=four"]
-        done = arnn(folder, "-m", *SMALL, *four, code=2)
+        two = ["model=itemknn", "seed=2", target, "hydra.sweep.dir=two"]
+        done = arnn(folder, "-m", *SMALL, *two, code=2)
         assert "Traceback" not in done.stderr
         assert "wandb" not in done.stdout.lower()
         done = arnn(
@@ -52,15 +52,14 @@ def arnn_run(workspace: Path) -> Read:
 
 @pytest.mark.slow
 def test_each_job_of_a_multirun_is_one_run_of_its_group(workspace: Path) -> None:
-    runs = [read(workspace / "four" / str(job)) for job in range(4)]
-    assert len({run.run.run_id for run in runs}) == 4
-    assert {run.run.run_group for run in runs} == {"four"}
+    runs = [read(workspace / "two" / str(job)) for job in range(2)]
+    assert len({run.run.run_id for run in runs}) == 2
+    assert {run.run.run_group for run in runs} == {"two"}
     assert {run.run.job_type for run in runs} == {"itemknn"}
     names = [run.run.display_name for run in runs]
-    assert names[0].startswith("itemknn synthetic seed=1 ")
-    assert names[2].startswith("itemknn synthetic seed=2 ")
+    assert all(name.startswith("itemknn synthetic seed=2 ") for name in names)
     assert " _target_=arnn_lightning" in names[0]
-    assert [run.exit_code for run in runs] == [0, 1, 0, 1]  # each is ended, the failed ones as failed
+    assert [run.exit_code for run in runs] == [0, 1]  # each is ended, the failed one as failed
 
 
 def test_config_is_complete_and_without_absolute_paths(workspace: Path, arnn_run: Read) -> None:
@@ -134,15 +133,15 @@ def test_results_with_intervals_and_lists_are_a_table(workspace: Path) -> None:
 def test_checkpoint_and_manifest_are_optional_artifacts(workspace: Path, arnn_run: Read) -> None:
     kinds = {f"arnn-{arnn_run.run.run_id}-{kind}" for kind in ("model", "data")}
     assert kinds <= set(arnn_run.artifacts)
-    without = read(workspace / "four" / "0").artifacts
+    without = read(workspace / "two" / "0").artifacts
     assert not [name for name in without if name.endswith(("-model", "-data"))]
 
 
 def test_resumed_run_keeps_its_id(workspace: Path) -> None:
-    job = workspace / "four" / "0"
+    job = workspace / "two" / "0"
     run_id = read(job).run.run_id
     (job / "metrics.json").unlink()
-    arnn(workspace, *SMALL, "model=itemknn", "hydra.run.dir=four/0", "resume=true")
+    arnn(workspace, *SMALL, "model=itemknn", "hydra.run.dir=two/0", "resume=true")
     files = [file.name for file in (job / "wandb").glob("offline-run-*/*.wandb")]
     assert files == [f"run-{run_id}.wandb"] * 2
 
