@@ -222,6 +222,8 @@ def test_requests_of_one_session_are_answered_in_turn(models: ReloadingPredictor
     assert list(map(listed, answers[:4])) == [expected[0], expected[0], expected[1], expected[1]]
     assert listed(answers[5]) == expected[2]
     assert answers[4:] == [Answer(b""), answers[5], Answer(None)]
+    clicks = [Click(first, ClickRequest(item=item)) for item in (items[0], "strange", items[1])]
+    assert [answer.unknown_items for answer in service.answer(clicks)] == [0, 1, 0]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

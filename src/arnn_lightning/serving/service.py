@@ -156,10 +156,10 @@ class Service:
 
     @staticmethod
     def _click(number: int, predictor: Predictor, session: LiveSession, click: ClickRequest) -> Job:
-        known = session.clicks
+        is_unknown = predictor.catalogue.codes.find(click.item, "item") is None
 
         def body(found: Found) -> Answer:
-            return Answer(to_json(_body(predictor, session, found[0])), int(session.clicks == known))
+            return Answer(to_json(_body(predictor, session, found[0])), int(is_unknown))
 
         return Job(number, predictor, [session], [[click.item]], click, body)
 
