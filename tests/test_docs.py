@@ -24,7 +24,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
 NOTEBOOK = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
 INVARIANTS = (ROOT / "docs" / "invariants.md").read_text()
-QUICK = "evaluation.bootstrap.resamples=50"
+QUICK = "max_epochs=1 max_seeds=2 evaluation.bootstrap.resamples=50"
 NUMBERS = re.findall(r"^\| ([EV]\d+) \|", INVARIANTS, re.MULTILINE)
 TESTS = {
     node.name
@@ -111,7 +111,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     namespace: dict[str, Any] = {"command": lambda text: sys.stdout.write(arnn(tmp_path, *shlex.split(text)).stdout)}
     for cell in NOTEBOOK["cells"]:
         if cell["cell_type"] == "code":
-            source = "".join(cell["source"]).replace("\\\n", "").replace("max_epochs=2 max_seeds=3", f"max_epochs=1 max_seeds=2 {QUICK}")
+            source = "".join(cell["source"]).replace("\\\n", "").replace("max_epochs=2 max_seeds=3", QUICK)
             exec(re.sub(r"(?m)^!python -m arnn_lightning (.*?) \| .*$", r"""command('''\1''')""", source), namespace)
     output = capsys.readouterr().out
     assert re.search(r"\. (Profiles (do not )?help\.|Whether profiles help cannot be decided)", output)
