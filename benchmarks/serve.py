@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from recommend import PROFILE, make_predictor
 from workloads import machine, make_parser, parse
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -35,6 +34,7 @@ def serve(n_items: int, port: int) -> None:
     from arnn_lightning.serving.http import make_app, run_app
     from arnn_lightning.serving.worker import Worker
 
+    gc.freeze()  # as task=serve does
     worker = Worker(make_service, n_items)
     run_app(make_app(worker.ask, None, 1_000_000, worker.lifespan), "127.0.0.1", port)
 
@@ -43,6 +43,7 @@ def make_service(n_items: int) -> Any:
     import torch
 
     from arnn_lightning.serving.service import Service, SessionStore
+    from recommend import make_predictor
 
     gc.freeze()  # as task=serve does
 
@@ -83,6 +84,8 @@ def post(path: str, body: Any) -> bytes:
 
 async def load(port: int, rate: float, seconds: float, n_connections: int, n_items: int) -> tuple[Any, Counter[int]]:
     """Latencies in seconds in the order of the requests, and how often each status came."""
+    from recommend import PROFILE  # imports what the process of HTTP does not
+
     rng = np.random.default_rng(1)
     due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
     connections: asyncio.Queue[Any] = asyncio.Queue()

@@ -1,5 +1,6 @@
 """The service: what it answers, refuses, and keeps."""
 
+import asyncio
 import gc
 import json
 import os
@@ -12,18 +13,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 from fastapi.testclient import TestClient
-from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.bodies import ClickRequest, RecommendRequest
+from arnn_lightning.serving.bodies import BatchRequest, ClickRequest, Prefix, RecommendRequest
 from arnn_lightning.serving.http import make_app
-from arnn_lightning.serving.messages import Answer, Click, Close, Recommend
+from arnn_lightning.serving.messages import Answer, Click, Close, Describe, Message, Recommend
 from arnn_lightning.serving.predictor import load
 from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
 from arnn_lightning.tasks import serve
@@ -207,28 +208,41 @@ def listed(answer: Answer | Exception) -> list[Any]:
     return [item["id"] for item in json.loads(answer.content or b"")["items"]]
 
 
+def answers_of(service: Service, *messages: Message) -> list[Any]:
+    """The answers in the order of the messages."""
+    answered = dict(chain.from_iterable(service.answer(messages)))
+    return [answered.pop(place) for place in range(len(messages))]
+
+
 def test_requests_of_one_session_are_answered_in_turn(models: ReloadingPredictor, items: list[Any]) -> None:
     """Also where they wait together: a batch has each session once."""
     service = Service(models, SessionStore(10, 60))
     first, second = (service.store.add(models.current, models.current.session()) for _ in range(2))
     messages = [Click(key, ClickRequest(item=item)) for item in items[:3] for key in (first, second)]
-    answers = service.answer([*messages[:4], Close(second), messages[4], messages[5]])
+    *clicked, closed, third, gone = answers_of(service, *messages[:4], Close(second), messages[4], messages[5])
     expected = []
     for n_clicks in (1, 2, 3):
         live = models.current.session()
         for item in items[:n_clicks]:
             live.click(item)
         expected.append([item.item_id for item in live.top()])
-    assert list(map(listed, answers[:4])) == [expected[0], expected[0], expected[1], expected[1]]
-    assert listed(answers[5]) == expected[2]
-    assert answers[4:] == [Answer(b""), answers[5], Answer(None)]
+    assert list(map(listed, clicked)) == [expected[0], expected[0], expected[1], expected[1]]
+    assert (listed(third), closed, gone) == (expected[2], Answer(b""), Answer(None))
     clicks = [Click(first, ClickRequest(item=item)) for item in (items[0], "strange", items[1])]
-    assert [answer.unknown_items for answer in service.answer(clicks)] == [0, 1, 0]  # type: ignore[union-attr]
+    assert [answer.unknown_items for answer in answers_of(service, *clicks)] == [0, 1, 0]
+
+
+def test_what_is_quick_is_answered_before_what_takes_long(models: ReloadingPredictor, items: list[Any]) -> None:
+    service = Service(models, SessionStore(10, 60), size=2)
+    short, long = RecommendRequest(session=items[:1]), BatchRequest(sessions=[Prefix(session=items)] * 2)
+    messages = [Recommend([short], short, False), Recommend(long.sessions, long, True), Describe(), Close("none")]
+    parts = service.answer(messages)
+    assert [[place for place, _ in part] for part in parts] == [[2, 3], [0], [1]]
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_messages_are_answered_in_their_order(size: int, models: ReloadingPredictor, items: list[Any]) -> None:
-    """With other options, with errors between them, and in batches of any size."""
+def test_messages_are_answered_in_batches_of_any_size(size: int, models: ReloadingPredictor, items: list[Any]) -> None:
+    """With other options, and with errors between them."""
     service = Service(models, SessionStore(10, 60), size)
     bodies = [
         RecommendRequest(session=items[:2], k=3),
@@ -238,13 +252,31 @@ def test_messages_are_answered_in_their_order(size: int, models: ReloadingPredic
         RecommendRequest(session=items[:3], k=3, exclude_items=items[3:]),
         RecommendRequest(session=items[:1], k=3),
     ]
-    answers = service.answer([Recommend([body], body, is_batch=False) for body in bodies])
+    messages = [Recommend([body], body, is_batch=False) for body in bodies]
+    answers = answers_of(service, *messages)
     assert isinstance(answers[2], UserError)
-    for body, answer in zip(bodies, answers, strict=True):
-        if body.items is None:
-            (alone,) = service.answer([Recommend([body], body, is_batch=False)])
+    for message, answer in zip(messages, answers, strict=True):
+        if answer is not answers[2]:
+            (alone,) = answers_of(service, message)
             assert listed(answer) == listed(alone)
-            assert answer.unknown_items == (body.session == ["strange"])  # type: ignore[union-attr]
+            assert answer.unknown_items == (message.sessions[0].session == ["strange"])
+
+
+def test_health_is_known_while_the_model_computes_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_free = threading.Event()
+
+    async def ask(_: Message) -> Answer:
+        await asyncio.to_thread(is_free.wait, 10)
+        return Answer(b"{}", sessions=3)
+
+    monkeypatch.setattr("arnn_lightning.serving.http.DESCRIBE_SECONDS", 0.01)
+    with TestClient(make_app(ask, None, 1_000)) as client:  # one event loop
+        is_free.set()
+        assert client.get("/health").json() == {}  # the first waits
+        is_free.clear()
+        assert client.get("/health").json() == {}
+        assert "arnn_sessions 3.0" in client.get("/metrics").text
+        is_free.set()
 
 
 def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) -> None:
@@ -322,9 +354,8 @@ def test_other_machines_need_a_token_or_public(host: str, monkeypatch: pytest.Mo
 
 def test_garbage_collections_leave_modules_out(checkpoints: Checkpoints) -> None:
     """Modules are most objects of the process, and a collection of them stops all requests."""
-    config: Any = OmegaConf.to_container(compose_config("task=serve", "checkpoint=x"), resolve=True)
     try:
-        make_service(checkpoints(BY_NAME["arnn"]) / "checkpoints" / "best.ckpt", config)
+        make_service(checkpoints(BY_NAME["arnn"]) / "checkpoints" / "best.ckpt", (), 1, 60.0, 10, 60.0)
         assert gc.get_freeze_count() > 100_000
     finally:
         gc.unfreeze()
@@ -357,7 +388,8 @@ def test_serve_answers_and_stops_on_a_signal(
 ) -> None:
     port = 18_000 + os.getpid() % 2_000
     expected = load(checkpoints(BY_NAME["arnn"])).recommend(items, k=7)["item_id"].to_list()
-    arguments = ["task=serve", f"checkpoint={checkpoints(BY_NAME['arnn'])}", f"port={port}", "hydra.run.dir=out"]
+    shutil.copyfile(checkpoints(BY_NAME["arnn"]) / "checkpoints" / "best.ckpt", tmp_path / "best.ckpt")
+    arguments = ["task=serve", "checkpoint=best.ckpt", f"port={port}", "reload_seconds=0.1", "hydra.run.dir=out"]
     command = [sys.executable, "-m", "arnn_lightning", *arguments]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -379,11 +411,19 @@ def test_serve_answers_and_stops_on_a_signal(
             with pytest.raises(urllib.error.HTTPError) as refused:
                 post(port, path, {"item": items[0], "items": []} if status == 404 else {"session": [], "items": []})
             assert refused.value.code == status
+        shutil.copyfile(checkpoints(BY_NAME["gru4rec"]) / "checkpoints" / "best.ckpt", tmp_path / "new.ckpt")
+        (tmp_path / "new.ckpt").replace(tmp_path / "best.ckpt")
+        for _ in range(600):
+            answer = post(port, "recommend", {"session": items})
+            if answer["model"] != opened["model"]:
+                break
+            time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
         assert process.stdout is not None
         printed = process.stdout.read()
         assert "Uvicorn running on" in printed
+        assert "best.ckpt: loaded model " in printed
         assert "Traceback" not in printed
         assert "/health" not in printed  # /metrics counts requests
 

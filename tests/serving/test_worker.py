@@ -4,11 +4,15 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 
 import pytest
+import uvloop
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.serving.messages import Answer, Close, Describe, Message
@@ -24,8 +28,9 @@ class UnpicklableError(Exception):
 class Echo:
     """Answers with the key of each message, and the number of messages that were answered together."""
 
-    def answer(self, messages: Sequence[Message]) -> list[Answer | Exception]:
-        return [self._answer(message, len(messages)) for message in messages]
+    def answer(self, messages: Sequence[Message]) -> Iterator[list[tuple[int, Answer | Exception]]]:
+        for place, message in reversed([*enumerate(messages)]):
+            yield [(place, self._answer(message, len(messages)))]
 
     @staticmethod
     def _answer(message: Message, n_messages: int) -> Answer | Exception:
@@ -34,14 +39,15 @@ class Echo:
             return UserError("one line")
         if key == "defect":
             return UnpicklableError("a defect", None)
-        if key == "slow":
-            time.sleep(0.5)
+        if key in ("slow", "hour"):
+            time.sleep(0.5 if key == "slow" else 3_600)
         if key == "log":
             logging.getLogger("a.module").warning("a line of the process")
         if key == "end":
             os.kill(os.getpid(), signal.SIGKILL)
-        if key == "signal":
+        if key == "signals":
             os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
         return Answer(key.encode(), n_messages, os.getpid())
 
 
@@ -56,11 +62,14 @@ def fail(kind: str) -> Echo:
         raise PermissionError(13, "Permission denied", "best.ckpt")
     if kind == "defect":
         raise ValueError("a defect")
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
     os._exit(3)
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    monkeypatch.setattr(os, "_exit", pytest.fail)  # where the process ends: it would end the tests
     worker = Worker(make_echo)
     yield worker
     worker.close()
@@ -71,25 +80,28 @@ async def ask(worker: Worker, *keys: str) -> list[Answer | BaseException]:
         return await asyncio.gather(*(worker.ask(Close(key)) for key in keys), return_exceptions=True)
 
 
-def test_every_message_gets_its_answer(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
-    keys = ["slow", "refused", "x" * 1_000_000, "defect", "log", "signal", *map(str, range(100))]
-    answers = asyncio.run(ask(worker, *keys))
-    for key, answer in zip(keys, answers, strict=True):
-        if isinstance(answer, Answer):
-            assert answer.content == key.encode()
-            assert answer.sessions != os.getpid()
-    refused, defect = answers[1], answers[3]
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_every_message_gets_its_answer(
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop], worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ["slow", "refused", "x" * 1_000_000, "defect", "log", "signals", *map(str, range(100))]
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        answers = runner.run(ask(worker, *keys))
+    refused, defect = answers.pop(keys.index("refused")), answers.pop(keys.index("defect") - 1)
+    for key, answer in zip([key for key in keys if key not in ("refused", "defect")], answers, strict=True):
+        assert isinstance(answer, Answer)
+        assert answer.content == key.encode()
+        assert answer.sessions != os.getpid()
     assert isinstance(refused, UserError)
     assert str(refused) == "one line"
     assert isinstance(defect, RuntimeError)
     assert str(defect).endswith("UnpicklableError: a defect")
     assert ("a.module", logging.WARNING, "a line of the process") in caplog.record_tuples
-    # While the first was answered, the others waited: they were answered together.
-    assert isinstance(answers[-1], Answer)
-    assert answers[-1].unknown_items > 50
+    # The last ones waited while the first was answered: they were read together.
+    assert answers[-1].unknown_items > 10
 
 
-def test_a_client_that_has_gone_keeps_no_answer_back(worker: Worker) -> None:
+def test_a_cancelled_request_keeps_no_answer_back(worker: Worker) -> None:
     async def leave() -> Answer:
         async with worker.lifespan(None):
             gone = asyncio.create_task(worker.ask(Close("slow")))
@@ -106,7 +118,8 @@ def test_a_client_that_has_gone_keeps_no_answer_back(worker: Worker) -> None:
         ("user", UserError, "^no checkpoint$"),
         ("file", UserError, "^best.ckpt: Permission denied$"),
         ("defect", RuntimeError, "ValueError: a defect$"),
-        ("exit", RuntimeError, "ended before the model was loaded"),
+        ("exit", UserError, "ended before the model was loaded$"),
+        ("kill", UserError, "ended before the model was loaded: killed by signal 9, perhaps because memory was full$"),
     ],
 )
 def test_errors_before_the_first_message_are_raised(kind: str, error: type[Exception], line: str) -> None:
@@ -129,11 +142,43 @@ def test_the_service_ends_with_the_process_of_the_model(
     monkeypatch.setattr(os, "_exit", codes.append)
     asyncio.run(asyncio.wait_for(end(), 20))
     assert codes == [1]
-    assert "the process of the model has ended" in caplog.text
+    assert "the process of the model has ended: killed by signal 9" in caplog.text
 
 
-def test_the_process_ends_with_the_service(worker: Worker) -> None:
-    (answer,) = asyncio.run(ask(worker, "a"))
-    assert isinstance(answer, Answer)
-    with pytest.raises(ProcessLookupError):
-        os.kill(answer.sessions, 0)
+def test_a_process_that_still_computes_is_ended(worker: Worker) -> None:
+    async def leave() -> None:
+        async with worker.lifespan(None):
+            asked = asyncio.create_task(worker.ask(Close("hour")))
+            await asyncio.sleep(0.1)
+        asked.cancel()
+
+    started = time.monotonic()
+    asyncio.run(leave())
+    assert time.monotonic() - started < 30
+
+
+PARENT = """
+import time
+from test_worker import Worker, make_echo
+if __name__ == "__main__":
+    print(Worker(make_echo)._process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(300):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the process of the model is still there")

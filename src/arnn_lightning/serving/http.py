@@ -3,6 +3,7 @@
 ``make_app`` makes an ASGI application, which ``task=serve`` runs. Every error is one sentence under ``detail``.
 """
 
+import asyncio
 import inspect
 import json
 import logging
@@ -41,9 +42,10 @@ from arnn_lightning.serving.messages import Answer, Click, Close, Describe, Mess
 log = logging.getLogger(__name__)
 Ask = Callable[[Message], Awaitable[Answer]]
 Respond = Callable[..., Awaitable[Response]]
+DESCRIBE_SECONDS = 0.5  # that /health and /metrics wait for the model
 CLIENT_GONE = 499  # nginx's status of a request that the client gave up
 REFUSALS = {
-    400: "The body is not JSON in UTF-8.",
+    400: "The body cannot be decoded.",
     401: "No valid bearer token.",
     404: "No such session.",
     413: "The body is too large.",
@@ -183,11 +185,14 @@ def make_app(ask: Ask, token: str | None, max_body_bytes: int, lifespan: Lifespa
     def described(*statuses: int) -> dict[str, Any]:
         return {"dependencies": protected, "responses": _refusals(*unauthorized, *statuses)}
 
+    describe = _Description(ask)
+
     async def respond(message: Message, status: int = 200) -> Response:
         """Answers are written as they are, and described by their models: validating and copying them takes longer."""
         answer = await ask(message)
         if answer.content is None:
-            raise HTTPException(404, "no such session; it may have expired: open a new one")
+            hint = "" if isinstance(message, Close) else "; it may have expired: open a new one"
+            raise HTTPException(404, f"no such session{hint}")
         unknown_items.inc(answer.unknown_items)
         return Response(answer.content or None, status, media_type="application/json" if answer.content else None)
 
@@ -197,15 +202,33 @@ def make_app(ask: Ask, token: str | None, max_body_bytes: int, lifespan: Lifespa
     @app.get("/health", response_model=Health)
     async def health() -> Response:
         """The state of the service, and its model."""
-        return await respond(Describe())
+        return Response((await describe()).content, media_type="application/json")
 
     @app.get("/metrics", response_class=PlainTextResponse, **described())
     async def metrics() -> Response:
         """Counts and times of requests, in the text format of Prometheus."""
-        live_sessions.set((await ask(Describe())).sessions)
+        live_sessions.set((await describe()).sessions)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+class _Description:
+    """The model and the number of live sessions; as they were last while the model computes for long."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._latest: Answer | None = None
+
+    async def __call__(self) -> Answer:
+        asked = asyncio.ensure_future(self._ask(Describe()))
+        asked.add_done_callback(self._keep)
+        await asyncio.wait({asked}, timeout=None if self._latest is None else DESCRIBE_SECONDS)
+        return asked.result() if asked.done() or self._latest is None else self._latest
+
+    def _keep(self, asked: asyncio.Future[Answer]) -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            self._latest = asked.result()
 
 
 def run_app(app: FastAPI, host: str, port: int) -> None:

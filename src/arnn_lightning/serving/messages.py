@@ -8,7 +8,7 @@ from arnn_lightning.serving.bodies import ClickRequest, Lists, Prefix, Visitor
 
 
 class Recommend(NamedTuple):
-    """Lists of sessions that the request has whole."""
+    """Recommendations for sessions that the request contains in full."""
 
     sessions: Sequence[Prefix]
     lists: Lists
@@ -42,7 +42,7 @@ Message = Recommend | Open | Click | Close | Describe
 
 
 class Answer(NamedTuple):
-    """Of one message.
+    """The answer to one message.
 
     Attributes:
         content: the body of the response, JSON; None where there is no such session.

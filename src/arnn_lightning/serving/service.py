@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import one_line
 from arnn_lightning.serving.bodies import MAX_BATCH, ClickRequest, Lists
 from arnn_lightning.serving.catalogue import Recommendation
 from arnn_lightning.serving.live import LiveSession
@@ -88,7 +88,7 @@ class Job(NamedTuple):
 
 
 class Service:
-    """Answers messages; clicks and lists of those that wait together in one batch: the catalogue is read once for all.
+    """Answers messages. Clicks and lists with equal options are computed in one batch: the catalogue is read once.
 
     Args:
         models: the model that new sessions get.
@@ -101,28 +101,28 @@ class Service:
         self.store = store
         self.size = size
 
-    def answer(self, messages: Sequence[Message]) -> list[Answer | Exception]:
-        """The answers in the order of the messages; an exception where there is none."""
-        answers: list[Answer | Exception] = [NO_SESSION] * len(messages)
+    def answer(self, messages: Sequence[Message]) -> Iterator[list[tuple[int, Answer | Exception]]]:
+        """The answers, or exceptions, with the places of their messages; in parts, as soon as they are known."""
+        answers: list[tuple[int, Answer | Exception]] = []
         jobs: list[Job] = []
         for number, message in enumerate(messages):
             try:
                 prepared = self._prepare(number, message)
             except Exception as error:
-                answers[number] = error
+                answers.append((number, error))
                 continue
             if isinstance(prepared, Job):
                 jobs.append(prepared)
             else:
-                answers[number] = prepared
+                answers.append((number, prepared))
+        if answers:
+            yield answers
         for batch in self._batches(jobs):
-            for job, found in self._answer_batch(batch):
-                answers[job.number] = found
-        return answers
+            yield from self._answer_batch(batch)
 
     async def ask(self, message: Message) -> Answer:
         """The answer to one message, in the process of the application; raises the exception where there is none."""
-        (answer,) = self.answer([message])
+        (((_, answer),),) = self.answer([message])
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -176,7 +176,7 @@ class Service:
         if batch:
             yield batch
 
-    def _answer_batch(self, batch: Sequence[Job]) -> Iterator[tuple[Job, Answer | Exception]]:
+    def _answer_batch(self, batch: Sequence[Job]) -> Iterator[list[tuple[int, Answer | Exception]]]:
         groups: dict[Any, list[Job]] = {}
         for job in batch:
             lists = job.lists
@@ -190,7 +190,7 @@ class Service:
                 ]
             except Exception as error:
                 found = [error] * len(jobs)
-            yield from zip(jobs, found, strict=True)
+            yield [(job.number, answer) for job, answer in zip(jobs, found, strict=True)]
 
     @staticmethod
     def _found(jobs: Sequence[Job]) -> list[Found]:
@@ -253,8 +253,9 @@ class ReloadingPredictor:
             self._stamp = stamp
             predictor = self._read(self.file)
             _ = predictor.live, predictor.model_id
-        except (UserError, OSError) as error:
-            log.warning(f"{self.file}: not loaded, the previous model is kept: {error}")
+        except Exception as error:  # a defect, too, ends neither the service nor this watch
+            is_defect = one_line(error) is None
+            log.warning(f"{self.file}: not loaded, the previous model is kept: {error}", exc_info=is_defect)
             return False
         self.current = predictor
         log.info(f"{self.file}: loaded model {predictor.model_id}")

@@ -4,9 +4,9 @@ import gc
 import ipaddress
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,7 +35,15 @@ def run(config: DictConfig) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"task=serve: {error}{install_hint('serve')}") from error
     gc.freeze()  # as in make_service
-    worker = Worker(make_service, checkpoint_file(config.checkpoint), OmegaConf.to_container(config, resolve=True))
+    worker = Worker(
+        make_service,
+        checkpoint_file(config.checkpoint),
+        OmegaConf.to_container(config.trusted_modules),
+        config.performance.threads,
+        config.reload_seconds,
+        config.max_sessions,
+        60 * config.session_minutes,
+    )
     app = make_app(worker.ask, token, int(1_000 * config.max_body_kb), worker.lifespan)
     try:
         run_app(app, config.host, config.port)
@@ -43,23 +51,36 @@ def run(config: DictConfig) -> None:
         worker.close()
 
 
-def make_service(checkpoint: Path, config: Mapping[str, Any]) -> "Service":
-    """The service of a checkpoint with the settings of a config; the model is replaced when the file changes."""
+def make_service(
+    checkpoint: Path,
+    trusted_modules: Sequence[str],
+    threads: int | None,
+    reload_seconds: float,
+    max_sessions: int,
+    session_seconds: float,
+) -> "Service":
+    """The service of a checkpoint; the model is replaced when the file changes.
+
+    Args:
+        checkpoint: the file.
+        trusted_modules: as of ``load``.
+        threads: of torch; None: its default.
+        reload_seconds: between two checks of the file.
+        max_sessions, session_seconds: as of ``SessionStore``.
+    """
     import torch
 
     from arnn_lightning.serving.predictor import load
     from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
 
-    if config["performance"]["threads"] is not None:
-        torch.set_num_threads(int(config["performance"]["threads"]))
+    if threads is not None:
+        torch.set_num_threads(threads)
     # Leaves the 470,000 objects of modules out of garbage collections: a full one, which stops all requests, takes .3 s
     # with them. The model is loaded later, since it must be collected when it is replaced.
     gc.freeze()
-    models = ReloadingPredictor(
-        checkpoint, lambda file: load(file, config["trusted_modules"]), config["reload_seconds"]
-    )
+    models = ReloadingPredictor(checkpoint, lambda file: load(file, trusted_modules), reload_seconds)
     threading.Thread(target=models.watch, daemon=True).start()
-    return Service(models, SessionStore(config["max_sessions"], 60 * config["session_minutes"]))
+    return Service(models, SessionStore(max_sessions, session_seconds))
 
 
 def is_loopback(host: str) -> bool:
