@@ -232,12 +232,15 @@ def test_requests_of_one_session_are_answered_in_turn(models: ReloadingPredictor
     assert [answer.unknown_items for answer in answers_of(service, *clicks)] == [0, 1, 0]
 
 
-def test_what_is_quick_is_answered_before_what_takes_long(models: ReloadingPredictor, items: list[Any]) -> None:
+@pytest.mark.parametrize(("n_items", "places"), [(5, [[2, 3, 0, 1]]), (30, [[2, 3, 0], [1]])])
+def test_no_answer_waits_for_a_long_batch(
+    n_items: int, places: list[list[int]], models: ReloadingPredictor, items: list[Any]
+) -> None:
     service = Service(models, SessionStore(10, 60), size=2)
-    short, long = RecommendRequest(session=items[:1]), BatchRequest(sessions=[Prefix(session=items)] * 2)
+    short, long = RecommendRequest(session=items[:1]), BatchRequest(sessions=[Prefix(session=items[:1] * n_items)] * 2)
     messages = [Recommend([short], short, False), Recommend(long.sessions, long, True), Describe(), Close("none")]
     parts = service.answer(messages)
-    assert [[place for place, _ in part] for part in parts] == [[2, 3], [0], [1]]
+    assert [[place for place, _ in part] for part in parts] == places
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

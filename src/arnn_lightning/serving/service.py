@@ -21,6 +21,7 @@ from arnn_lightning.serving.predictor import Predictor
 
 log = logging.getLogger(__name__)
 NO_SESSION = Answer(None)
+SHORT_EVENTS = 50  # that a batch reads in some milliseconds
 Found = list[list[Recommendation]]
 
 
@@ -102,7 +103,10 @@ class Service:
         self.size = size
 
     def answer(self, messages: Sequence[Message]) -> Iterator[list[tuple[int, Answer | Exception]]]:
-        """The answers, or exceptions, with the places of their messages; in parts, as soon as they are known."""
+        """The answers, or exceptions, with the places of their messages; in parts, so that none waits for a long batch.
+
+        Each part costs both processes time: short batches are one part.
+        """
         answers: list[tuple[int, Answer | Exception]] = []
         jobs: list[Job] = []
         for number, message in enumerate(messages):
@@ -115,10 +119,14 @@ class Service:
                 jobs.append(prepared)
             else:
                 answers.append((number, prepared))
+        for batch in self._batches(jobs):
+            n_events = sum(len(clicked) for job in batch for clicked in job.items)
+            if answers and n_events > SHORT_EVENTS:
+                yield answers
+                answers = []
+            answers += self._answer_batch(batch)
         if answers:
             yield answers
-        for batch in self._batches(jobs):
-            yield from self._answer_batch(batch)
 
     async def ask(self, message: Message) -> Answer:
         """The answer to one message, in the process of the application; raises the exception where there is none."""
@@ -176,7 +184,7 @@ class Service:
         if batch:
             yield batch
 
-    def _answer_batch(self, batch: Sequence[Job]) -> Iterator[list[tuple[int, Answer | Exception]]]:
+    def _answer_batch(self, batch: Sequence[Job]) -> Iterator[tuple[int, Answer | Exception]]:
         groups: dict[Any, list[Job]] = {}
         for job in batch:
             lists = job.lists
@@ -190,7 +198,7 @@ class Service:
                 ]
             except Exception as error:
                 found = [error] * len(jobs)
-            yield [(job.number, answer) for job, answer in zip(jobs, found, strict=True)]
+            yield from ((job.number, answer) for job, answer in zip(jobs, found, strict=True))
 
     @staticmethod
     def _found(jobs: Sequence[Job]) -> list[Found]:

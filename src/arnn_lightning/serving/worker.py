@@ -18,7 +18,7 @@ from arnn_lightning.errors import UserError, one_line
 from arnn_lightning.serving.messages import Answer, Message, Unpacker, pack
 
 log = logging.getLogger(__name__)
-READ_BYTES = 1 << 18
+READ_BYTES = 1 << 16
 CLOSE_SECONDS = 1.0
 READY = "ready"
 Answers = Sequence[tuple[int, Answer | Exception]]
@@ -28,7 +28,7 @@ class Answering(Protocol):
     """Answers messages that wait together."""
 
     def answer(self, messages: Sequence[Message]) -> Iterable[Answers]:
-        """The answers with the places of their messages, in parts: as soon as they are known."""
+        """The answers with the places of their messages, in parts."""
         ...
 
 
