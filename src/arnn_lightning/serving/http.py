@@ -223,8 +223,10 @@ class _Description:
     async def __call__(self) -> Answer:
         asked = asyncio.ensure_future(self._ask(Describe()))
         asked.add_done_callback(self._keep)
-        await asyncio.wait({asked}, timeout=None if self._latest is None else DESCRIBE_SECONDS)
-        return asked.result() if asked.done() or self._latest is None else self._latest
+        if self._latest is None:
+            return await asked
+        await asyncio.wait({asked}, timeout=DESCRIBE_SECONDS)
+        return asked.result() if asked.done() else self._latest
 
     def _keep(self, asked: asyncio.Future[Answer]) -> None:
         if not asked.cancelled() and asked.exception() is None:

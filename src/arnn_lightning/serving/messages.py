@@ -55,6 +55,9 @@ class Answer(NamedTuple):
     sessions: int = 0
 
 
+Answers = Sequence[tuple[int, Answer | Exception]]  # to messages that were read together, with their places
+
+
 LENGTH = 4  # bytes
 
 

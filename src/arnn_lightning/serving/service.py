@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from arnn_lightning.errors import one_line
 from arnn_lightning.serving.bodies import MAX_BATCH, ClickRequest, Lists
 from arnn_lightning.serving.catalogue import Recommendation
 from arnn_lightning.serving.live import LiveSession
-from arnn_lightning.serving.messages import Answer, Click, Close, Message, Open, Recommend
+from arnn_lightning.serving.messages import Answer, Answers, Click, Close, Message, Open, Recommend
 from arnn_lightning.serving.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -35,36 +34,31 @@ class SessionStore:
         self.size = size
         self.seconds = seconds
         self._clock = clock
-        self._lock = threading.Lock()
         self._sessions: OrderedDict[str, tuple[float, Predictor, LiveSession]] = OrderedDict()
 
     def __len__(self) -> int:
-        with self._lock:
-            self._expire()
-            return len(self._sessions)
+        self._expire()
+        return len(self._sessions)
 
     def add(self, predictor: Predictor, session: LiveSession) -> str:
         key = secrets.token_urlsafe(16)
-        with self._lock:
-            self._expire()
-            while len(self._sessions) >= self.size:
-                self._sessions.popitem(last=False)
-            self._sessions[key] = (self._clock(), predictor, session)
+        self._expire()
+        while len(self._sessions) >= self.size:
+            self._sessions.popitem(last=False)
+        self._sessions[key] = (self._clock(), predictor, session)
         return key
 
     def get(self, key: str) -> tuple[Predictor, LiveSession] | None:
         """The session's model, and the session."""
-        with self._lock:
-            self._expire()
-            if key not in self._sessions:
-                return None
-            _, predictor, session = self._sessions.pop(key)
-            self._sessions[key] = (self._clock(), predictor, session)
-            return predictor, session
+        self._expire()
+        if key not in self._sessions:
+            return None
+        _, predictor, session = self._sessions.pop(key)
+        self._sessions[key] = (self._clock(), predictor, session)
+        return predictor, session
 
     def remove(self, key: str) -> bool:
-        with self._lock:
-            return self._sessions.pop(key, None) is not None
+        return self._sessions.pop(key, None) is not None
 
     def _expire(self) -> None:
         oldest = self._clock() - self.seconds
@@ -102,7 +96,7 @@ class Service:
         self.store = store
         self.size = size
 
-    def answer(self, messages: Sequence[Message]) -> Iterator[list[tuple[int, Answer | Exception]]]:
+    def answer(self, messages: Sequence[Message]) -> Iterator[Answers]:
         """The answers, or exceptions, with the places of their messages; in parts, so that none waits for a long batch.
 
         Each part costs both processes time: short batches are one part.

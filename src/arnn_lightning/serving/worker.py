@@ -15,13 +15,12 @@ from itertools import count
 from typing import Any, Protocol
 
 from arnn_lightning.errors import UserError, one_line
-from arnn_lightning.serving.messages import Answer, Message, Unpacker, pack
+from arnn_lightning.serving.messages import Answer, Answers, Message, Unpacker, pack
 
 log = logging.getLogger(__name__)
 READ_BYTES = 1 << 16
 CLOSE_SECONDS = 1.0
 READY = "ready"
-Answers = Sequence[tuple[int, Answer | Exception]]
 
 
 class Answering(Protocol):
