@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from recommend import PROFILE, make_predictor
 from workloads import machine, make_parser, parse
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -43,7 +44,6 @@ def make_service(n_items: int) -> Any:
     import torch
 
     from arnn_lightning.serving.service import Service, SessionStore
-    from recommend import make_predictor
 
     gc.freeze()  # as task=serve does
 
@@ -84,8 +84,6 @@ def post(path: str, body: Any) -> bytes:
 
 async def load(port: int, rate: float, seconds: float, n_connections: int, n_items: int) -> tuple[Any, Counter[int]]:
     """Latencies in seconds in the order of the requests, and how often each status came."""
-    from recommend import PROFILE  # imports what the process of HTTP does not
-
     rng = np.random.default_rng(1)
     due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
     connections: asyncio.Queue[Any] = asyncio.Queue()
