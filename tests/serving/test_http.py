@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,13 +23,14 @@ import pytest
 from fastapi.testclient import TestClient
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.serving import worker
 from arnn_lightning.serving.bodies import BatchRequest, ClickRequest, Prefix, RecommendRequest
 from arnn_lightning.serving.http import make_app
 from arnn_lightning.serving.messages import Answer, Click, Close, Describe, Message, Recommend
 from arnn_lightning.serving.predictor import load
 from arnn_lightning.serving.service import ReloadingPredictor, Service, SessionStore
 from arnn_lightning.tasks import serve
-from arnn_lightning.tasks.serve import make_service
+from arnn_lightning.tasks.serve import check_address, make_service
 from commandline import arnn_here
 from helpers import compose_config
 from models import BY_NAME, MODELS, ModelCase, case_name, slow_but
@@ -376,6 +378,26 @@ def test_a_missing_checkpoint_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert arnn_here(["task=serve", "checkpoint=none.ckpt"], monkeypatch) == 2
     assert capsys.readouterr().err.startswith("error: no checkpoint at none.ckpt")
+
+
+def test_an_address_that_cannot_be_served_is_refused_before_loading(
+    checkpoints: Checkpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker, "Worker", pytest.fail)
+    arguments = ["task=serve", f"checkpoint={checkpoints(BY_NAME['pop'])}"]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert arnn_here([*arguments, f"port={port}"], monkeypatch) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"error: host=127.0.0.1 port={port}: Address already in use; choose another host or port"
+    assert arnn_here([*arguments, "host=no-such-host.invalid", "public=true"], monkeypatch) == 2
+    assert capsys.readouterr().err.startswith("error: host=no-such-host.invalid port=8000: ")
+    check_address("127.0.0.1", port)  # free again
+    check_address("localhost", port)
 
 
 def post(port: int, path: str, body: Any) -> Any:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 
 import pytest
-import uvloop
+import uvicorn
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.serving.messages import Answer, Close, Describe, Message
@@ -80,12 +81,10 @@ async def ask(worker: Worker, *keys: str) -> list[Answer | BaseException]:
         return await asyncio.gather(*(worker.ask(Close(key)) for key in keys), return_exceptions=True)
 
 
-@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_every_message_gets_its_answer(
-    new_event_loop: Callable[[], asyncio.AbstractEventLoop], worker: Worker, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "auto"])  # auto: uvloop, where it can be installed
+def test_every_message_gets_its_answer(loop: str, worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     keys = ["slow", "refused", "x" * 1_000_000, "defect", "log", "signals", *map(str, range(100))]
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvicorn.Config("app", loop=loop).get_loop_factory()) as runner:
         answers = runner.run(ask(worker, *keys))
     refused, defect = answers.pop(keys.index("refused")), answers.pop(keys.index("defect") - 1)
     for key, answer in zip([key for key in keys if key not in ("refused", "defect")], answers, strict=True):
@@ -125,6 +124,25 @@ def test_a_cancelled_request_keeps_no_answer_back(worker: Worker) -> None:
 def test_errors_before_the_first_message_are_raised(kind: str, error: type[Exception], line: str) -> None:
     with pytest.raises(error, match=line):
         Worker(fail, kind)
+
+
+INTERRUPTED = """
+import os, signal
+from test_worker import Echo
+if os.getpid() != {pid}:
+    os.kill(os.getpid(), signal.SIGINT)
+def make():
+    return Echo()
+"""
+
+
+def test_ctrl_c_while_the_process_starts_does_not_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED.format(pid=os.getpid()))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    worker = Worker(import_module("interrupted").make)
+    worker.close()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_service_ends_with_the_process_of_the_model(

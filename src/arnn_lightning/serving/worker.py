@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Protocol
 
@@ -47,7 +47,8 @@ class Worker(asyncio.Protocol):
         self._socket, of_process = socket.socketpair()
         process = multiprocessing.get_context("spawn").Process
         self._process = process(target=_work, args=(of_process, make, arguments))
-        self._process.start()
+        with _ignored_interrupts():
+            self._process.start()
         of_process.close()
         self._unpacker = Unpacker()
         self._numbers = count()
@@ -140,6 +141,19 @@ class Worker(asyncio.Protocol):
         if not self._is_closing:
             log.error(f"the process of the model has ended{self._reason()}; the service ends, too")
             os._exit(1)  # what a supervisor restarts
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """A process that starts here ignores SIGINT from its first instruction: Ctrl-C reaches it, too."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 class _Sender:

@@ -3,6 +3,8 @@
 import gc
 import ipaddress
 import os
+import socket
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,10 +36,12 @@ def run(config: DictConfig) -> None:
         from arnn_lightning.serving.worker import Worker
     except ModuleNotFoundError as error:
         raise UserError(f"task=serve: {error}{install_hint('serve')}") from error
+    checkpoint = checkpoint_file(config.checkpoint)
+    check_address(config.host, config.port)
     gc.freeze()  # as in make_service
     worker = Worker(
         make_service,
-        checkpoint_file(config.checkpoint),
+        checkpoint,
         OmegaConf.to_container(config.trusted_modules),
         config.performance.threads,
         config.reload_seconds,
@@ -81,6 +85,24 @@ def make_service(
     models = ReloadingPredictor(checkpoint, lambda file: load(file, trusted_modules), reload_seconds)
     threading.Thread(target=models.watch, daemon=True).start()
     return Service(models, SessionStore(max_sessions, session_seconds))
+
+
+def check_address(host: str, port: int) -> None:
+    """Tries whether the service can listen there: before the model is loaded, which takes longer.
+
+    Raises:
+        UserError: the host is unknown, or the port is in use or reserved.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as server:  # with the options of asyncio's servers
+                if sys.platform != "win32":
+                    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                server.bind(address)
+    except OSError as error:
+        raise UserError(f"host={host} port={port}: {error.strerror}; choose another host or port") from error
 
 
 def is_loopback(host: str) -> bool:
