@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import re
 from functools import cache
 from itertools import compress
@@ -113,7 +114,7 @@ def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     is_group = [o.package is not None or "/" in o.key_or_group or o.key_or_group in GROUPS for o in parsed]
-    config = copy.deepcopy(_compose_groups(*compress(overrides, is_group)))
+    config = pickle.loads(_compose_groups(*compress(overrides, is_group)))
     ConfigLoaderImpl._apply_overrides_to_config([*compress(parsed, map(not_, is_group))], config)
     config.hydra.overrides.task = list(overrides)
     if not with_hydra:
@@ -123,9 +124,10 @@ def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
 
 
 @cache
-def _compose_groups(*overrides: str) -> DictConfig:
+def _compose_groups(*overrides: str) -> bytes:
+    """Pickled, since a copy takes twice as long."""
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=True)
+        return pickle.dumps(compose("config", overrides=list(overrides), return_hydra_config=True))
 
 
 def model_config(name: str, dims: dict[str, Any], *overrides: str) -> dict[str, Any]:

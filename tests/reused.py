@@ -1,24 +1,32 @@
-"""Work that commands repeat and tests need once in a process: parsing the package's YAML files, and simulating a log.
+"""Work that commands repeat and tests need once in a process: composing the chosen groups, and simulating a log.
 
-Files in arnn_conf or --config-dir are of another kind of source, and parsed each time. Simulators that tests call
-themselves simulate.
+With a folder arnn_conf or --config-dir, the groups are composed each time. Simulators that tests call themselves
+simulate.
 """
 
 import atexit
-import copy
 import json
 import multiprocessing
+import pickle
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import arnn_lightning.conf
 from hydra import compose, initialize_config_module
+from hydra._internal import config_loader_impl, defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.default_element import InputDefault
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from arnn_lightning.simulation.simulator import ensure_simulated
 from arnn_lightning.tasks import prepare
@@ -26,14 +34,53 @@ from arnn_lightning.tasks import prepare
 Plugins.instance()  # creates the classes that Hydra uses, which are not those imported before
 Source: Any = SourcesRegistry.instance().types["pkg"]
 parse = Source._read_config
-parsed: dict[str, ConfigResult] = {}
+list_defaults = config_loader_impl.create_defaults_list
+map_choices = defaults_list._create_interpolation_map
+compose_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
+results: dict[str, bytes] = {}  # pickled, since compositions change what they get
+lists: dict[str, DefaultsList] = {}
 simulated: dict[str, Path] = {}
 
 
 def read(source: Any, file: Any) -> ConfigResult:
-    if str(file) not in parsed:
-        parsed[str(file)] = parse(source, file)
-    return copy.deepcopy(parsed[str(file)])  # compositions change what they get
+    return _once(str(file), lambda: parse(source, file))
+
+
+def list_defaults_once(
+    repo: IConfigRepository, config_name: str, overrides_list: list[Override], **options: bool
+) -> DefaultsList:
+    """The groups of a command line; Hydra sets its values later."""
+    if (packages := _packages(repo)) is None:
+        return list_defaults(repo, config_name, overrides_list, **options)
+    values = Overrides(repo, overrides_list).config_overrides
+    groups = [override for override in overrides_list if not any(override is value for value in values)]
+    key = repr([packages, config_name, [override.input_line for override in groups], options])
+    if key not in lists:
+        lists[key] = list_defaults(repo, config_name, groups, **options)
+    return replace(lists[key], config_overrides=values)
+
+
+def map_choices_if_used(overrides: Overrides, defaults: list[InputDefault], self_added: bool) -> DictConfig | None:
+    """What an interpolation in a defaults list can refer to, which Hydra collects for lists without one, too."""
+    return map_choices(overrides, defaults, self_added) if any(d.is_interpolation() for d in defaults) else None
+
+
+def compose_defaults_once(loader: ConfigLoaderImpl, defaults: list[Any], repo: IConfigRepository) -> DictConfig:
+    if (packages := _packages(repo)) is None:
+        return compose_defaults(loader, defaults, repo)
+    return _once(repr([packages, defaults]), lambda: compose_defaults(loader, defaults, repo))
+
+
+def _packages(repo: IConfigRepository) -> list[str] | None:
+    """What the configs are read from, if that is packages alone."""
+    sources = repo.get_sources()
+    return None if any(source.scheme() == "file" for source in sources) else [source.path for source in sources]
+
+
+def _once(key: str, make: Callable[[], Any]) -> Any:
+    if key not in results:
+        results[key] = pickle.dumps(make())
+    return pickle.loads(results[key])
 
 
 def simulate(settings: Any, name: str, raw_dir: Path, *_: Any) -> Path:
@@ -57,6 +104,9 @@ def _temporary() -> Path:
 
 def reuse() -> None:
     Source._read_config = read
+    config_loader_impl.create_defaults_list = list_defaults_once
+    defaults_list._create_interpolation_map = map_choices_if_used
+    ConfigLoaderImpl._compose_config_from_defaults_list = compose_defaults_once
     prepare.ensure_simulated = simulate
 
 
