@@ -49,6 +49,11 @@ def test_every_key_of_every_yaml_passes_the_schema(groups: tuple[str, ...]) -> N
         assert line == "" or line.endswith("is required; set it on the command line"), chosen
 
 
+@pytest.mark.parametrize("value", [None, True, 3, 1.5, "x", [], ["UTC"], [[1], {}], {}, {"a": [1]}], ids=repr)
+def test_every_rule_decides_on_values_of_every_type(value: Any) -> None:
+    assert {type(rule.accepts(value)) for rule in RULES.values()} == {bool}
+
+
 def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(RULES, "evaluation.ties")
     assert error() == "no key evaluation.ties"
@@ -91,7 +96,9 @@ def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) 
         ("data.split.test_days=1.5", "an integer of at least 0"),
         ("data.window_days=0", "an integer of at least 1, or null"),
         ("data.gap=1x", "a duration such as 90s, 30m, 1h or 1d, or an integer of at least 1, or null"),
-        ("data.name=a/b", "letters, digits, dots and dashes only, since it names folders"),
+        ("data.name=a/b", "letters, digits, _, . and - only, . not first, since it names folders"),
+        ("data.name=..", "letters, digits, _, . and - only, . not first, since it names folders"),
+        ("data.timezone=[UTC]", "a time zone such as Europe/Berlin"),
         ("data.context_strength=3", "a number in [0, 1]"),
         ("data.generate.noise_rate=much", "a number of at least 0"),
         ("model.optimizer.lr=inf", "a number of at least 0"),
@@ -183,6 +190,7 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ),
         ("~data", "data is required; choose one by data=NAME"),
         ("~seed", "seed is required"),
+        ("~task", "task is required"),
         ("~model.hidden_size", "~model.hidden_size: is required"),
         ("~data.contexts", "~data.contexts: is required"),
         ("data.contexts={}", "data.contexts={}: changes nothing; remove what you do not want, as in ~data.contexts."),
@@ -213,6 +221,9 @@ def test_a_float_for_an_integer_is_written_out() -> None:
             "trainer.strategy.timeout_minutes=x: must be a number above 0",
         ),
         ("data=tabular data.events=[]", "data.events=[]: must be text, or a list of texts"),
+        ('data=tabular data.events=a.csv data.quote="§"', "data.quote=§: must be one ASCII character, or null"),
+        ("data=tabular data.events=a.csv data.years=[2030,1990]", "data.years=[2030,1990]: must be two years, the"),
+        ("data=tabular data.events=a.csv data.years=[1990,2000,2030]", "data.years=[1990,2000,2030]: must be two"),
         ("data=tabular data.events=a.csv data.columns=[a]", "data.columns=[a]: must be a mapping; set its keys"),
         (
             "data=tabular data.events=a.csv data.columns.usr=x",

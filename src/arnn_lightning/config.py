@@ -89,8 +89,13 @@ EDGES = Rule(
     "edges in ascending order, as in [20,30,50]",
     lambda value: list_of(number("", lambda _: True), "").accepts(value) and value == sorted(set(value)),
 )
+YEARS = Rule(
+    "two years, the earlier first, as in [1990,2030]",
+    lambda value: list_of(integer(1700, 2260), "", 2, 2).accepts(value) and value[0] <= value[1],
+)
 TIMEZONE = Rule(
-    "a time zone such as Europe/Berlin", lambda value: value == "UTC" or value in zoneinfo.available_timezones()
+    "a time zone such as Europe/Berlin",
+    lambda value: isinstance(value, str) and (value == "UTC" or value in zoneinfo.available_timezones()),
 )
 DURATION = r"([1-9]\d*)([smh])"
 DECAY = choice("same", "div", "linear", "log", "quadratic")
@@ -194,7 +199,7 @@ RULES = TRAINING_RULES | {
     "model.loss.logq": UNIT_INTERVAL,
     "model.loss.bpreg": NOT_NEGATIVE,
     # data
-    "data.name": text("letters, digits, dots and dashes only, since it names folders", r"[\w.-]+"),
+    "data.name": text("letters, digits, _, . and - only, . not first, since it names folders", r"[\w-][\w.-]*"),
     "data.note": either(TEXT, NULL),
     "data.raw_dir": either(TEXT, NULL),
     "data.events": PATHS,
@@ -213,8 +218,8 @@ RULES = TRAINING_RULES | {
     "data.titles_header": HEADER,
     "data.incomplete": choice("error", "drop"),
     "data.time_unit": choice("auto", "s", "ms", "us", "ns"),
-    "data.years": either(list_of(integer(1700, 2260), "two years, as in [1990,2030]", minimum=2), NULL),
-    "data.quote": either(text("one character", "."), NULL),
+    "data.years": either(YEARS, NULL),
+    "data.quote": either(text("one ASCII character", "[\0-\x7f]"), NULL),
     "data.encoding": TEXT,
     "data.timezone": TIMEZONE,
     "data.window_days": either(integer(1), NULL),
@@ -363,6 +368,7 @@ REQUIRED = (
     "baselines",
     "trainer",
     "logger",
+    "task",
 )
 # Arguments of Lightning's Trainer that the project sets itself, and where to set them instead.
 RESERVED = {

@@ -1,10 +1,13 @@
 """Reading delimited files: valid input and errors."""
 
+import errno
 import gzip
+import shutil
 import zipfile
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,8 +137,8 @@ def test_a_valid_value_before_the_invalid_one_is_not_named(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["user_id\tname\n1\ta\tb\n", b"user_id\tname\n1\t\xe4\n", "user_id\tname\tname\n1\ta\tb\n"],
-    ids=["a field too many", "not UTF-8", "a column twice"],
+    ["user_id\tname\n1\ta\tb\n", b"user_id\tname\n1\t\xe4\n", "user_id\tname\tname\n1\ta\tb\n", b"\0", b"\0\0\1"],
+    ids=["a field too many", "not UTF-8", "a column twice", "a byte of 0", "binary"],
 )
 def test_unreadable_table_is_one_line(file: Path, text: str | bytes) -> None:
     with pytest.raises(UserError, match=r"log\.csv: ") as error:
@@ -165,7 +168,9 @@ def test_missing_folder_error_names_files_and_settings(tmp_path: Path) -> None:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     (tmp_path / "b.csv").mkdir()
-    words = r"no b\.csv; expected: a\.csv \(events\), b\.csv \(users\), plain, gz or zip; from there"
+    words = (
+        r"no b\.csv; expected: a\.csv \(events\), b\.csv \(users\), plain, packed .*, or in a zip archive; from there"
+    )
     with pytest.raises(UserError, match=words):
         require_files(tmp_path, EXPECTED, "from there")
 
@@ -208,11 +213,73 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(b"PK no archive")
     with pytest.raises(UserError, match=r"a\.csv\.gz: cannot be decompressed"):
         read_delimited(tmp_path / "a.csv.gz", {"user": pl.Int64}, separator="\t")
-    with pytest.raises(UserError, match=r"b\.zip: not a readable zip archive"):
+    with pytest.raises(UserError, match=r"no b\.csv \(damaged, download or create again: b\.zip\); expected"):
         require_files(tmp_path, EXPECTED, "from there")
 
 
 # --- invalid rows ---
+
+
+def test_a_damaged_archive_of_other_files_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "notes.zip").write_bytes(b"PK no archive")
+    for name in EXPECTED:
+        (tmp_path / name).write_text("x")
+    assert list(require_files(tmp_path, EXPECTED, "from there", optional=["c.csv"])) == [*EXPECTED]
+
+
+def test_a_parquet_file_where_text_is_expected_is_one_line(file: Path) -> None:
+    pl.DataFrame({"user_id": [1], "name": ["a"]}).write_parquet(file)
+    with pytest.raises(UserError, match=r"log\.csv: a parquet file; here it must be text"):
+        read_delimited(file, COLUMNS, separator=",")
+
+
+def test_an_archive_without_the_file_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("other.csv", "user_id,name\n1,a\n")
+    with pytest.raises(UserError, match=r"all\.zip: contains no log\.csv"):
+        read_delimited(tmp_path / "all.zip", COLUMNS, separator=",", name="log.csv")
+
+
+@pytest.mark.parametrize("n_rows", [1, 50, 20_000])  # the last one: more characters than Python's csv module reads
+@pytest.mark.parametrize("separator", [",", None])
+def test_a_quote_that_stays_open_in_the_header_is_named(file: Path, n_rows: int, separator: str | None) -> None:
+    file.write_text('user_id,"name,time\n' + "1,abc,2\n" * n_rows)
+    with pytest.raises(UserError, match=r"row 1: a quote opens in 'user_id,\"name,time' and does not close") as error:
+        read_delimited(file, COLUMNS, separator=separator)
+    assert len(str(error.value)) < 300
+
+
+def test_a_quoted_name_of_several_lines_is_a_name(file: Path) -> None:
+    assert read(file, 'user_id,name,"a\nb"\n1,x,y\n', ",") == [(1, "x")]
+
+
+def test_long_quoted_fields_are_read(file: Path) -> None:
+    long = "line, one\n" * 20_000
+    assert read(file, f'user_id,name\n1,"{long}"\n2,b\n', ",") == [(1, long), (2, "b")]
+
+
+def test_a_separator_of_two_characters_may_be_within_quotes(file: Path) -> None:
+    text = 'user_id::name::x\n1::"Star::Trek"::\n2::a::b\n3::"a ""b"" :: c"::"::"\n'
+    assert read(file, text, "::") == [(1, "Star::Trek"), (2, "a"), (3, 'a "b" :: c')]
+
+
+def test_text_in_another_encoding_packed_by_zstd_is_one_line(file: Path) -> None:
+    pl.DataFrame({"user_id": [1], "name": ["é"]}).write_csv(file, compression="zstd", check_extension=False)
+    assert read_delimited(file, COLUMNS, separator=",").rows() == [(1, "é")]
+    with pa.output_stream(str(file), compression="zstd") as output:
+        output.write("user_id,name\n1,é\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"log\.csv: zst is read in UTF-8 only; decompress it"):
+        read_delimited(file, COLUMNS, separator=",", encoding="latin-1")
+
+
+def test_a_full_temporary_folder_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file.write_bytes(gzip.compress(TABLE.encode()))
+    monkeypatch.setattr(shutil, "copyfileobj", fill)
+    with pytest.raises(UserError, match=r"cannot be decompressed in .*, which is full; set TMPDIR"):
+        read_delimited(file, COLUMNS, separator="\t")
 
 
 def test_a_row_with_too_many_fields_is_named(file: Path) -> None:

@@ -460,6 +460,7 @@ def test_file_format_is_detected_from_magic_bytes(tmp_path: Path) -> None:
         ("data.time_format=5", r"data\.time_format=5"),
         ("data.columns.item=null", r"data\.columns\.item=null"),
         ("data.encoding=klingon", r"data\.encoding=klingon: no such encoding"),
+        ("data.encoding=base64", r"data\.encoding=base64: no such encoding"),
         ("data.where=view", r"data\.where=view: must be columns with their values"),
         ("data.columns.user=null", r"data\.columns\.user=null needs data\.session=given, not gap"),
     ],

@@ -2,7 +2,9 @@
 
 import bz2
 import codecs
+import contextlib
 import csv
+import errno
 import gzip
 import lzma
 import re
@@ -14,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ UNIT_SEPARATOR = "\x1f"  # polars separates by one character: this one replaces 
 TOO_MANY_FIELDS = "\0too many fields"  # not a name that a file can contain
 FIRST_ROW = 2  # the header is row 1
 SCAN_BYTES = 1 << 20
+MAX_LINES = 100  # of the first row
+QUOTES = "double a quote within quotes; where quotes are ordinary characters, set data.quote=null"
 SQLITE, SPREADSHEET = b"SQLite format 3", b"\xd0\xcf\x11\xe0"  # the latter: .xls
 MAGIC_BYTES = {
     b"\x1f\x8b": "gz",
@@ -62,7 +67,11 @@ def require_files(
     paths = {name: path for name in (*expected, *optional) if (path := find_file(folder / name)) is not None}
     missing = [name for name in expected if name not in paths]
     if missing:
-        raise UserError(f"{folder}: no {', '.join(missing)}; expected: {contents}, plain, gz or zip; {source_hint}")
+        where = "plain, packed (gz, bz2, xz, zst), or in a zip archive"
+        raise UserError(
+            f"{folder}: no {', '.join(missing)}{unreadable_archives(folder)}; expected: {contents}, {where}; "
+            f"{source_hint}"
+        )
     return paths
 
 
@@ -72,18 +81,22 @@ def find_file(path: Path) -> Path | None:
         if (candidate := path.with_name(path.name + suffix)).is_file():
             return candidate
     for archive in sorted(path.parent.glob("*.zip")):
-        if any(Path(member).name == path.name for member in _members(archive)):
-            return archive
+        with contextlib.suppress(zipfile.BadZipFile):  # of another file, perhaps: see unreadable_archives
+            if any(Path(member).name == path.name for member in _members(archive)):
+                return archive
     return None
 
 
+def unreadable_archives(folder: Path) -> str:
+    """A remark on the damaged zip archives of a folder in which a file is missing; empty if there are none."""
+    damaged = [archive.name for archive in sorted(folder.glob("*.zip")) if not zipfile.is_zipfile(archive)]
+    return f" (damaged, download or create again: {', '.join(damaged)})" if damaged else ""
+
+
 def _members(archive: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(archive) as file:
-            # macOS adds a hidden twin for every file.
-            return [name for name in file.namelist() if not name.endswith("/") and not Path(name).name.startswith(".")]
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{archive}: not a readable zip archive ({error}); download or create it again") from error
+    with zipfile.ZipFile(archive) as file:
+        # macOS adds a hidden twin for every file.
+        return [name for name in file.namelist() if not name.endswith("/") and not Path(name).name.startswith(".")]
 
 
 def file_format(path: Path) -> str | None:
@@ -102,12 +115,14 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
         name: the file of the archive; None: the only one.
 
     Raises:
-        UserError: a damaged file, or an archive that does not contain the file.
+        UserError: a damaged file, an archive that does not contain the file, or a parquet file.
     """
     kind = file_format(path)
     if kind is None:
         yield path
         return
+    if kind == "parquet":
+        raise UserError(f"{path}: a parquet file; here it must be text, such as CSV")
     with tempfile.TemporaryDirectory(prefix="arnn-") as folder:
         plain = Path(folder) / "plain"
         try:
@@ -117,7 +132,9 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
                 if "[Content_Types].xml" in _members(path):
                     raise UserError(f"{path}: a spreadsheet; export it as CSV")
                 members = [member for member in _members(path) if name is None or Path(member).name == name]
-                if len(members) != 1:
+                if not members:
+                    raise UserError(f"{path}: contains no {name or 'file'}")
+                if len(members) > 1:
                     raise UserError(f"{path}: expected an archive of one file, not of {len(members)}; unpack it")
                 with zipfile.ZipFile(path) as archive, archive.open(members[0]) as packed, plain.open("wb") as file:
                     shutil.copyfileobj(packed, file, SCAN_BYTES)
@@ -125,20 +142,25 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
                 with OPEN[kind](path) as packed, plain.open("wb") as file:
                     shutil.copyfileobj(packed, file, SCAN_BYTES)
         except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                where = Path(folder).parent
+                raise UserError(f"{path}: cannot be decompressed in {where}, which is full; set TMPDIR") from error
             raise UserError(f"{path}: cannot be decompressed ({error}); download or create it again") from error
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0]
+            if "utf8" in reason:
+                raise UserError(f"{path}: zst is read in UTF-8 only; decompress it (zstd -d {path.name})") from error
             raise UserError(f"{path}: cannot be decompressed ({reason}); download or create it again") from error
         yield plain
 
 
 @contextmanager
-def _recoded(file: Path, path: Path, encoding: str, separator: str) -> Iterator[tuple[Path, str]]:
+def _recoded(file: Path, path: Path, encoding: str, separator: str, quote: str | None) -> Iterator[tuple[Path, str]]:
     """A text file in UTF-8 with a separator of one character, and this separator; errors name ``path``."""
     if encoding.lower() in UTF_8 and len(separator) == 1:
         yield file, separator
         return
-    short = separator if len(separator) == 1 else UNIT_SEPARATOR
+    short, shorten = _shortened(separator, quote)
     with tempfile.TemporaryDirectory(prefix="arnn-") as folder:
         recoded = Path(folder) / "recoded"
         with (
@@ -146,10 +168,25 @@ def _recoded(file: Path, path: Path, encoding: str, separator: str) -> Iterator[
             recoded.open("w", encoding="utf-8", newline="") as output,
         ):
             try:
-                output.writelines(line.replace(separator, short) for line in lines)
+                output.writelines(map(shorten, lines))
             except UnicodeError as error:
                 raise UserError(f"{path}: is not in data.encoding={encoding}: {error}") from error
         yield recoded, short
+
+
+def _shortened(separator: str, quote: str | None) -> tuple[str, Callable[[str], str]]:
+    """A separator of one character, and what puts it in the place of ``separator``, except within quotes of a line."""
+    if len(separator) == 1:
+        return separator, lambda line: line
+    s, q = re.escape(separator), re.escape(quote or UNIT_SEPARATOR)
+    quoted_or_separator = re.compile(f"(?:^|(?<={s})){q}(?:[^{q}]|{q}{q})*{q}(?={s}|\\s*$)|{s}")
+
+    def shorten(line: str) -> str:
+        if quote is None or quote not in line:
+            return line.replace(separator, UNIT_SEPARATOR)
+        return quoted_or_separator.sub(lambda match: UNIT_SEPARATOR if match[0] == separator else match[0], line)
+
+    return UNIT_SEPARATOR, shorten
 
 
 def read_delimited(
@@ -210,7 +247,7 @@ def read_delimited(
                 raise UserError(f"{path}: row 1 is a header: {', '.join(names)}; remove data.header")
             names = list(header)
         index = {column: _column_index(path, column, (aliases or {}).get(column, ()), names) for column in columns}
-        with _recoded(file, path, encoding, separator) as (file, separator):
+        with _recoded(file, path, encoding, separator, quote) as (file, separator):
             first_row = FIRST_ROW if header is None else 1
             table = _Table(path, file, separator, quote, len(names), first_row, index, null_values).read(columns)
     for column in required:
@@ -348,7 +385,6 @@ class _Table:
 
     def _malformed_row(self) -> str | None:
         """The first row with too many fields or a misplaced quote."""
-        advice = "double a quote within quotes; where quotes are ordinary characters, set data.quote=null"
         lines: list[str] = []  # of the current row
         n_rows = 0
 
@@ -357,7 +393,7 @@ class _Table:
                 lines.append(line)
                 yield line
 
-        with self.file.open(encoding="utf-8-sig", newline="") as file:
+        with self.file.open(encoding="utf-8-sig", errors="replace", newline="") as file, _fields_of_any_length():
             rows = csv.reader(read_lines(file), delimiter=self.separator, quotechar=self.quote, strict=True)
             try:
                 for n_rows, fields in enumerate(rows, 1):
@@ -366,14 +402,24 @@ class _Table:
                     # A row of several lines, each of which has the fields of a row, is several rows.
                     if len(lines) > 1 and {line.count(self.separator) for line in lines} == {self.width - 1}:
                         text, count = lines[0].strip()[:80], len(lines)
-                        return f"row {n_rows}: a quote opens in {text!r} and joins {count} rows; {advice}"
+                        return f"row {n_rows}: a quote opens in {text!r} and joins {count} rows; {QUOTES}"
                     if self.quote and sum(line.count(self.quote) for line in lines) % 2:
-                        return f"row {n_rows}: a quote within the field in {lines[0].strip()[:80]!r}; {advice}"
+                        return f"row {n_rows}: a quote within the field in {lines[0].strip()[:80]!r}; {QUOTES}"
                     lines.clear()
             except csv.Error as cause:
                 text = lines[0].strip()[:80] if lines else ""
-                return f"row {n_rows + 1}, {text!r}: {cause}; {advice}"
+                return f"row {n_rows + 1}, {text!r}: {cause}; {QUOTES}"
         return None
+
+
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """Python's csv module refuses fields of more than 131,072 characters, which polars reads."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def file_rows(files: Mapping[str, Path], first_row: int = FIRST_ROW) -> Callable[[str, int], str]:
@@ -403,7 +449,7 @@ def require_one_of(frame: pl.DataFrame, column: str, allowed: Collection[int | s
 
 def _require_text(start: bytes, is_utf8: bool, path: Path, has_header: bool) -> None:
     """Raises UserError if the first bytes of a file are not those of a table in delimited text."""
-    if is_utf8 and (start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:2]):
+    if is_utf8 and (start.startswith((b"\xff\xfe", b"\xfe\xff")) or (start[:2].count(0) == 1 and len(start) > 1)):
         # Without a byte order mark, every other byte of ASCII letters is 0.
         encoding = "utf-16" if start[0] >= 0xFE else "utf-16-le" if start[1] == 0 else "utf-16-be"
         raise UserError(
@@ -429,10 +475,14 @@ def _require_text(start: bytes, is_utf8: bool, path: Path, has_header: bool) -> 
 def _first_fields(file: Path, separator: str, quote: str | None, encoding: str, path: Path) -> list[str]:
     """The fields of the first line of ``file``; errors name ``path``."""
     is_utf8 = encoding.lower() in UTF_8
-    short = separator if len(separator) == 1 else UNIT_SEPARATOR
+    short, shorten = _shortened(separator, quote)
     with file.open(encoding="utf-8-sig" if is_utf8 else encoding, errors="replace", newline="") as lines:
-        rows = csv.reader((line.replace(separator, short) for line in lines), delimiter=short, quotechar=quote)
+        first = list(islice(lines, MAX_LINES))
+    rows = csv.reader(map(shorten, first), delimiter=short, quotechar=quote)
+    with _fields_of_any_length():
         names = [name.strip() for name in next(rows, [])]
+    if 1 < rows.line_num == len(first):
+        raise UserError(f"{path}: row 1: a quote opens in {first[0].strip()[:80]!r} and does not close; {QUOTES}")
     if not any(names):
         raise UserError(f"{path}: the file or its first line is empty; the first line must be a header or a row")
     return names

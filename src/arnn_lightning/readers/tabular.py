@@ -3,7 +3,6 @@
 ``tabular_files.py`` finds the files, ``tabular_format.py`` reads their values, ``tabular_events.py`` the events.
 """
 
-import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,8 +112,8 @@ class TabularReader:
             if not as_list(values) or not all(isinstance(value, str | int | float) for value in as_list(values)):
                 raise UserError(f"data.where.{column}: must be a value or a list of values, as in {{{column}: [view]}}")
         try:
-            codecs.lookup(self.encoding)
-        except LookupError as error:
+            "".encode(self.encoding)
+        except LookupError as error:  # also of base64 and others that are not of text
             raise UserError(f"data.encoding={self.encoding}: no such encoding; set for example latin-1") from error
         if self.columns["user"] is None:
             self._require_anonymous()

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest_file
-from arnn_lightning.readers.delimited import FIRST_ROW, PACKED, file_format, find_file
+from arnn_lightning.readers.delimited import FIRST_ROW, PACKED, file_format, find_file, unreadable_archives
 from arnn_lightning.readers.schema import decimal_years
 
 
@@ -66,7 +66,7 @@ def resolve_files(
         if not matches and not path.is_dir() and (packed := find_file(path)) is not None:
             matches = [TableFile(packed, path.name if packed.suffix == ".zip" else None, header)]
         if not matches:
-            what = "a folder" if path.is_dir() else f"not a file{nearest_file(path)}"
+            what = "a folder" if path.is_dir() else f"not a file{nearest_file(path)}{unreadable_archives(path.parent)}"
             raise UserError(f"data.{name}: {pattern} is {what}; give a path or a glob of files{hint}")
         files += matches
     _require_distinct(name, files)
