@@ -253,6 +253,18 @@ def test_categories_beyond_the_largest_are_one_group() -> None:
     assert labels.dtype.categories.to_list() == ["unknown", *"aceghijk", "(others)"]  # type: ignore[attr-defined]
 
 
+def test_a_category_of_the_log_may_have_the_name_of_the_merged_ones() -> None:
+    names = ["unknown", "(others)", *"abcdefghi"]
+    code = np.repeat(np.arange(11), [1, *range(12, 2, -1)])
+    assert (
+        by_category(pl.Series(range(len(code))), code, names).dtype.categories.to_list()
+        == [  # type: ignore[attr-defined]
+            *names[:9],
+            "((others))",
+        ]
+    )
+
+
 def test_V14_intervals_of_gaps_cover_the_truth() -> None:
     """Three groups of users that differ in accuracy; trainings differ, too."""
     truth, missed, rejected = np.array([0.3, 0.5, 0.5]), np.zeros(3), 0

@@ -35,7 +35,7 @@ def write_log(file: Path) -> None:
     rng = np.random.default_rng(1)
     rows = ["user,item,time,team,age,tags"]
     for user in range(240):
-        team, age = user % 2, ("young", "old", "")[user % 3]
+        team, age = user % 2, ("young", "unknown", "")[user % 3]
         for day in range(5) if user < 120 else (4,):
             item = int(rng.integers(12))
             for event in range(3):
@@ -111,6 +111,12 @@ def test_damaged_results_of_a_run_of_the_verdict_are_one_line(
     assert "own-seed1: its results are missing or damaged" in capfd.readouterr().err
 
 
+def test_a_category_of_the_log_may_be_named_unknown(verdict: SimpleNamespace) -> None:
+    codes, labels = verdict.prepared.attribute("age")
+    assert labels == ["(unknown)", "unknown", "young"]
+    assert {*codes.tolist()} == {0, 1, 2}
+
+
 def test_finished_seeds_count_whatever_the_budget(verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     n_trained = len(verdict.trained)
     assert arnn_here([*VERDICT, "smallest_gain=0.5", "budget=1s"], monkeypatch) == 0
@@ -131,7 +137,7 @@ def test_other_settings_do_not_mix_in_one_folder(
 def test_another_log_needs_another_folder(
     verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    later = "500,1,2024-01-05T10:00:00,team0,old,a\n500,2,2024-01-05T10:01:00,team0,old,a\n"
+    later = "500,1,2024-01-05T10:00:00,team0,unknown,a\n500,2,2024-01-05T10:01:00,team0,unknown,a\n"
     Path("later.csv").write_text(Path("log.csv").read_text() + later)
     assert arnn_here([*VERDICT, "data.events=later.csv", "paths.data=later"], monkeypatch) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -259,7 +265,7 @@ def recompute(folder: Path, splits: dict[str, pl.DataFrame], user_ids: np.ndarra
     place_of = {code: place for place, code in enumerate(sorted(range(12), key=lambda code: (-n_events[code], code)))}
     place = np.array([place_of[code] for code in item])
     number = user_ids[user]
-    has_age, age = number % 3 < 2, np.array(["young", "old", "unknown"])[number % 3]
+    has_age, age = number % 3 < 2, np.array(["young", "unknown", "(unknown)"])[number % 3]
     members = {
         "position": {"1": position == 1, "2": position == 2},
         "known_attributes": {"2": ~has_age, "3": has_age},
@@ -268,7 +274,7 @@ def recompute(folder: Path, splits: dict[str, pl.DataFrame], user_ids: np.ndarra
     }
     values = {
         "team": {f"team{team}": number % 2 == team for team in (0, 1)},
-        "age": {name: age == name for name in ("unknown", "old", "young")},
+        "age": {name: age == name for name in ("(unknown)", "unknown", "young")},
         "tags": {"a": everything, **{f"b{tag}": number % 5 == tag for tag in range(5)}},
     }
     for name, of_attribute in values.items():  # most predictions first

@@ -88,7 +88,8 @@ def by_category(user: pl.Series, code_of_user: np.ndarray, categories: Sequence[
         kept = [0, *np.sort(order[:MAX_CATEGORIES])]
         merged = np.full(len(names), len(kept))
         merged[kept] = range(len(kept))
-        names, code = np.array([*names[kept], OTHERS]), merged[code]
+        others = f"({OTHERS})" if OTHERS in categories else OTHERS
+        names, code = np.array([*names[kept], others]), merged[code]
     return _to_enum(code, names.tolist())
 
 

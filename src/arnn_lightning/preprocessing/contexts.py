@@ -8,7 +8,7 @@ field "other".
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ import polars as pl
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.readers.schema import USER, decimal_years, first_day
 
+UNKNOWN = "unknown"
 OTHER = "(other)"
 PREFIX = "context."  # so that an attribute may have the name of any other column
 EVENTS = "\0events"  # not a name that an attribute can have
@@ -209,6 +210,18 @@ def _fit_multi(trained: pl.DataFrame, name: str, coverage: float, first_code: in
         return counts.with_columns(code=pl.lit(0))
     popular = most_popular(counts, coverage).filter(pl.col("category") != OTHER)
     return _with_other(counts, popular, always=True).with_columns(code=pl.int_range(pl.len()) + first_code)
+
+
+def unused_label(label: str, categories: Iterable[str]) -> str:
+    """``label``, in parentheses if it is a category of the log.
+
+    >>> unused_label("unknown", ["m", "f"]), unused_label("unknown", ["m", "f", "unknown"])
+    ('unknown', '(unknown)')
+    """
+    taken = set(categories)
+    while label in taken:
+        label = f"({label})"
+    return label
 
 
 def _with_other(counts: pl.DataFrame, kept: pl.DataFrame, always: bool = False) -> pl.DataFrame:

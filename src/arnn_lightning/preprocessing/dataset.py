@@ -29,6 +29,7 @@ from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.io import atomic_path, staging_directory, write_json
 from arnn_lightning.preprocessing.contexts import (
     PREFIX,
+    UNKNOWN,
     EncodedContexts,
     attribute_names,
     count_known,
@@ -36,6 +37,7 @@ from arnn_lightning.preprocessing.contexts import (
     field_names,
     require_attributes,
     select_attributes,
+    unused_label,
 )
 from arnn_lightning.preprocessing.encoding import count_codes, encode_ids, recode_events
 from arnn_lightning.preprocessing.filtering import FilterLog, Progress, filter_events
@@ -145,7 +147,9 @@ class PreparedDataset:
         return pl.read_parquet(self.folder / ITEM_CONTEXTS, glob=False)
 
     def attribute(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """Every user's code of a single-valued or numeric attribute (U,), and the categories by code, "unknown" first.
+        """Every user's code of a single-valued or numeric attribute (U,), and its categories by code, "unknown" first.
+
+        Where "unknown" is a category of the log, the first label is "(unknown)".
 
         Raises:
             UserError: not the name of such an attribute.
@@ -154,8 +158,8 @@ class PreparedDataset:
         if name not in names:
             known = f"the data set has {', '.join(names)}" if names else "the data set has none (data.contexts)"
             raise UserError(f"{name} is not a single-valued or numeric attribute{nearest(name, names)}; {known}")
-        users, categories = self.users().sort("user"), self.vocabulary().filter(pl.col("attribute") == name)
-        return users[f"{PREFIX}{name}"].to_numpy(), ["unknown", *categories.sort("code")["category"]]
+        categories = self.vocabulary().filter(pl.col("attribute") == name).sort("code")["category"].to_list()
+        return self.users().sort("user")[f"{PREFIX}{name}"].to_numpy(), [unused_label(UNKNOWN, categories), *categories]
 
     def user_contexts(self, n_attributes: int | None) -> tuple[pl.DataFrame, dict[str, Any]]:
         """Users and model sizes with the first ``n_attributes`` attributes, None for all; see `select_attributes`."""

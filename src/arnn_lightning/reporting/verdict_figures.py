@@ -13,7 +13,7 @@ import polars as pl
 from arnn_lightning.evaluation.decision import Gain, check_claims, decide, group_gains, measure_gain, paired_values
 from arnn_lightning.evaluation.groups import MIN_CLUSTERS, by_known_attributes, by_popularity, by_position, by_seen
 from arnn_lightning.evaluation.result import EvaluationResult
-from arnn_lightning.preprocessing.contexts import PREFIX
+from arnn_lightning.preprocessing.contexts import PREFIX, UNKNOWN, unused_label
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 
 MIN_NEW_USERS = 100  # users without a training session in the test split: with fewer, users are held out
@@ -158,7 +158,7 @@ class VerdictFigures:
         return groups
 
     def _attribute_values(self, own: Sequence[EvaluationResult], values: PairedValues) -> dict[str, Any]:
-        """For each attribute the gain of its most frequent values, "unknown" among them."""
+        """For each attribute the gain of its most frequent values; where it has one, unknown is one of them."""
         user, users, vocabulary = own[0].ranks["user"].to_numpy(), self.prepared.users(), self.prepared.vocabulary()
         return {
             name: self._group_gains(
@@ -181,7 +181,7 @@ class VerdictFigures:
         own: Sequence[EvaluationResult],
         without_attribute: Iterable[tuple[str, Sequence[EvaluationResult]]],
     ) -> list[dict[str, Any]]:
-        """The loss of the model when an attribute is unknown, the largest loss first."""
+        """How much the metric falls when an attribute is set to unknown, the largest fall first."""
         losses = []
         for name, hidden in without_attribute:
             loss = self._gain(own, hidden)
@@ -199,17 +199,13 @@ def _frequent_values(
         user: (N,) code of the user of every prediction.
         users, vocabulary: of the prepared data set.
     """
-    rows = vocabulary.filter(pl.col("attribute") == attribute).to_dicts()
+    code_of = dict(vocabulary.filter(pl.col("attribute") == attribute).select("category", "code").iter_rows())
     column = f"{PREFIX}{attribute}"
-    values: dict[str, np.ndarray] = {}
     if column in users.columns:
         codes = users[column].to_numpy()
-        values["unknown"] = codes == 0
-        for row in rows:
-            values[str(row["category"])] = codes == row["code"]
+        values = {name: codes == code for name, code in {unused_label(UNKNOWN, code_of): 0, **code_of}.items()}
     else:
-        for row in rows:
-            is_in = users["active"].list.contains(pl.lit(row["code"], pl.UInt32)).to_numpy()
-            values[str(row["category"])] = values.get(str(row["category"]), False) | is_in
+        active = users["active"].list
+        values = {name: active.contains(pl.lit(code, pl.UInt32)).to_numpy() for name, code in code_of.items()}
     frequent = sorted(values.items(), key=lambda value: -int(value[1][user].sum()))
     return [(name, is_in) for name, is_in in frequent[:MAX_VALUES] if is_in[user].any()]
