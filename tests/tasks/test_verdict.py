@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,17 @@ from scipy.stats import t as student_t
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.runs import Run, find_run_dirs, load_run
 from arnn_lightning.reporting.verdict import outcome, profile_advice, remarks, sentences
-from arnn_lightning.sweeps.plan import Costs, Plan, extend_plan, make_plan, plan_line, seconds_of
+from arnn_lightning.sweeps.plan import (
+    Costs,
+    FirstEpoch,
+    Plan,
+    TooSlowError,
+    extend_plan,
+    make_plan,
+    plan_line,
+    seconds_of,
+    spent_seconds,
+)
 from arnn_lightning.tasks import train
 from commandline import arnn_here, metrics_of
 from models import slow
@@ -55,6 +66,7 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     def train_or_interrupt(config: Any, *arguments: Any) -> float | None:
         trained.append(f"{config.model.name} {config.data.contexts.assignment} {config.seed}")
         if len(trained) == 5:
+            time.sleep(2)
             raise KeyboardInterrupt
         return original(config, *arguments)
 
@@ -115,6 +127,15 @@ def test_a_category_of_the_log_may_be_named_unknown(verdict: SimpleNamespace) ->
     codes, labels = verdict.prepared.attribute("age")
     assert labels == ["(unknown)", "unknown", "young"]
     assert {*codes.tolist()} == {0, 1, 2}
+
+
+def test_seconds_of_interrupted_attempts_count(verdict: SimpleNamespace) -> None:
+    """Also those of the tests without attributes."""
+    spent = spent_seconds(verdict.folder)
+    assert {*spent} == {*RUNS, *(f"own-seed{seed}, without attributes" for seed in (1, 2))}
+    last = {name: sum(metrics_of(verdict.folder / name)["seconds"].values()) for name in RUNS}
+    assert all(spent[name] > seconds for name, seconds in last.items())
+    assert spent["permuted-seed1"] > last["permuted-seed1"] + 2
 
 
 def test_finished_seeds_count_whatever_the_budget(verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +242,7 @@ def recompute(folder: Path, splits: dict[str, pl.DataFrame], user_ids: np.ndarra
         held_out: whether users are held out of training.
     """
     metrics = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/metrics.json")}
-    seconds = {name: sum(of_run["seconds"].values()) for name, of_run in metrics.items()}
+    seconds = json.loads((folder / "seconds.json").read_text())
     names = ("session", "own", "permuted", "per_session")
     ranks = {
         name: read_ranks(*(folder / f"{name}-seed{seed}" / "test_ranks.parquet" for seed in (1, 2))) for name in names
@@ -459,6 +480,14 @@ def test_data_without_attributes_or_validation_are_refused(
     assert arnn_here([*log, "data.contexts.single=[team]", "data.split.val_days=0"], monkeypatch) == 2
     assert "has no validation split: set data.split.val_days" in capsys.readouterr().err
     assert not Path("refused").exists()
+
+
+def test_epochs_of_an_earlier_attempt_do_not_make_epochs_look_short() -> None:
+    """Each takes at least .05 s, ten .5 s, and two seeds of four runs 4 s."""
+    callback = FirstEpoch(budget=3.0)
+    time.sleep(0.05)
+    with pytest.raises(TooSlowError):
+        callback.on_train_epoch_end(SimpleNamespace(current_epoch=9, max_epochs=10), None)  # type: ignore[arg-type]
 
 
 def test_durations_are_seconds() -> None:

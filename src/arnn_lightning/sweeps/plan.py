@@ -20,6 +20,7 @@ SESSION_MODEL, PROFILE_MODEL = "gru4rec_strong", "arnn_strong"
 CONTROLS = ("permuted", "per_session")  # assignments of data.contexts.assignment
 HELD_OUT_SHARE = 0.2
 MARGIN = 1.1  # of the planned time
+SECONDS_FILE = "seconds.json"  # of all runs of a verdict, in its folder
 
 
 class Job(NamedTuple):
@@ -60,8 +61,8 @@ class Job(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The seconds that it took."""
-        return run_seconds(self.folder / METRICS_FILE)
+        """The seconds that it took, interrupted attempts included."""
+        return spent_seconds(self.folder.parent)[self.folder.name]
 
     def ranks_without(self, attribute: str, attributes: Sequence[str]) -> Path:
         """The file of its test ranks with one of the ``attributes`` unknown."""
@@ -77,10 +78,19 @@ def _shell(override: str) -> str:
     return override if re.fullmatch(r"[\w.,=/@:+~-]+", override) else "'" + override.replace("'", "'\\''") + "'"
 
 
-def run_seconds(file: Path) -> float:
-    """The seconds that all phases of a run took; ``file``: its metrics.json."""
-    with results_of(file.parent):
-        return float(sum(json.loads(file.read_text())["seconds"].values()))
+def spent_seconds(folder: Path) -> dict[str, float]:
+    """The seconds of every run below ``folder`` by the name of its folder, those of interrupted attempts included.
+
+    A resumed run's metrics.json has the seconds of its last attempt alone; it counts where ``SECONDS_FILE`` has none.
+    """
+    seconds: dict[str, float] = {}
+    for file in folder.glob(f"*/{METRICS_FILE}"):
+        with results_of(file.parent):
+            seconds[file.parent.name] = float(sum(json.loads(file.read_text())["seconds"].values()))
+    if (file := folder / SECONDS_FILE).is_file():
+        with results_of(folder):
+            seconds |= {name: float(value) for name, value in json.loads(file.read_text()).items()}
+    return seconds
 
 
 def counted_jobs(folder: Path, models: Sequence[str], seed: int) -> list[Job]:
@@ -282,9 +292,11 @@ class FirstEpoch(Callback):
     def __init__(self, budget: float) -> None:
         self.budget = budget
         self._started = time.monotonic()
+        self._n_epochs = 0  # since then: a resumed run has more
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = (time.monotonic() - self._started) / (trainer.current_epoch + 1) * (trainer.max_epochs or 1)
+        self._n_epochs += 1
+        seconds = (time.monotonic() - self._started) / self._n_epochs * (trainer.max_epochs or 1)
         smallest = 2 * (2 + len(CONTROLS)) * seconds  # a model with profiles takes as long, at least
         if smallest > self.budget:
             raise TooSlowError(smallest)

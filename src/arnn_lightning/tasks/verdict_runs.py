@@ -16,11 +16,11 @@ from omegaconf import DictConfig, open_dict
 from pytorch_lightning import Callback
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.io import atomic_path
+from arnn_lightning.io import atomic_path, write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.verdict import format_duration
-from arnn_lightning.run_folder import BEST_OF_RUN, METRICS_FILE, has_record, stored_config
-from arnn_lightning.sweeps.plan import Job, run_seconds
+from arnn_lightning.run_folder import BEST_OF_RUN, has_record, stored_config
+from arnn_lightning.sweeps.plan import SECONDS_FILE, Job, spent_seconds
 from arnn_lightning.tasks import train
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 from arnn_lightning.training.stage import evaluate_model, run_settings
@@ -46,12 +46,14 @@ class VerdictRuns:
             for override in overrides
             if override.get_key_element().lstrip("+~").split(".")[0] not in TASK_KEYS
         ]
-        self._earlier_seconds = sum(run_seconds(file) for file in folder.glob(f"*/{METRICS_FILE}"))
+        self._folder = folder
+        self._spent = spent_seconds(folder)
+        self._earlier_seconds = sum(self._spent.values())
         self._started = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """The seconds of all runs, including those that other processes finished."""
+        """The seconds of all runs, those of earlier commands included."""
         return self._earlier_seconds + time.monotonic() - self._started
 
     def require_same_log(self, jobs: Sequence[Job]) -> None:
@@ -90,8 +92,18 @@ class VerdictRuns:
         config = self._compose(job.overrides, job.seed, job.folder)
         if job.session_from is not None:
             config.pretrained.session = str(job.session_from / BEST_OF_RUN)
-        with _quiet():
+        with self._timed(job.folder.name), _quiet():
             train.train_as_job(config, callbacks)
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds of what follows to those of ``name``, also where it is interrupted."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[name] = self._spent.get(name, 0.0) + time.monotonic() - started
+            write_json(self._folder / SECONDS_FILE, self._spent)
 
     def hide_attributes(self, job: Job, attributes: Sequence[str]) -> None:
         """Tests the model of a finished run without each attribute; the ranks are in its folder."""
@@ -102,14 +114,15 @@ class VerdictRuns:
         model = build_model(checkpoint["metadata"]["model"], run_settings(config))
         load_weights(model, checkpoint, job.folder)
         for name, file in missing.items():
-            result = evaluate_model(model, WithoutAttribute(self.prepared.folder, name), config)
-            with atomic_path(file) as path:
-                result.ranks.write_parquet(path)
+            with self._timed(f"{job.folder.name}, without attributes"):
+                result = evaluate_model(model, WithoutAttribute(self.prepared.folder, name), config)
+                with atomic_path(file) as path:
+                    result.ranks.write_parquet(path)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tables and the first lines of single runs; the lines of their epochs and warnings are logged."""
+    """Hides what a run prints, and its lines of level INFO; lines of other modules, such as those of epochs, remain."""
     lines = logging.getLogger(train.__name__)
     level = lines.level
     lines.setLevel(logging.WARNING)
