@@ -210,6 +210,26 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path, whole
     assert float(table["arnn"]["recall@20_paper"]) == 0.3106
 
 
+def test_a_model_without_training_is_paired_with_every_seed(workspace: Path, tmp_path: Path) -> None:
+    """Though only the run of one seed has it."""
+    for folder in seed_runs(workspace):
+        copied = tmp_path / folder.name
+        shutil.copytree(folder, copied)
+        metrics = json.loads((copied / "metrics.json").read_text())
+        if metrics["seed"] > 1:
+            (copied / "metrics.json").write_text(json.dumps(metrics | {"baselines": {}}))
+    runs, _ = load_runs(find_run_dirs([str(tmp_path)]), workspace)
+    assert [[entry.result.name for entry in run.entries].count("itemknn") for run in runs] == [1, 0, 0]
+    gains = {}
+    for of_all, name in ((load_runs(seed_runs(workspace), workspace)[0], "all"), (runs, "one")):
+        (section,) = group_runs(of_all, SETTINGS.ties)
+        rows = compare(section, replace(SETTINGS, base="itemknn")).rows
+        gains[name] = {row.variant.name: row.gains.get("itemknn") for row in rows}
+        assert [len(row.variant.seeds) for row in rows if row.variant.name == "itemknn"] == [1]
+    assert gains["one"] == gains["all"]
+    assert len(gains["one"]["arnn"]["recall@20"].by_seed) == 3
+
+
 def test_markdown_and_page_show_the_same_table(whole: Report) -> None:
     report = whole
     arnn = next(row for row in lines(report) if row["model"] == "arnn")

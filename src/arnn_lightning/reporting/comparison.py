@@ -19,6 +19,7 @@ from arnn_lightning.reporting.runs import DataSet, Run, flatten
 ORDER = ("pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn")
 MAX_LABEL_KEYS = 3
 SESSION_ENCODER = "session encoder"
+ASSIGNMENT = "data.contexts.assignment"
 N_ATTRIBUTES = "data.contexts.n_attributes"
 
 
@@ -79,9 +80,9 @@ class Variant:
     Attributes:
         name: the model's name.
         config: its settings, flat.
-        role: empty for the main model of its runs, else ``session``, ``context`` or the baseline's.
+        role: in the first run that has it: empty for the main model, else ``session``, ``context`` or the baseline's.
         label: its name, and what distinguishes it from other variants of the same name.
-        results: by seed.
+        results: by seed; of a model without training, equal ones for all seeds of the section.
         session_results: by seed, the session encoder of the same run, for a model that has one.
         runs: by seed, the run of the result.
     """
@@ -275,6 +276,12 @@ def _add_variants(section: Section, ties: str) -> None:
                     "same configuration but different ranks; the first is used"
                 )
     section.variants = sorted(variants.values(), key=_table_order)
+    seeds = sorted({run.seed for run in section.runs})
+    for variant in section.variants:
+        # What is not trained has one result, unless contexts are assigned at random; it is paired with every seed.
+        is_random = "epochs" in variant.config or section.settings.get(ASSIGNMENT) in ("permuted", "per_session")
+        if not is_random and len(variant.seeds) == 1:
+            variant.results = dict.fromkeys(seeds, variant.results[min(variant.results)]) | variant.results
     for name in {variant.name for variant in section.variants}:
         same_name = [variant for variant in section.variants if variant.name == name]
         for variant, label in zip(same_name, labels([variant.config for variant in same_name]), strict=True):
@@ -296,6 +303,9 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     ['', 'lr=2', 'c=concat']
     >>> labels([{"loss._target_": "losses.TOP1"}, {"loss._target_": "losses.TOP1"}, {"loss._target_": "losses.BPR"}])
     ['', '', 'loss=BPR']
+    >>> gru4rec = {"c.name": "gru4rec", "c.loss._target_": "losses.TOP1"}
+    >>> labels([gru4rec, gru4rec, {"c.name": "pop"}])[2:]
+    ['c=pop']
     >>> labels([{}, {}, {**dict.fromkeys("abcd", 2)}, {**dict.fromkeys("abc", 2), "d": 3}])[2:]
     ['a=2, b=2, c=2, d=2', 'a=2, b=2, c=2, d=3']
     """
@@ -310,6 +320,7 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     for config in configs:
         differing = [key for key in keys if str(config.get(key)) != most_common[key]]
         replaced = [part for part, key in names.items() if key in differing]
+        replaced = [part for part in replaced if not part.startswith(tuple(f"{whole}." for whole in replaced))]
         differing = [key for key in differing if not key.startswith(tuple(f"{part}." for part in replaced))]
         words = [f"{part}={str(config.get(names[part])).rpartition('.')[2]}" for part in replaced]
         texts.append([*words, *(f"{key}={config.get(key)}" for key in differing)])

@@ -16,6 +16,7 @@ from arnn_lightning.io import write_text
 from arnn_lightning.reporting import charts
 from arnn_lightning.reporting.charts import Style
 from arnn_lightning.reporting.comparison import (
+    ASSIGNMENT,
     N_ATTRIBUTES,
     SectionView,
     Settings,
@@ -41,7 +42,6 @@ from arnn_lightning.reporting.results_table import (
 )
 from arnn_lightning.reporting.runs import Run, SkippedRun, flatten
 
-ASSIGNMENT = "data.contexts.assignment"
 MAX_NAMED_RUNS = 3
 OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", "evaluation.groups", "search.", "task.")
 
