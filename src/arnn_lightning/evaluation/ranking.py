@@ -14,7 +14,7 @@ TOPK_BLOCK = 256  # items of a block whose maximum decides whether it is searche
 # Scores in memory at once: few enough for the processor's cache, whatever the size of the catalogue.
 BLOCK_SCORES = 1 << 20
 MIN_BLOCK_QUERIES = 32
-# The same for blocks of queries and items; fewer and larger ones are faster on a GPU.
+# Of count_higher_and_tied_blockwise: queries of a block, and its scores on a CPU and on a GPU.
 BLOCK_QUERIES, CPU_BLOCK_SCORES, GPU_BLOCK_SCORES = 256, 1 << 18, 1 << 26
 GROUP_ITEMS = 16  # whose maximum decides whether they are searched for the best items
 
@@ -182,7 +182,7 @@ def top_items(score_NI: Tensor, k: int) -> tuple[Tensor, Tensor]:
         scores (N, K) and items (N, K); scores are minus infinity where fewer than K items are not left out.
 
     Raises:
-        UserError: a score that is NaN or infinite (V8).
+        UserError: a score that is NaN or plus infinity (V8); minus infinity marks an item that is left out.
 
     >>> top_items(torch.tensor([[0.1, 0.9, 0.5, 0.9, 0.5]]), 3)
     (tensor([[0.9000, 0.9000, 0.5000]]), tensor([[1, 3, 2]]))
@@ -230,7 +230,8 @@ def count_higher_and_tied_blockwise(
 ) -> Tensor:
     """``count_higher_and_tied`` for scores that are query @ weight.T + bias, in blocks of queries and items.
 
-    Whatever the catalogue, no scores leave the processor's cache: twice (13k items) to three times (1M) as fast.
+    On a CPU no scores leave the processor's cache, which is two (13k items) to three times (1M) as fast as to rank the
+    scores of all items.
     The target's score comes from a product of all queries of a block with all their targets, which rounds as the
     blocks do; where the block that contains the target shows a different score, the query is recomputed in one product.
 

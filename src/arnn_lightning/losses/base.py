@@ -101,7 +101,7 @@ class RankingLoss(nn.Module):
             negatives: which column is each slot's positive, and how often each column is a negative.
 
         Returns:
-            (B,) losses; those of empty slots are arbitrary.
+            (B,) losses; those of slots that are not valid are arbitrary.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement loss()")
 
@@ -176,6 +176,6 @@ def mean_over_batch(loss_B: Tensor, valid_B: Tensor | None) -> Tensor:
     """The sum over valid slots (None: all), divided by the number of slots B (E25): every event weighs the same, 1 / B.
 
     Divided by the valid slots instead, the last steps of an epoch, where few slots still have a session, would move the
-    weights as far as full steps do, on a handful of events; behind a batch normalisation that ruins a trained model.
+    weights as far as full steps do, on a handful of events, which ruins a trained model that has a batch normalisation.
     """
     return loss_B.mean() if valid_B is None else torch.where(valid_B, loss_B, 0).mean()

@@ -22,7 +22,8 @@ _SIGMOID_OFFSET = 1e-16
 class TOP1(RankingLoss):
     """Mean over the negatives j of sigmoid(r_j - r_i) + sigmoid(r_j^2) (paper 4.3.1; Hidasi et al. 2016, 3.3).
 
-    The positive is not among its own negatives, so the regulariser has no gradient with respect to r_i.
+    The positive is not among its own negatives, unless accidental hits are kept: the regulariser has no gradient with
+    respect to r_i.
 
     >>> loss = TOP1("linear", 0.5, "batch", "mask", 0.0)
     >>> value = loss(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0]), torch.ones(3))
@@ -59,7 +60,7 @@ def _top1(score_BC: Tensor, negatives: Negatives) -> Tensor:
 
 
 class _Top1(torch.autograd.Function):
-    """The sum over the negatives, with its gradient written out; replaces autograd's twice as many (B, C) arrays."""
+    """The sum over the negatives, with its gradient written out: autograd stores twice as many (B, C) arrays."""
 
     @staticmethod
     def forward(

@@ -99,7 +99,7 @@ def ensure_simulated(settings: Any, name: str, raw_dir: Path, progress: Callable
         return folder
     simulator: Simulator = instantiate(settings)
     raw_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():
             with staging_directory(folder) as temporary:
                 simulator.write(temporary, progress)
