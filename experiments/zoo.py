@@ -82,7 +82,7 @@ def table(section: Section, rows: Sequence[Row]) -> Iterator[str]:
         seeds = str(len(row.variant.seeds))
         yield (
             f"| {row.variant.label} | {paper(row.variant.name)} | {' | '.join(shown)} | {seeds} | "
-            f"{minutes(runs, row.variant.role)} | {', '.join(commits)} | {command(runs)} |"
+            f"{minutes(runs, next(iter(row.variant.roles.values())))} | {', '.join(commits)} | {command(runs)} |"
         )
     yield ""
 

@@ -73,3 +73,8 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def escape_markdown(text: str) -> str:
+    """A cell of a Markdown table that cannot end itself or begin HTML."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -129,6 +129,22 @@ def test_files_that_are_no_lists_are_one_line(content: bytes | None, message: st
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([["a", "b"]], r"lists\.parquet: column item_id has several values in a row; needs a row for each item"),
+        ([b"\xff"], r"lists\.parquet: invalid utf8"),
+    ],
+)
+def test_a_parquet_file_with_values_that_are_no_text_is_one_line(
+    items: list[Any], message: str, tmp_path: Path
+) -> None:
+    table = pl.DataFrame({"item_id": items, "score": [0.5], "session_id": [1], "position": [2]})
+    table.write_parquet(tmp_path / "lists.parquet")
+    with pytest.raises(UserError, match=message):
+        read_lists(tmp_path / "lists.parquet")
+
+
 def test_a_parquet_file_of_lists_that_is_damaged_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "lists.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(UserError, match=r"lists\.parquet: cannot be read") as error:

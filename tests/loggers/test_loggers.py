@@ -161,3 +161,5 @@ def test_tensorboard_receives_tables_as_text(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(TensorBoardLogger, "experiment", SimpleNamespace(add_text=texts.__setitem__))
     logger.log_tables({"test/by_age": pl.DataFrame({"group": ["a|b"], "mrr@20": [0.25], "mrr@20_low": [None]})})
     assert texts["test/by_age"].splitlines()[2] == "| a\\|b | 0.2500 |  |"
+    logger.log_tables({"test/by_age": pl.DataFrame({"group": ["<none>\n"]})})
+    assert texts["test/by_age"].splitlines()[2:] == ["| &lt;none>  |"]

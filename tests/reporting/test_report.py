@@ -362,6 +362,51 @@ def test_runs_with_other_settings_are_not_averaged(workspace: Path, tmp_path: Pa
     assert "data.contexts.assignment=per_session" in report.html
 
 
+def cells_of(page: str, *texts: str) -> list[str]:
+    """The cells of the only row of a table that contains ``texts``."""
+    page = page.replace("<wbr>", "")
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in page.split("<tr>")]
+    (cells,) = [row for row in rows if all(any(text in cell for cell in row) for text in texts)]
+    return cells
+
+
+def test_a_model_is_compared_with_the_same_configuration_under_the_first_setting(
+    workspace: Path, tmp_path: Path
+) -> None:
+    other = write_run(tmp_path / "other", workspace / "prepared" / "one", 1, "model.hidden_size=7", skill=0.1)
+    cells = {}
+    for name, folders in (("with", [*seed_runs(workspace), other]), ("without", seed_runs(workspace))):
+        page = text_of([*folders, workspace / "per_session"], workspace).html
+        cells[name] = cells_of(page, "assignment=per_session", "arnn")[-2]
+    assert cells["with"] == cells["without"] != ""
+
+
+def test_values_of_a_run_are_those_of_the_role_that_a_model_has_in_it(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GRU4REC is trained alone with seed 1, and is the session encoder of an ARNN with seed 2."""
+    alone = write_run(tmp_path / "alone", workspace / "prepared" / "one", 1, "model=gru4rec")
+    metrics = json.loads((alone / "metrics.json").read_text()) | {"encoders": {}}
+    del metrics["first_items"]
+    (alone / "metrics.json").write_text(json.dumps(metrics))
+    with (alone / "metrics.csv").open("a") as file:
+        file.write("2,3,val/mrr@20,.4\n")
+    part = write_run(tmp_path / "part", workspace / "prepared" / "one", 2)
+    with (part / "metrics.csv").open("a") as file:
+        file.write("0,1,session/val/mrr@20,.3\n2,3,session/val/mrr@20,.5\n")
+    drawn = {}
+
+    def draw(title: str, x_label: str, y_label: str, series: list[charts.Series], *_: Any, **__: Any) -> str:
+        drawn[title] = {line.name: (list(line.x), pytest.approx(line.mean)) for line in series}
+        return ""
+
+    monkeypatch.setattr(charts, "lines", draw)
+    page = text_of([alone, part], workspace).html
+    assert drawn["Learning curves"]["gru4rec"] == ([1, 3], [0.2, 0.45])  # validated after every second epoch
+    assert cells_of(page, "xing: gru4rec", "20.0")[1] == "1"
+    assert page.count("1,234") == 1  # what is listed before the first click: ARNN's alone
+
+
 def test_search_space_and_speed_are_not_settings(workspace: Path, tmp_path: Path) -> None:
     prepared = workspace / "prepared" / "one"
     grid = [write_run(tmp_path / model, prepared, 1, f"model={model}") for model in ("arnn", "pnn")]

@@ -93,12 +93,20 @@ def by_category(user: pl.Series, code_of_user: np.ndarray, categories: Sequence[
     return _to_enum(code, names.tolist())
 
 
+Attributes = Mapping[str, tuple[np.ndarray, Sequence[str]]]  # by name: every user's code, and the categories
+
+
+def attribute_labels(ranks: pl.DataFrame, attributes: Attributes) -> dict[str, pl.Series]:
+    """The groups of every prediction by each attribute of its user; see ``by_category``."""
+    return {name: by_category(ranks["user"], *attribute) for name, attribute in attributes.items()}
+
+
 def group_labels(
     ranks: pl.DataFrame,
     users: pl.DataFrame,
     train: pl.DataFrame,
     n_items: int,
-    attributes: Mapping[str, tuple[np.ndarray, Sequence[str]]],
+    attributes: Attributes,
 ) -> dict[str, pl.Series]:
     """Every way to group the predictions, by what it is by: position, known attributes, user, popularity, attributes.
 
@@ -107,7 +115,7 @@ def group_labels(
         users: the prepared data set's users (user, n_known).
         train: user, item of every training event.
         n_items: size of the catalogue.
-        attributes: by name: every user's code and the categories, as in ``by_category``.
+        attributes: of users; one with the name of another way to group is called "position (attribute)".
     """
     labels = {
         "position": by_position(ranks["position"]),
@@ -115,7 +123,9 @@ def group_labels(
         "user": by_seen(ranks["user"], train),
         "popularity": by_popularity(ranks["item"], train, n_items),
     }
-    return labels | {name: by_category(ranks["user"], *attribute) for name, attribute in attributes.items()}
+    taken = {name.replace(" ", "_") for name in labels}
+    shown = {name: f"{name} (attribute)" if name.replace(" ", "_") in taken else name for name in attributes}
+    return labels | {shown[name]: label for name, label in attribute_labels(ranks, attributes).items()}
 
 
 def group_metrics(

@@ -32,7 +32,13 @@ def read_lists(file: Path) -> pl.DataFrame:
             raise UserError(f"{file}: no column {column}{nearest(column, lists.columns)}; needs {', '.join(COLUMNS)}")
     if lists.is_empty():
         raise UserError(f"{file}: contains no rows")
-    return lists.select(pl.col(COLUMNS).cast(pl.String))
+    for column in COLUMNS:
+        if lists.schema[column].is_nested():
+            raise UserError(f"{file}: column {column} has several values in a row; needs a row for each item of a list")
+    try:
+        return lists.select(pl.col(COLUMNS).cast(pl.String))
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{file}: {str(error).partition(chr(10))[0]}") from error
 
 
 def evaluate_lists(

@@ -6,6 +6,8 @@ from typing import Any
 import polars as pl
 from pytorch_lightning.loggers import TensorBoardLogger as LightningTensorBoardLogger
 
+from arnn_lightning.io import escape_markdown
+
 
 class TensorBoardLogger(LightningTensorBoardLogger):
     """Lightning's TensorBoardLogger; results, groups and gains are Markdown tables among its texts.
@@ -40,4 +42,4 @@ def _markdown(table: pl.DataFrame) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.4f}" if isinstance(value, float) else escape_markdown(str(value))

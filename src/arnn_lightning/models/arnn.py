@@ -99,7 +99,8 @@ class ARNN(SessionRecommender):
             if key is not None:
                 self._cache.add(key, entry)
         features_BW, state = entry
-        return step._replace(features=features_BW), state
+        # Not every step has terms, which features contain, but a compiled step must have the same inputs in all epochs.
+        return step._replace(features=features_BW, user_terms=None), state
 
     def _terms_of(self, user: Tensor) -> Tensor | None:
         """(B, ...) the frozen context encoder's terms of each user, computed once for all users."""

@@ -80,25 +80,32 @@ class Variant:
     Attributes:
         name: the model's name.
         config: its settings, flat.
-        role: in the first run that has it: empty for the main model, else ``session``, ``context`` or the baseline's.
+        is_most_common: whether it has the most common configuration of its name, of several the first.
         label: its name, and what distinguishes it from other variants of the same name.
         results: by seed; of a model without training, equal ones for all seeds of the section.
         session_results: by seed, the session encoder of the same run, for a model that has one.
         runs: by seed, the run of the result.
+        roles: by seed, the role in that run: empty for its main model, else ``session``, ``context`` or the baseline's.
     """
 
     name: str
     config: Mapping[str, Any]
-    role: str
     label: str = ""
+    is_most_common: bool = False
     results: dict[int, EvaluationResult] = field(default_factory=dict)
     session_results: dict[int, EvaluationResult] = field(default_factory=dict)
     runs: dict[int, Run] = field(default_factory=dict)
+    roles: dict[int, str] = field(default_factory=dict)
 
     @property
-    def is_most_common(self) -> bool:
-        """Whether every setting has its most common value among the variants of its name."""
-        return self.label == self.name
+    def own_runs(self) -> list[Run]:
+        """The runs whose main model it is."""
+        return [run for seed, run in self.runs.items() if not self.roles[seed]]
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """Equal for the same configuration of a model in another section."""
+        return self.name, _hashable(self.config)
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -172,8 +179,7 @@ class Section:
 
     def base(self, name: str) -> Variant | None:
         """The model of this name, in its most common configuration."""
-        variants = [variant for variant in self.variants if variant.name == name]
-        return next((variant for variant in variants if variant.is_most_common), next(iter(variants), None))
+        return next((variant for variant in self.variants if variant.name == name and variant.is_most_common), None)
 
 
 def group_runs(runs: Sequence[Run], ties: str) -> list[Section]:
@@ -215,12 +221,14 @@ def _label_sections(sections: Sequence[Section]) -> None:
         shown = [f"{key}={'null' if values.get(key) is None else values[key]}" for key in keys]
         section.label = ", ".join(shown)
         if preparations > 1:
-            if not keys:
-                section.label = f"data {section.data_key[:10]}"
             section.notes.append(
                 f"{section.name} was prepared in {preparations} ways (see the manifests); results on different data "
                 "are not averaged"
             )
+    labels = [section.label for section in sections]
+    for section in sections:
+        if labels.count(section.label) > 1:
+            section.label = ", ".join(filter(None, [section.label, f"data {section.data_key[:10]}"]))
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -261,13 +269,14 @@ def _add_variants(section: Section, ties: str) -> None:
     for run in section.runs:
         results = {entry.role: entry.result.with_tie_mode(ties) for entry in run.entries}
         for entry in run.entries:
-            key = (entry.result.name, _hashable(entry.config))
-            variant = variants.setdefault(key, Variant(entry.result.name, entry.config, entry.role))
+            new = Variant(entry.result.name, entry.config)
+            variant = variants.setdefault(new.key, new)
             result = results[entry.role]
             known = variant.results.get(run.seed)
             if known is None:
                 variant.results[run.seed] = result
                 variant.runs[run.seed] = run
+                variant.roles[run.seed] = entry.role
                 if not entry.role and "session" in results:
                     variant.session_results[run.seed] = results["session"]
             elif not known.ranks.equals(result.ranks):
@@ -286,6 +295,7 @@ def _add_variants(section: Section, ties: str) -> None:
         same_name = [variant for variant in section.variants if variant.name == name]
         for variant, label in zip(same_name, labels([variant.config for variant in same_name]), strict=True):
             variant.label = f"{name} ({label})" if label else name
+        next((variant for variant in same_name if variant.label == name), same_name[0]).is_most_common = True
 
 
 def _table_order(variant: Variant) -> tuple[int, str]:
@@ -360,11 +370,13 @@ class Row:
         metrics: metric -> estimate.
         gains: reference -> metric -> estimate of the paired difference to it. References are the label of the base
             model of the section and, for a model that has one, ``SESSION_ENCODER``: the part of the same run.
+        shares: reference -> metric -> the difference as a share of the reference's mean over the same seeds.
     """
 
     variant: Variant
     metrics: Mapping[str, Estimate]
     gains: Mapping[str, Mapping[str, Estimate]]
+    shares: Mapping[str, Mapping[str, float]]
 
     @property
     def session_gains(self) -> Mapping[str, Estimate]:
@@ -412,6 +424,7 @@ def compare(section: Section, settings: Settings) -> SectionView:
     """
     base = section.base(settings.base)
     quantities: dict[tuple[int, str, str], list[np.ndarray]] = {}
+    reference_means: dict[tuple[int, str, str], float] = {}
     for index, variant in enumerate(section.variants):
         references = {SESSION_ENCODER: variant.session_results}
         if base is not None and variant is not base:
@@ -420,6 +433,9 @@ def compare(section: Section, settings: Settings) -> SectionView:
             quantities[index, "", metric] = variant.per_prediction(metric)
             for reference, results in references.items():
                 quantities[index, reference, metric] = variant.gains(metric, results)
+                seeds = set(variant.results) & set(results)
+                means = [results[seed].per_prediction(metric).mean() for seed in seeds]
+                reference_means[index, reference, metric] = float(np.mean(means)) if means else 0.0
     quantities = {key: values for key, values in quantities.items() if values}
     estimated = dict(zip(quantities, estimates(list(quantities.values()), section, settings), strict=True))
     differences = {(key[0], key[2], value.by_seed): value.p for key, value in estimated.items() if key[1]}
@@ -431,10 +447,13 @@ def compare(section: Section, settings: Settings) -> SectionView:
     rows = []
     for index, variant in enumerate(section.variants):
         by_reference: dict[str, dict[str, Estimate]] = {}
+        shares: dict[str, dict[str, float]] = {}
         for (position, reference, metric), estimate in estimated.items():
             if position == index:
                 by_reference.setdefault(reference, {})[metric] = estimate
-        rows.append(Row(variant, by_reference.pop(""), by_reference))
+                if before := reference_means.get((position, reference, metric)):
+                    shares.setdefault(reference, {})[metric] = estimate.mean / before
+        rows.append(Row(variant, by_reference.pop(""), by_reference, shares))
     return SectionView(section, rows, settings)
 
 

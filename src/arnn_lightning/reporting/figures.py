@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from arnn_lightning.evaluation.groups import by_position, group_labels, group_metrics
+from arnn_lightning.evaluation.groups import Attributes, attribute_labels, by_position, group_labels, group_metrics
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.reporting import charts
 from arnn_lightning.reporting.charts import Series, Style
@@ -22,6 +22,7 @@ from arnn_lightning.reporting.comparison import (
     estimates,
 )
 from arnn_lightning.reporting.results_table import Table, groups_table
+from arnn_lightning.reporting.runs import DataSet
 
 X_LABELS = {
     "position": "preceding events of the session",
@@ -44,7 +45,7 @@ class Figure:
 def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[Figure]:
     curves = _learning_curves(view, styles)
     if curves is not None:
-        yield Figure(curves, "Validation after every epoch; bands span the seeds, from the lowest to the highest.")
+        yield Figure(curves, "Validation by epoch; bands span the seeds, from the lowest to the highest.")
     caption = f"Share of predictions whose item is among the first K; {view.settings.percent} bands."
     yield Figure(_recall_by_k(view, styles), caption)
     row = view.main_model
@@ -71,17 +72,17 @@ def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup |
     series = []
     for row in view.rows:
         variant = row.variant
-        name = f"{variant.role}/val/{monitor}" if variant.role else f"val/{monitor}"
-        curves = [run.curves[name] for run in variant.runs.values() if run.curves.get(name)]
-        if curves:
-            epochs = min(map(len, curves))
-            values = np.array([curve[:epochs] for curve in curves])
+        names = {seed: "/".join(filter(None, [role, "val", monitor])) for seed, role in variant.roles.items()}
+        curves = [run.curves[names[seed]] for seed, run in variant.runs.items() if run.curves.get(names[seed])]
+        epochs = sorted(set.intersection(*map(set, curves))) if curves else []  # that all seeds have
+        if epochs:
+            values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
             spread = (values.mean(0), values.min(0), values.max(0))
-            series.append(Series(variant.label, range(1, epochs + 1), *(line.tolist() for line in spread)))
+            series.append(Series(variant.label, [e + 1 for e in epochs], *(line.tolist() for line in spread)))
     series = series[:MAX_SERIES]
     if not series:
         return None
-    ticks = range(1, max(len(line.x) for line in series) + 1)
+    ticks = range(1, max(int(line.x[-1]) for line in series) + 1)
     y_label = f"validation {metric_label(monitor)}"
     colors = [styles[line.name] for line in series]
     return Markup(charts.lines("Learning curves", "epoch", y_label, series, ticks[:: 1 + len(ticks) // 12], colors))
@@ -90,17 +91,18 @@ def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup |
 def _recall_by_k(view: SectionView, styles: Mapping[str, Style]) -> Markup:
     settings = view.settings
     variants = [row.variant for row in view.rows if row.variant.is_most_common][:MAX_SERIES]
-    values = [variant.per_prediction(f"recall@{k}") for variant in variants for k in settings.cutoffs]
+    data = view.section.data
+    # With lists as long as the catalogue nothing is missed, also by lists of other programs, which are shorter.
+    cutoffs = [k for k in settings.cutoffs if data is None or k < data.n_items]
+    values = [variant.per_prediction(f"recall@{k}") for variant in variants for k in cutoffs]
     found = iter(estimates(values, view.section, settings))
     series = []
     for variant in variants:
-        points = [next(found) for _ in settings.cutoffs]
+        points = [next(found) for _ in cutoffs]
         bounds = ([getattr(point, bound) for point in points] for bound in ("mean", "low", "high"))
-        series.append(Series(variant.label, settings.cutoffs, *bounds))
+        series.append(Series(variant.label, cutoffs, *bounds))
     colors = [styles[variant.label] for variant in variants]
-    return Markup(
-        charts.lines("Recall by K", "K, length of the list", "Recall@K", series, settings.cutoffs, colors, log=True)
-    )
+    return Markup(charts.lines("Recall by K", "K, length of the list", "Recall@K", series, cutoffs, colors, log=True))
 
 
 def _labels(section: Section, attributes: Sequence[str]) -> dict[str, pl.Series]:
@@ -108,8 +110,12 @@ def _labels(section: Section, attributes: Sequence[str]) -> dict[str, pl.Series]
     ranks, data = section.predictions, section.data
     if data is None:
         return {"position": by_position(ranks["position"])}
-    known = {name: attribute for name in attributes if (attribute := data.attribute(name)) is not None}
-    return group_labels(ranks, data.users, data.train, data.n_items, known)
+    return group_labels(ranks, data.users, data.train, data.n_items, _codes(data, attributes))
+
+
+def _codes(data: DataSet, names: Sequence[str]) -> Attributes:
+    """The attributes of these names that the data set has."""
+    return {name: attribute for name in names if (attribute := data.attribute(name)) is not None}
 
 
 def _group_chart(view: SectionView, row: Row, by: str, label: pl.Series) -> Figure | None:
@@ -145,9 +151,7 @@ def group_tables(view: SectionView) -> list[tuple[str, list[tuple[str, Table]]]]
     rows = sorted((row for row in view.rows if row.variant.is_most_common), key=lambda row: row is not view.main_model)
     cluster = view.section.cluster(settings)
     tables = []
-    for by, label in _labels(view.section, settings.groups).items():
-        if by not in settings.groups:
-            continue
+    for by, label in attribute_labels(view.section.predictions, _codes(data, settings.groups)).items():
         of_models = []
         for row in rows:
             values = {metric: row.variant.per_prediction(metric) for metric in settings.metrics}

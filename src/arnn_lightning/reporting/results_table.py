@@ -10,6 +10,7 @@ import polars as pl
 
 from arnn_lightning.evaluation.groups import MIN_CLUSTERS
 from arnn_lightning.evaluation.metrics import metric_label
+from arnn_lightning.io import escape_markdown
 from arnn_lightning.reporting.comparison import SESSION_ENCODER, Estimate, Row, Section, shown_references
 
 
@@ -66,9 +67,9 @@ def gain_cell(row: Row, reference: str, metric: str) -> str | Cell:
     gain = row.gains.get(reference, {}).get(metric)
     if gain is None:
         return ""
-    before = row.metrics[metric].mean - gain.mean
-    share = f"({gain.mean / before:+.1%})" if before else ""
-    return Cell(f"{gain.mean:+.4f}", share, f"{format_interval(gain, '+.4f')}; {format_p(gain.p)}")
+    share = row.shares.get(reference, {}).get(metric)
+    shown = "" if share is None else f"({share:+.1%})"
+    return Cell(f"{gain.mean:+.4f}", shown, f"{format_interval(gain, '+.4f')}; {format_p(gain.p)}")
 
 
 def groups_table(frame: pl.DataFrame, title: str, bootstrap: Mapping[str, Any]) -> Table:
@@ -138,10 +139,10 @@ def _markdown_section(section: Section, rows: Sequence[Row], metrics: Sequence[s
                 gain = row.gains.get(reference, {}).get(metric)
                 line.append("" if gain is None else f"{gain.mean:+.4f} ({format_interval(gain, '+.4f')})")
         lines.append(line)
-    table = "\n".join(f"| {' | '.join(_escape_markdown(cell) for cell in line)} |" for line in lines)
+    table = "\n".join(f"| {' | '.join(escape_markdown(cell) for cell in line)} |" for line in lines)
     seeds = max(len(row.metrics[metrics[0]].by_seed) for row in rows)
     over = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
-    return f"{_escape_markdown(section.title)}: {section.predictions.height:,} predictions{over}\n\n{table}\n"
+    return f"{escape_markdown(section.title)}: {section.predictions.height:,} predictions{over}\n\n{table}\n"
 
 
 def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[str]) -> str:
@@ -212,8 +213,3 @@ def _paper(section: Section, row: Row, metric: str) -> str:
 def _paper_figure(section: Section, row: Row, metric: str) -> float | None:
     """The paper's figure, only for the most common configuration of a model."""
     return section.paper.get(row.variant.name, {}).get(metric) if row.variant.is_most_common else None
-
-
-def _escape_markdown(text: str) -> str:
-    """A cell that cannot end itself or begin HTML."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

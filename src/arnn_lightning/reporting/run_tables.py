@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
-from arnn_lightning.evaluation.groups import group_labels, group_metrics
+from arnn_lightning.evaluation.groups import Attributes, attribute_labels, group_labels, group_metrics
 from arnn_lightning.evaluation.result import EvaluationResult, metric_intervals
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.reporting.console import rich_table
@@ -37,7 +37,7 @@ class RunTables:
 
     def groups(self, results: Sequence[EvaluationResult]) -> Groups:
         """The metrics of every model by each attribute."""
-        labels = self._labels(results[0]) if self.attributes else {}
+        labels = attribute_labels(results[0].ranks, self._codes())
         return {
             attribute: {result.name: self._grouped(result, labels[attribute]) for result in results}
             for attribute in self.attributes
@@ -69,8 +69,10 @@ class RunTables:
     def _labels(self, result: EvaluationResult) -> dict[str, pl.Series]:
         """Every way to group the predictions."""
         train = pl.read_parquet(self.prepared.folder / "train.parquet", columns=["user", "item"], glob=False)
-        attributes = {name: self.prepared.attribute(name) for name in self.attributes}
-        return group_labels(result.ranks, self.prepared.users(), train, self.prepared.dims["n_items"], attributes)
+        return group_labels(result.ranks, self.prepared.users(), train, self.prepared.dims["n_items"], self._codes())
+
+    def _codes(self) -> Attributes:
+        return {name: self.prepared.attribute(name) for name in self.attributes}
 
     def _grouped(
         self,

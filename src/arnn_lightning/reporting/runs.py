@@ -163,7 +163,7 @@ class Run:
         overrides: its command line.
         data: the prepared data set; None if it was not found.
         entries: every model that was tested, the main model last.
-        curves: validation metric -> values by epoch, such as ``session/val/mrr@20``.
+        curves: validation metric, such as ``session/val/mrr@20`` -> epoch -> value.
     """
 
     folder: Path
@@ -172,7 +172,7 @@ class Run:
     overrides: list[str]
     data: DataSet | None
     entries: list[Entry]
-    curves: Mapping[str, list[float]]
+    curves: Mapping[str, Mapping[int, float]]
 
     @property
     def seed(self) -> int:
@@ -402,7 +402,7 @@ def _pretrained_config(
     return {"name": encoder["name"], "pretrained": str(checkpoint)}
 
 
-def _curves(file: Path) -> dict[str, list[float]]:
+def _curves(file: Path) -> dict[str, dict[int, float]]:
     """Validation metrics by epoch; of an epoch that was run twice, the last.
 
     Raises:
@@ -416,7 +416,7 @@ def _curves(file: Path) -> dict[str, list[float]]:
                     raise ValueError(f"{file.name}, line {number}, is cut")
                 if "val/" in row["metric"]:
                     values.setdefault(row["metric"], {})[int(row["epoch"])] = float(row["value"])
-    return {metric: [by_epoch[epoch] for epoch in sorted(by_epoch)] for metric, by_epoch in values.items()}
+    return {metric: dict(sorted(by_epoch.items())) for metric, by_epoch in values.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -173,12 +173,12 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
     metric, settings = main.settings.metrics[0], main.settings
     name = metric_label(metric)
     references = list(dict.fromkeys(reference for view in others for reference in shown_references(view.rows)))
-    main_variants = {row.variant.name: row.variant for row in main.rows}
+    main_variants = {row.variant.key: row.variant for row in main.rows}
     lines: list[list[str | Cell]] = []
     for view in others:
         same_data = view.section.data_key == main.section.data_key
         for row in view.rows:
-            main_variant = main_variants.get(row.variant.name) if same_data else None
+            main_variant = main_variants.get(row.variant.key) if same_data else None
             if main_variant is not None and _same_ranks(row.variant, main_variant):
                 continue
             estimate = row.metrics[metric]
@@ -243,8 +243,8 @@ def _first_items(view: SectionView) -> Table | None:
     """What the models list before the first click of a session; None: no model lists items by profiles."""
     lines: list[list[str | Cell]] = []
     for row in view.rows:
-        compared = [run.metrics["first_items"] for run in row.variant.runs.values() if "first_items" in run.metrics]
-        if row.variant.role or not compared:
+        compared = [run.metrics["first_items"] for run in row.variant.own_runs if "first_items" in run.metrics]
+        if not compared:
             continue
         first, answers = compared[0], [one["answer"] for one in compared]
         means = [float(np.mean([one[key] for one in compared])) for key in ("popularity", "pnn")]
@@ -268,8 +268,8 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
     timed: dict[tuple[str, str], list[Run]] = {}
     for view in views:
         for row in view.rows:
-            if not row.variant.role:
-                timed.setdefault((view.section.name, row.variant.label), []).extend(row.variant.runs.values())
+            if row.variant.own_runs:
+                timed.setdefault((view.section.name, row.variant.label), []).extend(row.variant.own_runs)
     speeds = {}
     for key, runs in timed.items():
         measured = [speed for run in runs if (speed := run.metrics["train_events_per_second"])]

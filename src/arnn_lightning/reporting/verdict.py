@@ -10,7 +10,7 @@ import jinja2
 from scipy.special import stdtrit
 
 from arnn_lightning.evaluation.metrics import metric_label
-from arnn_lightning.io import write_json, write_text
+from arnn_lightning.io import escape_markdown, write_json, write_text
 
 ANSWERS = {"yes": "Profiles help.", "no": "Profiles do not help."}
 ARMS = {  # the models of a verdict, and the profiles that they get
@@ -101,7 +101,7 @@ def _render(template: str, verdict: Mapping[str, Any]) -> str:
         "number": lambda value: f"{value:.4f}",
         "percent": lambda value: "" if value is None else f"{value:+.1%}",
         "count": lambda value: f"{value:,}",
-        "cell": lambda value: str(value).replace("|", "\\|"),
+        "cell": lambda value: escape_markdown(str(value)),
         "interval": lambda row: "too few users" if row["low"] is None else _interval(row),
         "outcome": lambda name: outcome(verdict, name),
         "rule": _rule,

@@ -86,7 +86,7 @@ def _settings(config: DictConfig) -> Settings:
     return Settings(
         metrics=list(names),
         base=config.report.base,
-        cutoffs=list(config.report.cutoffs),
+        cutoffs=sorted(set(config.report.cutoffs)),
         groups=list(config.evaluation.groups),
         ties=config.evaluation.ties,
         bootstrap=OmegaConf.to_container(config.evaluation.bootstrap, resolve=True),  # type: ignore[arg-type]
