@@ -141,6 +141,21 @@ def test_user_terms_equal_those_of_the_live_encoder(
     assert not torch.allclose(step.user_terms[0], step.user_terms[1])
 
 
+def test_E27_steps_have_the_same_inputs_whether_or_not_features_are_cached(small_dataset: PreparedDataset) -> None:
+    """As a compiled step, which is traced in the first epoch, requires."""
+    model = make_arnn(small_dataset, cache_mb=100.0).train()
+    model.configure_optimizers()
+    data = make_data(small_dataset, batch_size=4, steps_per_chunk=10)
+    dataset, given = data.train_dataset(model.chunk_spec), []
+    for epoch in range(2):
+        chunk, state = dataset[epoch, 0], model.initial_state(4)
+        steps = [model.precompute(step, state, (0, k))[0] for k, (step, _) in enumerate(model.step_inputs(chunk))]
+        inputs = [step._replace(valid=None)._asdict() for step in steps]
+        given += [{name for name, value in values.items() if value is not None} for values in inputs]
+    assert len(given) == 20
+    assert all(names == given[0] for names in given)
+
+
 def test_encoders_that_are_trained_have_no_user_terms(small_dataset: PreparedDataset) -> None:
     model = make_arnn(small_dataset, "model.freeze_encoders=false")
     assert model.step_input(torch.tensor([1]), torch.tensor([1]), None).user_terms is None

@@ -27,6 +27,10 @@ from helpers import compose_config, model_config, python_block
 N_USERS = 60
 
 
+def level_of(user: int) -> str:
+    return "rare" if user in (5, 59) else str(user % 3)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     """A log of users with an age (some unknown), a birthday and a level."""
@@ -42,13 +46,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
             "user": [f"u{user:02}" for user in range(N_USERS)],
             "age": [None if user % 7 == 0 else f" {18 + user}" for user in range(N_USERS)],
             "birth": [date(1950 + user, 1 + user % 12, 3) for user in range(N_USERS)],
-            "level": [str(user % 3) for user in range(N_USERS)],
+            "level": [level_of(user) for user in range(N_USERS)],
         }
     )
     users.write_csv(folder / "users.csv")
     contexts = "data.contexts={single: [level], multi: [], numeric: {age: 4, birth: [1960, 1980.5, 2000]}}"
     files = (f"data.events={folder / 'log.csv'}", f"data.users={folder / 'users.csv'}", f"paths.data={folder}")
-    return prepare_data(compose_config("data=tabular", *files, contexts, "data.items.min_events=1"))
+    rare = "data.contexts.min_events=20"
+    return prepare_data(compose_config("data=tabular", *files, contexts, rare, "data.items.min_events=1"))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def run(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def profile_of(user: int, kind: Callable[[date], Any] = date.isoformat) -> dict[str, Any]:
-    profile = {"birth": kind(date(1950 + user, 1 + user % 12, 3)), "level": str(user % 3)}
+    profile = {"birth": kind(date(1950 + user, 1 + user % 12, 3)), "level": level_of(user)}
     return profile | ({} if user % 7 == 0 else {"age": 18 + user})
 
 
@@ -82,7 +87,7 @@ def test_profiles_get_the_codes_that_training_gave(run: Path, prepared: Prepared
     stored = prepared.users()
     columns = [f"context.{name}" for name in predictor.vocabulary.single]
     assert predictor.vocabulary.single == ["level", "age", "birth"]
-    assert [stored[column].n_unique() for column in columns] == [3, 5, 4]
+    assert [stored[column].n_unique() for column in columns] == [4, 5, 4]
     for user, row in enumerate(stored.iter_rows(named=True)):
         expected = predictor.session(user=row["id"]).contexts
         for kind in (date.isoformat, lambda day: day, lambda day: datetime(day.year, day.month, day.day, 12)):

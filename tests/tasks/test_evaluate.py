@@ -5,7 +5,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.tasks.train import metadata_maker
 from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
+from helpers import compose_config
 
 NOON = 1_447_243_200
 
@@ -54,6 +57,16 @@ def test_a_run_folder_is_evaluated_without_its_raw_files(workspace: Path, monkey
     data = f"paths.data={workspace / 'data'}"
     assert arnn_here(["task=evaluate", here, data, f"hydra.run.dir={workspace / 'elsewhere'}"], monkeypatch) == 0
     assert metrics_of(workspace / "elsewhere")["test"] == metrics_of(workspace / "run")["test"]
+
+
+def test_files_in_raw_dir_are_where_a_later_raw_dir_is(small_dataset: PreparedDataset) -> None:
+    """The metadata of a checkpoint have absolute paths, but for what they are relative to."""
+    data = metadata_maker(compose_config("data=movielens", "paths.data=here"), small_dataset)("a model")["data"]
+    assert data["raw_dir"] == str(Path("here/raw/movielens").absolute())
+    assert data["events"] == "${.raw_dir}/u.data"
+    assert data["source"].startswith("ml-100k.zip")
+    given = metadata_maker(compose_config("data=tabular", "data.events=[a.csv]"), small_dataset)("a model")["data"]
+    assert given["events"] == [str(Path("a.csv").absolute())]
 
 
 def test_a_checkpoint_is_evaluated_by_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,20 @@ def test_seconds_of_interrupted_attempts_count(verdict: SimpleNamespace) -> None
     assert spent["permuted-seed1"] > last["permuted-seed1"] + 2
 
 
+def test_a_data_set_that_is_prepared_again_is_the_same_log(
+    verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest has other seconds."""
+    file = verdict.prepared.folder / "manifest.json"
+    content, n_trained = file.read_text(), len(verdict.trained)
+    file.write_text(json.dumps(json.loads(content) | {"seconds": {"read": 1e9}}))
+    try:
+        assert arnn_here(VERDICT, monkeypatch) == 0
+    finally:
+        file.write_text(content)
+    assert len(verdict.trained) == n_trained
+
+
 def test_finished_seeds_count_whatever_the_budget(verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     n_trained = len(verdict.trained)
     assert arnn_here([*VERDICT, "smallest_gain=0.5", "budget=1s"], monkeypatch) == 0

@@ -48,7 +48,7 @@ from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, TITLE, U
 FORMAT_VERSION = 8  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
-PATH_KEYS = ("raw_dir", "events", "users", "titles", "source")  # where files are, not what they mean
+PATH_KEYS = ("raw_dir", "events", "users", "titles")  # where files are, not what they mean
 RUN_KEYS = ("assignment", "dropout", "n_attributes")  # settings of contexts that a run applies to the prepared data set
 CONTEXTS, ITEM_CONTEXTS = "contexts.parquet", "item_contexts.parquet"
 TABLES = ("train.parquet", "val.parquet", "test.parquet", "items.parquet", "users.parquet", CONTEXTS, ITEM_CONTEXTS)
@@ -251,7 +251,7 @@ def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the data config that determines what is written: no paths, and no settings of a run."""
     contexts = ("contexts", "item_contexts")
     return {
-        "reader": {key: value for key, value in data["reader"].items() if key not in PATH_KEYS},
+        "reader": {key: value for key, value in data["reader"].items() if key not in (*PATH_KEYS, "source")},
         **{kind: {key: value for key, value in data[kind].items() if key not in RUN_KEYS} for kind in contexts},
         **{key: data[key] for key in SETTINGS},
     }

@@ -30,6 +30,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json, write_text
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.tracing import tracing
+from arnn_lightning.preprocessing.contexts import OTHER
 from arnn_lightning.serving.predictor import Predictor
 from arnn_lightning.serving.vocabulary import Vocabulary
 
@@ -272,9 +273,9 @@ def _titles(vocabulary: Vocabulary) -> dict[str, Any]:
 def _categories(predictor: Predictor) -> dict[str, Any]:
     """The inputs ``single`` and ``active`` for a profile.
 
-    single: by attribute, in the order of the columns, the row of every category and of "unknown"; of a numeric one the
-    edges of its intervals, whose rows follow that of "unknown". active: by attribute the code of every category and of
-    all "other" ones; "unknown" has no code.
+    single: by attribute, in the order of the columns, the row of every category, of "unknown" (no value) and of "other"
+    values; of a numeric one the edges of its intervals, whose rows follow that of "unknown". active: by attribute the
+    code of every category and of all "other" ones; "unknown" has no code.
     """
     contexts, sizes = predictor.vocabulary.contexts, predictor.metadata["model"]["dims"]["single_sizes"]
     rows = {name: contexts.filter(pl.col("attribute") == name) for name in predictor.vocabulary.attributes}
@@ -282,8 +283,10 @@ def _categories(predictor: Predictor) -> dict[str, Any]:
     first = 0
     for name, size in zip(predictor.vocabulary.single, sizes, strict=True):
         codes = {category: first + code for category, code in rows[name].select("category", "code").iter_rows()}
+        other = codes.pop(OTHER, first)
         # A model that was trained with unknown contexts only has not learnt the others.
-        single[name] = {"unknown": first, "categories": codes if predictor.uses_contexts else {}}
+        known = {"other": other, "categories": codes} if predictor.uses_contexts else {"other": first, "categories": {}}
+        single[name] = {"unknown": first} | known
         if (rows[name]["kind"] == "numeric").any() and predictor.uses_contexts:
             single[name]["edges"] = rows[name].sort("code")["low"][1:].to_list()  # the first is minus infinity
         first += size

@@ -307,9 +307,8 @@ def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Any:
     data = OmegaConf.to_container(config.data, resolve=False)
     assert isinstance(data, dict)
     for key in PATH_KEYS:  # absolute: a checkpoint is used from any folder
-        paths = config.data[key] if data.get(key) is not None else None
-        if paths is not None:
-            data[key] = _absolute(paths)
+        if data.get(key) is not None and "{.raw_dir}" not in str(data[key]):  # such files are where raw_dir is
+            data[key] = _absolute(config.data[key])
     published = to_container(config.published)
     version = prepared.manifest["version"]
     return lambda model: {

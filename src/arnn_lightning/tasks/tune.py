@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 TASK_KEYS = ("task", "models", "trials", "workers", "space", "sampler", "pruner")
 ENCODERS = ("model.session.", "model.context.")
 # What a value depends on.
-SETTINGS = ("seed", "model", "data.contexts", "evaluation.ties", "evaluation.monitor", "trainer", "pretrained")
+SETTINGS = (
+    *("seed", "model", "data.contexts", "data.item_contexts", "evaluation.ties", "evaluation.monitor", "trainer"),
+    *("pretrained", "performance.threads", "performance.compile"),
+)
 
 
 def run(config: DictConfig) -> None:

@@ -59,7 +59,10 @@ class VerdictRuns:
     def require_same_log(self, jobs: Sequence[Job]) -> None:
         """Raises UserError for a finished run that was trained on another log."""
         for job in jobs:
-            if job.is_finished and job.metrics()["manifest"] != self.prepared.manifest_sha256:
+            if not job.is_finished or job.metrics()["manifest"] == self.prepared.manifest_sha256:
+                continue
+            # The manifest of a data set that was prepared again has other seconds.
+            if read_checkpoint(job.folder)["metadata"]["prepared"] != self.prepared.folder.name:
                 raise UserError(
                     f"{job.folder}: was trained on another log, and a verdict is of one log; use a new hydra.run.dir, "
                     f"such as {os.path.relpath(job.folder.parent)}-2"
