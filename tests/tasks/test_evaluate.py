@@ -1,14 +1,19 @@
 """task=evaluate: a run folder or a checkpoint from anywhere, on its test split or on a later log."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from omegaconf import OmegaConf
 
-from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.errors import UserError
+from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
+from arnn_lightning.preprocessing.later import prepare_later_log
 from arnn_lightning.tasks.train import metadata_maker
 from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
-from helpers import compose_config
+from helpers import compose_config, make_data
 
 NOON = 1_447_243_200
 
@@ -125,3 +130,110 @@ def test_a_later_log_has_the_codes_of_training(
     assert events.select(columns).sort(columns).equals(kept.select(columns).sort(columns))
     assert metrics_of(Path("later"))["test"]["events"] == test.height - test["session"].n_unique()
     assert users.filter(pl.col("id") == "u45")["n_known"].item() == 0
+
+
+def test_renamed_files_are_no_later_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copyfile("clicks.csv", "renamed.csv")
+    assert evaluate(monkeypatch, "renamed", "data=tabular", "data.events=renamed.csv", "data.users=profiles.csv") == 0
+    assert not Path("renamed/prepared").exists()
+    assert metrics_of(Path("renamed"))["test"] == metrics_of(Path("run"))["test"]
+
+
+# --- the data set of a later log ---
+
+Row = tuple[str, str, float, str | int]  # user, item, seconds since noon of the first day, session
+
+
+def visits(days: range, visitors: str) -> list[Row]:
+    """One session per day and visitor: items a to d, a second apart."""
+    return [
+        (who, item, 86_400 * day + n, f"{who}-{day}")
+        for day in days
+        for who in visitors
+        for n, item in enumerate("abcd")
+    ]
+
+
+def later_log(folder: Path, later: list[Row], *settings: str) -> tuple[PreparedDataset, str]:
+    """A log after a week of visitors r to v, prepared with its settings, and the notice about it."""
+    configs = {}
+    for name, rows in (("log", visits(range(7), "rstuv")), ("later", later)):
+        table = pl.DataFrame(rows, schema=["user", "item", "time", "session"], orient="row", infer_schema_length=None)
+        table.with_columns(pl.col("time") + NOON).write_parquet(folder / f"{name}.parquet")
+        overrides = [f"data.events={folder / name}.parquet", "data.split={test_days: 1, val_days: 1}", *settings]
+        configs[name] = OmegaConf.to_container(compose_config("data=tabular", *overrides).data, resolve=True)
+    trained = prepare(configs["log"], folder)  # type: ignore[arg-type]
+    notice = prepare_later_log(configs["later"], trained, folder / "prepared_later")  # type: ignore[arg-type]
+    return PreparedDataset(folder / "prepared_later"), notice
+
+
+def sessions_of(prepared: PreparedDataset) -> list[str]:
+    """The items of every test session."""
+    sessions, item = prepared.sessions("test"), prepared.items()["id"]
+    return ["".join(item.gather(codes)) for codes in np.split(sessions.item, sessions.offset[1:-1])]
+
+
+@pytest.mark.parametrize("visitors", ["uv", "uw", "xyu"])
+def test_a_later_log_without_contexts(visitors: str, tmp_path: Path) -> None:
+    prepared, notice = later_log(tmp_path, visits(range(7, 9), visitors))
+    new = [who for who in visitors if who in "wxyz"]
+    assert prepared.users()["id"].to_list() == [*"rstuv", *new]
+    assert set(prepared.users()["n_known"]) == {0}
+    assert f"{len(new)} of {len(visitors)} users are new" in notice
+
+
+def test_known_attributes_of_new_users_are_counted(tmp_path: Path) -> None:
+    users = [("r", ["x"], "de"), ("s", ["x", "y"], "at"), ("w", ["y", "z"], "de"), ("y", [], "at"), ("z", None, None)]
+    pl.DataFrame(users, schema=["user", "tags", "country"], orient="row").write_parquet(tmp_path / "users.parquet")
+    table, multi = f"data.users={tmp_path / 'users.parquet'}", "data.contexts.multi=[tags]"
+    for single, expected in (("[]", [1, 0, 0, 0]), ("[country]", [2, 0, 1, 0])):
+        settings = [table, multi, f"data.contexts.single={single}"]
+        prepared, _ = later_log(tmp_path, visits(range(7, 9), "wxyz"), *settings)
+        assert prepared.users()["n_known"].tail(4).to_list() == expected
+
+
+@pytest.mark.parametrize("user", ["user", "null"])
+@pytest.mark.parametrize("ids", [["L-3", "L-1", "L-2", "L-0"], ["300", "1", "2", "3"], [-(2**62), 0, 2**62, 1]])
+def test_sessions_of_a_later_log_may_be_given(ids: list[str | int], user: str, tmp_path: Path) -> None:
+    rows: list[Row] = [(*row[:3], ids[n // 4]) for n, row in enumerate(visits(range(7, 9), "uv"))]
+    prepared, _ = later_log(tmp_path, rows, "data.session=given", f"data.columns.user={user}")
+    assert sessions_of(prepared) == ["abcd"] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], ["aababccdda"]),
+        (["data.duplicates=drop"], ["aabaccdda"]),
+        (["data.repeats=drop"], ["ababcdda"]),
+        (["data.max_session_length=4"], ["aaba", "bcc", "dda"]),
+        (["data.duplicates=drop", "data.repeats=drop", "data.max_session_length=3"], ["aba", "cd", "da"]),
+    ],
+)
+def test_sessions_of_a_later_log_are_shaped_as_in_training(
+    settings: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    """Events of unknown items are dropped after repeats and before long sessions are cut."""
+    events = zip("aabab?ccd?da", [0, 0.5, 1, 1, 1, 1, 3, 4, 5, 5, 6, 7], strict=True)
+    rows: list[Row] = [("u", item, 8 * 86_400 + second, "s") for item, second in events]
+    assert sessions_of(later_log(tmp_path, rows, *settings)[0]) == expected
+
+
+def test_sessions_of_the_trained_log_are_not_sessions_of(tmp_path: Path) -> None:
+    """Of an export that contains its rows, too."""
+    prepared, notice = later_log(tmp_path, visits(range(9), "uvw"))
+    assert sessions_of(prepared) == ["abcd"] * 6
+    assert "21 of 27 sessions are dropped, since they start before the trained log ends (2015-11-17 12:00:03)" in notice
+    assert "0 of 24 events are dropped" in notice
+    assert "1 of 3 users are new" in notice
+    with pytest.raises(UserError, match=r"later\.parquet: no session starts after the trained log ends \(2015-11-17"):
+        later_log(tmp_path, visits(range(7), "uv"))
+
+
+def test_users_of_training_keep_their_permuted_contexts(tmp_path: Path) -> None:
+    prepared, _ = later_log(tmp_path, visits(range(7, 9), "rstuvwxyz"))
+    data = make_data(prepared, assignment="permuted", seed=1)
+    users = prepared.sessions("test").user.tolist()
+    assigned = dict(zip(users, data.sessions("test").user.tolist(), strict=True))
+    assert [assigned[user] for user in range(5)] == np.random.default_rng(1).permutation(5).tolist()
+    assert {assigned[user] for user in range(5, 9)} == {*range(5, 9)}

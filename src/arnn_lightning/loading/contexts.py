@@ -1,7 +1,7 @@
 """Every user's context codes, and whose contexts a session gets (controls). U users, S fields, A active fields."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,7 @@ from arnn_lightning.preprocessing.contexts import PREFIX
 Assignment = Literal["own", "permuted", "per_session", "unknown"]
 
 
-def assign_contexts(users: np.ndarray, n_users: int, assignment: Assignment, seed: int) -> np.ndarray:
+def assign_contexts(users: np.ndarray, n_users: int, assignment: Assignment, seed: int, n_new: int = 0) -> np.ndarray:
     """The user whose contexts each session gets: (S,) users of the sessions -> (S,) users.
 
     Args:
@@ -25,6 +25,8 @@ def assign_contexts(users: np.ndarray, n_users: int, assignment: Assignment, see
             the sessions of a split swap users, so that contexts keep their frequencies and carry no information;
             ``unknown``: the user code U, the row past the last, means unknown contexts.
         seed: of the permutation.
+        n_new: how many users, the last ones, are new in a later log; ``permuted`` permutes them among themselves, so
+            that the others get the contexts that they had in training.
 
     Raises:
         UserError: another ``assignment``.
@@ -33,8 +35,9 @@ def assign_contexts(users: np.ndarray, n_users: int, assignment: Assignment, see
     if assignment == "own":
         return users
     if assignment == "permuted":
-        assigned: np.ndarray = rng.permutation(n_users)[users]
-        return assigned
+        n_trained = n_users - n_new
+        assigned = np.append(rng.permutation(n_trained), n_trained + rng.permutation(n_new))
+        return cast(np.ndarray, assigned[users])
     if assignment == "per_session":
         return rng.permutation(users)
     if assignment == "unknown":

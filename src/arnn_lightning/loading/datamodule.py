@@ -191,7 +191,8 @@ class SessionDataModule(LightningDataModule):
     def sessions(self, split: str) -> Sessions:
         """The sessions of a split, each with the user whose contexts it gets."""
         sessions = self.prepared.sessions(split)
-        users = assign_contexts(sessions.user, self._users.height, self.assignment, self.seed)
+        n_new = self.prepared.manifest.get("new_users", 0)
+        users = assign_contexts(sessions.user, self._users.height, self.assignment, self.seed, n_new)
         return replace(sessions, user=users)
 
     def chunks(self, split: str, batch_size: int) -> SessionParallelDataset:

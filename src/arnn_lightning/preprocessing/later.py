@@ -2,9 +2,12 @@
 
 import shutil
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
+from zoneinfo import ZoneInfo
 
+import numpy as np
 import polars as pl
 
 from arnn_lightning.config import instantiate
@@ -12,17 +15,18 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json
 from arnn_lightning.preprocessing.contexts import encode_profiles, field_names
 from arnn_lightning.preprocessing.dataset import CONTEXTS, ITEM_CONTEXTS, PreparedDataset, hash_files
-from arnn_lightning.preprocessing.encoding import recode_events
-from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, session_rule
-from arnn_lightning.preprocessing.splitting import SPLIT
-from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData, Reader, validate_events
+from arnn_lightning.preprocessing.encoding import encode_ids, recode_events
+from arnn_lightning.preprocessing.profile import drop_duplicates, drop_repeats
+from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, cut_long_sessions, session_rule
+from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
+from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, USER, RawData, Reader, validate_events
 
 
 def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder: Path) -> str:
     """Writes a log as the test split of a data set with the items and users of ``trained``.
 
-    Sessions are cut as in training, before events of items that training did not have are dropped. Profiles of new
-    users are coded by the categories of training.
+    Sessions are cut, and their events dropped, by the settings of training. Sessions that start before ``trained`` ends
+    are left out: a log may contain the trained one. Profiles of new users are coded by the categories of training.
 
     Args:
         data: the data config of training, with the paths of the later log.
@@ -30,10 +34,10 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
         folder: where the data set is written.
 
     Returns:
-        One line on what is new in it.
+        One line on what is new in it, and what is dropped.
 
     Raises:
-        UserError: no session is left.
+        UserError: no session is later, or none is left.
     """
     reader: Reader = instantiate(data["reader"])
     files = reader.files()
@@ -41,54 +45,81 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     data_read = validate_events(reader.read(), source)
     raw = data_read.events
     items, users = trained.items(), trained.users()
-    new_ids = raw[USER].cast(pl.String).unique().sort().to_frame("id")
-    new_ids = new_ids.join(users.select(pl.col("id").cast(pl.String)), on="id", how="anti", maintain_order="left")
-    ids = {ITEM: items["id"].cast(pl.String), USER: pl.concat([users["id"].cast(pl.String), new_ids["id"]])}
-    log = raw.select(_code(USER, ids[USER]), _code(ITEM, ids[ITEM]), TIME, *{SESSION} & {*raw.columns})
+    user, new_ids = _encode(raw[USER], users["id"])
+    item, _ = _encode(raw[ITEM], items["id"])
+    log = raw.select(user, item, TIME, *{INSTANT} & {*raw.columns})
+    if SESSION in raw.columns:
+        log = log.with_columns(encode_ids(raw[SESSION])[0].alias(SESSION))
     rule = session_rule(log, data["session"], data["gap"], data["timezone"])
     events = assign_session_ids(log, cast(int, log[TIME].min()), rule)
-    events = events.drop_nulls(ITEM).filter(pl.len().over(SESSION_ID) >= data["min_session_length"])
-    if events.is_empty():
+    splits = [pl.read_parquet(trained.folder / f"{name}.parquet", columns=[TIME], glob=False) for name in SPLITS]
+    last = cast(int, pl.concat(splits)[TIME].max())
+    end = f"the trained log ends ({datetime.fromtimestamp(last, ZoneInfo(data['timezone'])):%Y-%m-%d %H:%M:%S})"
+    later = events.filter(pl.col(TIME).min().over(SESSION_ID) > last)
+    if later.is_empty():
+        raise UserError(
+            f"{source}: no session starts after {end}; set the path of a later log, or leave out all paths "
+            "of raw files (data.events, data.raw_dir) to test on the test split"
+        )
+    test = _kept_events(later, data, len(items))
+    if test.is_empty():
         raise UserError(f"{source}: no session with {data['min_session_length']} events of items known from training")
-    test = recode_events(events.with_columns(pl.lit(2).alias(SPLIT)), {key: [True] * len(ids[key]) for key in ids})  # type: ignore[misc]
-    new_users = pl.DataFrame({"user": range(len(users), len(ids[USER])), "id": new_ids["id"]})
+    is_kept = {USER: np.ones(len(users) + len(new_ids), bool), ITEM: np.ones(len(items), bool)}
+    test = recode_events(test.with_columns(pl.lit(2).alias(SPLIT)), is_kept)
+    new_users = pl.DataFrame({"user": range(len(users), len(users) + len(new_ids)), "id": new_ids})
     new_users = pl.concat([new_users, _contexts_of_new_users(data_read, new_ids, trained)], how="horizontal")
     types = {name: users.schema[name] for name in users.columns if name != "id"} | {"id": pl.String}
     everyone = pl.concat([table.select(users.columns).cast(types) for table in (users, new_users)])  # type: ignore[arg-type]
     counts = {"events": test.height, "sessions": test[SESSION].n_unique(), "users": test[USER].n_unique()}
-    splits = {"train": {"events": 0}, "val": {"events": 0}, "test": counts | {"items": test[ITEM].n_unique()}}
+    of_splits = {"train": {"events": 0}, "val": {"events": 0}, "test": counts | {"items": test[ITEM].n_unique()}}
     with staging_directory(folder) as temporary:
         test.drop(SPLIT).write_parquet(temporary / "test.parquet")
         everyone.write_parquet(temporary / "users.parquet")
         for name in ("train.parquet", "items.parquet", CONTEXTS, ITEM_CONTEXTS):
             shutil.copyfile(trained.folder / name, temporary / name)
         raw_files = hash_files(files, lambda _: None)
-        write_json(temporary / "manifest.json", trained.manifest | {"raw": raw_files, "splits": splits})
+        changed = {"raw": raw_files, "splits": of_splits, "new_users": len(new_ids)}
+        write_json(temporary / "manifest.json", trained.manifest | changed)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-    n_dropped = log[ITEM].null_count()
+    n_sessions, n_later = events[SESSION_ID].n_unique(), later[SESSION_ID].n_unique()
+    early = f"{n_sessions - n_later:,} of {n_sessions:,} sessions are dropped, since they start before {end}; "
+    n_unknown, of_users = (later[ITEM] >= len(items)).sum(), later[USER].unique()
     return (
-        f"{source}: {n_dropped:,} of {log.height:,} events are dropped, since training did not contain their items; "
-        f"{len(new_ids):,} of {log[USER].n_unique():,} users are new"
+        f"{source}: {early if n_later < n_sessions else ''}{n_unknown:,} of {later.height:,} events are dropped, since "
+        f"training did not contain their items; {(of_users >= len(users)).sum():,} of {len(of_users):,} users are new"
     )
 
 
-def _contexts_of_new_users(raw: RawData, new_ids: pl.DataFrame, trained: PreparedDataset) -> pl.DataFrame:
+def _kept_events(events: pl.DataFrame, data: Mapping[str, Any], n_items: int) -> pl.DataFrame:
+    """What the settings of training keep of events with session ids, in the order of ``filter_events``."""
+    if data["duplicates"] == "drop":
+        events = drop_duplicates(events)
+    if data["repeats"] == "drop":
+        events = drop_repeats(events)
+    events = events.filter(pl.col(ITEM) < n_items)
+    if data["max_session_length"] is not None:
+        events = cut_long_sessions(events, data["max_session_length"])
+    return events.filter(pl.len().over(SESSION_ID) >= data["min_session_length"])
+
+
+def _encode(ids: pl.Series, trained: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The codes of ids, those that training did not have after all others, in order; and the latter ids as texts."""
+    texts, trained = ids.cast(pl.String), trained.cast(pl.String)
+    new = texts.unique().sort()
+    new = new.filter(~new.is_in(trained.implode()))
+    all_ids = pl.concat([trained, new])
+    codes = pl.int_range(len(all_ids), dtype=pl.UInt32, eager=True)
+    return texts.replace_strict(all_ids, codes, return_dtype=pl.UInt32), new
+
+
+def _contexts_of_new_users(raw: RawData, new_ids: pl.Series, trained: PreparedDataset) -> pl.DataFrame:
     contexts = trained.manifest["config"]["contexts"]
-    is_new = pl.col(USER).cast(pl.String).is_in(new_ids["id"].implode())
+    is_new = pl.col(USER).cast(pl.String).is_in(new_ids.implode())
     profiles = raw.users().filter(is_new).collect().with_columns(pl.col(USER).cast(pl.String))
-    profiles = new_ids.join(profiles, left_on="id", right_on=USER, how="left", maintain_order="left")
+    profiles = new_ids.to_frame(USER).join(profiles, on=USER, how="left", maintain_order="left")
     codes, _ = encode_profiles(profiles, field_names(contexts), trained.vocabulary())
-    known = [pl.col(name) > 0 for name in codes.columns if name != "active"]
+    known: list[pl.Expr | pl.Series] = [pl.col(name) > 0 for name in codes.columns if name != "active"]
     multi = [name for name in contexts["multi"] if name in profiles.columns]
-    has_values = profiles.select(pl.col(name).list.len().fill_null(0) > 0 for name in multi)
-    n_known = codes.select(pl.sum_horizontal(pl.lit(0, pl.UInt8), *known)).to_series()
-    if multi:
-        n_known = n_known + has_values.sum_horizontal()
-    return codes.with_columns(n_known=n_known.cast(pl.UInt8))
-
-
-def _code(column: str, ids: pl.Series) -> pl.Expr:
-    """The index of every id in ``ids``; null where it is none of them."""
-    codes = pl.int_range(len(ids), dtype=pl.UInt32, eager=True)
-    return pl.col(column).cast(pl.String).replace_strict(ids, codes, default=None, return_dtype=pl.UInt32)
+    known += [(profiles[name].list.len() > 0).fill_null(False) for name in multi]
+    return codes.with_columns(n_known=pl.sum_horizontal(pl.lit(0, pl.UInt8), *known).cast(pl.UInt8))

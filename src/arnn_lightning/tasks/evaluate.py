@@ -118,9 +118,8 @@ def _test_data(config: DictConfig, name: str, folder: Path, moved: bool) -> Prep
         return trained
     if is_prepared:
         files = instantiate(to_container(config.data.reader)).files()
-        if hash_files(files, lambda _: None) == trained.manifest["raw"]:
+        if [*hash_files(files, lambda _: None).values()] == [*trained.manifest["raw"].values()]:  # whatever their names
             return trained
-
         later = folder / "prepared"
         if rank_and_world_size()[0] == 0:
             log.info(prepare_later_log(to_container(config.data), trained, later))
