@@ -396,6 +396,9 @@ def test_an_address_that_cannot_be_served_is_refused_before_loading(
     assert lines[0] == f"error: host=127.0.0.1 port={port}: Address already in use; choose another host or port"
     assert arnn_here([*arguments, "host=no-such-host.invalid", "public=true"], monkeypatch) == 2
     assert capsys.readouterr().err.startswith("error: host=no-such-host.invalid port=8000: ")
+    for host in ("a..b", "a" * 64 + ".org"):
+        with pytest.raises(UserError, match=rf"^host={host} port=1: not a name of a host; choose another host"):
+            check_address(host, 1)
     check_address("127.0.0.1", port)  # free again
     check_address("localhost", port)
 
