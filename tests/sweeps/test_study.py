@@ -214,6 +214,15 @@ def test_a_file_that_is_no_study_is_an_error(tmp_path: Path) -> None:
         run_trials(tmp_path / "a.db", 1)
 
 
+def test_a_folder_of_studies_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "a.locks")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"a\.db: Permission denied; set another folder with paths\.studies="):
+        run_trials(tmp_path / "a.db", 1)
+
+
 class Constant(LightningModule):
     """Logs the same validation value after every epoch."""
 

@@ -79,6 +79,8 @@ def open_study(file: Path, settings: Mapping[str, Any], pruner: optuna.pruners.B
                 study.set_user_attr("settings", dict(settings))
     except UserError:
         raise
+    except OSError as error:  # of the folder of its locks
+        raise UserError(f"{file}: {error.strerror}; set another folder with paths.studies=") from error
     except Exception as error:  # of SQLAlchemy and Optuna, of many kinds
         raise UserError(
             f"{file} is not a database of Optuna {optuna.__version__}: {str(error).splitlines()[0]}"
