@@ -27,7 +27,10 @@ from arnn_lightning.io import write_text
 
 RECORD = ".hydra"  # Hydra's name for it, and its files: config.yaml, hydra.yaml, overrides.yaml
 LOCK = ".lock"
+STORED_KEYS = {"config": ("task._target_",), "hydra": ("hydra.runtime.choices",), "overrides": ()}  # that are read
 MULTIRUN = "multirun.yaml"  # Hydra's record of a multirun
+MULTIRUN_KEYS = ("hydra.overrides.task", "hydra.verbose")  # what is read, and the last: Hydra does not write atomically
+DAMAGED = "missing or damaged; start a new run in another folder"
 BEST_OF_RUN = Path("checkpoints", "best.ckpt")
 METRICS_FILE = "metrics.json"  # written last: where it exists, the run is finished
 # What cannot change a result (E27): speed, output, and where files are. Not threads and compile, with which sums are
@@ -138,14 +141,19 @@ def stored_config(folder: Path, name: str = "config") -> Any:
     Raises:
         UserError: it is missing or damaged.
     """
-    return _load(folder / RECORD / f"{name}.yaml")
+    return _load(folder / RECORD / f"{name}.yaml", *STORED_KEYS[name])
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path, *keys: str) -> Any:
+    """A YAML file with ``keys``, or with a list where there are none; an empty file is an empty mapping."""
     try:
-        return OmegaConf.load(file)
+        content = OmegaConf.load(file)
+        is_whole = all(OmegaConf.select(content, key) is not None for key in keys)
     except (OSError, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: missing or damaged; start a new run in another folder") from error
+        raise UserError(f"{file}: {DAMAGED}") from error
+    if not is_whole or (not keys and not OmegaConf.is_list(content)):
+        raise UserError(f"{file}: {DAMAGED}")
+    return content
 
 
 def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
@@ -169,7 +177,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
     if is_multirun:
         if not (folder / MULTIRUN).is_file():
             raise UserError(f"resume=true: {folder} contains no multirun")
-        stored = list(_load(folder / MULTIRUN).hydra.overrides.task)
+        stored = list(_load(folder / MULTIRUN, *MULTIRUN_KEYS).hydra.overrides.task)
     else:
         if not has_record(folder):
             hint = f"but a multirun: add hydra.sweep.dir={folder} instead" if (folder / MULTIRUN).is_file() else ""
@@ -266,7 +274,7 @@ def _require_new_or_resumed_multirun(config: DictConfig, folder: Path) -> None:
         return
     if not config.resume:
         raise UserError(f"{folder} contains a multirun: pass resume=true to resume it, or use another folder")
-    stored = _by_key(_load(record).hydra.overrides.task)
+    stored = _by_key(_load(record, *MULTIRUN_KEYS).hydra.overrides.task)
     for key, override in _by_key(config.hydra.overrides.task).items():
         before = _text(stored[key]) if key in stored else "its default"
         after = _text(override)
@@ -288,6 +296,11 @@ def require_new_or_resumed(config: DictConfig, folder: Path) -> None:
         if not has_record(folder) and HydraConfig.get().mode is not RunMode.MULTIRUN:  # a job may not have started
             raise UserError(f"resume=true: {folder} contains no run")
         return
+    require_new(folder)
+
+
+def require_new(folder: Path) -> None:
+    """Raises UserError where ``folder`` contains a training run."""
     if (folder / METRICS_FILE).is_file():
         raise UserError(
             f"{folder} already contains a finished run; pass resume=true to show its results, or use another "

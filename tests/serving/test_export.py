@@ -21,7 +21,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.loading.contexts import context_codes
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.serving.card import find_evidence, model_card
+from arnn_lightning.serving.card import Evidence, find_evidence, model_card
 from arnn_lightning.serving.export import ExportedStep, export_model
 from arnn_lightning.serving.predictor import Predictor, load
 from arnn_lightning.serving.vocabulary import Vocabulary
@@ -243,7 +243,7 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     result = EvaluationResult.read("concat", run)
     worse = EvaluationResult("pop", result.ranks.with_columns(pl.col("rank") + 5))
     worse.write(run, "pop")
-    metrics = {"model": "concat", "encoders": {}, "baselines": {"pop": {"model": "pop"}}}
+    metrics = {"model": "concat", "test": {}, "encoders": {}, "baselines": {"pop": {"model": "pop"}}}
     checkpoint, predictor = run / "checkpoints" / "best.ckpt", load(run)
     arguments: dict[str, Any] = {
         "metrics": ["recall@20", "mrr@20"],
@@ -301,6 +301,19 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     assert "\n\n\n" not in card
 
 
+def test_the_card_of_a_trial_has_no_figures(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """A trial is not tested: its metrics.json has the validation metrics alone."""
+    file = tmp_path / "metrics.json"
+    for checkpoint in ("best.ckpt", "session/best.ckpt"):
+        file.write_text(json.dumps({"data": "log", "model": "concat", "seed": 1, "val": {}}))
+        path, metadata = tmp_path / "checkpoints" / checkpoint, {"prepared": "log"}
+        assert find_evidence(path, metadata, tmp_path, {}) == Evidence(None, {}, {}, None)
+        for damage in ("", '{"test": {}}'):
+            file.write_text(damage)
+            with pytest.raises(UserError, match="its results are missing or damaged"):
+                find_evidence(path, metadata, tmp_path, {})
+
+
 def test_controls_are_the_runs_with_other_contexts(
     checkpoints: Checkpoints,
     prepared: PreparedDataset,
@@ -314,8 +327,10 @@ def test_controls_are_the_runs_with_other_contexts(
 
     def write_run(folder: Path, ranks: EvaluationResult, model: str, assignment: str) -> None:
         (folder / ".hydra").mkdir(parents=True)
-        OmegaConf.save({"data": {"contexts": {"assignment": assignment}}}, folder / ".hydra" / "config.yaml")
-        metrics = {"model": model, "seed": 1, "encoders": {}, "baselines": {}}
+        task = {"_target_": "arnn_lightning.tasks.train.run"}
+        settings = {"task": task, "data": {"contexts": {"assignment": assignment}}}
+        OmegaConf.save(settings, folder / ".hydra" / "config.yaml")
+        metrics = {"model": model, "seed": 1, "test": {}, "encoders": {}, "baselines": {}}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         ranks.write(folder)
 
@@ -336,6 +351,12 @@ def test_controls_are_the_runs_with_other_contexts(
     ):
         assert arnn_here([*task, f"controls={controls}"], monkeypatch) == 2
         assert f"error: {message}" in capsys.readouterr().err
+    file = tmp_path / "same" / "permuted" / "metrics.json"
+    content = file.read_text()
+    file.write_text(content[:9])
+    assert arnn_here([*task, "controls=same"], monkeypatch) == 2
+    assert "permuted: its results are missing or damaged (JSONDecodeError" in capsys.readouterr().err
+    file.write_text(content)
     assert not (tmp_path / "out").exists()
     assert arnn_here([*task, "controls=same"], monkeypatch) == 0
     lines = (tmp_path / "out" / "README.md").read_text().splitlines()

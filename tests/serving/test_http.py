@@ -172,13 +172,13 @@ def test_a_token_is_required_where_there_is_one(models: ReloadingPredictor) -> N
 
 def test_metrics_count_requests_and_sessions(client: TestClient) -> None:
     client.post("/v1/sessions", json={})
-    client.post("/v1/recommend", json={"session": ["strange"]})
+    client.post("/v1/recommend", json={"session": ["strange"] * 150})  # of which the answer lists 100
     client.post("/v1/recommend", json={})
     text = client.get("/metrics").text
     assert 'arnn_requests_total{route="/v1/recommend",status="200"} 1.0' in text
     assert 'arnn_requests_total{route="/v1/recommend",status="422"} 1.0' in text
     assert "arnn_sessions 1.0" in text
-    assert "arnn_unknown_items_total 1.0" in text
+    assert "arnn_unknown_items_total 150.0" in text
 
 
 def test_the_api_is_documented(client: TestClient) -> None:
@@ -269,6 +269,7 @@ def test_messages_are_answered_in_batches_of_any_size(size: int, models: Reloadi
 
 def test_health_is_known_while_the_model_computes_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     is_free = threading.Event()
+    is_free.set()
 
     async def ask(_: Message) -> Answer:
         await asyncio.to_thread(is_free.wait, 10)
@@ -276,11 +277,11 @@ def test_health_is_known_while_the_model_computes_for_long(monkeypatch: pytest.M
 
     monkeypatch.setattr("arnn_lightning.serving.http.DESCRIBE_SECONDS", 0.01)
     with TestClient(make_app(ask, None, 1_000)) as client:  # one event loop
-        is_free.set()
-        assert client.get("/health").json() == {}  # the first waits
         is_free.clear()
+        started = time.monotonic()
         assert client.get("/health").json() == {}
         assert "arnn_sessions 3.0" in client.get("/metrics").text
+        assert time.monotonic() - started < 5
         is_free.set()
 
 
@@ -396,6 +397,9 @@ def test_an_address_that_cannot_be_served_is_refused_before_loading(
     assert lines[0] == f"error: host=127.0.0.1 port={port}: Address already in use; choose another host or port"
     assert arnn_here([*arguments, "host=no-such-host.invalid", "public=true"], monkeypatch) == 2
     assert capsys.readouterr().err.startswith("error: host=no-such-host.invalid port=8000: ")
+    for host in ("a..b", "a" * 64 + ".org"):
+        with pytest.raises(UserError, match=rf"^host={host} port=1: not a name of a host; choose another host"):
+            check_address(host, 1)
     check_address("127.0.0.1", port)  # free again
     check_address("localhost", port)
 

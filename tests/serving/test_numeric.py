@@ -13,6 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from arnn_lightning.errors import UserError
 from arnn_lightning.models import RunSettings
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.export import export_model
@@ -112,6 +113,18 @@ def test_the_service_encodes_numbers_and_dates(run: Path) -> None:
         expected = listed(models.current.session(user=f"u{user:02}"), ["i3"])
         assert [item["id"] for item in answer["items"]] == expected
         assert not any(answer["unknown"].values())
+
+
+@pytest.mark.parametrize("value", [[30], [], [None]])
+def test_a_list_of_numbers_is_one_line(value: list[Any], run: Path) -> None:
+    models = ReloadingPredictor(run / "checkpoints" / "best.ckpt", load, 1.0)
+    client = TestClient(make_app(Service(models, SessionStore(9, 60)).ask, None, 10_000))
+    answer = client.post("/v1/recommend", json={"session": ["i3"], "profile": {"age": value}})
+    assert answer.status_code == 422
+    assert "'age' has one value, not a list" in answer.json()["detail"]
+    events = pl.DataFrame({"session_id": [0], "user_id": ["u"], "item_id": ["i3"]})
+    with pytest.raises(UserError, match="has one value, not a list"):
+        models.current.recommend(events, pl.DataFrame({"user_id": ["u"], "age": [value]}))
 
 
 def test_the_exports_example_encodes_numbers(run: Path, tmp_path: Path) -> None:

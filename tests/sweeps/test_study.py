@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule
@@ -20,6 +21,7 @@ from arnn_lightning.sweeps.space import quote_spaces
 from helpers import compose_config, trainer
 
 optuna = pytest.importorskip("optuna")
+from arnn_lightning.sweeps import study as study_module  # noqa: E402
 from arnn_lightning.sweeps.study import PruningCallback, distribution, open_study, optimize  # noqa: E402
 
 SEARCH = sorted((Path(__file__).parents[2] / "conf" / "search").glob("[!_]*.yaml"))
@@ -129,6 +131,24 @@ def test_an_interrupted_trial_is_run_again_once(tmp_path: Path) -> None:
     assert len(set(params[1:])) == 3
 
 
+def test_a_trial_may_end_while_another_process_looks_for_interrupted_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends after the trials are listed, and before its lock is tried."""
+    file = tmp_path / "a.db"
+    study = open_study(file, {}, NO_PRUNER)
+    study.ask(SPACE)
+    lock = study_module._lock
+
+    def end_and_lock(file: Path, name: str | int) -> FileLock:
+        if name == 0 and study.trials[0].state is optuna.trial.TrialState.RUNNING:
+            study.tell(0, 0.5)
+        return lock(file, name)
+
+    monkeypatch.setattr(study_module, "_lock", end_and_lock)
+    assert states(run_trials(file, 2)) == ["COMPLETE", "COMPLETE"]
+
+
 @pytest.mark.slow
 def test_processes_share_a_study_and_retry_the_trial_of_a_killed_one(tmp_path: Path) -> None:
     file = tmp_path / "a.db"
@@ -191,6 +211,15 @@ def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_study_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.db").write_text("no database")
     with pytest.raises(UserError, match=r"a\.db is not a database of Optuna"):
+        run_trials(tmp_path / "a.db", 1)
+
+
+def test_a_folder_of_studies_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "a.locks")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"a\.db: Permission denied; set another folder with paths\.studies="):
         run_trials(tmp_path / "a.db", 1)
 
 

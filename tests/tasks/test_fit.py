@@ -1,10 +1,47 @@
 """al.fit: what its caller sees."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
+from filelock import FileLock
 
+from arnn_lightning.errors import UserError
 from arnn_lightning.tasks import fit
+
+EVENTS = pl.DataFrame({"user": ["a", "b"], "item": ["x", "y"], "time": [1, 2]})
+
+
+@pytest.mark.parametrize("record", ["metrics.json", ".hydra/config.yaml"])
+def test_the_frames_of_a_run_are_not_replaced(record: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame is written before the command can refuse the folder."""
+
+    def run(arguments: list[str]) -> None:
+        (tmp_path / "metrics.json").write_text("{}")
+        assert f"data.events='{raw}'" in arguments
+
+    def fit_here(events: Any, *overrides: str) -> None:
+        fit.fit(events, overrides=overrides, folder=tmp_path)
+
+    raw = tmp_path / "raw" / "events.parquet"
+    monkeypatch.setattr(fit, "_run", run)
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="is in use by another process"):
+        fit_here(EVENTS)
+    fit_here(EVENTS.head(1))
+    (tmp_path / "metrics.json").unlink()
+    fit_here(EVENTS)  # the first ended before it trained anything
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / record).touch()
+    content = raw.read_bytes()
+    with pytest.raises(UserError, match="run; pass resume=true"):
+        fit_here(EVENTS.head(1))
+    with pytest.raises(UserError, match=r"events: .*events\.parquet has other rows"):
+        fit_here(EVENTS.head(1), "resume=true")
+    fit_here(EVENTS.to_pandas(), "resume=true")
+    assert raw.read_bytes() == content
 
 
 def test_output_of_fit_is_printed_unless_logging_is_set(

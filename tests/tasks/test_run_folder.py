@@ -94,6 +94,36 @@ def test_a_refused_command_changes_no_byte_of_a_folder(
     assert not Path("outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "length", "command"),
+    [
+        ("grid/multirun.yaml", 0, ["resume=true", "hydra.sweep.dir=grid"]),
+        ("grid/multirun.yaml", 0, [*SMALL, "-m", "resume=true", "hydra.sweep.dir=grid", "seed=1,2"]),
+        ("grid/multirun.yaml", "  runtime:", ["resume=true", "hydra.sweep.dir=grid"]),
+        ("interrupted/.hydra/config.yaml", 0, ["resume=true", "hydra.run.dir=interrupted"]),
+        ("interrupted/.hydra/hydra.yaml", 0, ["resume=true", "hydra.run.dir=interrupted"]),
+        ("interrupted/.hydra/overrides.yaml", 0, ["resume=true", "hydra.run.dir=interrupted"]),
+        ("interrupted/.hydra/weights.json", 0, ["resume=true", "hydra.run.dir=interrupted"]),
+        ("run/.hydra/config.yaml", 0, ["task=report", "runs=grid", "hydra.run.dir=run"]),
+    ],
+)
+def test_an_incomplete_record_is_one_line(
+    name: str, length: int | str, command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(name)
+    content = file.read_text() if file.is_file() else None
+    file.write_text((content or "")[: length if isinstance(length, int) else (content or "").index(length)])
+    try:
+        assert arnn_here(command, monkeypatch) == 2
+    finally:
+        if content is None:
+            file.unlink()
+        else:
+            file.write_text(content)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.endswith(f"{name}: missing or damaged; start a new run in another folder")
+
+
 def test_a_job_in_the_folder_of_another_run_changes_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(Path("run"))
     job = ["-m", *SMALL, "model=pop", "hydra.sweep.dir=other", "hydra.sweep.subdir=../run"]

@@ -16,6 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.stats import t as student_t
 
+from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.runs import Run, find_run_dirs, load_run
 from arnn_lightning.reporting.verdict import outcome, profile_advice, remarks, sentences
@@ -28,6 +29,7 @@ from arnn_lightning.sweeps.plan import (
     make_plan,
     plan_line,
     seconds_of,
+    seed_jobs,
     spent_seconds,
 )
 from arnn_lightning.tasks import train
@@ -435,7 +437,8 @@ def test_the_deployed_model_is_trained_by_the_command(verdict: SimpleNamespace) 
     assert deploy["chosen_from"] == {names.get(name, name): row["validation"] for name, row in rows.items()}
     assert deploy["model"] == max(deploy["chosen_from"], key=deploy["chosen_from"].get)
     command = shlex.split(deploy["command"])
-    assert command[:4] == ["python", "-m", "arnn_lightning", f"model={deploy['model']}"]
+    assert command[:3] == ["python", "-m", "arnn_lightning"]
+    assert f"model={deploy['model']}" in command
     recorded = OmegaConf.load(trained / ".hydra" / "overrides.yaml")
     assert {*command[3:], "logger=csv", "task=train"} == {*recorded}
 
@@ -506,6 +509,23 @@ def test_epochs_of_an_earlier_attempt_do_not_make_epochs_look_short() -> None:
 
 def test_durations_are_seconds() -> None:
     assert [seconds_of(text) for text in ("90s", "15m", "2h")] == [90, 900, 7200]
+
+
+def test_a_damaged_file_of_seconds_is_named(tmp_path: Path) -> None:
+    for damage in ("", "[]", '{"own-seed1": null}'):
+        (tmp_path / "seconds.json").write_text(damage)
+        with pytest.raises(UserError, match=r"seconds\.json: damaged; delete it"):
+            spent_seconds(tmp_path)
+
+
+def test_the_command_of_a_run_has_the_overrides_in_the_order_of_the_run() -> None:
+    """Hydra takes the last: a run without some users holds out as many as it is described with."""
+    job = seed_jobs(Path("verdict"), 1, True)["new_users"]
+    command = shlex.split(job.command(["data=log", "data.held_out_user_share=0.1"]))
+    assert command[3:] == [
+        *("data=log", "data.held_out_user_share=0.1"),
+        *("model=arnn_strong", "data.held_out_user_share=0.2", "seed=1"),
+    ]
 
 
 def test_the_plan_has_what_fits_into_the_budget() -> None:

@@ -1,5 +1,6 @@
 """Checkpoints are data."""
 
+import errno
 import os
 import pickle
 import sys
@@ -109,6 +110,18 @@ def test_truncated_and_foreign_files_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as error:
             read_checkpoint(tmp_path / f"{name}.ckpt")
         assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_permission_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    file = tmp_path / "best.ckpt"
+    torch.save({}, file)
+    monkeypatch.setattr("io.open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UserError, match=r"best\.ckpt: cannot be read: Permission denied$"):
+        read_checkpoint(file)
 
 
 def test_another_format_version_is_a_users_error(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from arnn_lightning import __version__
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known_attributes, by_popularity, by_position, by_seen, group_metrics
 from arnn_lightning.evaluation.metrics import metric_label
-from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.predictor import Predictor
 
@@ -42,7 +42,7 @@ def find_evidence(
     """Reads the run folder of a checkpoint, RUN/checkpoints/best.ckpt or RUN/checkpoints/ROLE/best.ckpt.
 
     Raises:
-        UserError: a control whose predictions are not those of the run.
+        UserError: a control whose predictions are not those of the run, or results that are missing or damaged.
     """
     folder = data_root / "prepared" / metadata["prepared"]
     prepared = PreparedDataset(folder) if (folder / "manifest.json").is_file() else None
@@ -50,7 +50,16 @@ def find_evidence(
     run = checkpoint.parents[2 if role else 1] if len(checkpoint.parents) > 2 else Path()
     if checkpoint.name != "best.ckpt" or not (run / "metrics.json").is_file():
         return Evidence(None, {}, {}, prepared)  # only the best weights are tested
+    with results_of(run):
+        return _read_results(run, role, controls, prepared)
+
+
+def _read_results(
+    run: Path, role: str, controls: Mapping[str, EvaluationResult], prepared: PreparedDataset | None
+) -> Evidence:
     metrics = json.loads((run / "metrics.json").read_bytes())
+    if "test" not in metrics:  # of a trial
+        return Evidence(None, {}, {}, prepared)
     names = {key: entry["model"] for kind in ("baselines", "encoders") for key, entry in metrics.get(kind, {}).items()}
     results = {key: EvaluationResult.read(name, run, key) for key, name in names.items()}
     if not role:

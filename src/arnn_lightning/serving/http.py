@@ -9,7 +9,8 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
@@ -173,7 +174,15 @@ def make_app(ask: Ask, token: str | None, max_body_bytes: int, lifespan: Lifespa
     unknown_items = Counter("arnn_unknown_items_total", "Items that are not in the catalogue.", registry=registry)
     live_sessions = Gauge("arnn_sessions", "Live sessions.", registry=registry)
     summary = "Recommends the next items of a session"
-    app = FastAPI(title="arnn-lightning", version=__version__, summary=summary, lifespan=lifespan)
+    describe = _Description(ask)
+
+    @asynccontextmanager
+    async def described_lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with (lifespan or _no_lifespan)(app) as state:
+            await describe.start()
+            yield state
+
+    app = FastAPI(title="arnn-lightning", version=__version__, summary=summary, lifespan=described_lifespan)
     app.router.route_class = JsonRoute
     app.add_middleware(BodyLimit, size=max_body_bytes)
     app.add_middleware(Measure, requests=requests, seconds=seconds)
@@ -184,8 +193,6 @@ def make_app(ask: Ask, token: str | None, max_body_bytes: int, lifespan: Lifespa
 
     def described(*statuses: int) -> dict[str, Any]:
         return {"dependencies": protected, "responses": _refusals(*unauthorized, *statuses)}
-
-    describe = _Description(ask)
 
     async def respond(message: Message, status: int = 200) -> Response:
         """Answers are written as they are, and described by their models: validating and copying them takes longer."""
@@ -213,12 +220,21 @@ def make_app(ask: Ask, token: str | None, max_body_bytes: int, lifespan: Lifespa
     return app
 
 
+@asynccontextmanager
+async def _no_lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
 class _Description:
     """The model and the number of live sessions; as they were last while the model computes for long."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._latest: Answer | None = None
+
+    async def start(self) -> None:
+        """Asks before the first request, when the model computes nothing."""
+        self._latest = await self._ask(Describe())
 
     async def __call__(self) -> Answer:
         asked = asyncio.ensure_future(self._ask(Describe()))

@@ -368,11 +368,11 @@ class RequestReader:
         value_type = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else column.dtype
         if value_type.is_nested() or value_type in (pl.Object, pl.Binary, pl.Duration):
             raise UserError(f"users: column {name}: must be numbers, texts or lists of them, not {column.dtype}")
+        if column.dtype.is_nested() and name not in self.multi:
+            raise UserError(f"users: column {name}: attribute {name!r} has one value, not a list")
         if name in self.numeric:
             return self._number(column)
         if name not in self.multi:
-            if column.dtype.is_nested():
-                raise UserError(f"users: column {name}: attribute {name!r} has one value, not a list")
             text = column.cast(pl.String).str.strip_chars()
             if column.dtype.is_float():  # 3.0 where the log had 3
                 categories = self.vocabulary.contexts.filter(pl.col("attribute") == name)["category"]

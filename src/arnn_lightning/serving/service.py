@@ -151,7 +151,8 @@ class Service:
 
         def body(found: Found) -> Answer:
             lists = [_body(predictor, session, items) for session, items in zip(sessions, found, strict=True)]
-            unknown = sum(len(session.unknown.items) for session in sessions)
+            clicked = zip(message.sessions, sessions, strict=True)
+            unknown = sum(len(prefix.session) - session.clicks for prefix, session in clicked)  # more than are listed
             return Answer(to_json({"lists": lists} if message.is_batch else lists[0]), unknown)
 
         return Job(number, predictor, sessions, [prefix.session for prefix in message.sessions], message.lists, body)

@@ -12,6 +12,7 @@ import polars as pl
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from arnn_lightning.config import DURATION
+from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import results_of
 from arnn_lightning.reporting.verdict import format_duration
 from arnn_lightning.run_folder import METRICS_FILE
@@ -69,8 +70,8 @@ class Job(NamedTuple):
         return self.folder / "without_attribute" / f"{attributes.index(attribute)}.parquet"
 
     def command(self, given: Sequence[str]) -> str:
-        """The command that trains it; ``given``: overrides of the verdict's command."""
-        overrides = (*self.overrides, f"seed={self.seed}", *given)
+        """The command that trains it; ``given``: overrides of the verdict's command. The last of a key wins."""
+        overrides = (*given, *self.overrides, f"seed={self.seed}")
         return " ".join(["python -m arnn_lightning", *map(_shell, overrides)])
 
 
@@ -82,14 +83,19 @@ def spent_seconds(folder: Path) -> dict[str, float]:
     """The seconds of every run below ``folder`` by the name of its folder, those of interrupted attempts included.
 
     A resumed run's metrics.json has the seconds of its last attempt alone; it counts where ``SECONDS_FILE`` has none.
+
+    Raises:
+        UserError: a damaged file.
     """
     seconds: dict[str, float] = {}
     for file in folder.glob(f"*/{METRICS_FILE}"):
         with results_of(file.parent):
             seconds[file.parent.name] = float(sum(json.loads(file.read_text())["seconds"].values()))
     if (file := folder / SECONDS_FILE).is_file():
-        with results_of(folder):
-            seconds |= {name: float(value) for name, value in json.loads(file.read_text()).items()}
+        try:
+            seconds |= {name: float(value) for name, value in json.loads(file.read_bytes()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{file}: damaged; delete it: the time of interrupted attempts will not count") from error
     return seconds
 
 

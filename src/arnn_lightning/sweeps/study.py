@@ -79,6 +79,8 @@ def open_study(file: Path, settings: Mapping[str, Any], pruner: optuna.pruners.B
                 study.set_user_attr("settings", dict(settings))
     except UserError:
         raise
+    except OSError as error:  # of the folder of its locks
+        raise UserError(f"{file}: {error.strerror}; set another folder with paths.studies=") from error
     except Exception as error:  # of SQLAlchemy and Optuna, of many kinds
         raise UserError(
             f"{file} is not a database of Optuna {optuna.__version__}: {str(error).splitlines()[0]}"
@@ -175,11 +177,17 @@ def _retry_interrupted(study: optuna.Study, file: Path) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         try:
             with _lock(file, trial.number).acquire(timeout=0):
+                if _state(study, trial.number) is not TrialState.RUNNING:  # it has ended since the trials were listed
+                    continue
                 study.tell(trial.number, state=TrialState.FAIL)
         except Timeout:
             continue
         if "retry_of" not in trial.user_attrs:  # else it may be what kills the process, as by using too much memory
             study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+
+def _state(study: optuna.Study, number: int) -> TrialState:
+    return study.get_trials(deepcopy=False)[number].state
 
 
 def _evaluate(study: optuna.Study, trial: Trial, objective: Callable[[Trial], float | None]) -> None:

@@ -8,8 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.evaluation.result import EvaluationResult
+from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.reporting.runs import find_run_dirs
+from arnn_lightning.run_folder import stored_config
 from arnn_lightning.serving.card import find_evidence, model_card
 from arnn_lightning.serving.export import check_output, export_model
 from arnn_lightning.serving.predictor import load
@@ -50,7 +51,7 @@ def _controls(patterns: Any, name: str) -> dict[str, EvaluationResult]:
     """By label, the test results of the same model in runs whose contexts are not the users' own.
 
     Raises:
-        UserError: no such run.
+        UserError: no such run, or one whose results are missing or damaged.
     """
     if patterns is None:
         return {}
@@ -59,12 +60,12 @@ def _controls(patterns: Any, name: str) -> dict[str, EvaluationResult]:
     for folder in find_run_dirs(patterns, "controls"):
         if not (folder / "metrics.json").is_file():
             continue
-        metrics = json.loads((folder / "metrics.json").read_bytes())
-        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-        assignment = OmegaConf.select(config, "data.contexts.assignment", default="own")
-        if metrics["model"] == name and assignment != "own":
-            label = f"{assignment}, seed {metrics['seed']}"
-            controls[label] = EvaluationResult.read(name, folder)
+        assignment = OmegaConf.select(stored_config(folder), "data.contexts.assignment", default="own")
+        with results_of(folder):
+            metrics = json.loads((folder / "metrics.json").read_bytes())
+            if metrics["model"] == name and assignment != "own" and "test" in metrics:
+                label = f"{assignment}, seed {metrics['seed']}"
+                controls[label] = EvaluationResult.read(name, folder)
     if not controls:
         raise UserError(f"controls: no finished run of {name} with data.contexts.assignment other than own")
     return controls

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path
+from arnn_lightning.run_folder import locked, require_new
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from arnn_lightning.serving.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -79,9 +82,9 @@ def fit(
     """
     run_folder = Path(folder or f"outputs/train/tabular/{model}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
     arguments = ["data=tabular", f"model={model}", f"hydra.run.dir={_quote(run_folder)}"]
-    for name, table in (("events", events), ("users", users), ("titles", titles)):
-        if table is not None:
-            arguments.append(f"data.{name}={_quote(_path_of(table, name, run_folder / 'raw'))}")
+    tables = {"events": events, "users": users, "titles": titles}
+    paths = _paths_of({name: table for name, table in tables.items() if table is not None}, run_folder, overrides)
+    arguments += [f"data.{name}={_quote(path)}" for name, path in paths.items()]
     arguments += [f"data.columns.{name}={_quote(column)}" for name, column in (columns or {}).items()]
     arguments += [f"data.contexts.{kind}={_quote(list(names))}" for kind, names in (contexts or {}).items()]
     if not any(override.startswith("logger=") for override in overrides):
@@ -90,17 +93,47 @@ def fit(
     return Run(run_folder, json.loads((run_folder / "metrics.json").read_text()))
 
 
-def _path_of(table: Any, name: str, folder: Path) -> str | list[str]:
-    """The path of a table; a frame is written to ``folder`` first."""
-    if isinstance(table, str | Path):
-        return str(table)
-    if isinstance(table, list | tuple):
-        return [str(path) for path in table]
-    from arnn_lightning.serving.requests import to_polars
+def _paths_of(tables: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> dict[str, str | list[str]]:
+    """The paths of tables; frames are written below ``folder`` first, unless the command would refuse it."""
+    paths: dict[str, str | list[str]] = {}
+    frames = {}
+    for name, table in tables.items():
+        if isinstance(table, str | Path):
+            paths[name] = str(table)
+        elif isinstance(table, list | tuple):
+            paths[name] = [str(path) for path in table]
+        else:
+            from arnn_lightning.serving.requests import to_polars
 
-    with atomic_path(folder / f"{name}.parquet") as path:
-        to_polars(table, name).write_parquet(path)
-    return str(folder / f"{name}.parquet")
+            frames[name] = to_polars(table, name)
+            paths[name] = str(folder / "raw" / f"{name}.parquet")
+    if frames:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            _write_frames(frames, folder, any(override.lower() == "resume=true" for override in overrides))
+    return paths
+
+
+def _write_frames(frames: Mapping[str, "pl.DataFrame"], folder: Path, is_resumed: bool) -> None:
+    """Writes the frames of a new run; those of a run that is resumed must be the ones that it was started with."""
+    if not is_resumed:
+        require_new(folder)
+    for name, frame in frames.items():
+        file = folder / "raw" / f"{name}.parquet"
+        if not is_resumed or not file.is_file():
+            with atomic_path(file) as path:
+                frame.write_parquet(path)
+        elif not _contains(file, frame):
+            raise UserError(f"{name}: {file} has other rows; resume the run with these, or use another folder")
+
+
+def _contains(file: Path, frame: "pl.DataFrame") -> bool:
+    import polars as pl
+
+    try:
+        return pl.read_parquet(file, glob=False).equals(frame)
+    except (OSError, pl.exceptions.PolarsError):  # damaged
+        return False
 
 
 def _quote(value: Any) -> str:

@@ -14,7 +14,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import RECORD, checkpoint_file
+from arnn_lightning.run_folder import DAMAGED, RECORD, checkpoint_file
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset
 from arnn_lightning.training.initial import Ids, InitialWeights
@@ -28,11 +28,19 @@ class Sources:
 
     Args:
         folder: of the run.
+
+    Raises:
+        UserError: its record of them is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / RECORD / "weights.json"
-        self._stored: dict[str, dict[str, str]] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._stored: dict[str, dict[str, str]] = {}
+        if self._file.is_file():
+            try:
+                self._stored |= json.loads(self._file.read_bytes())
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{self._file}: {DAMAGED}") from error
         self._read: dict[str, dict[str, str]] = {}
 
     def read(self, key: str, path: Path) -> dict[str, Any]:

@@ -101,8 +101,9 @@ def check_address(host: str, port: int) -> None:
                 if family == socket.AF_INET6:
                     server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 server.bind(address)
-    except OSError as error:
-        raise UserError(f"host={host} port={port}: {error.strerror}; choose another host or port") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is empty or too long
+        reason = error.strerror if isinstance(error, OSError) else "not a name of a host"
+        raise UserError(f"host={host} port={port}: {reason}; choose another host or port") from error
 
 
 def is_loopback(host: str) -> bool:

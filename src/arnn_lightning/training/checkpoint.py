@@ -60,10 +60,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint of this project, or the best one of a run folder; executes nothing that it contains.
 
     Raises:
-        UserError: no such file, not a checkpoint, one that contains code, or one of another program or format version.
+        UserError: no such file, one that cannot be read, not a checkpoint, one that contains code, or one of another
+            program or format version.
     """
     file = checkpoint_file(path)
-    if not zipfile.is_zipfile(file):
+    try:
+        with file.open("rb") as content:  # is_zipfile of a path hides why it cannot be opened
+            is_zip = zipfile.is_zipfile(content)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    if not is_zip:
         raise UserError(f"{file}: damaged or not a checkpoint")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
