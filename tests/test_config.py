@@ -264,6 +264,24 @@ def test_columns_are_added_to_a_mapping_by_a_plus(mapping: str) -> None:
     )
 
 
+@pytest.mark.parametrize("mapping", ["data.contexts.numeric", "data.item_contexts.numeric"])
+def test_names_of_columns_may_contain_dots(mapping: str) -> None:
+    tabular = ["data=tabular", "data.events=a.csv", "data.titles=b.csv", "data.users=c.csv"]
+    assert error(*tabular, f"{mapping}={{visitor.age: 5, visitor.device.price: [1, 2]}}") == ""
+    assert error(*tabular, f"{mapping}={{visitor.age: 1}}").startswith(
+        f"{mapping}.visitor.age=1: must be an integer of"
+    )
+    message = error(*tabular, f"+{mapping}.visitor.age=5")
+    assert message.startswith(f"{mapping}.visitor={{'age': 5}}: must be an integer of at least 2, or edges")
+    assert message.endswith("a name with a dot is set in braces, as in {visitor.age: 5}")
+
+
+@pytest.mark.parametrize("zone", ["localtime", "Factory", "Europe/Berln"])
+def test_a_zone_that_polars_does_not_know_is_refused(zone: str) -> None:
+    message = error("data=tabular", "data.events=a.csv", f"data.timezone={zone}")
+    assert message == f"data.timezone={zone}: must be a time zone such as Europe/Berlin"
+
+
 @pytest.mark.parametrize("old", RENAMED)
 def test_a_key_of_the_first_edition_names_the_new_one(old: str) -> None:
     task = {"schema": ["task=generate", "output=x"]}.get(old.partition(".")[0], [])

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 import tempfile
 from collections.abc import Callable, Iterator
@@ -88,3 +89,17 @@ def test_what_a_killed_process_staged_is_removed(tmp_path: Path) -> None:
     with staging_directory(tmp_path / "data") as folder:
         assert list(folder.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_write_the_same_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "log.csv"
+    with atomic_path(target, shared=True) as slow, slow.open("w") as file:
+        file.write("slow, first half\n")
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: -1)
+            with atomic_path(target, shared=True) as fast:
+                fast.write_text("fast\n")
+        assert target.read_text() == "fast\n"
+        file.write("slow, second half\n")
+    assert target.read_text() == "slow, first half\nslow, second half\n"
+    assert list(tmp_path.iterdir()) == [target]

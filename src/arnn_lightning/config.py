@@ -93,9 +93,10 @@ YEARS = Rule(
     "two years, the earlier first, as in [1990,2030]",
     lambda value: list_of(integer(1700, 2260), "", 2, 2).accepts(value) and value[0] <= value[1],
 )
+NO_ZONES = {"localtime", "Factory"}  # of the system's list, polars does not know these
 TIMEZONE = Rule(
     "a time zone such as Europe/Berlin",
-    lambda value: isinstance(value, str) and (value == "UTC" or value in zoneinfo.available_timezones()),
+    lambda value: isinstance(value, str) and (value == "UTC" or value in zoneinfo.available_timezones() - NO_ZONES),
 )
 DURATION = r"([1-9]\d*)([smh])"
 DECAY = choice("same", "div", "linear", "log", "quadratic")
@@ -596,7 +597,8 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
         name = canonical(key)
         if name.startswith("trainer.") and name not in RULES:
             _check_trainer_key(key, config)
-        rule = RULES.get(name) or RULES.get(f"{name.rpartition('.')[0]}.*")
+        mapping = next((columns for columns in COLUMNS if name.startswith(f"{columns}.")), name.rpartition(".")[0])
+        rule = RULES.get(name) or RULES.get(f"{mapping}.*")
         if rule is None:
             if _is_own(owner) or name in FREE:
                 raise _not_a_setting(config, key, name, value)
@@ -815,11 +817,11 @@ def _settings(node: DictConfig, key: str = "", owner: str = OWN) -> Iterator[tup
             value = node[name]
         except OmegaConfBaseException:  # an interpolation of a value that is still to be set
             continue
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and key not in COLUMNS:
             if canonical(path) not in FREE:
                 yield from _settings(value, path, owner)
         else:
-            plain = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+            plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             yield OmegaConf.is_interpolation(node, str(name)), path, plain, owner
 
 
@@ -841,7 +843,10 @@ def _is_foreign(target: str) -> bool:
 
 def _wrong_value(key: str, value: Any, rule: Rule) -> UserError:
     whole = isinstance(value, float) and value.is_integer() and rule.accepts(int(value))
-    return UserError(f"{key}={_show(value)}: must be {rule.allowed}" + (f" (write {int(value)})" if whole else ""))
+    hint = f" (write {int(value)})" if whole else ""
+    if isinstance(value, dict):  # Hydra splits a key at its dots
+        hint = "; a name with a dot is set in braces, as in {visitor.age: 5}"
+    return UserError(f"{key}={_show(value)}: must be {rule.allowed}{hint}")
 
 
 def _not_a_setting(config: DictConfig, key: str, name: str, value: Any) -> UserError:

@@ -13,16 +13,21 @@ from arnn_lightning.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yields a temporary path in the folder of ``path``; on success it is renamed to ``path``, otherwise removed.
 
     The folder is made where it is missing. Rename and temporary file share a file system, so the rename is atomic.
+
+    Args:
+        path: the file.
+        shared: other processes may write ``path`` at the same time; the last one to end replaces it. Without, the
+            temporary file that a killed process left is overwritten by the next one.
 
     Raises:
         UserError: no space, no permission and the like; names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
         yield temporary
         temporary.replace(path)

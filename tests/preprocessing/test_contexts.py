@@ -1,5 +1,6 @@
 """Context fields, and whose contexts a session gets."""
 
+import re
 from collections import Counter
 from datetime import date
 from typing import Any
@@ -447,3 +448,20 @@ def test_profiles_without_an_attribute_are_unknown() -> None:
     codes, unseen = encode_profiles(pl.DataFrame({"roles": [["x"], None]}), ["level"], contexts.vocabulary)
     assert codes.rows() == [(0, [0]), (0, [])]
     assert unseen.is_empty()
+
+
+@pytest.mark.parametrize("edges", [[19500101, 19600101], [20000, 50000], [0, 30], [-5, 1960], [1960, 9998.5]], ids=str)
+@pytest.mark.parametrize("owner", ["user", "item"])
+def test_edges_of_dates_are_years(edges: list[float], owner: str) -> None:
+    users = pl.DataFrame({owner: [1, 2], "birth": [date(1955, 5, 1), None]})
+    section = {"user": "data.contexts", "item": "data.item_contexts"}[owner]
+    words = f"{section}.numeric.birth={edges}: edges of dates are years, as in [1960,1980]"
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+        encode_contexts(users, pl.Series([1, 1]), contexts([], [], numeric={"birth": edges}), owner)
+
+
+def test_an_attribute_of_items_may_be_named_user() -> None:
+    items = pl.DataFrame({"item": [1, 2, 3], "user": ["seller b", "seller a", "seller b"]})
+    encoding = encode_contexts(items, pl.Series([1, 1, 1]), contexts(["user"], []), "item")
+    assert categories(encoding, "user") == {"seller a": 1, "seller b": 2}
+    assert encoding.users["context.user"].to_list() == [2, 1, 2]

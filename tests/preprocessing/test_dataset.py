@@ -1253,6 +1253,13 @@ def test_an_attribute_is_marked_where_most_are_unknown(unknown: int, marked: boo
     assert bool(attribute_remarks([profile])) == marked
 
 
+@pytest.mark.parametrize(("owner", "section"), [("user", "data.contexts"), ("item", "data.item_contexts")])
+def test_an_attribute_like_an_id_names_the_setting_of_its_owner(owner: str, section: str) -> None:
+    profile = {"name": "price", "kind": "single", "categories": 20, "known": 20, "unknown": 0}
+    assert attribute_remarks([profile], owner)["price"].endswith(f"numbers and dates: {section}.numeric")
+    assert bool(attribute_remarks([profile | {"name": "user"}], owner)) == (owner == "item")
+
+
 def test_duplicates_are_of_one_session_however_many_items_there_are() -> None:
     events = pl.DataFrame({SESSION_ID: [0, 0, 1, 1], TIME: 0, ITEM: [1, 1 << 16, 0, 2]}).cast(pl.UInt32)
     assert count_duplicates(events) == 0

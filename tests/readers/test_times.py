@@ -214,3 +214,34 @@ def test_fractions_of_python_formats_are_decimal(texts: list[str], time_format: 
 def test_am_and_pm_are_not_names_of_zones() -> None:
     with pytest.raises(UserError, match=r"not an ISO 8601 time .* or a unix time; fix it or set data\.time_format"):
         TimeParser(None, "auto", "UTC", None).parse(pl.Series(["3/4/2024 5:00 PM"]), str)
+
+
+@pytest.mark.parametrize(
+    ("number", "year"), [(1_447_243_200_123, "47831"), (-(10**12), "-29719"), (2**63 - 1, "292277026596")]
+)
+def test_a_time_in_too_large_a_unit_is_named(number: int, year: str) -> None:
+    with pytest.raises(UserError, match=rf"row 2: {number} is the year {year}, (before|after) .*data\.time_unit"):
+        parse([number], time_unit="s")
+
+
+@pytest.mark.parametrize(
+    ("text", "time_format"),
+    [
+        ("2015110312", "%Y%m%d%H"),
+        ("03.11.2015 12h", "%d.%m.%Y %Hh"),
+        ("2015-11-03 14 +0200", "%Y-%m-%d %H %z"),
+        ("11/3/2015 12 PM", "%m/%d/%Y %I %p"),
+    ],
+)
+def test_a_format_may_end_with_the_hour(text: str, time_format: str) -> None:
+    assert parse([text], time_format=time_format) == [(NOON, 0)]
+
+
+def test_years_are_those_of_the_time_zone() -> None:
+    in_2023: dict[str, Any] = {"timezone": "Europe/Berlin", "years": [2023, 2023]}
+    first, last = ["2023-01-01 00:10:00", "2023-12-31 23:50:00"]
+    assert len(parse([first, last], **in_2023)) == 2
+    with pytest.raises(UserError, match=r"is 2022-12-31, before 2023-01-01"):
+        parse(["2022-12-31 23:50:00"], **in_2023)
+    with pytest.raises(UserError, match=r"is 2024-01-01, after 2023-12-31"):
+        parse(["2023-12-31 23:10:00Z"], **in_2023)

@@ -256,5 +256,8 @@ def test_attributes_of_items_are_those_that_are_listed(tmp_path: Path) -> None:
     assert items["career_level"].to_list() == ["3", None]  # 0 is unknown
     assert items["discipline_id"].to_list() == ["0", "2"]
     assert items["tags"].to_list() == [["4", "5"], None]
+    items = XingReader(str(tmp_path), [], ["title"]).read().items()
+    assert items is not None
+    assert items["item", "title"].rows() == [(7, ["x"]), (8, ["y"])]
     with pytest.raises(UserError, match=r"items\.csv.*'industry_id'"):
         XingReader(str(tmp_path), ["industry_id"], []).read().items()

@@ -23,6 +23,7 @@ UNKNOWN = "unknown"
 OTHER = "(other)"
 PREFIX = "context."  # so that an attribute may have the name of any other column
 EVENTS = "\0events"  # not a name that an attribute can have
+LAST_YEAR = 9998  # whose end is a date, too
 VOCABULARY = {
     "attribute": pl.String,
     "kind": pl.String,
@@ -99,7 +100,7 @@ def encode_contexts(
         UserError: an attribute that is not in ``users``, or is listed under the wrong kind.
     """
     require_attributes(users, contexts, owner)
-    vocabulary = fit_vocabulary(users, train_events, contexts)
+    vocabulary = fit_vocabulary(users, train_events, contexts, owner)
     sizes = dict(vocabulary.filter(pl.col("kind") != "multi").group_by("attribute").len().iter_rows())
     table, _ = encode_profiles(users, field_names(contexts), vocabulary)
     n_known = users.with_columns(n_known=count_known(contexts))["n_known"]
@@ -118,8 +119,12 @@ def count_known(contexts: Mapping[str, Any]) -> pl.Expr:
     return pl.sum_horizontal(pl.lit(0, pl.UInt8), *(flag.fill_null(False) for flag in known)).cast(pl.UInt8)
 
 
-def fit_vocabulary(users: pl.DataFrame, train_events: pl.Series, contexts: Mapping[str, Any]) -> pl.DataFrame:
+def fit_vocabulary(
+    users: pl.DataFrame, train_events: pl.Series, contexts: Mapping[str, Any], owner: str
+) -> pl.DataFrame:
     """The categories and intervals of every attribute; the fit uses users with training events only.
+
+    Arguments as of ``encode_contexts``.
 
     Returns:
         attribute, kind (single | numeric | multi), code, category, events (in training) and low, the lower bound of an
@@ -128,7 +133,9 @@ def fit_vocabulary(users: pl.DataFrame, train_events: pl.Series, contexts: Mappi
     parts = [pl.DataFrame(schema=VOCABULARY)]
     trained = users.with_columns(train_events.alias(EVENTS)).filter(pl.col(EVENTS) > 0)
     for name in contexts["single"]:
-        parts.append(_vocabulary_rows(_fit_single(trained, name, int(contexts["min_events"])), name, "single"))
+        is_id = name == owner == USER
+        categories = _fit_single(trained, name, int(contexts["min_events"]), is_id)
+        parts.append(_vocabulary_rows(categories, name, "single"))
     for name, bins in numeric_bins(contexts).items():
         parts.append(_vocabulary_rows(_fit_numeric(trained, name, bins), name, "numeric"))
     n_binary = 0
@@ -188,14 +195,21 @@ def require_attributes(users: pl.DataFrame, contexts: Mapping[str, Any], owner: 
                     f"{section}.numeric: attribute {name!r} consists of {users[name].dtype}, not of numbers; list "
                     f"it under {section}.{kind}"
                 )
+            _require_years(users[name], numeric_bins(contexts)[name], f"{section}.numeric.{name}")
         elif (kind == "multi") != (name in contexts["multi"]):
             raise UserError(f"{section}: attribute {name!r} must be listed under {section}.{kind}")
 
 
-def _fit_single(trained: pl.DataFrame, name: str, min_events: int) -> pl.DataFrame:
+def _require_years(values: pl.Series, bins: int | Sequence[float], key: str) -> None:
+    """Raises UserError for edges of dates that are no years of a date."""
+    if values.dtype == pl.Date and not isinstance(bins, int) and not all(1 <= edge <= LAST_YEAR for edge in bins):
+        raise UserError(f"{key}={[*bins]}: edges of dates are years, as in [1960,1980]")
+
+
+def _fit_single(trained: pl.DataFrame, name: str, min_events: int, is_id: bool) -> pl.DataFrame:
     """The categories of a single-valued attribute (category, events, code), "other" last if there are rarer ones."""
     seen = trained.select(events=EVENTS, category=name).drop_nulls()
-    if name != USER:  # ids are unique and sorted
+    if not is_id:  # ids are unique and sorted
         seen = seen.group_by("category").sum().sort("category")
     seen = seen.with_columns(pl.col("category").cast(pl.String))
     is_kept = (pl.col("events") >= min_events) & (pl.col("category") != OTHER)

@@ -45,7 +45,7 @@ from arnn_lightning.preprocessing.sessions import Sessions, session_starts
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
 from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, TITLE, USER, RawData, Reader, validate_events
 
-FORMAT_VERSION = 8  # raised whenever equal settings would write other bytes
+FORMAT_VERSION = 9  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
 PATH_KEYS = ("raw_dir", "events", "users", "titles")  # where files are, not what they mean
@@ -433,7 +433,7 @@ def _write_items(
     attributes = items.to_frame(ITEM).join(known, on=ITEM, how="left", maintain_order="left")
     encoded = encode_contexts(attributes, pl.Series(n_train_events), contexts, ITEM)
     catalogue = pl.DataFrame({"item": pl.int_range(len(items), dtype=pl.UInt32, eager=True), "id": items})
-    titles = [attributes[TITLE]] if TITLE in attributes.columns else []
+    titles = [attributes[TITLE]] if attributes.schema.get(TITLE) == pl.String else []
     columns = encoded.users if attribute_names(contexts) else pl.DataFrame()
     catalogue = pl.concat([catalogue.with_columns(titles), columns], how="horizontal")
     catalogue.write_parquet(folder / "items.parquet", **PARQUET)

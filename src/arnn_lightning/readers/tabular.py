@@ -121,6 +121,7 @@ class TabularReader:
             raise UserError(
                 f"data.item_contexts: {', '.join(self._item_kinds)}: needs a table of items (data.titles=items.csv)"
             )
+        self._require_own_names()
 
     @property
     def _user_kinds(self) -> dict[str, str]:
@@ -134,6 +135,21 @@ class TabularReader:
     @property
     def _item_kinds(self) -> dict[str, str]:
         return _kinds(self.item_single, self.item_multi, self.item_numeric)
+
+    def _require_own_names(self) -> None:
+        """Raises UserError for an attribute of items with the name of their id or title; it may be the title itself."""
+        if ITEM in self._item_kinds:
+            column = self.columns["item_in_titles"]
+            raise UserError(
+                f"data.item_contexts: {ITEM!r} is the item's id (data.columns.item_in_titles={column}); remove it, or "
+                "rename the column"
+            )
+        column = self.columns["title"]
+        if TITLE in self._item_kinds and not (column == TITLE and self._item_kinds[TITLE] == "single"):
+            raise UserError(
+                f"data.item_contexts: {TITLE!r} is the item's title (data.columns.title={column or 'null'}); list it "
+                f"under data.item_contexts.single and set data.columns.title={TITLE}, or rename the column"
+            )
 
     def _require_anonymous(self) -> None:
         if self.session != "given":
@@ -199,7 +215,7 @@ class TabularReader:
         load_items = None
         if self.titles is not None:
             title = self.columns["title"]
-            titles = [] if title is None else [(TITLE, title, "single")]
+            titles = [] if title is None or TITLE in self._item_kinds else [(TITLE, title, "single")]
             attributes = [*titles, *_in_columns(self._item_kinds)]
             items, row_location["items"] = self._read_table("titles", ITEM, "item_in_titles", attributes)
             items, events = _align_id_types(items, events, ITEM, "titles")

@@ -135,7 +135,8 @@ class EventTable:
         dropped: dict[str, int] = {}
         unmatched, absent = "", dict[str, str]()
         for column, values in self.where.items():
-            allowed = [as_text(value) for value in as_list(values)]
+            is_number = frame[column].dtype.is_numeric()
+            allowed = [as_text(value, is_number) for value in as_list(values)]
             text, before = plain_text(frame[column]), int(kept.sum())
             booleans = [as_text(value) for value in as_list(values) if isinstance(value, bool)]
             if booleans:  # YAML reads True as true
@@ -196,6 +197,8 @@ def _attribute_column(name: str) -> str:
 
 def _attributes_of_users(events: pl.DataFrame, attributes: Mapping[str, str], parts: Sequence[_Part]) -> pl.DataFrame:
     """One row per user with the attributes (name -> column) of the user's events, missing values ignored."""
+    lists = [pl.col(column) for column in attributes.values() if events[column].dtype == pl.List]
+    events = events.with_columns(pl.when(column.list.len() > 0).then(column) for column in lists)
     for name, column in attributes.items():
         # The order of a list carries no information.
         value = pl.col(column).list.sort() if events[column].dtype == pl.List else pl.col(column)

@@ -218,7 +218,8 @@ def _parse_list(text: str, separator: str) -> list[str]:
         return []
     for parse in (json.loads, _parse_python_list):
         try:
-            return [as_text(value) for value in parse(text.strip()) if value is not None]
+            # Of a mapping, the keys; NaN is the only value that differs from itself.
+            return [as_text(value) for value in parse(text.strip()) if value is not None and value == value]
         except (ValueError, SyntaxError, TypeError):
             continue
     inner = text.strip()[1:-1]
@@ -229,27 +230,37 @@ def _parse_list(text: str, separator: str) -> list[str]:
 
 def _parse_python_list(text: str) -> list[object]:
     # numpy writes no commas, and Python would join the strings.
-    value = ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text))
-    if isinstance(value, dict):
-        raise ValueError("a mapping")
+    tree = ast.parse(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text), mode="eval")
+    value = ast.literal_eval(_WithoutNaN().visit(tree))
     return sorted(value, key=str) if isinstance(value, set) else list(value)
 
 
+class _WithoutNaN(ast.NodeTransformer):
+    """Replaces the ``nan`` that pandas writes for a missing value in a list."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(None) if node.id == "nan" else node
+
+
 def plain_text(column: pl.Series) -> pl.Series:
-    """A column as text without spaces around the values.
+    """A column as text without spaces around the values, whole floats as integers.
 
-    >>> plain_text(pl.Series([3.0, None])).to_list(), plain_text(pl.Series([" de", "3.0"])).to_list()
-    (['3', None], ['de', '3.0'])
+    >>> plain_text(pl.Series([3.0, 3.5, None])).to_list(), plain_text(pl.Series([" de", "3.0"])).to_list()
+    (['3', '3.5', None], ['de', '3.0'])
     """
-    if column.dtype.is_float() and ((column == column.floor()) & column.is_finite()).all():
-        column = column.cast(pl.Int64)  # pandas stores integers as floats where a value is missing
-    return column.cast(pl.String).str.strip_chars()
+    text = column.cast(pl.String).str.strip_chars()
+    if column.dtype.is_float():  # pandas stores integers as floats where a value is missing
+        whole = column.set(column != column.floor(), None).cast(pl.Int64, strict=False)
+        text = whole.cast(pl.String).zip_with(whole.is_not_null(), text)
+    return text
 
 
-def as_text(value: object) -> str:
-    """A value as text files have it.
+def as_text(value: object, is_number: bool = False) -> str:
+    """A value as text files have it; of a column of numbers, as ``plain_text`` has it.
 
-    >>> as_text(True), as_text(3), as_text("view")
-    ('true', '3', 'view')
+    >>> as_text(True), as_text(3.0), as_text("view"), as_text(3.0, is_number=True)
+    ('true', '3.0', 'view', '3')
     """
+    if is_number and isinstance(value, float) and value.is_integer():
+        value = int(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

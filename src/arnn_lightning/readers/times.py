@@ -1,9 +1,11 @@
 """Time columns of any kind -> unix seconds, and the nanoseconds within them, by which events are ordered."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import NoReturn, cast
+from zoneinfo import ZoneInfo
 
 import polars as pl
 
@@ -13,6 +15,7 @@ NANOSECOND = "nanosecond"
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
 MAX_SECONDS = 10**11  # the year 5138: greater numbers have a finer unit
 FIRST_YEAR, MAX_SPAN_YEARS = 1990, 30
+EPOCH, SECONDS_PER_YEAR = datetime(1970, 1, 1, tzinfo=UTC), 31_556_952  # on average
 # A date and, optionally, the time of day with a fraction, and the offset from UTC, which the name of a zone may follow.
 ISO8601 = (
     r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}):(\d{2})(?::(\d{2})(?:[.,](\d{1,9})\d*)?)?)?"
@@ -142,7 +145,9 @@ class TimeParser:
                 fail(number.is_not_null(), problem, f"set data.time_format, as '{time_format}', or data.time_unit")
         start, per_second = TICKS
         if _year_of_ticks(low) >= FIRST_YEAR and _year_of_ticks(high) <= datetime.now(UTC).year:
-            problem = f"ambiguous: could be .NET ticks of {_day((low - start) // per_second)}, not unix nanoseconds"
+            problem = (
+                f"ambiguous: could be .NET ticks of {self._day((low - start) // per_second)}, not unix nanoseconds"
+            )
             advice = f"export unix times, (ticks - {start}) / {per_second} seconds, or set data.time_unit=ns"
             fail(number.is_not_null(), problem, advice)
         if EXCEL_DAYS[0] <= low <= high <= EXCEL_DAYS[1]:
@@ -152,14 +157,16 @@ class TimeParser:
     def _from_format(self, text: pl.Series, fail: Callable[..., NoReturn]) -> tuple[pl.Series, pl.Series | None]:
         assert self.time_format is not None
         # Python's %f are the digits after the point; polars' are a number of nanoseconds.
-        time_format = self.time_format.replace(".%f", "%.f").replace("%f", "%3f")
+        time_format, original = self.time_format.replace(".%f", "%.f").replace("%f", "%3f"), text
+        if re.search("%[-_0]?[HIkl]", time_format) and not re.search("%[-_0]?[MRTXcr]", time_format):
+            text, time_format = text + " 00", f"{time_format} %M"  # polars reads no hours without minutes
         try:
             time = text.str.to_datetime(time_format, strict=False, time_unit="us")
             finest = text.str.to_datetime(time_format, strict=False, time_unit="ns") if "f" in time_format else time
         except pl.exceptions.PolarsError as error:
             raise UserError(f"data.time_format={self.time_format}: {str(error).splitlines()[0]}") from error
         if "%Z" in time_format and self.timezone == "UTC":  # polars ignores the name
-            is_zone = ~text.str.contains(r"(UTC|GMT|[\d\s]Z)$")
+            is_zone = ~original.str.contains(r"(UTC|GMT|[\d\s]Z)$")
             advice = "set data.timezone, as Europe/Berlin, by which all times are read"
             fail_if(is_zone.fill_null(False), fail, "not in UTC, and names of zones are ambiguous", advice)
         is_invalid = text.is_not_null() & (time.dt.year() < 1000).fill_null(True)  # %Y accepts two digits too
@@ -221,17 +228,31 @@ class TimeParser:
         if low is None or high is None:
             return
         if self.years is None:
-            first, last = _start_of(FIRST_YEAR), int(datetime.now(UTC).timestamp()) + 86_400
+            first, last = self._start_of(FIRST_YEAR), int(datetime.now(UTC).timestamp()) + 86_400
         else:
-            first, last = _start_of(self.years[0]), _start_of(self.years[1] + 1) - 1
+            first, last = self._start_of(self.years[0]), self._start_of(self.years[1] + 1) - 1
         advice = "fix it, or set data.time_unit, data.time_format or data.years, as in data.years=[1990,2030]"
         for is_outside, relation, limit in ((seconds < first, "before", first), (seconds > last, "after", last)):
             if is_outside.any():
-                day = _day(seconds[is_outside.arg_true()[0]])
-                fail(is_outside, f"{day}, {relation} {_day(limit)}", advice)
+                day = self._day(seconds[is_outside.arg_true()[0]])
+                fail(is_outside, f"{day}, {relation} {self._day(limit)}", advice)
         if self.years is None and high - low > MAX_SPAN_YEARS * 366 * 86_400:
-            problem = f"{_day(low)}, more than {MAX_SPAN_YEARS} years before the last time ({_day(high)})"
+            problem = f"{self._day(low)}, more than {MAX_SPAN_YEARS} years before the last time ({self._day(high)})"
             fail(seconds == low, problem, "fix it, or set data.years to the first and the last year")
+
+    @property
+    def _zone(self) -> tzinfo:
+        return UTC if self.timezone == "UTC" else ZoneInfo(self.timezone)
+
+    def _start_of(self, year: int) -> int:
+        return int(datetime(year, 1, 1, tzinfo=self._zone).timestamp())
+
+    def _day(self, seconds: int) -> str:
+        """The day in the time zone, or the year where Python has no date for it."""
+        try:
+            return (EPOCH + timedelta(seconds=seconds)).astimezone(self._zone).date().isoformat()
+        except OverflowError:
+            return f"the year {1970 + seconds // SECONDS_PER_YEAR}"
 
 
 def fail_if(is_invalid: pl.Series, fail: Callable[..., NoReturn], problem: str, advice: str) -> None:
@@ -260,11 +281,3 @@ def _year_of_ticks(number: int) -> int:
     start, per_second = TICKS
     seconds = (number - start) // per_second
     return datetime.fromtimestamp(seconds, UTC).year if 0 <= seconds < MAX_SECONDS else 0
-
-
-def _start_of(year: int) -> int:
-    return int(datetime(year, 1, 1, tzinfo=UTC).timestamp())
-
-
-def _day(seconds: int) -> str:
-    return (date(1970, 1, 1) + timedelta(seconds // 86_400)).isoformat()

@@ -96,9 +96,10 @@ class XingReader:
             aliases={"id": ["item_id"]},
             required=["id"],
         )
+        titles = [] if TITLE in (*self.item_single, *self.item_multi) else [pl.col("title").alias(TITLE)]
         return table.select(
             pl.col("id").alias(ITEM),
-            pl.col("title").alias(TITLE),
+            *titles,  # else its terms are an attribute
             *(_known(name) for name in self.item_single),
             *(_values(name) for name in self.item_multi),
         )

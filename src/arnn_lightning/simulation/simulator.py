@@ -54,7 +54,7 @@ class Simulator(ABC):
                 for name, rows in chunk.items():
                     is_new = name not in written
                     if is_new:
-                        temporary = renamed_on_success.enter_context(atomic_path(folder / name))
+                        temporary = renamed_on_success.enter_context(atomic_path(folder / name, shared=True))
                         written[name] = open_files.enter_context(temporary.open("wb"))
                     rows.write_csv(written[name], separator=self.separator, include_header=is_new, quote_style="never")
                 n_rows += chunk[self.log].height if self.log in chunk else 0

@@ -42,7 +42,10 @@ def run(config: DictConfig) -> None:
     n_sessions = len(request.session_id)
     lists = predictor.lists(request, config.k, config.exclude_seen)
     schema = next(lists).schema
-    with Console(stderr=True, markup=False).status("recommending") as status, atomic_path(output) as temporary:
+    with (
+        Console(stderr=True, markup=False).status("recommending") as status,
+        atomic_path(output, shared=True) as temporary,
+    ):
 
         def blocks(*_: Any) -> Iterator[pl.DataFrame]:
             done = 0
