@@ -18,7 +18,7 @@ from rich.console import Console
 from arnn_lightning.config import USER_CONFIG_DIR, choices_name, instantiate
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.evaluation.metrics import metric_label
-from arnn_lightning.io import write_text
+from arnn_lightning.io import atomic_path
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.run_folder import task_folder
 from arnn_lightning.tasks import train
@@ -141,7 +141,8 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     )
     text = header + OmegaConf.to_yaml(values)
     tuned = USER_CONFIG_DIR / "tuned" / f"{choices_name('model', 'loss', 'optimizer', _root_=choices)}.yaml"
-    write_text(tuned, text)
+    with atomic_path(tuned, shared=True) as file:  # by all workers, as the study ends
+        file.write_text(text, encoding="utf-8")
     command = " ".join(["python -m arnn_lightning", *apart])
     Console(markup=False).print(f"{text}wrote {tuned}, used by {command}", soft_wrap=True)
 
