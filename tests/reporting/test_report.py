@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -405,6 +406,24 @@ def test_values_of_a_run_are_those_of_the_role_that_a_model_has_in_it(
     assert drawn["Learning curves"]["gru4rec"] == ([1, 3], [0.2, 0.45])  # validated after every second epoch
     assert cells_of(page, "xing: gru4rec", "20.0")[1] == "1"
     assert page.count("1,234") == 1  # what is listed before the first click: ARNN's alone
+
+
+@pytest.mark.parametrize(("cutoffs", "drawn"), [([ITEMS], []), ([5, ITEMS - 1, ITEMS], [5, ITEMS - 1])])
+def test_recall_by_k_ends_before_the_size_of_the_catalogue(
+    cutoffs: list[int], drawn: list[int], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, misses of other programs' lists would be hits."""
+    ticks: list[int] = []
+    original = charts.lines
+
+    def draw(title: str, x: str, y: str, series: Any, shown: list[int], *arguments: Any, **options: Any) -> str:
+        ticks.extend(shown if title == "Recall by K" else [])
+        return original(title, x, y, series, shown, *arguments, **options)
+
+    monkeypatch.setattr(charts, "lines", draw)
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", replace(SETTINGS, cutoffs=cutoffs))
+    report_of(seed_runs(workspace), workspace)
+    assert ticks == drawn
 
 
 def test_search_space_and_speed_are_not_settings(workspace: Path, tmp_path: Path) -> None:

@@ -225,9 +225,9 @@ def _label_sections(sections: Sequence[Section]) -> None:
                 f"{section.name} was prepared in {preparations} ways (see the manifests); results on different data "
                 "are not averaged"
             )
-    labels = [section.label for section in sections]
+    given = [section.label for section in sections]
     for section in sections:
-        if labels.count(section.label) > 1:
+        if given.count(section.label) > 1:
             section.label = ", ".join(filter(None, [section.label, f"data {section.data_key[:10]}"]))
 
 

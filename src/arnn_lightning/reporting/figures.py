@@ -46,8 +46,12 @@ def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[F
     curves = _learning_curves(view, styles)
     if curves is not None:
         yield Figure(curves, "Validation by epoch; bands span the seeds, from the lowest to the highest.")
-    caption = f"Share of predictions whose item is among the first K; {view.settings.percent} bands."
-    yield Figure(_recall_by_k(view, styles), caption)
+    data = view.section.data
+    # In lists as long as the catalogue nothing is missed, not even by shorter lists of other programs.
+    cutoffs = [k for k in view.settings.cutoffs if data is None or k < data.n_items]
+    if cutoffs:
+        caption = f"Share of predictions whose item is among the first K; {view.settings.percent} bands."
+        yield Figure(_recall_by_k(view, cutoffs, styles), caption)
     row = view.main_model
     if row is None:
         return
@@ -88,12 +92,9 @@ def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup |
     return Markup(charts.lines("Learning curves", "epoch", y_label, series, ticks[:: 1 + len(ticks) // 12], colors))
 
 
-def _recall_by_k(view: SectionView, styles: Mapping[str, Style]) -> Markup:
+def _recall_by_k(view: SectionView, cutoffs: Sequence[int], styles: Mapping[str, Style]) -> Markup:
     settings = view.settings
     variants = [row.variant for row in view.rows if row.variant.is_most_common][:MAX_SERIES]
-    data = view.section.data
-    # With lists as long as the catalogue nothing is missed, also by lists of other programs, which are shorter.
-    cutoffs = [k for k in settings.cutoffs if data is None or k < data.n_items]
     values = [variant.per_prediction(f"recall@{k}") for variant in variants for k in cutoffs]
     found = iter(estimates(values, view.section, settings))
     series = []
