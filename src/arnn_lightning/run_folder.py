@@ -249,6 +249,38 @@ def require_same_settings(config: DictConfig, folder: Path, may_differ: Sequence
             _require_equal(key, _value(stored, key), _value(config, key), folder)
 
 
+def require_equal_config(config: DictConfig, folder: Path, unset: Sequence[str] = ()) -> None:
+    """Raises UserError where any setting differs from the stored one, also one of a tuned file or of your own YAML.
+
+    Args:
+        config: of a run that is compared with that of ``folder``.
+        folder: of a run.
+        unset: keys that are set later, and are not compared.
+    """
+    before, after = (dict(_flat(container)) for container in (stored_config(folder), config))
+    for key in after:
+        is_compared = key in before and not any(f"{key}.".startswith(f"{other}.") for other in unset)
+        if is_compared and before[key] != after[key] and not _may_differ(key):
+            new = f"{os.path.relpath(folder.parent)}-2"
+            raise UserError(
+                f"{key}: {folder} was trained with {_show(before[key])}, and a file of tuned values or of arnn_conf "
+                f"now sets {_show(after[key])}; use a new folder, such as hydra.run.dir={new}"
+            )
+
+
+def _flat(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Keys with their values, which are not resolved."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, node
+
+    return walk(OmegaConf.to_container(config, resolve=False), "")
+
+
 def own_multirun(config: DictConfig) -> None:
     """Owns the folder of a multirun until the process ends, before Hydra writes into it.
 

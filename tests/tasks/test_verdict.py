@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,26 @@ def test_other_settings_do_not_mix_in_one_folder(
     command = [argument for argument in VERDICT if not argument.startswith("data.contexts.multi")]
     assert arnn_here(command, monkeypatch) == 2
     assert "data.contexts.multi=[]: " in capsys.readouterr().err
+
+
+def test_tuned_values_that_changed_since_do_not_mix_in_one_folder(
+    verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No command line names them."""
+    n_trained = len(verdict.trained)
+    tuned = Path("arnn_conf/tuned/tabular_gru4rec_strong_cross_entropy_logq_adagrad.yaml")
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text("optimizer: {lr: 0.123}\n")
+    try:
+        assert arnn_here([*VERDICT, "max_seeds=3"], monkeypatch) == 2
+    finally:
+        shutil.rmtree("arnn_conf")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        r"error: model\.optimizer\.lr: \S+session-seed1 was trained with \S+, and a file of tuned .*0\.123", line
+    )
+    assert line.endswith("use a new folder, such as hydra.run.dir=outputs/verdict/tabular-2")
+    assert len(verdict.trained) == n_trained
 
 
 def test_another_log_needs_another_folder(

@@ -113,8 +113,8 @@ class Verdict:
             write_record(self.config, self.folder)
         first_seed = self.config.seed
         first = self._jobs(first_seed)
-        of_seeds = [job for seed in self._all_seeds() for job in self._jobs(seed).values()]
-        self.runs.require_same_log([*self.counted, *of_seeds])
+        of_seeds = [job for seed in self._all_seeds() for job in seed_jobs(self.folder, seed, True).values()]
+        self.runs.require_comparable([*self.counted, *of_seeds])
         log.info(
             f"budget {format_duration(self.budget)}; measured first: models without training, {SESSION_MODEL} and "
             f"{PROFILE_MODEL} with seed {first_seed}"

@@ -19,7 +19,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path, write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.verdict import format_duration
-from arnn_lightning.run_folder import BEST_OF_RUN, has_record, stored_config
+from arnn_lightning.run_folder import BEST_OF_RUN, has_record, require_equal_config, stored_config
 from arnn_lightning.sweeps.plan import SECONDS_FILE, Job, spent_seconds
 from arnn_lightning.tasks import train
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
@@ -56,9 +56,12 @@ class VerdictRuns:
         """The seconds of all runs, those of earlier commands included."""
         return self._earlier_seconds + time.monotonic() - self._started
 
-    def require_same_log(self, jobs: Sequence[Job]) -> None:
-        """Raises UserError for a finished run that was trained on another log."""
+    def require_comparable(self, jobs: Sequence[Job]) -> None:
+        """Raises UserError for a run, finished or interrupted, of another log or with other settings than now."""
         for job in jobs:
+            if has_record(job.folder):
+                config = self._compose(job.overrides, job.seed, job.folder)
+                require_equal_config(config, job.folder, unset=("hydra", "model.dims", "pretrained"))
             if not job.is_finished or job.metrics()["manifest"] == self.prepared.manifest_sha256:
                 continue
             # The manifest of a data set that was prepared again has other seconds.
