@@ -49,6 +49,12 @@ def test_every_number_in_a_test_name_is_an_invariant() -> None:
     assert cited <= set(NUMBERS)
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_command_of_an_invariant_runs_only_its_tests(number: str) -> None:
+    selected = {name for name in TESTS if f"{number}_".lower() in name.lower()}  # as pytest -k: case is ignored
+    assert selected == {name for name in TESTS if number in name.split("_")}
+
+
 def text_of(document: Path) -> str:
     """A document as the site shows it, with the files that it includes."""
     return re.sub(

@@ -117,7 +117,7 @@ def test_a_failed_job_of_joblib_does_not_stop_the_others(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_experiment_table2_is_the_grid_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_experiment_of_table_2_is_the_grid_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = Path(__file__).parents[2] / "conf" / "experiment" / "table2.yaml"
     assert OmegaConf.load(conf).hydra.sweeper.params.model == "itemknn,gru4rec,pnn,arnn"
     monkeypatch.chdir(tmp_path)
