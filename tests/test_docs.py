@@ -22,6 +22,7 @@ from models import slow
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
+EXPERIMENTS = ROOT / "experiments" / "README.md"
 NOTEBOOK = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
 INVARIANTS = (ROOT / "docs" / "invariants.md").read_text()
 QUICK = "max_epochs=1 max_seeds=2 evaluation.bootstrap.resamples=50"
@@ -62,11 +63,11 @@ def text_of(document: Path) -> str:
     )
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, EXPERIMENTS], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_named_files_exist(document: Path) -> None:
-    """Paths in backticks, below the root or the package; those of a reader's own project are excepted."""
-    named = re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|md|csv))`", document.read_text())
-    places = (ROOT, ROOT / "src" / "arnn_lightning")
+    """Paths in backticks, below the root, the package or the document; those of a reader's own project are excepted."""
+    named = re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|md|csv|txt))`", document.read_text())
+    places = (ROOT, ROOT / "src" / "arnn_lightning", document.parent)
     missing = [path for path in named if not any((place / path).exists() for place in places)]
     assert not [path for path in missing if not path.startswith("arnn_conf/")]
 
@@ -165,7 +166,7 @@ def jobs(arguments: list[str]) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     "document",
-    [*DOCUMENTS, slow(ROOT / "experiments" / "README.md")],
+    [*DOCUMENTS, slow(EXPERIMENTS)],
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_commands_of_the_documents_have_valid_settings(document: Path) -> None:
