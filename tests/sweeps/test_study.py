@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.sweeps.space import quote_spaces
-from helpers import compose_config, trainer
+from helpers import CONF, compose_config, trainer
 
 optuna = pytest.importorskip("optuna")
 from arnn_lightning.sweeps import study as study_module  # noqa: E402
 from arnn_lightning.sweeps.study import PruningCallback, distribution, open_study, optimize  # noqa: E402
 
-SEARCH = sorted((Path(__file__).parents[2] / "conf" / "search").glob("[!_]*.yaml"))
+SEARCH = sorted((CONF / "search").glob("[!_]*.yaml"))
 NO_PRUNER = optuna.pruners.NopPruner()
 SPACE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
 
@@ -54,6 +54,11 @@ def test_every_key_of_a_search_space_exists(file: Path) -> None:
     for key, space in config.search.items():
         distribution(key, space)
         assert OmegaConf.select(config, key) is not None, key
+
+
+def test_every_model_but_pop_and_spop_has_a_search_space() -> None:
+    models = {file.stem for file in (CONF / "model").glob("[!_]*.yaml")}
+    assert models - {file.stem for file in SEARCH} == {"pop", "spop"}
 
 
 def test_only_the_spaces_of_a_command_line_are_moved() -> None:
