@@ -14,6 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from arnn_lightning.config import check_settings
+from arnn_lightning.run_folder import MAY_DIFFER
 from arnn_lightning.sweeps.space import quote_spaces
 from commandline import arnn
 from helpers import compose_config
@@ -172,6 +173,13 @@ def jobs(arguments: list[str]) -> list[list[str]]:
 def test_commands_of_the_documents_have_valid_settings(document: Path) -> None:
     for overrides in (job for arguments in commands(document) for job in jobs(arguments)):
         check_command(tuple(overrides))
+
+
+def test_what_a_resumed_run_may_change_is_listed() -> None:
+    section = (ROOT / "docs" / "many-devices.md").read_text().partition("These may differ:")[2].partition("\n- ")[0]
+    listed = set(re.findall(r"`([\w.]+)`", section)) - {"data.reader"}
+    of_reader = {key.replace("data.", "data.reader.") for key in listed if key.startswith("data.")}
+    assert {"resume", *listed, *of_reader} == {*MAY_DIFFER}
 
 
 @cache
