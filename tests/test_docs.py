@@ -46,6 +46,10 @@ def test_every_invariant_is_listed_once_with_its_tests() -> None:
     assert len(set(NUMBERS)) == len(NUMBERS) > 30
 
 
+def test_names_of_tests_are_short() -> None:
+    assert not [name for name in TESTS if len(name.removeprefix("test_")) > 60]
+
+
 def test_every_number_in_a_test_name_is_an_invariant() -> None:
     cited = {part for name in TESTS for part in name.split("_") if re.fullmatch(r"[EV]\d+", part)}
     assert cited <= set(NUMBERS)

@@ -136,9 +136,7 @@ def test_an_interrupted_trial_is_run_again_once(tmp_path: Path) -> None:
     assert len(set(params[1:])) == 3
 
 
-def test_a_trial_may_end_while_another_process_looks_for_interrupted_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_may_end_while_interrupted_ones_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends after the trials are listed, and before its lock is tried."""
     file = tmp_path / "a.db"
     study = open_study(file, {}, NO_PRUNER)
