@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("folder", type=lambda text: Path(text).absolute())
     parser.add_argument("--model", default="gru4rec")
     parser.add_argument("--events", type=int, default=100_000)
-    parser.add_argument("--days", type=int, default=4, help="from the launch to the end, the test day included")
+    parser.add_argument("--days", type=int, default=4, help="from the launch to the end, the two test days included")
     parser.add_argument("--epochs", type=int, default=1, help="of a training that starts from a run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     arguments = parser.parse_args()

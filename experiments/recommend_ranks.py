@@ -1,6 +1,6 @@
 """Compares the ranks of every way out of a model with test_ranks.parquet, for every test prediction of a run.
 
-    python experiments/recommend_ranks.py outputs/synthetic/arnn/2026-11-24_10-00-00 data/prepared/synthetic-0123456789
+    python experiments/recommend_ranks.py outputs/train/synthetic/arnn/TIME data/prepared/synthetic-0123456789
 
 Every prefix of every test session is recommended for by `recommend()` and by the service (its application in process),
 and clicked through in live sessions and, where the model can be exported, in step.onnx; lists have 100 items. It prints

@@ -1,6 +1,6 @@
 """Daily retraining on a growing log: from scratch, or from the run of the day before (init_from).
 
-The synthetic log is cut after each of its last days; the day after the cut is the test split, without validation.
+The synthetic log is cut after each of its last days; the last day before the cut is the test split, without validation.
 Writes one CSV row per day and way of training.
 
     .venv/bin/python experiments/retrain_daily.py outputs/retrain_daily --model gru4rec --days 3 --events 60000

@@ -14,6 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from arnn_lightning.config import check_settings
+from arnn_lightning.run_folder import MAY_DIFFER
 from arnn_lightning.sweeps.space import quote_spaces
 from commandline import arnn
 from helpers import compose_config
@@ -22,6 +23,7 @@ from models import slow
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
+EXPERIMENTS = ROOT / "experiments" / "README.md"
 NOTEBOOK = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
 INVARIANTS = (ROOT / "docs" / "invariants.md").read_text()
 QUICK = "max_epochs=1 max_seeds=2 evaluation.bootstrap.resamples=50"
@@ -44,9 +46,19 @@ def test_every_invariant_is_listed_once_with_its_tests() -> None:
     assert len(set(NUMBERS)) == len(NUMBERS) > 30
 
 
+def test_names_of_tests_are_short() -> None:
+    assert not [name for name in TESTS if len(name.removeprefix("test_")) > 60]
+
+
 def test_every_number_in_a_test_name_is_an_invariant() -> None:
     cited = {part for name in TESTS for part in name.split("_") if re.fullmatch(r"[EV]\d+", part)}
     assert cited <= set(NUMBERS)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_command_of_an_invariant_runs_only_its_tests(number: str) -> None:
+    selected = {name for name in TESTS if f"{number}_".lower() in name.lower()}  # as pytest -k: case is ignored
+    assert selected == {name for name in TESTS if number in name.split("_")}
 
 
 def text_of(document: Path) -> str:
@@ -56,11 +68,11 @@ def text_of(document: Path) -> str:
     )
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, EXPERIMENTS], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_named_files_exist(document: Path) -> None:
-    """Paths in backticks, below the root or the package; those of a reader's own project are excepted."""
-    named = re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|md|csv))`", document.read_text())
-    places = (ROOT, ROOT / "src" / "arnn_lightning")
+    """Paths in backticks, below the root, the package or the document; those of a reader's own project are excepted."""
+    named = re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|md|csv|txt))`", document.read_text())
+    places = (ROOT, ROOT / "src" / "arnn_lightning", document.parent)
     missing = [path for path in named if not any((place / path).exists() for place in places)]
     assert not [path for path in missing if not path.startswith("arnn_conf/")]
 
@@ -159,12 +171,19 @@ def jobs(arguments: list[str]) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     "document",
-    [*DOCUMENTS, slow(ROOT / "experiments" / "README.md")],
+    [*DOCUMENTS, slow(EXPERIMENTS)],
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_commands_of_the_documents_have_valid_settings(document: Path) -> None:
     for overrides in (job for arguments in commands(document) for job in jobs(arguments)):
         check_command(tuple(overrides))
+
+
+def test_what_a_resumed_run_may_change_is_listed() -> None:
+    section = (ROOT / "docs" / "many-devices.md").read_text().partition("These may differ:")[2].partition("\n- ")[0]
+    listed = set(re.findall(r"`([\w.]+)`", section)) - {"data.reader"}
+    of_reader = {key.replace("data.", "data.reader.") for key in listed if key.startswith("data.")}
+    assert {"resume", *listed, *of_reader} == {*MAY_DIFFER}
 
 
 @cache

@@ -49,7 +49,7 @@ def test_a_gain_of_more_parameters_alone_is_not_a_yes() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.002])
-def test_with_a_gain_that_matters_no_is_the_answer_in_at_most_5_percent(noise: float) -> None:
+def test_with_a_gain_that_matters_at_most_5_percent_of_answers_are_no(noise: float) -> None:
     assert answers(SMALLEST, SMALLEST, noise)["no"] <= 0.05
 
 

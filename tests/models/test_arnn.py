@@ -141,7 +141,7 @@ def test_user_terms_equal_those_of_the_live_encoder(
     assert not torch.allclose(step.user_terms[0], step.user_terms[1])
 
 
-def test_E27_steps_have_the_same_inputs_whether_or_not_features_are_cached(small_dataset: PreparedDataset) -> None:
+def test_E27_steps_have_the_same_inputs_with_and_without_the_cache(small_dataset: PreparedDataset) -> None:
     """As a compiled step, which is traced in the first epoch, requires."""
     model = make_arnn(small_dataset, cache_mb=100.0).train()
     model.configure_optimizers()

@@ -794,7 +794,7 @@ def test_a_session_belongs_to_the_split_in_which_it_starts(tmp_path: Path) -> No
     assert sessions_of(prepared, "test") == [[2, 1], [1, 2]]
 
 
-def test_validation_holds_the_days_before_the_test_days(tmp_path: Path) -> None:
+def test_V3_validation_holds_the_days_before_the_test_days(tmp_path: Path) -> None:
     log = [row for at in range(6) for row in clicks((1, 1, at + 0.5), (1, 2, at + 0.5))]
     prepared = prepared_from(tmp_path, log, split={"test_days": 1, "val_days": 2})
     days = {
@@ -889,7 +889,7 @@ def test_E7_events_of_equal_times_keep_the_order_of_the_file(tmp_path: Path) -> 
     assert sessions_of(prepared, "test") == [order, order]
 
 
-def test_E15_items_unseen_in_training_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_E15_V3_items_unseen_in_training_are_dropped_and_counted(tmp_path: Path) -> None:
     log = [
         *PAIRS,
         *clicks((1, 1, 2), (1, 8, 2), (1, 2, 2)),  # validation: 8 is unseen
@@ -908,6 +908,16 @@ def test_every_item_occurs_in_training(raw: Path) -> None:
     items = pl.read_parquet(prepared.folder / "items.parquet")
     assert set(pl.read_parquet(prepared.folder / "train.parquet")[ITEM]) == set(items[ITEM])
     assert prepared.dims["n_items"] == items.height
+
+
+@pytest.mark.parametrize(("scope", "kept"), [("train", [1, 2]), ("window", [1, 2, 7]), ("log", [1, 2, 7])])
+@pytest.mark.parametrize("setting", [{"coverage": 0.5}, {"coverage": 1.0, "min_events": 2}], ids="/".join)
+def test_V3_popularity_in_train_is_of_training_events(
+    tmp_path: Path, setting: dict[str, Any], scope: str, kept: list[int]
+) -> None:
+    log = clicks(*[(90, item, 1) for item in (1, 2) * 4], (90, 7, 1), *[(91, item, 3) for item in (7, 7, 7, 7, 1, 2)])
+    prepared = prepared_from(tmp_path, log, items=items_of(popularity_scope=scope, **setting))
+    assert pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list() == kept
 
 
 # Two ways in which a test click could count: a session that starts in training with an item that is dropped, and last

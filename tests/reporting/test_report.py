@@ -371,9 +371,7 @@ def cells_of(page: str, *texts: str) -> list[str]:
     return cells
 
 
-def test_a_model_is_compared_with_the_same_configuration_under_the_first_setting(
-    workspace: Path, tmp_path: Path
-) -> None:
+def test_a_model_is_compared_with_its_equal_under_the_first_setting(workspace: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", workspace / "prepared" / "one", 1, "model.hidden_size=7", skill=0.1)
     cells = {}
     for name, folders in (("with", [*seed_runs(workspace), other]), ("without", seed_runs(workspace))):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from arnn_lightning.cli import check
 from arnn_lightning.sweeps.jobs import KILLED
 from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
 from helpers import compose_config
@@ -116,7 +117,7 @@ def test_a_failed_job_of_joblib_does_not_stop_the_others(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_experiment_table2_is_the_grid_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_experiment_of_table_2_is_the_grid_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = Path(__file__).parents[2] / "conf" / "experiment" / "table2.yaml"
     assert OmegaConf.load(conf).hydra.sweeper.params.model == "itemknn,gru4rec,pnn,arnn"
     monkeypatch.chdir(tmp_path)
@@ -127,13 +128,16 @@ def test_experiment_table2_is_the_grid_of_the_paper(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "experiments/wandb").glob("*.yaml")))
-def test_every_key_swept_by_weights_and_biases_exists(file: Path) -> None:
+def test_every_key_swept_by_weights_and_biases_has_an_effect(file: Path) -> None:
     sweep: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     fixed = [argument for argument in sweep["command"] if "=" in argument]
     assert sweep["command"][-1] == "${args_no_hyphens}"
     config = compose_config(*fixed)
     assert sweep["metric"] == {"name": "val/mrr@20", "goal": "maximize"}
-    for key, values in sweep["parameters"].items():
-        value = values["values"][-1] if "values" in values else values["max"]
-        assert OmegaConf.select(compose_config(*fixed, f"{key}={value}"), key) == value
+    for key, space in sweep["parameters"].items():
         assert not OmegaConf.is_config(OmegaConf.select(config, key)), "it would hide a block of the config"
+        first, *_, last = space["values"] if "values" in space else (space["min"], space["max"])
+        for value in (first, last):
+            run = compose_config(*fixed, f"{key}={value}", with_hydra=True)
+            assert OmegaConf.select(run, key) == value
+            check(run, run.hydra)

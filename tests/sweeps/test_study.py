@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.sweeps.space import quote_spaces
-from helpers import compose_config, trainer
+from helpers import CONF, compose_config, trainer
 
 optuna = pytest.importorskip("optuna")
 from arnn_lightning.sweeps import study as study_module  # noqa: E402
 from arnn_lightning.sweeps.study import PruningCallback, distribution, open_study, optimize  # noqa: E402
 
-SEARCH = sorted((Path(__file__).parents[2] / "conf" / "search").glob("[!_]*.yaml"))
+SEARCH = sorted((CONF / "search").glob("[!_]*.yaml"))
 NO_PRUNER = optuna.pruners.NopPruner()
 SPACE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
 
@@ -54,6 +54,11 @@ def test_every_key_of_a_search_space_exists(file: Path) -> None:
     for key, space in config.search.items():
         distribution(key, space)
         assert OmegaConf.select(config, key) is not None, key
+
+
+def test_every_model_but_pop_and_spop_has_a_search_space() -> None:
+    models = {file.stem for file in (CONF / "model").glob("[!_]*.yaml")}
+    assert models - {file.stem for file in SEARCH} == {"pop", "spop"}
 
 
 def test_only_the_spaces_of_a_command_line_are_moved() -> None:
@@ -131,9 +136,7 @@ def test_an_interrupted_trial_is_run_again_once(tmp_path: Path) -> None:
     assert len(set(params[1:])) == 3
 
 
-def test_a_trial_may_end_while_another_process_looks_for_interrupted_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_may_end_while_interrupted_ones_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends after the trials are listed, and before its lock is tried."""
     file = tmp_path / "a.db"
     study = open_study(file, {}, NO_PRUNER)

@@ -539,7 +539,7 @@ def test_a_damaged_file_of_seconds_is_named(tmp_path: Path) -> None:
             spent_seconds(tmp_path)
 
 
-def test_the_command_of_a_run_has_the_overrides_in_the_order_of_the_run() -> None:
+def test_the_command_of_a_run_has_overrides_in_the_order_of_the_run() -> None:
     """Hydra takes the last: a run without some users holds out as many as it is described with."""
     job = seed_jobs(Path("verdict"), 1, True)["new_users"]
     command = shlex.split(job.command(["data=log", "data.held_out_user_share=0.1"]))

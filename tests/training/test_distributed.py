@@ -246,7 +246,7 @@ def records(folder: Path) -> list[Record]:
 
 
 @pytest.mark.parametrize("case", [case for case in CASE_PARAMETERS if case != "local_negatives"])
-def test_two_devices_match_one(case: str, records: list[Record], dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_E25_two_devices_match_one(case: str, records: list[Record], dataset: PreparedDataset, tmp_path: Path) -> None:
     alone, many = train(case_config(case, 1), dataset, tmp_path), records[0][case]
     assert len(alone["losses"]) > STEPS + 30
     assert many["losses"][:STEPS] == pytest.approx(alone["losses"][:STEPS], rel=1e-8)

@@ -1,12 +1,14 @@
 """A stage of training: which epoch it keeps."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.stage import BEST, DONE_MARKER, LAST, evaluate_model, train_stage, validate_model
 from helpers import compose_config, write_dataset
@@ -25,17 +27,33 @@ class Validations(Callback):
         self.values.append(float(trainer.callback_metrics["val/mrr@20"]))
 
 
-def train(prepared: PreparedDataset, folder: Path, epochs: int, patience: int | None) -> tuple[list[float], float]:
+class Break(Callback):
+    """Makes the loss of the second epoch's second chunk NaN; keeps ``last.ckpt`` as it was before."""
+
+    def __init__(self, last: Path) -> None:
+        self.last = last
+
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            self.saved = self.last.read_bytes()
+            pl_module.get_parameter("scorer.items.weight").fill_(float("nan"))
+
+
+def train(
+    prepared: PreparedDataset, folder: Path, epochs: int, patience: int | None, *callbacks: Callback
+) -> tuple[list[float], float]:
     """The validation metric of every epoch, and that of the model afterwards."""
-    config = compose_config("model=gru4rec", "logger={}", "performance.steps_per_execution=3")
+    settings = ("logger={}", "performance.steps_per_execution=3", "checkpoint.every_n_minutes=0")
+    config = compose_config("model=gru4rec", *settings)
     model = BY_NAME["gru4rec"].make(prepared, "model.optimizer.lr=1", metadata={"prepared": prepared.folder.name})
     validations = Validations()
     stage = {"epochs": epochs, "patience": patience, **DATA}
-    train_stage(model, prepared, config, stage, folder, [], [validations])
+    train_stage(model, prepared, config, stage, folder, [], [validations, *callbacks])
     return validations.values, validate_model(model, prepared, config)["mrr@20"]
 
 
-def test_the_best_epoch_of_the_validation_is_kept(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_V12_the_best_epoch_of_the_validation_is_kept(small_dataset: PreparedDataset, tmp_path: Path) -> None:
     values, kept = train(small_dataset, tmp_path, epochs=6, patience=None)
     assert len(values) == 6
     assert np.argmax(values) not in (np.argmin(values), 5)  # neither the worst nor the last
@@ -56,6 +74,16 @@ def test_V12_training_does_not_read_the_test_split(small_dataset: PreparedDatase
     (small_dataset.folder / "test.parquet").unlink()
     without, _ = train(small_dataset, tmp_path / "without", epochs=2, patience=None)
     assert without == with_test
+
+
+def test_E24_the_last_checkpoint_is_that_before_a_loss_of_nan(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    break_loss = Break(tmp_path / LAST)
+    with pytest.raises(UserError, match="the last checkpoint is unaffected"):
+        train(small_dataset, tmp_path, 2, None, break_loss)
+    assert break_loss.last.read_bytes() == break_loss.saved
+    checkpoint = torch.load(break_loss.last, weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
 
 
 # compile has a test of its own, E30: it takes a C++ compiler and a minute.

@@ -44,7 +44,7 @@ class SessionNeighbours(WindowRecommender):
 
     Attributes:
         is_cosine: whether a similarity is divided by the root of the neighbour's number of items.
-        decay_days: a similarity falls by e for every ``decay_days`` of the neighbour's age; None: it does not.
+        decay_days: a similarity falls by a factor of e per ``decay_days`` of the neighbour's age; None: it does not.
         idf_weight: of an item's inverse document frequency, log(sessions / events of the item).
         context_weight: a similarity grows by this share where all known attributes of both users are equal.
     """
