@@ -71,6 +71,7 @@ def test_memory_of_a_pass_is_the_only_output(capsys: pytest.CaptureFixture[str])
     assert float(capsys.readouterr().out) >= 0
 
 
+@pytest.mark.slow
 def test_prepare_benchmark_prints_what_a_million_rows_take(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

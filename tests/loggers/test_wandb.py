@@ -137,6 +137,7 @@ def test_checkpoint_and_manifest_are_optional_artifacts(workspace: Path, arnn_ru
     assert not [name for name in without if name.endswith(("-model", "-data"))]
 
 
+@pytest.mark.slow
 def test_resumed_run_keeps_its_id(workspace: Path) -> None:
     job = workspace / "two" / "0"
     run_id = read(job).run.run_id

@@ -265,6 +265,7 @@ def world_of_pairs(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return write_dataset(tmp_path_factory.mktemp("pairs"), splits, N_ITEMS, segment, item_single=kind)
 
 
+@pytest.mark.slow
 def test_pairs_of_user_and_item_attributes_are_learnt(world_of_pairs: PreparedDataset) -> None:
     """Forty of 240 items are of the right kind, which only both attributes together determine."""
     shares = []

@@ -594,6 +594,7 @@ def write_tmall(folder: Path, log: Iterable[TmallRow], people: Profiles, seller:
     return folder
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     log=tmall_logs(),
@@ -1509,6 +1510,7 @@ prepare(json.loads(sys.argv[1]), Path(sys.argv[2]), progress)
     assert files_of(prepared, "*.parquet") == files_of(prepare(config(raw), raw), "*.parquet")
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
     overrides = ["task=generate", "schema=tmall", "events=200000", f"output={tmp_path / 'raw'}"]
     command = [sys.executable, "-m", "arnn_lightning"]

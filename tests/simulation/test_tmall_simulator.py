@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from arnn_lightning.errors import UserError
 from arnn_lightning.simulation.tmall import TmallSimulator
 from helpers import compose_config
+from models import slow
 
 EVENTS = 400_000
 LOG, INFO = "user_log_format1.csv", "user_info_format1.csv"
@@ -167,7 +168,7 @@ def test_sessions_are_as_long_and_as_many_as_published(folder: Path) -> None:
     assert EVENTS / users == pytest.approx(54_925_330 / 424_170, rel=0.05)
 
 
-@pytest.mark.parametrize("events", [EVENTS, 1_500_000])
+@pytest.mark.parametrize("events", [EVENTS, slow(1_500_000)])
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_one_item_in_ninety_holds_half_of_the_clicks(tmp_path: Path, events: int, strength: float) -> None:
     """At any size and strength: 11,939 of TMALL's 1,090,390."""

@@ -18,6 +18,7 @@ from arnn_lightning.readers.schema import validate_events
 from arnn_lightning.readers.xing import MULTI, SINGLE, XingReader
 from arnn_lightning.simulation.xing import XingSimulator
 from helpers import compose_config
+from models import slow
 
 EVENTS = 30_000
 NAMES = ("interactions.csv", "items.csv", "users.csv")
@@ -68,7 +69,7 @@ def sessions(folder: Path) -> pl.DataFrame:
 # --- the files ---
 
 
-@pytest.mark.parametrize("events", [1_000, EVENTS])
+@pytest.mark.parametrize("events", [1_000, slow(EVENTS)])
 def test_the_log_has_exactly_the_requested_rows(tmp_path: Path, events: int) -> None:
     simulator(events=events).write(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == list(NAMES)
@@ -143,7 +144,7 @@ def test_popularity_is_skewed(simulated: dict[float, Path], strength: float) -> 
     assert counts.head(catalogue // 10).sum() > 0.35 * counts.sum()
 
 
-@pytest.mark.parametrize("events", [EVENTS, 150_000])
+@pytest.mark.parametrize("events", [EVENTS, slow(150_000)])
 def test_sizes_have_the_ratios_of_xing(tmp_path: Path, events: int) -> None:
     simulator(events=events).write(tmp_path)
     log_sessions = sessions(tmp_path)

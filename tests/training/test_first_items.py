@@ -16,7 +16,7 @@ from arnn_lightning.training.checkpoint import FIRST_ITEMS, load_weights, read_c
 from arnn_lightning.training.first_items import compare_first_items
 from arnn_lightning.training.stage import BEST, train_stage
 from helpers import compose_config, make_data, make_model, write_dataset
-from models import BY_NAME
+from models import BY_NAME, slow
 
 N_USERS, N_UNKNOWN, N_GROUPS, GROUP_ITEMS = 40, 4, 6, 10
 SIZES = ("model.hidden_size=16", "model.optimizer.lr=0.1", "model/loss=cross_entropy_full")
@@ -67,7 +67,7 @@ def mean_reciprocal_rank(score_NI: torch.Tensor, target_N: torch.Tensor) -> floa
     return float(torch.where(rank_N <= 20, 1 / rank_N, 0).mean())
 
 
-@pytest.mark.parametrize(("name", "overrides"), [("pnn", PNN), ("arnn", ARNN)])
+@pytest.mark.parametrize(("name", "overrides"), [slow("pnn", PNN), ("arnn", ARNN)])
 def test_pnn_is_chosen_where_profiles_decide_the_first_item(
     name: str, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -93,7 +93,7 @@ def test_pnn_is_chosen_where_profiles_decide_the_first_item(
     assert (best_G == torch.arange(N_GROUPS)[:, None]).all()
 
 
-@pytest.mark.parametrize("name", ["pnn", "arnn"])
+@pytest.mark.parametrize("name", ["pnn", slow("arnn")])
 def test_popularity_is_chosen_where_profiles_are_noise(name: str, tmp_path: Path) -> None:
     prepared = group_dataset(tmp_path, by_profile=False)
     model, checkpoint = train(prepared, tmp_path, name, *(PNN if name == "pnn" else ARNN))
@@ -146,7 +146,7 @@ def test_a_checkpoint_without_the_comparison_lists_popular_items(small_dataset: 
     assert model.first_items is None
 
 
-@pytest.mark.parametrize("name", ["pnn", "arnn_joint"])
+@pytest.mark.parametrize("name", ["pnn", slow("arnn_joint")])
 def test_the_comparison_changes_no_training(
     name: str, small_dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

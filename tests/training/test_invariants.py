@@ -27,9 +27,10 @@ from helpers import (
     trainer,
     write_dataset,
 )
-from models import BY_NAME, MODELS, TRAINED, ModelCase, case_name, slow, slow_variants
+from models import BY_NAME, MODELS, TRAINED, ModelCase, case_name, slow, slow_but, slow_variants
 
 LOSSES = sorted(path.stem for path in (Path(conf.__path__[0]) / "model" / "loss").glob("[!_]*.yaml"))
+KINDS = ("gru4rec", "sasrec", "pnn", "arnn", "prefix")  # one model of each kind of encoder and fusion
 LSTM = ModelCase("lstm", "", has_memory=True)
 
 
@@ -346,7 +347,7 @@ def test_E27_what_changes_speed_changes_no_result(
 
 
 @pytest.mark.parametrize(
-    "case", slow_variants(case for case in TRAINED if not case.name.startswith("arnn_")), ids=case_name
+    "case", slow_but(KINDS, (case for case in TRAINED if not case.name.startswith("arnn_"))), ids=case_name
 )
 @pytest.mark.parametrize("n_sample", [slow(0), 7])
 def test_E27_losses_do_not_depend_on_the_length_of_a_chunk(
@@ -360,7 +361,7 @@ def test_E27_losses_do_not_depend_on_the_length_of_a_chunk(
     assert losses[0] == losses[1] == losses[2]
 
 
-@pytest.mark.parametrize("case", slow_variants(MODELS), ids=case_name)
+@pytest.mark.parametrize("case", slow_but(("itemknn", *KINDS), MODELS), ids=case_name)
 def test_metrics_do_not_depend_on_the_evaluation_batch_size(
     case: ModelCase, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:

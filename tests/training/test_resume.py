@@ -185,15 +185,13 @@ RESUMED = (
 )
 
 
-@pytest.mark.parametrize(
-    "case", slow_but(("gru4rec_tied", "sasrec", "arnn", "prefix"), [BY_NAME[name] for name in RESUMED]), ids=case_name
-)
+@pytest.mark.parametrize("case", slow_but(("sasrec", "arnn"), [BY_NAME[name] for name in RESUMED]), ids=case_name)
 def test_every_model_is_resumed(case: ModelCase, whole: Whole, prepared: PreparedDataset, tmp_path: Path) -> None:
     settings = {"case": case, "model": (), "epochs": 2}
     assert_resumes_as_if_not_interrupted(whole, prepared, tmp_path, "training_step", CHUNKS + 5, **settings)
 
 
-@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("interval", [slow("epoch"), "step"])
 @pytest.mark.parametrize("call", [slow(9), slow(CHUNKS + 1), 2 * CHUNKS - 3])
 def test_a_resumed_stage_restores_its_schedule(
     interval: str, call: int, whole: Whole, prepared: PreparedDataset, tmp_path: Path

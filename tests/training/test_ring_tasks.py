@@ -18,12 +18,12 @@ from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, make_model, ready, trainer, write_dataset
-from models import BY_NAME, MODELS, ModelCase, case_name, slow_but
+from models import BY_NAME, MODELS, ModelCase, case_name, slow, slow_but
 
 RING = 12
 FUSIONS = ("latent_cross", "init_state", "input_concat", "prefix")
 RING_CASES = slow_but(
-    ("itemknn", "gru4rec", "pnn", "arnn", "prefix"),
+    ("itemknn", "gru4rec", "pnn", "arnn"),
     [case for case in MODELS if not case.repeats],
 )
 HUB, GROUPS = 0, 6
@@ -111,7 +111,7 @@ def test_sessions_of_two_need_the_user(case: ModelCase, tmp_path: Path) -> None:
         assert recall >= 0.35
 
 
-@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("name", ["latent_cross", *map(slow, FUSIONS[1:])])
 def test_contexts_of_another_user_in_each_session_do_not_help(name: str, tmp_path: Path) -> None:
     prepared = ring_dataset(tmp_path, 2, "user")
     (recall,) = recall_by_position(BY_NAME[name], prepared, tmp_path, assignment="per_session").values()
