@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 
 from arnn_lightning.batch import Contexts, StepInput
@@ -17,6 +18,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.models import ARNN
 from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.tasks.initial import load_pretrained
 from arnn_lightning.training.initial import Ids, InitialWeights
 from helpers import make_data, make_model, model_config, random_sessions, ready, trainer, write_dataset
 from models import BY_NAME, TRAINED, ModelCase, case_name, slow_but
@@ -274,6 +276,13 @@ def test_new_rows_have_no_optimizer_state() -> None:
             ("model.embedding=tied",),
             r"does not fit this model: model\.embedding was onehot there and is tied",
         ),
+        (
+            "sasrec",
+            "sasrec",
+            ("model.heads=4",),
+            r"its weights mean something else in this model: model\.heads was 2 there and is 4 here",
+        ),
+        ("narm", "narm", ("model.last_n_events=5",), r"something else in this model: model\.last_n_events was 3 there"),
         ("gru4rec", "pnn", (), "then.ckpt is a gru4rec, but this run trains a pnn"),
         (
             "latent_cross",
@@ -331,3 +340,18 @@ def test_item_attributes_that_are_fields_keep_their_order(small_dataset: Prepare
     )
     with pytest.raises(UserError, match=r"data\.item_contexts\.single=\[price,kind\], this run has \[kind,price\]"):
         start(model, case, dims, now, checkpoint, then)
+
+
+def test_a_pretrained_encoder_that_computes_others_is_one_line(small_dataset: PreparedDataset) -> None:
+    """Its weights have the same shapes."""
+    case, dims = BY_NAME["sasrec"], small_dataset.dims
+    trained = model_config(case.preset, dims, *case.overrides)
+    metadata = {"model": trained, "prepared": small_dataset.folder.name}
+    checkpoint = {"state_dict": case.make(small_dataset).state_dict(), "metadata": metadata}
+    sources: Any = SimpleNamespace(read=lambda *_: checkpoint)
+    model: Any = SimpleNamespace(stages={"session": case.make(small_dataset)})
+    config = OmegaConf.create({"pretrained": {"session": "then.ckpt"}, "model": {"session": trained}})
+    load_pretrained(model, small_dataset, config, sources)
+    config.model.session.heads = 4
+    with pytest.raises(UserError, match=r"^pretrained\.session: then\.ckpt: .*: model\.session\.heads was 2 there"):
+        load_pretrained(model, small_dataset, config, sources)

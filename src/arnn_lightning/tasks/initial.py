@@ -17,7 +17,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.run_folder import DAMAGED, RECORD, checkpoint_file
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset
-from arnn_lightning.training.initial import Ids, InitialWeights
+from arnn_lightning.training.initial import Ids, InitialWeights, require_same_scores
 from arnn_lightning.training.stage import LAST, is_extended, to_container
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def load_pretrained(model: Recommender, prepared: PreparedDataset, config: DictC
                 )
             require_same_dataset(checkpoint, prepared.folder.name, source)
             load_weights(stage, checkpoint, source)
+            require_same_scores(trained, to_container(expected), source, f"model.{role}")
 
 
 def read_initial_weights(

@@ -9,7 +9,7 @@ M two-valued fields, S single-valued fields.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,8 @@ FREE_KEYS = (
     *("dims", "name", "loss", "optimizer", "scheduler", "scheduler_interval", "clip_norm"),
     *("dropout", "dropout_embedding", "dropout_hidden", "carry_dropout", "product_method", *TRAINING_KEYS),
 )
+# Keys that change what the same weights compute, and the shape of none.
+SHAPELESS_KEYS = ("heads", "last_n_events")
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ class InitialWeights(Callback):
             earlier_weight = self._weights.get(name)
             if earlier_weight is None or self._start(model, name).shape != model.state_dict()[name].shape:
                 raise UserError(f"init_from: {file}: {name} does not fit this model{_differing(then, config)}")
+        require_same_scores(then, config, f"init_from: {file}")
 
     @property
     def summary(self) -> str:
@@ -264,14 +267,28 @@ def _count(place: Tensor, n_earlier: int) -> str:
     return f"{n_known:,} known, {len(place) - n_known:,} new, {n_earlier - n_known:,} gone"
 
 
-def _differing(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "model") -> str:
-    """The first setting of the model, or of its parts, that is another one."""
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "model", only: Sequence[str] = ()) -> str:
+    """The first setting of the model, or of its parts, that is another one; ``only``: of these keys."""
     for key, value in now.items():
         earlier = then.get(key)
         if key in FREE_KEYS or earlier == value:
             continue
-        if not isinstance(earlier, Mapping) or not isinstance(value, Mapping):
+        if isinstance(earlier, Mapping) and isinstance(value, Mapping):
+            if text := _differing(earlier, value, f"{path}.{key}", only):
+                return text
+        elif not only or key in only:
             return f": {path}.{key} was {earlier} there and is {value} here"
-        if text := _differing(earlier, value, f"{path}.{key}"):
-            return text
     return ""
+
+
+def require_same_scores(then: Mapping[str, Any], now: Mapping[str, Any], source: str, path: str = "model") -> None:
+    """Raises UserError where a model computes other scores than another one with the same weights.
+
+    Args:
+        then: the config of the model whose weights are taken.
+        now: the config of the model that takes them.
+        source: of the weights, for the message.
+        path: of the model's config, for the message.
+    """
+    if text := _differing(then, now, path, SHAPELESS_KEYS):
+        raise UserError(f"{source}: its weights mean something else in this model{text}")
