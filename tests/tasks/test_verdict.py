@@ -499,6 +499,10 @@ def test_a_budget_for_less_than_two_seeds_is_no_answer(
             "data.contexts.assignment=unknown",
             "data.contexts.assignment: task=verdict sets it, run by run; leave it out",
         ),
+        (
+            "evaluation.bootstrap.unit=session",
+            "evaluation.bootstrap.unit: task=verdict resamples users, who have profiles; leave it out",
+        ),
         ("model=gru4rec", "model has no effect: task=verdict trains its models with their own settings"),
     ],
 )

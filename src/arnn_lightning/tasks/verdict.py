@@ -55,6 +55,8 @@ def run(config: DictConfig) -> None:
         raise UserError("task=verdict is not supported with trainer=ddp: its runs are one process each")
     if config.data.contexts.assignment != "own":
         raise UserError("data.contexts.assignment: task=verdict sets it, run by run; leave it out")
+    if config.evaluation.bootstrap.unit != "user":
+        raise UserError("evaluation.bootstrap.unit: task=verdict resamples users, who have profiles; leave it out")
     if HydraConfig.get().runtime.choices.get("experiment") is not None:
         raise UserError("experiment: is not supported with task=verdict, which sets the models; choose data=NAME")
     require_counted(config.counted)
