@@ -265,6 +265,15 @@ def test_a_category_of_the_log_may_have_the_name_of_the_merged_ones() -> None:
     )
 
 
+def test_the_gaps_of_two_groups_are_one_hypothesis() -> None:
+    user = np.arange(60)
+    label = by_category(pl.Series(user), 1 + user % 2, ["unknown", "a", "b"])
+    table = group_metrics(
+        {"hit": [(user % 2).astype(np.float64)]}, label, user, {"resamples": 99, "confidence": 0.9}, 1
+    )
+    assert table["hit_gap_p"].to_list() == [0.02, 0.02]  # the least that 99 resamples can give, not twice as much
+
+
 def test_V14_intervals_of_gaps_cover_the_truth() -> None:
     """Three groups of users that differ in accuracy; trainings differ, too."""
     truth, missed, rejected = np.array([0.3, 0.5, 0.5]), np.zeros(3), 0

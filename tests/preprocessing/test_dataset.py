@@ -954,6 +954,7 @@ def test_sessions_read_back_are_those_of_the_parquet_file(raw: Path) -> None:
     for split in ("train", "val", "test"):
         sessions, table = prepared.sessions(split), pl.read_parquet(prepared.folder / f"{split}.parquet")
         lengths = [b - a for a, b in zip(sessions.offset[:-1], sessions.offset[1:], strict=True)]
+        assert sessions.time.tolist() == table.group_by(SESSION, maintain_order=True).last()[TIME].to_list()
         assert sessions.item.tolist() == table[ITEM].to_list()
         for column, values in ((SESSION, sessions.session), (USER, sessions.user)):
             assert [value for value, n in zip(values, lengths, strict=True) for _ in range(n)] == table[

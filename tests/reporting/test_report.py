@@ -231,6 +231,28 @@ def test_a_model_without_training_is_paired_with_every_seed(workspace: Path, tmp
     assert len(gains["one"]["arnn"]["recall@20"].by_seed) == 3
 
 
+def test_a_share_is_of_the_references_mean_over_common_seeds(workspace: Path) -> None:
+    runs, _ = load_runs(seed_runs(workspace), workspace)
+    for run in runs[1:]:  # PNN has one seed, the reference has three
+        run.entries[:] = [entry for entry in run.entries if entry.result.name != "pnn"]
+    (section,) = group_runs(runs, SETTINGS.ties)
+    (row,) = [row for row in compare(section, SETTINGS).rows if row.variant.name == "pnn"]
+    (base,) = [entry.result for entry in runs[0].entries if entry.result.name == "gru4rec"]
+    expected = row.gains["gru4rec"]["mrr@20"].mean / base.per_prediction("mrr@20").mean()
+    assert row.shares["gru4rec"]["mrr@20"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("assignment", ["permuted", "per_session"])
+def test_random_contexts_of_one_seed_are_no_result_of_others(assignment: str, workspace: Path, tmp_path: Path) -> None:
+    """Of a model without training, too."""
+    prepared, override = workspace / "prepared" / "one", f"data.contexts.assignment={assignment}"
+    runs, _ = load_runs([write_run(tmp_path / str(seed), prepared, seed, override) for seed in (1, 2)], workspace)
+    runs[1].entries[:] = [entry for entry in runs[1].entries if entry.result.name != "itemknn"]
+    (section,) = group_runs(runs, SETTINGS.ties)
+    seeds = {variant.name: [*variant.results] for variant in section.variants}
+    assert seeds == {"itemknn": [1], "gru4rec": [1, 2], "pnn": [1, 2], "arnn": [1, 2]}
+
+
 def test_markdown_and_page_show_the_same_table(whole: Report) -> None:
     report = whole
     arnn = next(row for row in lines(report) if row["model"] == "arnn")
@@ -239,6 +261,7 @@ def test_markdown_and_page_show_the_same_table(whole: Report) -> None:
     assert f"<b>{mean}</b>" in report.html
     assert "0.3106" in report.markdown
     assert "0.3106" in report.html
+    assert re.findall(r"Coverage@\d+", report.html) == ["Coverage@20"]  # of evaluation.cutoffs the largest
 
 
 def test_damaged_runs_are_skipped_with_a_reason(workspace: Path, whole: Report, tmp_path: Path) -> None:
@@ -447,6 +470,17 @@ def test_conflicting_duplicate_run_is_counted_once_with_note(workspace: Path, wh
     report = text_of([*seed_runs(workspace), again], workspace)
     assert report.csv == whole.csv
     assert "have the same configuration but different ranks; the first is used" in report.html
+
+
+def test_a_run_with_fewer_predictions_than_most_is_skipped(workspace: Path) -> None:
+    """Though it is the first."""
+    runs, _ = load_runs(seed_runs(workspace), workspace)
+    main = runs[0].main
+    runs[0].entries[:] = [replace(main, result=replace(main.result, ranks=main.result.ranks.head(5)))]
+    (section,) = group_runs(runs, SETTINGS.ties)
+    assert section.runs == runs[1:]
+    (note,) = section.notes
+    assert note == f"{runs[0].folder}: other predictions than {runs[1].folder}; skipped"
 
 
 def test_missing_prepared_data_omits_user_and_item_groups(workspace: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -298,6 +299,9 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
         "popularity of the next item",
     ):
         assert f"| {group} | predictions | Recall@20 |" in card
+    (row,) = re.findall(r"\| preceding events \| .*\n\|.*\n(\| 1 \| .*)", card)
+    is_first = (result.ranks["position"] == 1).to_numpy()
+    assert f"| {result.per_prediction('recall@20')[is_first].mean():.4f} " in row
     assert "\n\n\n" not in card
 
 

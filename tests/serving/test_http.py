@@ -145,6 +145,8 @@ def test_large_bodies_are_refused_unread(client: TestClient) -> None:
         answer = client.post("/v1/recommend", content=content)
         assert answer.status_code == 413
         assert "at most 20000 bytes" in answer.json()["detail"]
+    for content in (b" " * 20_000, (b" " * 10_000 for _ in range(2))):  # not too large
+        assert client.post("/v1/recommend", content=content).status_code == 422
 
 
 def test_a_defect_shows_no_trace(
@@ -172,7 +174,9 @@ def test_a_token_is_required_where_there_is_one(models: ReloadingPredictor) -> N
 
 def test_metrics_count_requests_and_sessions(client: TestClient) -> None:
     client.post("/v1/sessions", json={})
-    client.post("/v1/recommend", json={"session": ["strange"] * 150})  # of which the answer lists 100
+    strange = [f"strange {number}" for number in range(150)]
+    answer = client.post("/v1/recommend", json={"session": strange})
+    assert answer.json()["unknown"]["items"] == strange[-100:]
     client.post("/v1/recommend", json={})
     text = client.get("/metrics").text
     assert 'arnn_requests_total{route="/v1/recommend",status="200"} 1.0' in text
@@ -256,6 +260,7 @@ def test_messages_are_answered_in_batches_of_any_size(size: int, models: Reloadi
         RecommendRequest(session=["strange"], k=3),
         RecommendRequest(session=items[:3], k=3, exclude_items=items[3:]),
         RecommendRequest(session=items[:1], k=3),
+        *(RecommendRequest(session=items[:1], k=1_000, exclude_seen=value) for value in (False, True)),  # all items
     ]
     messages = [Recommend([body], body, is_batch=False) for body in bodies]
     answers = answers_of(service, *messages)
@@ -265,6 +270,17 @@ def test_messages_are_answered_in_batches_of_any_size(size: int, models: Reloadi
             (alone,) = answers_of(service, message)
             assert listed(answer) == listed(alone)
             assert answer.unknown_items == (message.sessions[0].session == ["strange"])
+
+
+def test_sessions_of_two_models_share_no_batch(
+    models: ReloadingPredictor, checkpoints: Checkpoints, items: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, body = Service(models, SessionStore(10, 60)), RecommendRequest(session=items[:1])
+    earlier, newer = models.current, load(checkpoints(BY_NAME["concat"]))
+    key = service.store.add(earlier, earlier.session())
+    monkeypatch.setattr(models, "current", newer)
+    answers = answers_of(service, Click(key, ClickRequest(item=items[0])), Recommend([body], body, is_batch=False))
+    assert [json.loads(answer.content)["model"] for answer in answers] == [earlier.model_id, newer.model_id]
 
 
 def test_health_is_known_while_the_model_computes_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +312,8 @@ def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) ->
     assert store.get(keys[0]) is not None  # now the latest
     keys.append(store.add(predictor, predictor.session()))
     assert [store.get(key) is not None for key in keys] == [True, False, True, True]
+    now[0] = 62.0  # 60 seconds after their last request
+    assert len(store) == 3
     now[0] = 62.5
     assert len(store) == 0
     assert store.get(keys[0]) is None

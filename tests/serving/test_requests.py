@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.serving.catalogue import Catalogue
 from arnn_lightning.serving.predictor import BLOCK_SESSIONS, Predictor, load
 from arnn_lightning.serving.requests import Unknown, one_row
+from arnn_lightning.serving.vocabulary import Vocabulary, store_vocabulary
 from arnn_lightning.training.checkpoint import read_checkpoint
 from commandline import arnn_here
+from helpers import write_dataset
 from models import BY_NAME, MODELS, ModelCase, case_name, slow_variants
 
 Checkpoints = Callable[[ModelCase], Path]
@@ -90,6 +93,15 @@ def test_sessions_may_be_interleaved_and_sorted_by_time(arnn: Predictor, events:
     for other in (timed.reverse(), events.sort(place, maintain_order=True)):
         listed = arnn.recommend(other).sort("session_id", "rank")
         assert_frame_equal(listed, expected, abs_tol=1e-6)  # a score's last bits depend on its row of a batch
+
+
+def test_blocks_of_sessions_change_no_list(gru4rec: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a block has no known item."""
+    first, second = gru4rec.catalogue.ids.head(2)
+    sessions = pl.DataFrame({"session_id": [0, 1, 2, 3], "item_id": [first, -1, -1, second]})
+    expected = gru4rec.recommend(sessions, k=3, on_unknown="ignore")
+    monkeypatch.setattr("arnn_lightning.serving.predictor.BLOCK_SCORES", gru4rec.n_items)  # of one session
+    assert_frame_equal(gru4rec.recommend(sessions, k=3, on_unknown="ignore"), expected, abs_tol=1e-6)
 
 
 def test_a_list_of_ids_is_one_session(gru4rec: Predictor, events: pl.DataFrame) -> None:
@@ -321,6 +333,21 @@ def test_a_profile_equals_the_stored_user_that_has_it(arnn: Predictor, events: p
         assert arnn.recommend(frame, users, k=10)["item_id"].to_list() == [entry.item_id for entry in lists[0]]
 
 
+def test_a_profile_of_a_stored_user_is_of_that_user(tmp_path: Path) -> None:
+    """Where the user is an attribute."""
+    prepared = write_dataset(tmp_path, {"train": ([[0, 1, 2]] * 2, [0, 1])}, 3, single={"user": [1, 2]})
+    rows = {"attribute": "user", "kind": "single", "code": [1, 2], "category": ["0", "1"], "low": None}
+    pl.DataFrame(rows).write_parquet(tmp_path / "contexts.parquet")
+    vocabulary = Vocabulary(store_vocabulary(prepared, None, store_users=True), "here")
+    metadata = {"model": {"dims": prepared.dims}, "data": {"contexts": {"assignment": "own"}}}
+    predictor = Predictor(BY_NAME["concat"].make(prepared), vocabulary, metadata)
+    sessions = [predictor.session({"agee": 3}, user=1), predictor.session(user=1), predictor.session(user=0)]
+    for session in sessions:
+        session.click(0)
+    lists = [session.top() for session in sessions]
+    assert lists[0] == lists[1] != lists[2]
+
+
 VALUES = st.one_of(
     st.none(),
     st.sampled_from(["de", "at", "1", "3", "other", "", "nowhere", "1,3", "2, 99 ,"]),
@@ -510,6 +537,15 @@ def test_a_state_continues_the_session(case: ModelCase, checkpoints: Checkpoints
     for item in 60 * items:
         session.click(item)
     assert len(session.state()) == size
+
+
+def test_models_of_other_items_refuse_a_state(gru4rec: Predictor) -> None:
+    """Whatever their weights: a state has codes of items."""
+    other = Predictor(gru4rec.model, gru4rec.vocabulary, gru4rec.metadata)
+    items = gru4rec.vocabulary.items
+    other.catalogue = Catalogue(items.with_columns(items["id"].reverse()))
+    with pytest.raises(UserError, match="state: of another model"):
+        other.session(state=gru4rec.session().state())
 
 
 def test_a_state_has_a_bounded_size(arnn: Predictor) -> None:

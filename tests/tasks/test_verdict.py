@@ -45,15 +45,19 @@ RUNS += [f"{arm}-seed{seed}" for seed in (1, 2) for arm in ("own", "per_session"
 
 
 def write_log(file: Path) -> None:
-    """Five days; 120 users in all of them, 120 on the last alone. A user's team decides which item comes next."""
+    """Five days; 120 users in all of them, 120 on the last alone. A user's team decides which item comes next.
+
+    Young users have two sessions on the last day: most test events, though no more users than other ages.
+    """
     rng = np.random.default_rng(1)
     rows = ["user,item,time,team,age,tags"]
     for user in range(240):
         team, age = user % 2, ("young", "unknown", "")[user % 3]
-        for day in range(5) if user < 120 else (4,):
+        visits = [(day, 10) for day in (range(5) if user < 120 else (4,))]
+        for day, hour in [*visits, (4, 14)] if age == "young" else visits:
             item = int(rng.integers(12))
             for event in range(3):
-                time = f"2024-01-0{day + 1}T10:{event:02}:00"
+                time = f"2024-01-0{day + 1}T{hour}:{event:02}:00"
                 rows.append(
                     f'{user},{(item + (1 if team else -1) * event) % 12},{time},team{team},{age},"a,b{user % 5}"'
                 )
@@ -451,6 +455,9 @@ def test_the_deployed_model_is_trained_by_the_command(verdict: SimpleNamespace) 
     trained = verdict.folder.parents[2] / deploy["trained"]
     assert (trained / "checkpoints" / "best.ckpt").is_file()
     assert metrics_of(trained)["model"] == deploy["model"]
+    of_seeds = verdict.folder.glob(f"{trained.name.partition('seed')[0]}*")
+    validation = {folder: metrics_of(folder)["val"]["mrr@5"] for folder in of_seeds}
+    assert trained == max(validation, key=validation.__getitem__)
     helps = verdict.shown["helps"] == "yes"
     counted = {name: row for name, row in verdict.shown["counted"].items() if helps or not row["uses_profiles"]}
     rows = counted | {"own": verdict.shown["models"]["own" if helps else "session"]}
@@ -482,6 +489,7 @@ def test_a_budget_for_less_than_two_seeds_is_no_answer(
     shown = json.loads(Path("short/verdict.json").read_text())
     assert (shown["helps"], shown["seeds"]) == ("unclear", [])
     assert shown["seconds_needed"] > 1
+    assert f"budget={math.ceil(shown['seconds_needed'] / 60)}m or more" in shown["paragraph"]
     assert "budget of 1s is too short for two seeds" in shown["paragraph"]
     assert " data" not in shown["paragraph"]
     assert not list(Path("short").glob("*/metrics.json"))
@@ -647,7 +655,7 @@ def shown_figures(helps: str, content: bool = True, recognition: bool = True, **
             "model": "vsknn",
             "counted": True,
             "uses_profiles": False,
-            "chosen_from": {"vsknn": 0.21, "gru4rec_strong": 0.2},
+            "chosen_from": {"vsknn": 0.21, "gru4rec_strong": 0.2, "pop": 0.1},
         },
     } | changed
 
@@ -679,7 +687,8 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     assert "because of the number of test users (1,500)" in text
     assert "test on more users" in text
     assert "max_seeds" not in text
-    assert "cannot be decided with 2 seeds" in sentences(figures | {"seeds": [1, 2]})[1]
+    figures["gains"]["over_session"]["seed_error"] = figures["gains"]["over_per_session"]["seed_error"] = 0.0
+    assert "cannot be decided with 2 seeds" in sentences(figures | {"seeds": [1, 2]})[1]  # however equal they are
 
 
 def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
@@ -695,6 +704,9 @@ def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
     assert "may be chance" not in text
     figures["gains"]["new_users"]["low"] = -0.01
     assert "(+10.0%, -0.0100 to +0.0500), which may be chance." in " ".join(sentences(figures))
+    for high, words in ((0.01, "not shown"), (-0.01, by_itself.replace("above", "below"))):
+        figures["gains"]["new_users"] |= {"mean": -0.02, "low": -0.05, "high": high}
+        assert outcome(figures, "new_users") == words
 
 
 def test_figures_are_clear_without_the_answer_before_them() -> None:
@@ -712,12 +724,18 @@ def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
 
 
 def test_the_page_states_what_to_do_with_the_profiles() -> None:
-    limits = {"plan": (0.05, 0.09), "country": (-0.01, 0.001), "age": (-0.01, 0.05)}
+    limits = {"plan": (0.05, 0.09), "city": (0.0005, 0.001), "country": (-0.01, 0.001), "age": (-0.01, 0.05)}
     rows = [{"attribute": name, "mean": low, "low": low, "high": high} for name, (low, high) in limits.items()]
-    keep, drop, undecided, _ = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows))
+    advice = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows))
+    keep, drop, undecided, one_by_one, unused = advice
     assert keep == "Keep and collect plan."
-    assert drop.startswith("Can be dropped: country; ")
+    assert drop.startswith("Can be dropped: city, country; ")  # a loss that is shown, but too small to matter
+    assert one_by_one.startswith("Drop one at a time: ")
     assert undecided.startswith("Undecided, to be kept for now: age; ")
+    assert unused == "The model to deploy, vsknn, uses none of them."
+    deploy = shown_figures("yes")["deploy"] | {"uses_profiles": True}
+    using = shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows, deploy=deploy)
+    assert profile_advice(using) == advice[:-1]
     assert "any stable label" in profile_advice(shown_figures("yes"))[0]
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
     assert profile_advice(untested)[0] == "Keep the profiles."
@@ -739,6 +757,7 @@ def test_the_paragraph_is_short_and_starts_with_the_profiles(helps: str) -> None
     assert answer.startswith({"yes": "Profiles help", "no": "Profiles do not help"}.get(helps, "Whether profiles help"))
     assert 3 <= len(with_figures) <= 5
     assert all(len(sentence) < 230 for sentence in with_figures)
+    assert " ".join([*sentences(figures), *remarks(figures)]).count("For the 1,200 users held out of training ") == 1
 
 
 def test_new_users_who_lose_get_the_session_model() -> None:
@@ -747,7 +766,26 @@ def test_new_users_who_lose_get_the_session_model() -> None:
     clause = "; for users without a training session, gru4rec_strong."
     assert clause not in " ".join(sentences(figures))
     figures["claims"]["new_users"]["result"] = "below 0"
-    assert clause in " ".join(sentences(figures))
+    text = " ".join(sentences(figures))
+    assert clause in text
+    assert "(+10.0%, +0.0100 to +0.0500): a loss." in text
+    figures["deploy"] = shown_figures("yes")["deploy"]  # which uses no profiles
+    assert clause not in " ".join(sentences(figures))
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ("above 0", "it is worse than arnn_strong"),
+        ("below 0", "it is better than arnn_strong"),
+        ("not shown", "its difference to arnn_strong may be chance"),
+    ],
+)
+def test_the_best_model_without_training_is_judged(result: str, words: str) -> None:
+    figures = shown_figures("yes")
+    figures["claims"]["over_counted"]["result"] = result
+    figures["gains"]["over_counted"]["low"] = -0.01
+    assert f"The best model without training, vsknn, has 0.2000: {words}." in remarks(figures)
 
 
 def test_untested_new_users_name_the_budget() -> None:
@@ -763,9 +801,12 @@ def test_another_order_by_another_metric_is_named() -> None:
     figures["counted"] = {"vsknn": {"mean": {"recall@20": 0.6, "mrr@20": 0.2}}}
     assert "By Recall@20 vsknn is first (0.6000; arnn_strong 0.5500)." in remarks(figures)
     figures["models"]["context"] = {"mean": {"recall@20": 0.5, "mrr@20": 0.3}}
-    assert "By MRR@20 pnn, the context encoder of arnn_strong, is first (0.3000; arnn_strong 0.2200)." in remarks(
-        figures
-    )
+    assert [line for line in remarks(figures) if line.startswith("By ")] == [  # by the verdict's metric first
+        "By MRR@20 pnn, the context encoder of arnn_strong, is first (0.3000; arnn_strong 0.2200).",
+        "By Recall@20 vsknn is first (0.6000; arnn_strong 0.5500).",
+    ]
+    figures = shown_figures("yes", counted={"vsknn": {"mean": {"recall@20": 0.5, "mrr@20": 0.3}}})
+    assert "By Recall@20 arnn_strong is first (0.5500; vsknn 0.5000)." in remarks(figures)
 
 
 def test_a_validation_metric_that_still_improves_is_named() -> None:
@@ -783,7 +824,13 @@ def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "cannot be decided" in words("yes", content=False, recognition=False)
     assert "comes from" not in words("no", content=True, recognition=True)
     assert "; both intervals end below 0.0600" in words("no", content=True, recognition=True)
+    for name, which in (("over_session", "second"), ("over_per_session", "first")):
+        figures = shown_figures("no")
+        figures["gains"][name]["high"] = 0.07
+        assert f"; the {which} interval ends below 0.0600" in " ".join(sentences(figures))
     most = "most useful attribute is region: without it the model loses 0.0123"
     assert most in " ".join(remarks(shown_figures("yes")))
     assert "most useful attribute" not in " ".join(remarks(shown_figures("yes", content=False)))
+    unclear = shown_figures("yes", attributes=[{"attribute": "region", "mean": 0.0123, "low": -0.01, "high": 0.02}])
+    assert "most useful attribute" not in " ".join(remarks(unclear))
     assert "For the 1,200 users held out of training" in words("no", content=True, recognition=True)

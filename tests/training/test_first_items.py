@@ -113,6 +113,15 @@ def test_arnn_and_its_pnn_have_the_same_values(tmp_path: Path) -> None:
         assert torch.equal(weight, of_pnn["state_dict"][f"scorer.{name}"])
 
 
+def test_popularity_is_the_answer_where_both_are_equal(
+    small_dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_items, "per_prediction", lambda ranks, _: np.ones(len(ranks)))
+    compared = compare_first_items(BY_NAME["pnn"].make(small_dataset), make_data(small_dataset))
+    assert compared is not None
+    assert (compared["answer"], compared["popularity"], compared["pnn"]) == ("popularity", 1, 1)
+
+
 @pytest.mark.parametrize("name", ["gru4rec", "latent_cross", "arnn_concat"])
 def test_a_model_without_pnn_stores_nothing(name: str, small_dataset: PreparedDataset) -> None:
     assert compare_first_items(BY_NAME[name].make(small_dataset), make_data(small_dataset)) is None

@@ -225,11 +225,13 @@ def step(model: Any, item: torch.Tensor, single: list[list[int]], active: list[l
     return StepInput(item, Contexts(torch.tensor(single), torch.tensor(active)), None)
 
 
-def test_new_rows_have_no_optimizer_state() -> None:
+@pytest.mark.parametrize("name", ["gru4rec", "pnn"])
+def test_new_rows_have_no_optimizer_state(name: str) -> None:
+    """An item is new, and a category."""
     dims_then = {"n_items": 3, "single_sizes": [2, 2], "n_binary": 2}
-    dims_now = dims_then | {"n_items": 4}
-    case = BY_NAME["gru4rec"]
-    then, now = ids_of(3, [2, 2], ["a", "b"]), ids_of(4, [2, 2], ["a", "b"], shift=1)
+    dims_now = dims_then | {"n_items": 4, "single_sizes": [3, 2]}
+    case = BY_NAME[name]
+    then, now = ids_of(3, [2, 2], ["a", "b"]), ids_of(4, [3, 2], ["a", "b"], shift=1)
     earlier = make_model(case.preset, dims_then, *case.overrides)
     accumulators = {index: {"accumulator": torch.ones_like(w)} for index, w in enumerate(earlier.parameters())}
     checkpoint = {
@@ -242,12 +244,13 @@ def test_new_rows_have_no_optimizer_state() -> None:
 
     optimizer = model.configure_optimizers()
     callback.on_train_start(SimpleNamespace(ckpt_path=None, optimizers=[optimizer]), model)  # type: ignore[arg-type]
-    tables = [module.weight for module in model.modules() if isinstance(module, EmbeddingTable)]
+    tables = {module.weight: module.ids for module in model.modules() if isinstance(module, EmbeddingTable)}
+    assert {*tables.values()} == ({"item", "single"} if model.uses_contexts else {"item"})
+    of_rows = {"item": [1, 1, 0, 0], "single": [1, 1, 0, 1, 1]}
     for weight in model.parameters():
         accumulator = optimizer.state[weight]["accumulator"]
         assert accumulator.shape == weight.shape
-        is_table = any(weight is table for table in tables)
-        expected = [1, 1, 0, 0] if is_table else [1] * len(weight)
+        expected = of_rows[tables[weight]] if weight in tables else [1] * len(weight)
         assert (
             accumulator.flatten(1).amax(1).tolist() == expected
             if weight.dim() > 1
