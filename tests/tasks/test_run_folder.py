@@ -31,7 +31,7 @@ def kill(*_: Any) -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished runs of one epoch, one of them copied as interrupted, and a finished multirun."""
     folder = tmp_path_factory.mktemp("workspace")
-    arnn(folder, *GRU, "hydra.run.dir=run")
+    arnn(folder, *GRU, "evaluation.groups=[country]", "hydra.run.dir=run")
     shutil.copytree(folder / "run", folder / "interrupted")
     for name in ("metrics.json", "checkpoints/done"):
         (folder / "interrupted" / name).unlink()
@@ -161,6 +161,18 @@ def test_resume_with_a_folder_alone_shows_the_finished_run(
     assert contents(Path("run")) == before
     assert arnn_here(["resume=true", "hydra.sweep.dir=grid"], monkeypatch) == 0
     assert "grid: 2 jobs, 0 failed" in capfd.readouterr().out
+
+
+def test_groups_shown_again_have_the_bootstrap_of_their_intervals(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They are not computed again, while the table of results is."""
+    confidence = "evaluation.bootstrap.confidence=0.5"
+    assert arnn_here(["resume=true", "hydra.run.dir=run", confidence], monkeypatch) == 0
+    results, groups = capfd.readouterr().out.split("by country")
+    assert "50 %" in results
+    assert "95 %" in groups
+    assert "50 %" not in groups
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "test_ranks.parquet", "test_lists.parquet"])
