@@ -38,12 +38,13 @@ METRICS_FILE = "metrics.json"  # written last: where it exists, the run is finis
 # What cannot change a result (E27): speed, output, and where files are. Not threads and compile, with which sums are
 # rounded otherwise, nor steps_per_execution: a checkpoint's position in the epoch is counted in chunks.
 MAY_DIFFER = (
-    *("resume", "logger", "paths", "published", "search", "trusted_modules", "checkpoint"),
+    *("resume", "logger", "paths", "published", "search", "trusted_modules", "checkpoint.every_n_minutes"),
     *("performance.cache_mb", "evaluation.batch_size", "evaluation.bootstrap"),
     *("trainer.log_every_n_steps", "trainer.enable_model_summary"),
     *(f"data.{key}" for key in ("raw_dir", "events", "users", "titles")),
     *(f"data.reader.{key}" for key in ("raw_dir", "events", "users", "titles")),
 )
+INSTEAD = {"checkpoint.users": "; an export (task=export) contains no users"}  # of a setting that must be equal
 MAY_GROW = re.compile(r"model(\.\w+)*\.epochs|trainer\.max_epochs")
 _multirun_lock: FileLock | None = None  # of this process, until it ends
 _new_folders: list[Path] = []  # that did not exist when this process started, the innermost first
@@ -390,7 +391,7 @@ def _require_equal(key: str, before: Any, after: Any, folder: Path) -> None:
     if before != after and not _may_differ(key):
         raise UserError(
             f"{key}={_show(after)}: {folder} was started with {_show(before)}; resume it without this setting, or use "
-            "another folder"
+            f"another folder{INSTEAD.get(key, '')}"
         )
 
 
