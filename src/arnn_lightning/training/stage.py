@@ -283,7 +283,8 @@ def _fit(
     interval = IntervalCheckpoint(last, float(config.checkpoint.every_n_minutes))
     callbacks: list[Callback] = [
         RelocatableCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
-        RelocatableCheckpoint(folder, "last", enable_version_counter=False),
+        # After every epoch, validated or not, and with the state of "best" and of what validation has stopped.
+        RelocatableCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
         EpochProgress(epochs, show_bar=sys.stdout.isatty() and rank_and_world_size()[0] == 0),
         interval,
         *(instantiate(callback) for callback in config.callbacks.values()),
