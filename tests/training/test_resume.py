@@ -130,6 +130,17 @@ def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDat
         assert torch.load(last, weights_only=True)["epoch"] == before
 
 
+def test_a_stage_that_stopped_in_its_first_epoch_is_not_trained_further(
+    prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    stop = "monitor: val/recall@20, mode: max, stopping_threshold: -1"
+    stop = f"+callbacks.stop={{_target_: pytorch_lightning.callbacks.EarlyStopping, {stop}}}"
+    for resume in ("resume=false", "resume=true"):
+        run(prepared, tmp_path / "run", stop, resume)
+        assert torch.load(tmp_path / "run" / LAST, weights_only=True)["epoch"] == 0
+        (tmp_path / "run" / DONE_MARKER).unlink()  # killed before it was written
+
+
 def test_a_stage_is_not_resumed_with_fewer_epochs(prepared: PreparedDataset, tmp_path: Path) -> None:
     run(prepared, tmp_path / "run", epochs=2)
     (tmp_path / "run" / DONE_MARKER).unlink()  # killed before it was written
