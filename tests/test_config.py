@@ -168,6 +168,9 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("+trainer.gradient_clip_val=1", "trainer.gradient_clip_val: cannot be set; set model.clip_norm"),
         ("+trainer.limit_test_batches=1", "trainer.limit_test_batches: cannot be set; metrics need every prediction"),
         ("+trainer.limit_val_batches=0", "trainer.limit_val_batches: cannot be set; metrics need every prediction"),
+        ("+trainer.plugins=foo", "trainer.plugins: cannot be set; the package has its own"),
+        ("+trainer.sync_batchnorm=true", "trainer.sync_batchnorm: cannot be set; batch norms have"),
+        ("+trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0: must be an integer of at least 1"),
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: cannot be set; set trainer.max_epochs=1"),
         ("+trainer.overfit_batches=1", "trainer.overfit_batches: cannot be set; set +trainer.limit_train_batches=1"),
         ("model=gru4rek", 'no model gru4rek (did you mean "gru4rec"?)'),
@@ -179,6 +182,9 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("baselines=[]", "baselines=[]: must be a mapping; set its keys, as in baselines.KEY=VALUE; to leave out"),
         ("~performance.threads", "~performance.threads: is required"),
         ("hydra/launcher=nowhere", "no hydra/launcher nowhere"),
+        ("hydra/job_logging=stdout", "hydra/job_logging=stdout: has no log file; choose default, and for the console"),
+        ("hydra.output_subdir=.hydra", "hydra.output_subdir=.hydra: cannot be set"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: cannot be set; relative paths are of the current folder"),
         ("model=gru4rec pretrained.session=a.ckpt", "pretrained.session=a.ckpt: model gru4rec has no session encoder"),
         ("model=null", "a config group cannot be null"),
         ("model/loss=null", "a config group cannot be null"),
@@ -424,6 +430,10 @@ def test_a_checkpoint_contains_no_interpolations() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (
+            {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/mrr@20", "mode": "best"},
+            "pytorch_lightning.callbacks.EarlyStopping: `mode` can be min, max, got best",
+        ),
         ({"_target_": "nowhere.Logger"}, "nowhere.Logger: No module named 'nowhere'"),
         ({"_target_": "os.system", "_args_": ["true"]}, "Target 'os.system' is blocklisted"),
         ({"_target_": "pathlib.PurePath", "x": 1}, "pathlib.PurePath: "),

@@ -95,6 +95,7 @@ def check(config: DictConfig, job: Any) -> list[str]:
     Raises:
         UserError: a setting that is wrong, or that has no effect.
     """
+    _check_hydra(job)
     check_settings(config, job.overrides.task, job.runtime.choices)
     for key in config:
         is_replaced = key == "checkpoint" and config.get("lists") is not None  # of task=evaluate
@@ -113,6 +114,20 @@ def check(config: DictConfig, job: Any) -> list[str]:
     if unused and job.mode is not RunMode.MULTIRUN and job.runtime.choices["task"] != "prepare":
         raise UserError(unused[0])
     return unused
+
+
+def _check_hydra(job: Any) -> None:
+    """Raises UserError for what the package needs of Hydra."""
+    if job.output_subdir is not None:
+        raise UserError(f"hydra.output_subdir={job.output_subdir}: cannot be set; a run's settings are in its .hydra")
+    if job.job.chdir:
+        raise UserError("hydra.job.chdir=true: cannot be set; relative paths are of the current folder")
+    log_file = OmegaConf.select(job, "job_logging.handlers.file")
+    if log_file is not None and "class" not in log_file:  # but what config.yaml adds to Hydra's
+        raise UserError(
+            f"hydra/job_logging={job.runtime.choices['hydra/job_logging']}: has no log file; choose default, "
+            "and for the console alone hydra.job_logging.root.handlers=[console]"
+        )
 
 
 class CheckSettings(Callback):

@@ -149,6 +149,7 @@ RULES = TRAINING_RULES | {
     "trainer.precision": choice("32-true", "bf16-mixed"),
     "trainer.max_epochs": either(integer(1), NULL),
     "trainer.max_steps": integer(-1),
+    "trainer.check_val_every_n_epoch": either(integer(1), NULL),
     "trainer.log_every_n_steps": integer(1),
     "trainer.num_sanity_val_steps": integer(-1),
     "trainer.deterministic": either(BOOLEAN, text("warn", "warn")),
@@ -385,6 +386,10 @@ RESERVED = {
     "fast_dev_run": "set trainer.max_epochs=1 and +trainer.limit_train_batches=1",
     "overfit_batches": "set +trainer.limit_train_batches=1",
     "barebones": "a run must log its metrics",
+    "plugins": "the package has its own; trainer.precision sets the precision",
+    "gradient_clip_algorithm": "model.clip_norm clips by the norm",
+    "sync_batchnorm": "batch norms have the statistics of all devices",
+    "limit_predict_batches": "recommendations are made by task=recommend",
 }
 # Where a task does not read every setting: the sections that it reads, and why the others have no effect.
 READ_BY_TASK = {
@@ -777,6 +782,8 @@ def instantiate(config: Any, **arguments: Any) -> Any:
         while cause is not None:
             if isinstance(cause, UserError):
                 raise cause from None
+            if type(cause).__name__ == "MisconfigurationException":  # Lightning's, of an argument; it costs an import
+                raise UserError(f"{target}: {' '.join(str(cause).split())}") from error
             if isinstance(cause, ModuleNotFoundError):
                 hint = install_hint(message.rpartition(".")[2])  # the last part of the config's key
                 raise UserError(f"{target}: {str(cause).splitlines()[0]}{hint}") from error

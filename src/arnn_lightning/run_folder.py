@@ -7,12 +7,13 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -29,19 +30,21 @@ RECORD = ".hydra"  # Hydra's name for it, and its files: config.yaml, hydra.yaml
 LOCK = ".lock"
 STORED_KEYS = {"config": ("task._target_",), "hydra": ("hydra.runtime.choices",), "overrides": ()}  # that are read
 MULTIRUN = "multirun.yaml"  # Hydra's record of a multirun
-MULTIRUN_KEYS = ("hydra.overrides.task", "hydra.verbose")  # what is read, and the last: Hydra does not write atomically
+# What is read, and the last: Hydra does not write atomically.
+MULTIRUN_KEYS = ("hydra.overrides.task", "hydra.overrides.hydra", "hydra.sweep", "hydra.job.config", "hydra.verbose")
 DAMAGED = "missing or damaged; start a new run in another folder"
 BEST_OF_RUN = Path("checkpoints", "best.ckpt")
 METRICS_FILE = "metrics.json"  # written last: where it exists, the run is finished
 # What cannot change a result (E27): speed, output, and where files are. Not threads and compile, with which sums are
 # rounded otherwise, nor steps_per_execution: a checkpoint's position in the epoch is counted in chunks.
 MAY_DIFFER = (
-    *("resume", "logger", "paths", "published", "search", "trusted_modules", "checkpoint"),
+    *("resume", "logger", "paths", "published", "search", "trusted_modules", "checkpoint.every_n_minutes"),
     *("performance.cache_mb", "evaluation.batch_size", "evaluation.bootstrap"),
     *("trainer.log_every_n_steps", "trainer.enable_model_summary"),
     *(f"data.{key}" for key in ("raw_dir", "events", "users", "titles")),
     *(f"data.reader.{key}" for key in ("raw_dir", "events", "users", "titles")),
 )
+INSTEAD = {"checkpoint.users": "; an export (task=export) contains no users"}  # of a setting that must be equal
 MAY_GROW = re.compile(r"model(\.\w+)*\.epochs|trainer\.max_epochs")
 _multirun_lock: FileLock | None = None  # of this process, until it ends
 _new_folders: list[Path] = []  # that did not exist when this process started, the innermost first
@@ -157,19 +160,23 @@ def _load(file: Path, *keys: str) -> Any:
 
 
 def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
-    """The command line of ``resume=true`` with the overrides that the run was started with, save those given again.
+    """The command line of ``resume=true`` with the overrides that the run was started with.
+
+    Those given again replace the stored ones in their places: their order is that of the jobs of a multirun.
 
     Raises:
         UserError: no folder is given, or it contains no run.
     """
-    given = _by_key([text for text in arguments if not text.startswith("-") and ("=" in text or text[:1] == "~")])
+    overrides = get_args_parser().parse_args(list(arguments)).overrides
+    given = _by_key(overrides)
     resume = given.get("resume")
     if resume is None or resume.value() is not True:
         return list(arguments)
     if "task" in given and given["task"].value() != "train":
         raise UserError(f"resume=true resumes a training run; task={given['task'].value()} has nothing to resume")
     is_multirun = bool({"-m", "--multirun"} & {*arguments}) or "hydra.sweep.dir" in given
-    arguments = ["-m", *arguments] if is_multirun else [*arguments]  # the folder of a multirun implies it
+    options = list(arguments[: len(arguments) - len(overrides)])  # Hydra accepts overrides in one block only
+    options += ["-m"] if is_multirun else []  # the folder of a multirun implies it
     key = "hydra.sweep.dir" if is_multirun else "hydra.run.dir"
     if key not in given or given[key].is_sweep_override() or not isinstance(given[key].value(), str | int | float):
         raise UserError(f"resume=true needs the folder to resume: add {key}=FOLDER")
@@ -177,7 +184,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
     if is_multirun:
         if not (folder / MULTIRUN).is_file():
             raise UserError(f"resume=true: {folder} contains no multirun")
-        stored = list(_load(folder / MULTIRUN, *MULTIRUN_KEYS).hydra.overrides.task)
+        stored = _stored_multirun(_load(folder / MULTIRUN, *MULTIRUN_KEYS).hydra, given)
     else:
         if not has_record(folder):
             hint = f"but a multirun: add hydra.sweep.dir={folder} instead" if (folder / MULTIRUN).is_file() else ""
@@ -186,9 +193,24 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
         choices = stored_config(folder, "hydra").hydra.runtime.choices
         for key in given.keys() & choices.keys():  # another data set or model may not even compose with the rest
             _require_equal(key, choices[key], given[key].value(), folder)
-    place = arguments.index(str(resume.input_line))  # next to it: Hydra accepts overrides in one block only
-    kept = [override.input_line for key, override in _by_key(stored).items() if key not in given]
-    return [*arguments[:place], *map(str, kept), *arguments[place:]]
+    return [*options, *(str(override.input_line) for override in (_by_key(stored) | given).values())]
+
+
+def _stored_multirun(hydra: DictConfig, given: Mapping[str, Override]) -> list[str]:
+    """The overrides of a multirun, those of Hydra included: launcher, sweeper and the names of the jobs' folders."""
+    overrides = _as_written(hydra.overrides)
+    stored = [*overrides["task"], *(text for text in overrides["hydra"] if not text.startswith("hydra.mode="))]
+    if "override_dirname" in str(_as_written(hydra.sweep)["subdir"]):  # without what is new
+        names = hydra.job.config.override_dirname.exclude_keys
+        new = [key for key in given if not key.startswith("hydra") and key not in _by_key(stored)]
+        keys = ",".join(dict.fromkeys([*names, "resume", *new]))
+        stored.append(f"hydra.job.config.override_dirname.exclude_keys=[{keys}]")
+    return stored
+
+
+def _as_written(node: Any) -> Any:
+    """Plain values, interpolations unresolved: most are of a job."""
+    return OmegaConf.to_container(node)
 
 
 def resumed_config(config: DictConfig, folder: Path) -> tuple[DictConfig, bool]:
@@ -306,8 +328,11 @@ def _require_new_or_resumed_multirun(config: DictConfig, folder: Path) -> None:
         return
     if not config.resume:
         raise UserError(f"{folder} contains a multirun: pass resume=true to resume it, or use another folder")
-    stored = _by_key(_load(record, *MULTIRUN_KEYS).hydra.overrides.task)
-    for key, override in _by_key(config.hydra.overrides.task).items():
+    hydra = _load(record, *MULTIRUN_KEYS).hydra
+    names = [str(_as_written(node.sweep)["subdir"]) for node in (hydra, config.hydra)]
+    _require_equal("hydra.sweep.subdir", *names, folder)
+    stored, given = (_by_key(_as_written(node.overrides)["task"]) for node in (hydra, config.hydra))
+    for key, override in given.items():
         before = _text(stored[key]) if key in stored else "its default"
         after = _text(override)
         if not MAY_GROW.fullmatch(key):
@@ -366,7 +391,7 @@ def _require_equal(key: str, before: Any, after: Any, folder: Path) -> None:
     if before != after and not _may_differ(key):
         raise UserError(
             f"{key}={_show(after)}: {folder} was started with {_show(before)}; resume it without this setting, or use "
-            "another folder"
+            f"another folder{INSTEAD.get(key, '')}"
         )
 
 

@@ -14,6 +14,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.loggers import open_loggers
 from arnn_lightning.loggers.csv import LongCSVLogger
 from arnn_lightning.loggers.tensorboard import TensorBoardLogger
+from arnn_lightning.reporting.runs import _curves
 from commandline import SMALL, arnn, error_line, metrics_of
 
 
@@ -90,7 +91,7 @@ def test_a_failing_logger_warns_and_the_run_continues(
     assert len([call for call in calls if call[0] == method]) == 1
     assert calls[-1][0] == "finalize"
     rows = list(csv.reader((tmp_path / "metrics.csv").open()))
-    assert rows == [["epoch", "chunk", "metric", "value"], *(["0", str(step), "loss", "1.0"] for step in range(3))]
+    assert rows == [["epoch", "chunk", "metric", "value"], *(["", str(step), "loss", "1.0"] for step in range(3))]
 
 
 def test_a_logger_that_cannot_start_does_not_end_a_trainer(
@@ -146,6 +147,16 @@ def test_a_line_that_a_killed_run_cut_is_removed(tmp_path: Path) -> None:
     LongCSVLogger(str(tmp_path)).log_metrics({"epoch": 1, "val/mrr@20": 0.5}, 6)
     lines = (tmp_path / "metrics.csv").read_bytes().removeprefix(whole).decode().split()
     assert lines == ["1,6,val/mrr@20,0.5"]
+
+
+def test_the_epoch_of_a_row_is_empty_where_there_is_none(tmp_path: Path) -> None:
+    logger = LongCSVLogger(str(tmp_path))
+    for metrics in ({"epoch": 1, "val/mrr@20": 0.5}, {"lr-Adam": 0.1}, {"epoch": 0, "session/test/mrr@20": 0.5}):
+        logger.log_metrics(metrics, 6)
+    assert (tmp_path / "metrics.csv").read_text().split()[1:] == [
+        *("1,6,val/mrr@20,0.5", ",6,lr-Adam,0.1", ",6,session/test/mrr@20,0.5"),
+    ]
+    assert _curves(tmp_path / "metrics.csv") == {"val/mrr@20": {1: 0.5}}
 
 
 def test_a_header_that_a_full_disk_cut_is_written_again(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from arnn_lightning.loggers.wandb import is_logged_in, is_reachable
+from arnn_lightning.loggers import wandb as wandb_module
+from arnn_lightning.loggers.wandb import is_logged_in, is_reachable, override_summary
 from commandline import SMALL, arnn
 from wandb_file import Read, read
 
@@ -145,6 +147,25 @@ def test_resumed_run_keeps_its_id(workspace: Path) -> None:
     arnn(workspace, *SMALL, "model=itemknn", "hydra.run.dir=two/0", "resume=true")
     files = [file.name for file in (job / "wandb").glob("offline-run-*/*.wandb")]
     assert files == [f"run-{run_id}.wandb"] * 2
+
+
+def test_the_name_of_a_run_has_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "data.events=[/home/me/a.csv,/home/me/my logs/b.csv]": "events=[.../a.csv,.../b.csv]",
+        "data.users='/home/me, you/o\\'b/a.csv'": "users='.../a.csv'",
+        "data.titles=file:///home/me/titles.csv": "titles=.../titles.csv",
+        "+callbacks.x={_target_: m.C, path: /home/me/x, y: ['~/a/b']}": "x={_target_: m.C, path: .../x, y: ['.../b']}",
+        "+logger.x.url=https://host/a/b": "url=https://host/a/b",
+        "data.note='1 / 2 and 3/4'": "note='1 / 2 and 3/4'",
+        "~baselines.vsknn": "~vsknn",
+        "++seed=3": "",
+    }
+    for text, shown in texts.items():
+        config = SimpleNamespace(overrides=SimpleNamespace(task=[text]))
+        monkeypatch.setattr(
+            wandb_module, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda c=config: c)
+        )
+        assert override_summary() == shown
 
 
 def test_unresponsive_server_is_not_waited_for() -> None:

@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from arnn_lightning.cli import check
+from arnn_lightning.run_folder import add_stored_overrides
 from arnn_lightning.sweeps.jobs import KILLED
 from commandline import SMALL, arnn, arnn_here, error_line, metrics_of
 from helpers import compose_config
@@ -57,6 +58,29 @@ def test_batches_of_jobs_after_a_failed_job_are_run(
     captured = capfd.readouterr()
     assert "TypeError: bad operand type for unary -" in captured.err
     assert [outcome["error"] is None for outcome in outcomes(tmp_path / "sweep")] == [False, True]
+
+
+def test_a_resumed_multirun_has_the_jobs_and_folders_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs in their order, with the launcher and the names of folders that it was started with."""
+    monkeypatch.chdir(tmp_path)
+    name = "hydra.sweep.subdir=${hydra:job.override_dirname}"
+    task = ["task._target_=builtins.len", "seed=1,2", "model=pop,sr", "data.note='seed ${seed}'"]
+    overrides = {"task": task, "hydra": [name, "hydra/launcher=joblib", "hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep"]}
+    excluded = {"config": {"override_dirname": {"exclude_keys": ["data.note"]}}}
+    sweep = {"dir": "sweep", "subdir": name.partition("=")[2]}
+    record = {"overrides": overrides, "job": excluded, "sweep": sweep, "verbose": False}
+    Path("sweep").mkdir()
+    OmegaConf.save(OmegaConf.create({"hydra": record}), "sweep/multirun.yaml")
+    assert add_stored_overrides(["-m", "logger=none", "model=pop,sr", "resume=true", "hydra.sweep.dir=sweep"]) == [
+        *("-m", "-m", *task, name, "hydra/launcher=joblib", "hydra.sweep.dir=sweep"),
+        "hydra.job.config.override_dirname.exclude_keys=[data.note,resume,logger]",  # new folders otherwise
+        *("logger=none", "resume=true"),
+    ]
+    again = ["resume=true", "hydra.sweep.dir=sweep", "hydra/launcher=basic", "hydra.sweep.subdir=other"]
+    assert arnn_here(again, monkeypatch) == 2
+    assert "hydra.sweep.subdir=other: sweep was started with ${hydra:job.override_dirname}" in capfd.readouterr().err
 
 
 def test_an_unexpected_error_of_a_job_shows_its_traceback(

@@ -31,7 +31,7 @@ def kill(*_: Any) -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished runs of one epoch, one of them copied as interrupted, and a finished multirun."""
     folder = tmp_path_factory.mktemp("workspace")
-    arnn(folder, *GRU, "hydra.run.dir=run")
+    arnn(folder, *GRU, "evaluation.groups=[country]", "hydra.run.dir=run")
     shutil.copytree(folder / "run", folder / "interrupted")
     for name in ("metrics.json", "checkpoints/done"):
         (folder / "interrupted" / name).unlink()
@@ -63,6 +63,7 @@ def contents(folder: Path) -> dict[Path, str]:
         (["resume=true", "hydra.run.dir=interrupted", "model.optimizer.lr=0.5"], "was started with 0.07; resume it"),
         (["resume=true", "hydra.run.dir=run", "data.contexts.assignment=permuted"], "was started with own; resume"),
         (["resume=true", "hydra.run.dir=run", "performance.steps_per_execution=7"], "was started with 10; resume"),
+        (["resume=true", "hydra.run.dir=run", "checkpoint.users=false"], "started with true; resume it without this"),
         (["resume=true", "hydra.run.dir=run", "trainer=ddp"], "trainer=ddp: run was started with default"),
         ([*GRU, "hydra.run.dir=run", "resume=true", "model.epochs=1"], "a resumed run may train longer, not shorter"),
         (["task=report", "runs=run", "hydra.run.dir=run"], "contains a run of task=train; use another"),
@@ -161,6 +162,18 @@ def test_resume_with_a_folder_alone_shows_the_finished_run(
     assert contents(Path("run")) == before
     assert arnn_here(["resume=true", "hydra.sweep.dir=grid"], monkeypatch) == 0
     assert "grid: 2 jobs, 0 failed" in capfd.readouterr().out
+
+
+def test_groups_shown_again_have_the_bootstrap_of_their_intervals(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They are not computed again, while the table of results is."""
+    confidence = "evaluation.bootstrap.confidence=0.5"
+    assert arnn_here(["resume=true", "hydra.run.dir=run", confidence], monkeypatch) == 0
+    results, groups = capfd.readouterr().out.split("by country")
+    assert "50 %" in results
+    assert "95 %" in groups
+    assert "50 %" not in groups
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "test_ranks.parquet", "test_lists.parquet"])

@@ -1,5 +1,6 @@
 """A stage interrupted at any moment and resumed ends as one that was not, to the last bit."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -129,11 +130,40 @@ def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDat
         assert torch.load(last, weights_only=True)["epoch"] == before
 
 
+def test_a_stage_that_stopped_in_its_first_epoch_is_not_trained_further(
+    prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    stop = "monitor: val/recall@20, mode: max, stopping_threshold: -1"
+    stop = f"+callbacks.stop={{_target_: pytorch_lightning.callbacks.EarlyStopping, {stop}}}"
+    for resume in ("resume=false", "resume=true"):
+        run(prepared, tmp_path / "run", stop, resume)
+        assert torch.load(tmp_path / "run" / LAST, weights_only=True)["epoch"] == 0
+        (tmp_path / "run" / DONE_MARKER).unlink()  # killed before it was written
+
+
 def test_a_stage_is_not_resumed_with_fewer_epochs(prepared: PreparedDataset, tmp_path: Path) -> None:
     run(prepared, tmp_path / "run", epochs=2)
     (tmp_path / "run" / DONE_MARKER).unlink()  # killed before it was written
     with pytest.raises(UserError, match=r"last\.ckpt was trained for 2 epochs, more than the 1 of its stage"):
         run(prepared, tmp_path / "run", "resume=true", epochs=1)
+
+
+def test_epochs_without_validation_are_saved_and_have_no_metric(
+    prepared: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = ("+trainer.check_val_every_n_epoch=2", "checkpoint.every_n_minutes=1000")
+    with caplog.at_level(logging.INFO):
+        weights = run(prepared, tmp_path / "whole", *overrides).state_dict()
+    assert [", val " in line for line in caplog.messages if "loss" in line] == [False, True, False]
+    assert torch.load(tmp_path / "whole" / LAST, weights_only=True)["epoch"] == 2
+    for epoch in (1, 2):  # killed in it
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, "training_step", CHUNKS + 1)
+            with pytest.raises(Killed):
+                run(prepared, tmp_path / "cut", "resume=true", *overrides)
+        assert torch.load(tmp_path / "cut" / LAST, weights_only=True)["epoch"] == epoch - 1
+    resumed = run(prepared, tmp_path / "cut", "resume=true", *overrides, seed=7).state_dict()
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
 
 
 def test_the_best_score_of_a_moved_run_is_kept(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A stage of training: which epoch it keeps."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset
@@ -41,10 +43,15 @@ class Break(Callback):
 
 
 def train(
-    prepared: PreparedDataset, folder: Path, epochs: int, patience: int | None, *callbacks: Callback
+    prepared: PreparedDataset,
+    folder: Path,
+    epochs: int,
+    patience: int | None,
+    *callbacks: Callback,
+    overrides: Sequence[str] = (),
 ) -> tuple[list[float], float]:
     """The validation metric of every epoch, and that of the model afterwards."""
-    settings = ("logger={}", "performance.steps_per_execution=3", "checkpoint.every_n_minutes=0")
+    settings = ("logger={}", "performance.steps_per_execution=3", "checkpoint.every_n_minutes=0", *overrides)
     config = compose_config("model=gru4rec", *settings)
     model = BY_NAME["gru4rec"].make(prepared, "model.optimizer.lr=1", metadata={"prepared": prepared.folder.name})
     validations = Validations()
@@ -67,6 +74,27 @@ def test_patience_stops_after_epochs_without_a_better_one(small_dataset: Prepare
     values, _ = train(small_dataset, tmp_path, epochs=30, patience=2)
     best = int(np.argmax(values))
     assert len(values) == best + 1 + 2 < 30
+
+
+class Defect(Callback):
+    """Raises what Lightning raises for some settings."""
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        raise RuntimeError("a defect")
+
+
+def test_settings_that_lightning_refuses_are_users_errors(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    """An error of a callback of the user is not."""
+
+    def rejects(message: str, *callbacks: Callback, overrides: Sequence[str] = ()) -> None:
+        with pytest.raises(UserError, match=rf"^trainer or callbacks: .*{message}"):
+            train(small_dataset, tmp_path, 1, None, *callbacks, overrides=overrides)
+
+    rejects(r"`val_check_interval` \(500\) must be less than", overrides=["+trainer.val_check_interval=500"])
+    rejects("no logger", LearningRateMonitor())
+    rejects("conditioned on metric `val/map@5` which is not available", EarlyStopping("val/map@5"))
+    with pytest.raises(RuntimeError, match="a defect"):
+        train(small_dataset, tmp_path, 1, None, Defect())
 
 
 def test_V12_training_does_not_read_the_test_split(small_dataset: PreparedDataset, tmp_path: Path) -> None:

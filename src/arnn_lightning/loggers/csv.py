@@ -14,7 +14,11 @@ COLUMNS = ("epoch", "chunk", "metric", "value")
 
 
 class LongCSVLogger(Logger):
-    """Appends rows (epoch, chunk, metric, value) to ``save_dir``/metrics.csv."""
+    """Appends rows (epoch, chunk, metric, value) to ``save_dir``/metrics.csv.
+
+    The epoch is empty where none is given, as by callbacks that log directly, and of tests, which Lightning counts to
+    the first.
+    """
 
     def __init__(self, save_dir: str) -> None:
         super().__init__()
@@ -33,12 +37,13 @@ class LongCSVLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = dict(metrics)
-        epoch = int(values.pop("epoch", 0))
+        epoch = values.pop("epoch", None)
+        epochs = {metric: None if epoch is None or "test" in metric.split("/") else int(epoch) for metric in values}
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
             if not file.tell():
                 writer.writerow(COLUMNS)
-            writer.writerows((epoch, step, metric, value) for metric, value in values.items())
+            writer.writerows((epochs[metric], step, metric, value) for metric, value in values.items())
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run folder's .hydra/ contains them."""

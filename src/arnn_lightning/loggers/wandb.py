@@ -22,6 +22,12 @@ from arnn_lightning.io import write_text
 log = logging.getLogger(__name__)
 ID_FILE = "wandb_id"
 MAX_NAME_LENGTH = 120
+# The folders of an absolute path within an override, up to the last slash: within quotes it may contain any character.
+ABSOLUTE = r"(?!(?<=:)//)(?=/[^\s]|~[^\s/]*/|file:/|[A-Za-z]:[\\/])"
+FOLDERS = re.compile(
+    rf"""(?<='){ABSOLUTE}(\\.|[^'\\])*[\\/]|(?<="){ABSOLUTE}(\\.|[^"\\])*[\\/]"""
+    rf"""|(?<![^\s,:=\[\](){{}}]){ABSOLUTE}(\\.|[^,\[\](){{}}'"\\])*[\\/]"""
+)
 # Nothing of the machine and of the source leaves it.
 PRIVATE = {"console": "off", "symlink": False, "disable_git": True, "disable_code": True, "save_code": False}
 PRIVATE |= {"program": "arnn_lightning", "host": "", "x_disable_meta": True, "x_disable_machine_info": True}
@@ -196,9 +202,13 @@ def override_summary() -> str:
     """The command line's overrides except model, data set and seed, shortened."""
     if not HydraConfig.initialized():
         return ""
-    overrides = [override.partition("=") for override in HydraConfig.get().overrides.task]
     excluded = ("model", "data", "seed", "logger", "resume", "task", "paths.data")
-    return " ".join(f"{short_key(key)}={relative_paths(value)}" for key, _, value in overrides if key not in excluded)
+    shown = []
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.lstrip("+").partition("=")
+        if key not in excluded:
+            shown.append(f"~{short_key(key)}" if key[0] == "~" else f"{short_key(key)}={without_folders(value)}")
+    return " ".join(shown)
 
 
 def short_key(key: str) -> str:
@@ -224,4 +234,13 @@ def relative_paths(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("/", "~")):
         path = Path(value)
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
-    return value
+    return without_folders(value) if isinstance(value, str) else value
+
+
+def without_folders(text: str) -> str:
+    """The value of an override without the folders of its absolute paths.
+
+    >>> print(without_folders("{x: [/home/me/a.csv,'/a, b/c.csv',~/d.csv], y: file:///home/me/e, z: https://me/x/y}"))
+    {x: [.../a.csv,'.../c.csv',.../d.csv], y: .../e, z: https://me/x/y}
+    """
+    return FOLDERS.sub(".../", text.replace(f"{Path.cwd()}/", ""))

@@ -414,7 +414,7 @@ def _curves(file: Path) -> dict[str, dict[int, float]]:
             for number, row in enumerate(csv.DictReader(lines), start=2):
                 if None in row.values():
                     raise ValueError(f"{file.name}, line {number}, is cut")
-                if "val/" in row["metric"]:
+                if "val/" in row["metric"] and row["epoch"]:
                     values.setdefault(row["metric"], {})[int(row["epoch"])] = float(row["value"])
     return {metric: dict(sorted(by_epoch.items())) for metric, by_epoch in values.items()}
 

@@ -221,12 +221,13 @@ def _train_and_test(
         tables = run_tables(config, prepared)
         groups = tables.groups(results)
         notes["groups"] = groups_record(groups)
+        notes["bootstrap"] = to_container(config.evaluation.bootstrap)
         first_items = None
         if model.first_items is not None:
             notes["first_items"] = model.first_items
             first_items = first_items_line(model.first_items)
         _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, notes)
-        _print_results(config, folder, results, groups, first_items)
+        _print_results(config, folder, results, groups, notes["bootstrap"], first_items)
         # Last: a dashboard that fails or hangs costs no result.
         takes_tables = any(hasattr(logger.logger, "log_tables") for logger in loggers)
         shown = tables.all(results, encoders.get("session")) if takes_tables else {}
@@ -384,6 +385,7 @@ def _print_results(
     folder: Path,
     results: list[EvaluationResult],
     groups: Groups,
+    groups_bootstrap: Mapping[str, Any],
     first_items: str | None,
 ) -> None:
     if rank_and_world_size()[0] != 0:
@@ -396,7 +398,7 @@ def _print_results(
         session = next(result for result in results if result.name == config.model.session.name)
         line = paired_difference_line(results[-1], session, prediction_metrics(config), bootstrap, config.seed)
         console.print(line, soft_wrap=True, highlight=False)
-    print_groups(console, groups, bootstrap)
+    print_groups(console, groups, groups_bootstrap)
     if first_items is not None:
         console.print(first_items, soft_wrap=True, highlight=False)
     guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None
@@ -416,6 +418,8 @@ def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
             for attribute, models in metrics.get("groups", {}).items()
         }
         first_items = first_items_line(metrics["first_items"]) if "first_items" in metrics else None
-    _print_results(config, folder, results, groups, first_items)
+    # The metrics of groups are not computed again, which needs the data set.
+    bootstrap = metrics.get("bootstrap") or to_container(config.evaluation.bootstrap)
+    _print_results(config, folder, results, groups, bootstrap, first_items)
     value = metrics["val"].get(config.evaluation.monitor)
     return None if value is None else float(value)

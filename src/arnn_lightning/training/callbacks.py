@@ -99,8 +99,10 @@ class EpochProgress(Callback):
         self.epochs = epochs
         self.show_bar = show_bar
         self._bar: Progress | None = None
+        self._is_validated = False  # in this epoch: its metrics stay until the next validation
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_validated = False
         if not self.show_bar:
             return
         columns = ("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[values]}")
@@ -125,6 +127,9 @@ class EpochProgress(Callback):
         if self._bar is not None:
             self._bar.advance(TaskID(0))
 
+    def on_validation_end(self, *_: Any) -> None:
+        self._is_validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SessionRecommender)
         self._stop_bar()
@@ -132,7 +137,7 @@ class EpochProgress(Callback):
         validation = {
             name: float(trainer.callback_metrics[f"{prefix}val/{name}"])
             for name in pl_module.settings.headline
-            if f"{prefix}val/{name}" in trainer.callback_metrics
+            if self._is_validated and f"{prefix}val/{name}" in trainer.callback_metrics
         }
         speed = pl_module.progress.events_per_second
         values = {"epoch_loss": pl_module.progress.epoch_loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}

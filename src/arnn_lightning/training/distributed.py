@@ -90,7 +90,8 @@ def make_trainer(config: DictConfig, **settings: Any) -> Trainer:
     try:
         trainer: Trainer = instantiate(config.trainer, **settings, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, MisconfigurationException | RuntimeError):  # no such device; SLURM
+        # No such device; SLURM; an argument.
+        if isinstance(error.__cause__, MisconfigurationException | RuntimeError | ValueError | TypeError):
             raise UserError(f"trainer: {' '.join(str(error.__cause__).split())}") from error
         raise
     if trainer.world_size > 1 and not isinstance(trainer.strategy, ManualDDPStrategy):

@@ -1,16 +1,20 @@
 """One stage of training: a model with its own Trainer, callbacks, optimizer, loss and batch size."""
 
 import logging
+import re
 import shutil
 import sys
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
@@ -57,6 +61,7 @@ for _warning in (
     warnings.filterwarnings("ignore", message=f".*{_warning}.*")
 log = logging.getLogger(__name__)
 BEST, LAST, DONE_MARKER = "best.ckpt", "last.ckpt", "done"
+CHECKS_SETTINGS = re.compile(r"pytorch_lightning/(callbacks/\w+|loops/fit_loop)\.py")  # where any error is of a setting
 
 
 def to_container(config: Any) -> Any:
@@ -267,6 +272,22 @@ def _trainer(
     )
 
 
+@contextmanager
+def _refused_settings() -> Iterator[None]:
+    """Raises UserError where Lightning or one of its callbacks refuses a setting, with Lightning's reason.
+
+    What is raised by anything else, models and callbacks of the user included, is a defect.
+    """
+    try:
+        yield
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        raised_by = "/".join(Path(frames[-1].filename).parts[-3:])
+        if not isinstance(error, MisconfigurationException) and not CHECKS_SETTINGS.fullmatch(raised_by):
+            raise
+        raise UserError(f"trainer or callbacks: {' '.join(str(error).split())}") from error
+
+
 def _fit(
     model: SessionRecommender,
     prepared: PreparedDataset,
@@ -283,7 +304,8 @@ def _fit(
     interval = IntervalCheckpoint(last, float(config.checkpoint.every_n_minutes))
     callbacks: list[Callback] = [
         RelocatableCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
-        RelocatableCheckpoint(folder, "last", enable_version_counter=False),
+        # After every epoch, validated or not, and with the state of "best" and of what validation has stopped.
+        RelocatableCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
         EpochProgress(epochs, show_bar=sys.stdout.isatty() and rank_and_world_size()[0] == 0),
         interval,
         *(instantiate(callback) for callback in config.callbacks.values()),
@@ -299,10 +321,11 @@ def _fit(
             raise UserError(
                 f"{last} was trained for {checkpoint['epoch'] + 1} epochs, more than the {epochs} of its stage"
             )
-        if any(state.get("stopped_epoch") for state in checkpoint["callbacks"].values()):
+        has_stopped = any(state.get("stopping_reason") for state in checkpoint["callbacks"].values())
+        if has_stopped and checkpoint["epoch"] + 1 >= (trainer.min_epochs or 0):
             return  # ended by EarlyStopping; it would train one more epoch
     try:
-        with interval.handle_sigint():
+        with interval.handle_sigint(), _refused_settings():
             trainer.fit(model, datamodule=data, ckpt_path=str(last) if resuming else None, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         if trainer.interrupted:
