@@ -35,6 +35,13 @@ def error(*overrides: str) -> str:
     return ""
 
 
+@pytest.mark.parametrize("many", ["hydra.mode=MULTIRUN", "task=tune", "task=verdict"])
+def test_many_runs_are_not_one_run_of_weights_and_biases(many: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    assert error(many, "logger=wandb").startswith("WANDB_RUN_ID: unset it, or choose logger=csv")
+    assert error(many, "logger=csv") == error("logger=wandb") == ""
+
+
 def test_every_group_is_checked() -> None:
     checked = [group for groups in CHOSEN_TOGETHER for group in groups]
     assert sorted(checked) == sorted(GROUPS - {"paper", "tuned", "search"})

@@ -97,6 +97,10 @@ def check(config: DictConfig, job: Any) -> list[str]:
     """
     _check_hydra(job)
     check_settings(config, job.overrides.task, job.runtime.choices)
+    has_many_runs = job.mode is RunMode.MULTIRUN or job.runtime.choices["task"] in ("tune", "verdict")
+    loggers = [str(logger.get("_target_")) for logger in config.logger.values()]
+    if "WANDB_RUN_ID" in os.environ and has_many_runs and any(target.endswith("WandbLogger") for target in loggers):
+        raise UserError("WANDB_RUN_ID: unset it, or choose logger=csv: it would make one run of all that are started")
     for key in config:
         is_replaced = key == "checkpoint" and config.get("lists") is not None  # of task=evaluate
         if OmegaConf.is_missing(config, key) and not is_replaced:
