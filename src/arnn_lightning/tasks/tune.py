@@ -22,7 +22,7 @@ from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import atomic_path
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import task_folder
+from arnn_lightning.run_folder import as_override, task_folder
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.start import check_tuned
@@ -53,7 +53,9 @@ def run(config: DictConfig) -> None:
 def _run(config: DictConfig, folder: Path) -> None:
     command = [sys.executable, "-m", "arnn_lightning", *sys.argv[1:], "workers=1"]
     workers = [
-        subprocess.Popen([*command, f"hydra.run.dir='{folder}/worker_{worker}'"], stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            [*command, as_override("hydra.run.dir", folder / f"worker_{worker}")], stdout=subprocess.DEVNULL
+        )
         for worker in range(1, config.workers)
     ]
     try:
