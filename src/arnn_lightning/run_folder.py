@@ -331,8 +331,8 @@ def _require_new_or_resumed_multirun(config: DictConfig, folder: Path) -> None:
     if not config.resume:
         raise UserError(f"{folder} contains a multirun: pass resume=true to resume it, or use another folder")
     hydra = _load(record, *MULTIRUN_KEYS).hydra
-    names = [str(_as_written(node.sweep)["subdir"]) for node in (hydra, config.hydra)]
-    _require_equal("hydra.sweep.subdir", *names, folder)
+    before, after = (_as_written(node.sweep)["subdir"] for node in (hydra, config.hydra))
+    _require_equal("hydra.sweep.subdir", before, after, folder)
     stored, given = (_by_key(_as_written(node.overrides)["task"]) for node in (hydra, config.hydra))
     for key, override in given.items():
         before = _text(stored[key]) if key in stored else "its default"

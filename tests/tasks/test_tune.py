@@ -30,11 +30,11 @@ def trials(name: str) -> list[optuna.trial.FrozenTrial]:
 def test_the_best_trial_of_a_study_is_used_by_the_next_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    note = "data.note='two words'"
+    note, bootstrap = "data.note='two words'", "evaluation.bootstrap.resamples=50"
     command = [*TUNE, note, "model=itemknn", "model.shrinkage=7", "model.alpha=interval(0.2,0.4)"]
     assert arnn_here([*command, "trials=2"], monkeypatch) == 0
     (used_by,) = re.findall(r"used by python -m arnn_lightning (.*)", capfd.readouterr().out)
-    assert shlex.split(used_by) == ["model=itemknn", "data.generate.events=8000", note]
+    assert shlex.split(used_by) == ["model=itemknn", "data.generate.events=8000", bootstrap, note]
     first = trials("synthetic_itemknn")
     assert [set(trial.params) for trial in first] == [{"model.neighbours", "model.alpha"}] * 2
     assert all(0.2 <= trial.params["model.alpha"] <= 0.4 for trial in first)

@@ -150,7 +150,7 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     tuned = USER_CONFIG_DIR / "tuned" / f"{choices_name('model', 'loss', 'optimizer', _root_=choices)}.yaml"
     with atomic_path(tuned, shared=True) as file:  # by all workers, as the study ends
         file.write_text(text, encoding="utf-8")
-    needed = [text for text in best if text in apart or _key(text).startswith(("data.", "paths.data"))]
+    needed = [text for text in best if text in apart or _key(text).startswith(("data.", "evaluation.", "paths.data"))]
     command = f"python -m arnn_lightning {shlex.join(needed)}"
     Console(markup=False).print(f"{text}wrote {tuned}, used by {command}", soft_wrap=True)
 
