@@ -35,6 +35,13 @@ def error(*overrides: str) -> str:
     return ""
 
 
+@pytest.mark.parametrize("many", ["hydra.mode=MULTIRUN", "task=tune", "task=verdict"])
+def test_many_runs_are_not_one_run_of_weights_and_biases(many: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    assert error(many, "logger=wandb").startswith("WANDB_RUN_ID: unset it, or choose logger=csv")
+    assert error(many, "logger=csv") == error("logger=wandb") == ""
+
+
 def test_every_group_is_checked() -> None:
     checked = [group for groups in CHOSEN_TOGETHER for group in groups]
     assert sorted(checked) == sorted(GROUPS - {"paper", "tuned", "search"})
@@ -221,6 +228,8 @@ def test_a_float_for_an_integer_is_written_out() -> None:
             "model.optimizer.betas=[0.9]: must be a list",
         ),
         ("model=itemknn model.alpha=2", "model.alpha=2: must be a number in [0, 1]"),
+        ("trainer.devices=[0,1]", "trainer.devices=[0,1]: a CPU takes a number, as in 1"),
+        ("model.clip_norm=choice(null,1.0)", "model.clip_norm=choice(null,1.0): choice takes no null; list the values"),
         ("trainer=ddp trainer.num_nodes=0", "trainer.num_nodes=0: must be an integer of at least 1"),
         (
             "trainer=ddp trainer.strategy.timeout_minutes=x",

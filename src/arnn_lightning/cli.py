@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
@@ -28,7 +29,13 @@ from arnn_lightning import __version__
 from arnn_lightning.config import USER_CONFIG_DIR, WITHOUT, check_settings, install_hint, no_key, unused_settings
 from arnn_lightning.errors import UserError, nearest, one_line
 from arnn_lightning.evaluation.metrics import METRICS, is_of_lists, metric_names, parse_metric
-from arnn_lightning.run_folder import add_stored_overrides, multirun_folder, note_new_folders, own_multirun
+from arnn_lightning.run_folder import (
+    add_stored_overrides,
+    as_override,
+    multirun_folder,
+    note_new_folders,
+    own_multirun,
+)
 from arnn_lightning.sweeps.jobs import print_jobs
 from arnn_lightning.sweeps.space import quote_spaces
 
@@ -97,6 +104,10 @@ def check(config: DictConfig, job: Any) -> list[str]:
     """
     _check_hydra(job)
     check_settings(config, job.overrides.task, job.runtime.choices)
+    has_many_runs = job.mode is RunMode.MULTIRUN or job.runtime.choices["task"] in ("tune", "verdict")
+    loggers = [str(logger.get("_target_")) for logger in config.logger.values()]
+    if "WANDB_RUN_ID" in os.environ and has_many_runs and any(target.endswith("WandbLogger") for target in loggers):
+        raise UserError("WANDB_RUN_ID: unset it, or choose logger=csv: it would make one run of all that are started")
     for key in config:
         is_replaced = key == "checkpoint" and config.get("lists") is not None  # of task=evaluate
         if OmegaConf.is_missing(config, key) and not is_replaced:
@@ -203,7 +214,7 @@ def _main(arguments: Sequence[str]) -> None:
         print_jobs(multirun_folder())
         sys.stderr.write(
             "error: a process of this multirun was killed, possibly out of memory; resume with the same command plus "
-            f"resume=true hydra.sweep.dir={multirun_folder()}\n"
+            f"resume=true {shlex.quote(as_override('hydra.sweep.dir', multirun_folder()))}\n"
         )
         sys.exit(1)
     except Exception as error:  # a defect is raised again
@@ -286,6 +297,8 @@ def composition_error(error: Exception) -> str | None:
         )
         return f"no {group} {name}{hint}"
     if isinstance(error, OverrideParseException):
+        if re.search(r"=\s*choice\(.*\bnull\b", override := str(error.override)):
+            return f"{override}: choice takes no null; list the values, as in {override.partition('=')[0]}=null,1"
         reason = "must be KEY=VALUE or GROUP=NAME" if "=" not in error.override else "the value cannot be parsed"
         return f"{error.override}: {reason}; quote special characters, as in 'key=\"a=b, c\"'"
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:

@@ -632,6 +632,9 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
     for path in (data.get(table) for table in ("events", "users", "titles")):
         if isinstance(path, str) and "{.raw_dir}" in path and config.data.get("raw_dir") is None:
             raise UserError(f"data.raw_dir=null: must be the folder of {Path(path).name}, {config.data.source}")
+    devices = config.trainer.get("devices")
+    if config.trainer.get("accelerator") == "cpu" and OmegaConf.is_list(devices):
+        raise UserError(f"trainer.devices=[{','.join(map(str, devices))}]: a CPU takes a number, as in 1")
     for role, path in config.pretrained.items():
         if path is not None and role not in config.model:
             raise UserError(f"pretrained.{role}={path}: model {config.model.get('name')} has no {role} encoder")

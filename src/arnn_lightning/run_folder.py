@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -187,7 +188,8 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
         stored = _stored_multirun(_load(folder / MULTIRUN, *MULTIRUN_KEYS).hydra, given)
     else:
         if not has_record(folder):
-            hint = f"but a multirun: add hydra.sweep.dir={folder} instead" if (folder / MULTIRUN).is_file() else ""
+            instead = shlex.quote(as_override("hydra.sweep.dir", folder))
+            hint = f"but a multirun: add {instead} instead" if (folder / MULTIRUN).is_file() else ""
             raise UserError(f"resume=true: {folder} contains no run {hint}".rstrip())
         stored = list(stored_config(folder, "overrides"))
         choices = stored_config(folder, "hydra").hydra.runtime.choices
@@ -283,10 +285,10 @@ def require_equal_config(config: DictConfig, folder: Path, unset: Sequence[str] 
     for key in after:
         is_compared = key in before and not any(f"{key}.".startswith(f"{other}.") for other in unset)
         if is_compared and before[key] != after[key] and not _may_differ(key):
-            new = f"{os.path.relpath(folder.parent)}-2"
+            new = shlex.quote(as_override("hydra.run.dir", f"{os.path.relpath(folder.parent)}-2"))
             raise UserError(
                 f"{key}: {folder} was trained with {_show(before[key])}, and a file of tuned values or of arnn_conf "
-                f"now sets {_show(after[key])}; use a new folder, such as hydra.run.dir={new}"
+                f"now sets {_show(after[key])}; use a new folder, such as {new}"
             )
 
 
@@ -329,7 +331,7 @@ def _require_new_or_resumed_multirun(config: DictConfig, folder: Path) -> None:
     if not config.resume:
         raise UserError(f"{folder} contains a multirun: pass resume=true to resume it, or use another folder")
     hydra = _load(record, *MULTIRUN_KEYS).hydra
-    before, after = (str(_as_written(node.sweep)["subdir"]) for node in (hydra, config.hydra))
+    before, after = (_as_written(node.sweep)["subdir"] for node in (hydra, config.hydra))
     _require_equal("hydra.sweep.subdir", before, after, folder)
     stored, given = (_by_key(_as_written(node.overrides)["task"]) for node in (hydra, config.hydra))
     for key, override in given.items():
@@ -339,6 +341,17 @@ def _require_new_or_resumed_multirun(config: DictConfig, folder: Path) -> None:
             _require_equal(key, before, after, folder)
         elif key in stored:
             _require_growth(key, stored[key].value(), override.value(), folder)
+
+
+def as_override(key: str, value: object) -> str:
+    """KEY=VALUE, quoted where Hydra needs it; for a shell, add ``shlex.quote``.
+
+    >>> print(as_override("hydra.run.dir", "runs/1"), as_override("hydra.run.dir", "my runs/a,b"))
+    hydra.run.dir=runs/1 hydra.run.dir="my runs/a,b"
+    """
+    if re.fullmatch(r"[\w./:@%+-]+", str(value), re.ASCII):
+        return f"{key}={value}"
+    return f'{key}="' + str(value).replace('"', '\\"') + '"'
 
 
 def multirun_folder() -> Path:

@@ -5,12 +5,17 @@ import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from arnn_lightning.errors import UserError
+from arnn_lightning.loggers import make_logger
 from arnn_lightning.loggers import wandb as wandb_module
 from arnn_lightning.loggers.wandb import is_logged_in, is_reachable, override_summary
 from commandline import SMALL, arnn
+from helpers import CONF
 from wandb_file import Read, read
 
 SMALL = [override for override in SMALL if override != "logger=csv"]
@@ -166,6 +171,14 @@ def test_the_name_of_a_run_has_no_folder(monkeypatch: pytest.MonkeyPatch) -> Non
             wandb_module, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda c=config: c)
         )
         assert override_summary() == shown
+
+
+@pytest.mark.parametrize("tags", ["baseline", None, 3])
+def test_tags_that_are_no_list_are_a_users_error(tags: Any, tmp_path: Path) -> None:
+    config = OmegaConf.load(CONF / "logger" / "wandb.yaml").wandb
+    config.update(tags=tags, title="x", job_type="pop")
+    with pytest.raises(UserError, match=r"^logger\.wandb\.tags: must be a list, as in \[baseline\]$"):
+        make_logger(config, tmp_path)
 
 
 def test_unresponsive_server_is_not_waited_for() -> None:

@@ -122,6 +122,23 @@ def test_a_study_is_resumed_until_it_has_its_trials(tmp_path: Path) -> None:
     assert states(run_trials(tmp_path / "a.db", 2)) == ["COMPLETE"] * 5
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_study_ends_once_its_sampler_has_tried_everything(tmp_path: Path) -> None:
+    """Another sampler goes on."""
+    file = tmp_path / "a.db"
+    study = open_study(file, {}, NO_PRUNER)
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        "x": optuna.distributions.CategoricalDistribution([0.25, 0.5])
+    }
+    grid = lambda number: optuna.samplers.GridSampler({"x": [0.25, 0.5]}, seed=number)  # noqa: E731
+    brute_force = lambda number: optuna.samplers.BruteForceSampler(seed=number)  # noqa: E731
+    asked = [(grid, 9, 2), (grid, 9, 2), (random_sampler, 3, 3), (brute_force, 9, 4), (brute_force, 9, 4)]
+    for sampler, n_trials, n_ended in asked:
+        optimize(study, file, n_trials, space, sampler, value_of_x)
+        assert states(study) == ["COMPLETE"] * n_ended
+    assert study.best_value == 0.5
+
+
 def test_an_interrupted_trial_is_run_again_once(tmp_path: Path) -> None:
     def interrupt(trial: optuna.Trial) -> float:
         raise KeyboardInterrupt

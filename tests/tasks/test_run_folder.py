@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from arnn_lightning.tasks import train
 from arnn_lightning.training.callbacks import EpochProgress
 from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
 from models import slow
@@ -204,6 +209,21 @@ def test_results_of_another_form_are_one_line(
         file.write_text(content)
     (line,) = capfd.readouterr().err.splitlines()
     assert "run: its results are missing or damaged" in line
+
+
+def test_the_command_that_resumes_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("my runs, new/1").absolute()
+    runtime = SimpleNamespace(output_dir=str(folder))
+    config = SimpleNamespace(runtime=runtime, mode=RunMode.RUN, sweep=SimpleNamespace(dir="grid 1"))
+    monkeypatch.setattr(train, "HydraConfig", SimpleNamespace(get=lambda: config))
+    monkeypatch.setattr(train, "has_record", lambda _: True)
+    for mode, key, path in (
+        (RunMode.RUN, "hydra.run.dir", "my runs, new/1"),
+        (RunMode.MULTIRUN, "hydra.sweep.dir", "grid 1"),
+    ):
+        config.mode = mode
+        override = OverridesParser.create().parse_override(shlex.split(train._how_to_resume())[-1])
+        assert (override.key_or_group, override.value()) == (key, path)
 
 
 def test_settings_that_changed_since_are_those_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:

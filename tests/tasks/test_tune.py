@@ -1,11 +1,16 @@
 """task=tune on the command line: studies of several models, resumed, and their tuned files."""
 
+import re
+import shlex
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.tasks import tune
 from commandline import SMALL, arnn, arnn_here, metrics_of
 from models import slow
 
@@ -22,9 +27,14 @@ def trials(name: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=name, storage=f"sqlite:///studies/{name}.db").trials
 
 
-def test_the_best_trial_of_a_study_is_used_by_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [*TUNE, "model=itemknn", "model.shrinkage=7", "model.alpha=interval(0.2,0.4)"]
+def test_the_best_trial_of_a_study_is_used_by_the_next_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    note, bootstrap = "data.note='two words'", "evaluation.bootstrap.resamples=50"
+    command = [*TUNE, note, "model=itemknn", "model.shrinkage=7", "model.alpha=interval(0.2,0.4)"]
     assert arnn_here([*command, "trials=2"], monkeypatch) == 0
+    (used_by,) = re.findall(r"used by python -m arnn_lightning (.*)", capfd.readouterr().out)
+    assert shlex.split(used_by) == ["model=itemknn", "data.generate.events=8000", bootstrap, note]
     first = trials("synthetic_itemknn")
     assert [set(trial.params) for trial in first] == [{"model.neighbours", "model.alpha"}] * 2
     assert all(0.2 <= trial.params["model.alpha"] <= 0.4 for trial in first)
@@ -150,6 +160,13 @@ def test_a_study_that_cannot_start_is_one_line(
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not list(Path().rglob("metrics.json"))
+
+
+def test_a_worker_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    codes = iter([0, 2])
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda: next(codes)))
+    tune._run(OmegaConf.create({"models": [], "workers": 3}), Path("out"))
+    assert caplog.messages == ["worker 2 ended with exit code 2; its trials were left to the others"]
 
 
 def test_a_missing_optuna_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

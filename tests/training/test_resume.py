@@ -130,9 +130,7 @@ def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDat
         assert torch.load(last, weights_only=True)["epoch"] == before
 
 
-def test_a_stage_stopped_in_its_first_epoch_is_trained_no_further(
-    prepared: PreparedDataset, tmp_path: Path
-) -> None:
+def test_a_stage_stopped_in_its_first_epoch_is_trained_no_further(prepared: PreparedDataset, tmp_path: Path) -> None:
     stop = "monitor: val/recall@20, mode: max, stopping_threshold: -1"
     stop = f"+callbacks.stop={{_target_: pytorch_lightning.callbacks.EarlyStopping, {stop}}}"
     for resume in ("resume=false", "resume=true"):

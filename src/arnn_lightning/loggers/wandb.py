@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pytorch_lightning.loggers import WandbLogger as LightningWandbLogger
 
+from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_text
 
 log = logging.getLogger(__name__)
@@ -62,13 +63,15 @@ class WandbLogger(LightningWandbLogger):
         connect_timeout_s: float,
         upload_timeout_s: float,
     ) -> None:
+        if isinstance(tags, str) or not isinstance(tags, Sequence):
+            raise UserError("logger.wandb.tags: must be a list, as in [baseline]")
         is_multirun = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
         super().__init__(
             name=name or f"{title} {override_summary()}".rstrip()[:MAX_NAME_LENGTH],
             save_dir=save_dir,
             project=project,
             entity=entity,
-            tags=list(tags),
+            tags=list(map(str, tags)),
             group=group or (Path(HydraConfig.get().sweep.dir).name if is_multirun else None),
             job_type=job_type,
         )

@@ -24,6 +24,7 @@ from arnn_lightning.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 optuna.logging.set_verbosity(logging.WARNING)
+EXHAUSTED = "exhausted"  # of a study: the sampler that had tried all combinations
 
 
 def distribution(key: str, space: str) -> BaseDistribution:
@@ -103,7 +104,7 @@ def optimize(
     sampler: Callable[[int], optuna.samplers.BaseSampler],
     objective: Callable[[Trial], float | None],
 ) -> None:
-    """Runs trials until ``study`` has ``n_trials`` that ended, those of other processes included.
+    """Runs trials until ``study`` has ``n_trials`` that ended, in any process, or its sampler has no more.
 
     Args:
         study: the study.
@@ -123,9 +124,10 @@ def optimize(
                 _retry_interrupted(study, file)
                 trials = study.get_trials(deepcopy=False)
                 running = sum(trial.state is TrialState.RUNNING for trial in trials)
-                start = running + sum(_has_ended(trial) for trial in trials) < n_trials
+                study.sampler = sampler(len(trials))
+                has_left = not _is_exhausted(study) or any(trial.state is TrialState.WAITING for trial in trials)
+                start = has_left and running + sum(_has_ended(trial) for trial in trials) < n_trials
                 if start:
-                    study.sampler = sampler(len(trials))
                     trial = study.ask(space)
                     lock = _lock(file, trial.number)
                     lock.acquire()
@@ -179,7 +181,7 @@ def _retry_interrupted(study: optuna.Study, file: Path) -> None:
             with _lock(file, trial.number).acquire(timeout=0):
                 if _state(study, trial.number) is not TrialState.RUNNING:  # it has ended since the trials were listed
                     continue
-                study.tell(trial.number, state=TrialState.FAIL)
+                _tell(study, trial.number, state=TrialState.FAIL)
         except Timeout:
             continue
         if "retry_of" not in trial.user_attrs:  # else it may be what kills the process, as by using too much memory
@@ -190,25 +192,39 @@ def _state(study: optuna.Study, number: int) -> TrialState:
     return study.get_trials(deepcopy=False)[number].state
 
 
+def _tell(study: optuna.Study, trial: Trial | int, value: float | None = None, state: TrialState | None = None) -> None:
+    """``study.tell``, with samplers that end a study once all combinations were tried (grid, brute force)."""
+    try:
+        study.tell(trial, value, state)
+    except RuntimeError as error:
+        if "Study.stop" not in str(error):  # which only Optuna's own loop accepts; the trial is stored
+            raise
+        study.set_user_attr(EXHAUSTED, type(study.sampler).__name__)
+
+
+def _is_exhausted(study: optuna.Study) -> bool:
+    return study.user_attrs.get(EXHAUSTED) == type(study.sampler).__name__
+
+
 def _evaluate(study: optuna.Study, trial: Trial, objective: Callable[[Trial], float | None]) -> None:
     try:
         value = objective(trial)
         if value is None or not math.isfinite(value):
             raise ValueError(f"the validation metric is {value}")
     except optuna.TrialPruned:
-        study.tell(trial, state=TrialState.PRUNED)
+        _tell(study, trial, state=TrialState.PRUNED)
     except Exception as error:
         if any(isinstance(cause, OSError | sqlite3.Error) for cause in _causes(error)):
             raise  # the disk's error, not the trial's, which is run again as an interrupted one
         message = one_line(error)
         if message is not None and not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            study.tell(trial, state=TrialState.FAIL)
+            _tell(study, trial, state=TrialState.FAIL)
             raise
         trial.set_user_attr("error", message or f"{type(error).__name__}: {error}")
-        study.tell(trial, state=TrialState.FAIL)
+        _tell(study, trial, state=TrialState.FAIL)
         log.error(f"trial {trial.number} failed: {message or error}", exc_info=error if message is None else None)
     else:
-        study.tell(trial, value)
+        _tell(study, trial, value)
 
 
 class PruningCallback(Callback):

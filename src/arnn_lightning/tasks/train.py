@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,14 @@ from arnn_lightning.reporting.console import (
     seed_guidance,
 )
 from arnn_lightning.reporting.run_tables import Groups, RunTables, groups_record, print_groups
-from arnn_lightning.run_folder import METRICS_FILE, has_record, require_new_or_resumed, resumed_config, write_record
+from arnn_lightning.run_folder import (
+    METRICS_FILE,
+    as_override,
+    has_record,
+    require_new_or_resumed,
+    resumed_config,
+    write_record,
+)
 from arnn_lightning.serving.vocabulary import store_vocabulary
 from arnn_lightning.tasks.initial import Sources, load_pretrained, read_initial_weights
 from arnn_lightning.tasks.prepare import prepare_data
@@ -375,9 +383,10 @@ def _how_to_resume() -> str:
     hydra = HydraConfig.get()
     if not _is_multirun() and not has_record(Path(hydra.runtime.output_dir)):
         return "Interrupted before training started: there is nothing to resume.\n"
-    folder = os.path.relpath(hydra.runtime.output_dir)
-    key = f"sweep.dir={hydra.sweep.dir}" if _is_multirun() else f"run.dir={folder}"
-    return f"Interrupted. Resume with the same command plus resume=true hydra.{key}\n"
+    folder = ("run.dir", os.path.relpath(hydra.runtime.output_dir))
+    key, value = ("sweep.dir", hydra.sweep.dir) if _is_multirun() else folder
+    added = shlex.quote(as_override(f"hydra.{key}", value))
+    return f"Interrupted. Resume with the same command plus resume=true {added}\n"
 
 
 def _print_results(

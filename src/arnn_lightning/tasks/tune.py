@@ -1,5 +1,7 @@
 """task=tune: an Optuna study for each of several models, whose best trials become tuned files."""
 
+import logging
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +22,7 @@ from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import atomic_path
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import task_folder
+from arnn_lightning.run_folder import as_override, task_folder
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.start import check_tuned
@@ -28,6 +30,7 @@ from arnn_lightning.tasks.start import check_tuned
 if TYPE_CHECKING:
     import optuna
 
+log = logging.getLogger(__name__)
 TASK_KEYS = ("task", "models", "trials", "workers", "space", "sampler", "pruner")
 ENCODERS = ("model.session.", "model.context.")
 # What a value depends on.
@@ -50,7 +53,9 @@ def run(config: DictConfig) -> None:
 def _run(config: DictConfig, folder: Path) -> None:
     command = [sys.executable, "-m", "arnn_lightning", *sys.argv[1:], "workers=1"]
     workers = [
-        subprocess.Popen([*command, f"hydra.run.dir='{folder}/worker_{worker}'"], stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            [*command, as_override("hydra.run.dir", folder / f"worker_{worker}")], stdout=subprocess.DEVNULL
+        )
         for worker in range(1, config.workers)
     ]
     try:
@@ -60,8 +65,10 @@ def _run(config: DictConfig, folder: Path) -> None:
         sys.stderr.write("Interrupted. The same command resumes the studies.\n")
         raise
     finally:
-        for process in workers:
-            process.wait()
+        codes = [process.wait() for process in workers]
+    for worker, code in enumerate(codes, start=1):
+        if code:
+            log.warning(f"worker {worker} ended with exit code {code}; its trials were left to the others")
 
 
 def tune(config: DictConfig, model: str) -> None:
@@ -143,7 +150,8 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     tuned = USER_CONFIG_DIR / "tuned" / f"{choices_name('model', 'loss', 'optimizer', _root_=choices)}.yaml"
     with atomic_path(tuned, shared=True) as file:  # by all workers, as the study ends
         file.write_text(text, encoding="utf-8")
-    command = " ".join(["python -m arnn_lightning", *apart])
+    needed = [text for text in best if text in apart or _key(text).startswith(("data.", "evaluation.", "paths.data"))]
+    command = f"python -m arnn_lightning {shlex.join(needed)}"
     Console(markup=False).print(f"{text}wrote {tuned}, used by {command}", soft_wrap=True)
 
 

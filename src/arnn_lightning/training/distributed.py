@@ -6,6 +6,7 @@ to start each. A failure of one process ends all of them: training/failures.py.
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -28,7 +29,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.nn.collectives import rank_and_world_size
-from arnn_lightning.run_folder import locked
+from arnn_lightning.run_folder import as_override, locked
 from arnn_lightning.training.failures import PeerFailureMonitor
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ def distributed_run(config: DictConfig, folder: Path) -> Iterator[Path]:
                 raise
             raise UserError(
                 "another process of this run ended, possibly out of memory; resume with the same command plus "
-                f"resume=true hydra.run.dir={os.path.relpath(run_dir)}"
+                f"resume=true {shlex.quote(as_override('hydra.run.dir', os.path.relpath(run_dir)))}"
             ) from error
 
 
