@@ -786,7 +786,8 @@ def instantiate(config: Any, **arguments: Any) -> Any:
             if isinstance(cause, UserError):
                 raise cause from None
             if type(cause).__name__ == "MisconfigurationException":  # Lightning's, of an argument; it costs an import
-                raise UserError(f"{target}: {' '.join(str(cause).split())}") from error
+                name = "trainer" if target == "pytorch_lightning.Trainer" else target
+                raise UserError(f"{name}: {' '.join(str(cause).split())}") from error
             if isinstance(cause, ModuleNotFoundError):
                 hint = install_hint(message.rpartition(".")[2])  # the last part of the config's key
                 raise UserError(f"{target}: {str(cause).splitlines()[0]}{hint}") from error

@@ -462,7 +462,7 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
         (["logger=null"], "a config group cannot be null"),
         (["model=["], "model=[: "),
         ([""], "must be KEY=VALUE or GROUP=NAME"),
-        (["", "resume=true"], "resume=true needs the folder to resume"),
+        (["", "resume=true"], "must be KEY=VALUE or GROUP=NAME"),
         ([*SMALL, "model=gru4rec", "model._target_=nowhere.Model"], "nowhere.Model: No module named 'nowhere'"),
         (["-m", "seed=x", "model=pop,itemknn"], "seed=x: must be an integer"),
     ],
