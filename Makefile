@@ -10,6 +10,9 @@ TORCH := torch mpmath networkx setuptools sympy
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
+# Modules are compiled when they are first imported: without the files of that, each process compiles torch again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A current pip takes two thirds of the time of pip 23.2.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
