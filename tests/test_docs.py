@@ -1,6 +1,5 @@
 """The documents against the repository: invariants have tests, named files exist, links and commands are valid."""
 
-import ast
 import json
 import re
 import shlex
@@ -29,10 +28,9 @@ INVARIANTS = (ROOT / "docs" / "invariants.md").read_text()
 QUICK = "max_epochs=1 max_seeds=2 evaluation.bootstrap.resamples=50"
 NUMBERS = re.findall(r"^\| ([EV]\d+) \|", INVARIANTS, re.MULTILINE)
 TESTS = {
-    node.name
+    name
     for path in (ROOT / "tests").rglob("test_*.py")
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE)
 }
 
 
