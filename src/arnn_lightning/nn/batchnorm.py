@@ -53,7 +53,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         used_variance_H = torch.where(has_variance, variance_H, running_var)
         with torch.no_grad():
             # No branch on a tensor's value, which would be a host sync: the momentum is 0 without a variance.
-            momentum = has_variance * self.momentum * count / (world_size * len(x_BH))
+            momentum = has_variance * (self.momentum * count / (world_size * len(x_BH)))
             running_mean.lerp_(mean_H, momentum)
             running_var.lerp_(variance_H * count / (count - 1).clamp(min=1), momentum)
         return torch.addcmul(self.bias, (x_BH - used_mean_H) * torch.rsqrt(used_variance_H + self.eps), self.weight)
