@@ -26,7 +26,7 @@ from arnn_lightning.serving.card import Evidence, find_evidence, model_card
 from arnn_lightning.serving.export import ExportedStep, export_model
 from arnn_lightning.serving.predictor import Predictor, load
 from arnn_lightning.serving.vocabulary import Vocabulary
-from commandline import arnn, arnn_here
+from commandline import arnn_here
 from helpers import make_model, model_config, python_block
 from models import BY_NAME, MODELS, TRAINED, ModelCase, slow
 
@@ -46,13 +46,18 @@ def names_in(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Exports a model with random weights once; returns the folder."""
+def exported(
+    checkpoints: Checkpoints, prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Exports a model with random weights once, by ``task=export``; returns the folder."""
     root = tmp_path_factory.mktemp("exported")
 
     def make(name: str) -> Path:
         if not (root / name).exists():
-            export(checkpoints(BY_NAME[name]), root / name)
+            task = ["task=export", f"checkpoint={checkpoints(BY_NAME[name])}", f"output={name}", "license=mit"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(root)
+                assert arnn_here([*task, f"paths.data={prepared.folder.parents[1]}", "hydra.run.dir=here"], patch) == 0
         return root / name
 
     return make
@@ -158,7 +163,7 @@ def test_a_batch_may_have_any_number_of_fields(exported: Callable[[str], Path]) 
 def test_weights_are_complete_and_tied_ones_stored_once(exported: Callable[[str], Path]) -> None:
     from safetensors.numpy import load_file
 
-    for name in ("gru4rec", "gru4rec_tied"):
+    for name in ("arnn", "gru4rec_tied"):
         weights = load_file(exported(name) / "model.safetensors")
         vectors = np.load(exported(name) / "item_vectors.npy")
         same = [key for key, weight in weights.items() if weight.shape == vectors[:, :-1].shape]
@@ -211,14 +216,11 @@ def test_a_wrong_export_is_not_written(
 
 @pytest.mark.parametrize("name", [pytest.param("sasrec", marks=pytest.mark.slow), "arnn"])
 def test_the_documents_example_needs_numpy_and_onnxruntime_only(
-    name: str, checkpoints: Checkpoints, prepared: PreparedDataset, tmp_path: Path
+    name: str, checkpoints: Checkpoints, exported: Callable[[str], Path]
 ) -> None:
     """The block of docs/export.md, which is the model card's, with a profile; compared with the package's answer."""
-    run = checkpoints(BY_NAME[name])
-    task = ["task=export", f"checkpoint={run}", "output=out", "license=mit"]
-    done = arnn(tmp_path, *task, f"paths.data={prepared.folder.parents[1]}")
-    assert "step.onnx differs from the model by" in done.stdout
-    card = (tmp_path / "out" / "README.md").read_text()
+    run, folder = checkpoints(BY_NAME[name]), exported(name)
+    card = (folder / "README.md").read_text()
     document = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     assert python_block(card) == python_block(document)
     profile = {"country": "de", "career_level": "3", "jobroles": ["1", "no such role"]}
@@ -226,7 +228,7 @@ def test_the_documents_example_needs_numpy_and_onnxruntime_only(
     assert code != python_block(card)
     blocked = "import sys; sys.modules.update(torch=None, arnn_lightning=None, polars=None)\n"
     script = subprocess.run(
-        [sys.executable, "-c", blocked + code], cwd=tmp_path / "out", capture_output=True, text=True, check=True
+        [sys.executable, "-c", blocked + code], cwd=folder, capture_output=True, text=True, check=True
     )
     answer = ast.literal_eval(script.stdout)
     predictor = load(run)
@@ -363,5 +365,6 @@ def test_controls_are_the_runs_with_other_contexts(
     file.write_text(content)
     assert not (tmp_path / "out").exists()
     assert arnn_here([*task, "controls=same"], monkeypatch) == 0
+    assert "step.onnx differs from the model by" in capsys.readouterr().out
     lines = (tmp_path / "out" / "README.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines if ", seed 1 |" in line] == ["permuted, seed 1"]
