@@ -2,19 +2,21 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, cast
 
 import pytest
 from hydra._internal.hydra import Hydra
 
 from arnn_lightning.cli import main
+from reused import run_command
 
 # csv: what Weights & Biases receives has tests of its own, and its service costs each run two seconds.
 SMALL = [
@@ -25,66 +27,18 @@ SMALL = [
 ]
 SMALL += ["logger=csv"]
 NO_BASELINES = [f"~baselines.{name}" for name in ("pop", "itemknn", "sr", "vsknn")]
-# A process that has imported the package and does nothing else is forked for each command, since the import of torch
-# and Lightning takes longer than most commands do. From then on all is as with ``python -m arnn_lightning``, but that
-# Hydra does not compose the config a second time for ``hydra.mode`` alone, which experiments set and nothing else does.
-SERVER = """
-import atexit, gc, importlib, json, multiprocessing, os, pkgutil, runpy, signal, sys, threading
-import arnn_lightning.models, arnn_lightning.tasks
-sys.path.insert(1, sys.argv[1])
-import reused
-del sys.path[1]
-from hydra._internal.hydra import Hydra
-for module in pkgutil.iter_modules(arnn_lightning.tasks.__path__, "arnn_lightning.tasks."):
-    importlib.import_module(module.name)
-reused.reuse()
-reused.work_ahead()
-gc.freeze()  # half a million objects that each full collection would walk through
-
-def run(folder, arguments, environment, *streams):
-    atexit._clear()  # of the process that is forked
-    signal.alarm(300)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    os.setsid()
-    for stream, path in enumerate(streams, start=1):
-        os.dup2(os.open(path, os.O_WRONLY), stream)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.path[0] = os.getcwd()
-    sys.argv[1:] = arguments
-    if "experiment=" not in str(arguments):
-        Hydra.get_mode = lambda *_, **__: None
-    try:
-        runpy.run_module("arnn_lightning", run_name="__main__", alter_sys=True)
-    finally:  # as at the end of a process
-        threading._shutdown()
-        atexit._run_exitfuncs()
-
-for line in sys.stdin:
-    process = multiprocessing.get_context("fork").Process(target=run, args=json.loads(line))
-    process.start()
-    print(process.pid, flush=True)
-    process.join()
-    print(process.exitcode, flush=True)
-"""
 
 
-@cache
-def server() -> tuple[IO[str], IO[str]]:
-    """Its stdin and stdout."""
-    pipe = subprocess.PIPE
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(Path(__file__).parent)], env=environment, stdin=pipe, stdout=pipe, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    return process.stdin, process.stdout
+def start_server() -> None:
+    """The process of which those of commands are forked: the import of torch takes longer than most commands do."""
+    multiprocessing.set_forkserver_preload(["preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        forkserver.ensure_running()
 
 
 class Command:
-    """A running command line, which leads a process group of its own; one at a time.
+    """A running command line, which leads a process group of its own.
 
     ``variables`` of the environment replace those of this process; None leaves one out.
     """
@@ -97,10 +51,11 @@ class Command:
         environment: dict[str, str | None] = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables}
         environment = {name: value for name, value in environment.items() if value is not None}
         streams = [str(self._streams / name) for name in ("stdout", "stderr")]
-        requests, self._replies = server()
-        requests.write(json.dumps([str(folder.absolute()), arguments, environment, *streams]) + "\n")
-        requests.flush()
-        self.pid = int(self._replies.readline())
+        start_server()
+        arguments_of_run = (str(folder.absolute()), list(arguments), environment, *streams)
+        self._process = multiprocessing.get_context("forkserver").Process(target=run_command, args=arguments_of_run)
+        self._process.start()
+        self.pid = cast(int, self._process.pid)
         self._stderr = (self._streams / "stderr").open()
 
     def is_running(self) -> bool:
@@ -109,7 +64,8 @@ class Command:
     def wait(self) -> subprocess.CompletedProcess[str]:
         with self._stderr:
             stderr = self._stderr.read()
-        code, stdout = int(self._replies.readline()), (self._streams / "stdout").read_text()
+        self._process.join()
+        code, stdout = cast(int, self._process.exitcode), (self._streams / "stdout").read_text()
         shutil.rmtree(self._streams)
         return subprocess.CompletedProcess(self.arguments, code, stdout, stderr)
 

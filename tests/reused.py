@@ -7,9 +7,14 @@ simulate.
 import atexit
 import json
 import multiprocessing
+import os
 import pickle
+import runpy
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +26,7 @@ from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.default_element import InputDefault
 from hydra.core.override_parser.types import Override
@@ -123,3 +129,29 @@ def work_ahead() -> None:
     process.start()
     process.join()
     (simulated[json.dumps([settings, data.name])],) = folder.glob("*/")
+
+
+def run_command(folder: str, arguments: list[str], environment: dict[str, str], *streams: str) -> None:
+    """``python -m arnn_lightning`` in a forked process; ``streams``: the files of stdout and stderr.
+
+    All is as in a process of its own, but that Hydra does not compose the config a second time for ``hydra.mode``
+    alone, which experiments set and nothing else does.
+    """
+    signal.alarm(300)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    atexit._clear()  # of the process that is forked
+    os.setsid()
+    for stream, path in enumerate(streams, start=1):
+        os.dup2(os.open(path, os.O_WRONLY), stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[0] = folder
+    sys.argv[1:] = arguments
+    if "experiment=" not in str(arguments):
+        Hydra.get_mode = lambda *_, **__: None
+    try:
+        runpy.run_module("arnn_lightning", run_name="__main__", alter_sys=True)
+    finally:  # as at the end of a process
+        threading._shutdown()
+        atexit._run_exitfuncs()

@@ -42,11 +42,11 @@ from arnn_lightning.training.stage import (
     to_container,
     train_stage,
 )
-from commandline import SMALL, Command, arnn, arnn_here, metrics_of
+from commandline import SMALL, Command, arnn, arnn_here, metrics_of, start_server
 from helpers import WideTensors, compose_config, make_sessions, random_sessions, ready, write_dataset
 from models import slow
 
-SLOTS, STEPS = 8, 50  # batch slots of each of two devices; steps that are compared
+SLOTS, STEPS = 8, 30  # batch slots of each of two devices; steps that are compared
 NO_DROPOUT = ["model.dropout_hidden=0"]
 FROZEN = ["model.session.dropout_hidden=0"]
 STRONG = [*NO_DROPOUT, "model.n_sample=9", "model.optimizer.momentum=0.1", "model.optimizer.weight_decay=0.01"]
@@ -76,7 +76,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
 # These differ from others in one part that has tests of its own; make test-all trains them, too.
 SLOW_CASES = {
     *("gru4rec_negatives", "gru4rec_full", "gru4rec_adam", "narm", "pnn_attribute_dropout", "arnn_joint"),
-    *("concat", "init_state", "input_concat", "prefix"),
+    *("concat", "init_state", "input_concat", "latent_cross", "prefix"),
 }
 CASE_PARAMETERS = [slow(case) if case in SLOW_CASES else case for case in CASES]
 SOURCES: frozenset[RowSource] = frozenset({"item", "candidate", "item_and_candidate", "single"})
@@ -93,7 +93,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
     The test split has fewer sessions than one device has slots: the other device has nothing to evaluate.
     """
-    sizes = {"train": (21, 90), "val": (9, 8), "test": (3, 25)}
+    sizes = {"train": (21, 60), "val": (9, 8), "test": (3, 25)}
     splits = {
         name: (random_sessions(seed, count, 40, longest), [index % 6 for index in range(count)])
         for seed, (name, (count, longest)) in enumerate(sizes.items())
@@ -233,7 +233,7 @@ def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory, r
     selected = [item for item in request.session.items if item.path == request.path and "[" in item.name]
     cases = {case for case in CASES if any(item.callspec.params.get("case") == case for item in selected)}
     configs = two_device_configs(cases | {"gru4rec", "local_negatives"})
-    multiprocessing.set_forkserver_preload(["arnn_lightning.tasks.train"])  # once for both processes
+    start_server()
     arguments = (free_port(), dataset, folder, configs)
     multiprocessing.start_processes(worker, arguments, nprocs=2, start_method="forkserver")
     return folder
@@ -248,11 +248,11 @@ def records(folder: Path) -> list[Record]:
 @pytest.mark.parametrize("case", [case for case in CASE_PARAMETERS if case != "local_negatives"])
 def test_E25_two_devices_match_one(case: str, records: list[Record], dataset: PreparedDataset, tmp_path: Path) -> None:
     alone, many = train(case_config(case, 1), dataset, tmp_path), records[0][case]
-    assert len(alone["losses"]) > STEPS + 30
+    assert len(alone["losses"]) > STEPS + 20
     assert many["losses"][:STEPS] == pytest.approx(alone["losses"][:STEPS], rel=1e-8)
     assert many["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     for name, weight in alone["weights"].items():
-        assert torch.allclose(many["weights"][name], weight, rtol=0, atol=1e-8), name
+        assert torch.allclose(many["weights"][name], weight, rtol=0, atol=1e-11), name
 
 
 @pytest.mark.parametrize("case", CASE_PARAMETERS)
