@@ -3,8 +3,11 @@
 The package is imported in functions: the process that distributes the tests does not need it.
 """
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too, which share the cores
 for variable in [name for name in os.environ if name.startswith(("ARNN_", "PL_TRAINER_"))]:
     del os.environ[variable]  # settings of who runs the tests
+if "TESTS_SHARED_FOLDER" not in os.environ:  # the first process, which starts the others; see tests/reused.py
+    os.environ["TESTS_SHARED_FOLDER"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["TESTS_SHARED_FOLDER"], ignore_errors=True)
 settings.register_profile("any machine", deadline=None)  # examples may take longer on a busy machine
 settings.load_profile("any machine")
 

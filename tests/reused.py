@@ -1,10 +1,11 @@
-"""Work that commands repeat and tests need once in a process: composing the chosen groups, and simulating a log.
+"""Work that commands repeat and tests need once, in whichever process: composing the chosen groups, and simulating a log.
 
 With a folder arnn_conf or --config-dir, the groups are composed each time. Simulators that tests call themselves
 simulate.
 """
 
 import atexit
+import hashlib
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ map_choices = defaults_list._create_interpolation_map
 compose_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
 results: dict[str, bytes] = {}  # pickled, since compositions change what they get
 lists: dict[str, DefaultsList] = {}
-simulated: dict[str, Path] = {}
+SHARED = Path(os.environ["TESTS_SHARED_FOLDER"])  # of all processes of the tests
 
 
 def read(source: Any, file: Any) -> ConfigResult:
@@ -62,7 +64,7 @@ def list_defaults_once(
     groups = [override for override in overrides_list if not any(override is value for value in values)]
     key = repr([packages, config_name, [override.input_line for override in groups], options])
     if key not in lists:
-        lists[key] = list_defaults(repo, config_name, groups, **options)
+        lists[key] = _once(key, lambda: list_defaults(repo, config_name, groups, **options))
     return replace(lists[key], config_overrides=values)
 
 
@@ -78,34 +80,45 @@ def compose_defaults_once(loader: ConfigLoaderImpl, defaults: list[Any], repo: I
 
 
 def _packages(repo: IConfigRepository) -> list[str] | None:
-    """What the configs are read from, if that is packages alone."""
-    sources = repo.get_sources()
+    """What the configs are read from, if that is packages alone; the folder arnn_conf is searched where it is, too."""
+    sources = [source for source in repo.get_sources() if source.scheme() != "file" or Path(source.path).is_dir()]
     return None if any(source.scheme() == "file" for source in sources) else [source.path for source in sources]
 
 
 def _once(key: str, make: Callable[[], Any]) -> Any:
+    """A copy of what ``make`` returns, which the first process that needs it leaves to the others."""
     if key not in results:
-        results[key] = pickle.dumps(make())
+        file = SHARED / _digest(key)
+        if not file.exists():
+            (temporary := file.with_suffix(f".{os.getpid()}")).write_bytes(pickle.dumps(make()))
+            temporary.replace(file)
+        results[key] = file.read_bytes()
     return pickle.loads(results[key])
+
+
+def _digest(key: str) -> str:
+    return hashlib.md5(key.encode()).hexdigest()
 
 
 def simulate(settings: Any, name: str, raw_dir: Path, *_: Any) -> Path:
     """As ``ensure_simulated``: a copy of the files that were simulated first."""
-    key = json.dumps([settings, name])
-    if key not in simulated:
-        simulated[key] = ensure_simulated(settings, name, _temporary())
-    folder = raw_dir / simulated[key].name
+    made = _simulated(settings, name)
+    folder = raw_dir / made.name
     if not folder.is_dir():
         raw_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(simulated[key], copied := Path(tempfile.mkdtemp(dir=raw_dir)), dirs_exist_ok=True)
+        shutil.copytree(made, copied := Path(tempfile.mkdtemp(dir=raw_dir)), dirs_exist_ok=True)
         copied.rename(folder)
     return folder
 
 
-def _temporary() -> Path:
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder)
-    return folder
+def _simulated(settings: Any, name: str) -> Path:
+    folder = SHARED / _digest(json.dumps([settings, name]))
+    if not folder.is_dir():
+        ensure_simulated(settings, name, temporary := Path(tempfile.mkdtemp(dir=SHARED)))
+        with suppress(OSError):  # another process was first
+            temporary.rename(folder)
+    (made,) = folder.glob("*/")
+    return made
 
 
 def reuse() -> None:
@@ -123,12 +136,11 @@ def work_ahead() -> None:
         source.load_config(path.relative_to(root).as_posix())
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
         data = compose("config", overrides=["data.generate.events=8000"]).data
-    settings, folder = OmegaConf.to_container(data.generate, resolve=True), _temporary()
+    settings = OmegaConf.to_container(data.generate, resolve=True)
     # In a process of its own: where polars has started its threads, a forked process waits for them without end.
-    process = multiprocessing.get_context("fork").Process(target=ensure_simulated, args=(settings, data.name, folder))
+    process = multiprocessing.get_context("fork").Process(target=_simulated, args=(settings, data.name))
     process.start()
     process.join()
-    (simulated[json.dumps([settings, data.name])],) = folder.glob("*/")
 
 
 def run_command(folder: str, arguments: list[str], environment: dict[str, str], *streams: str) -> None:
