@@ -23,7 +23,7 @@ CHOSEN_TOGETHER: dict[tuple[str, ...], list[str]] = {
 
 
 def error(*overrides: str) -> str:
-    """The one line that these overrides cost, or nothing."""
+    """The line of a command with these overrides that ends it as an error; empty where it would run."""
     try:
         config = compose_config(*overrides, with_hydra=True)
     except Exception as problem:
@@ -163,13 +163,80 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("++data.items.min_count=3", "no key data.items.min_count; did you mean data.items.min_events?"),
         ("model.session.lr=.1", "no key model.session.lr; did you mean model.session.optimizer.lr?"),
         ("model=pnn model.dropout_hidden=.1", "no key model.dropout_hidden; did you mean model.dropout?"),
-        ("++seed=3", "+seed: leave out the +"),
         ("+data.time_format=iso", "no key data.time_format"),
         ("+verbose=true", "no key verbose"),
         (
             "+trainer.limit_train_batchs=1",
             "no key trainer.limit_train_batchs; did you mean trainer.limit_train_batches?",
         ),
+        ("data.columns=3", "no key data.columns"),
+        ("data=xing data.context_strength=0.5", "no key data.context_strength"),
+        ("model=pnn model.layers=2", "no key model.layers"),
+        ("model=itemknn model.epochs=2", "no key model.epochs"),
+        ("model=gru4rec model/optimizer=adam model.optimizer.momentum=0.9", "no key model.optimizer.momentum"),
+        (
+            "data=tabular data.events=a.csv data.columns.usr=x",
+            "no key data.columns.usr; did you mean data.columns.user?",
+        ),
+        ("task=report runs=a report.cutoff=[1]", "no key report.cutoff; did you mean report.cutoffs?"),
+        ("task=tune trial=3", "no key trial; did you mean trials?"),
+        ("trials=3", "no key trials; it is of task=tune"),
+        ("runs=multirun", "no key runs; it is of task=report"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> None:
+    assert error(*overrides.split()).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("+trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0: must be an integer of at least 1"),
+        ("model.optimizer=adam", "model.optimizer=adam: must be a mapping; choose a config by model/optimizer=adam"),
+        ("evaluation.bootstrap=false", "evaluation.bootstrap=false: must be a mapping"),
+        ("baselines=[]", "baselines=[]: must be a mapping; set its keys, as in baselines.KEY=VALUE; to leave out"),
+        ("model.hidden_size", "model.hidden_size: must be KEY=VALUE"),
+        ("evaluation.metrics=[recal]", '"recal@5" is not a metric (did you mean "recall"?)'),
+        ("evaluation.metrics=[coverage]", "evaluation.metrics=[coverage]: must contain one of recall, mrr, ndcg"),
+        ("evaluation.monitor=gini@20", "gini@20 is a metric of lists"),
+        ("evaluation.monitor=map@20", '"map@20" is not a metric; known: recall@K'),
+        (
+            "model=gru4rec model/optimizer=adam model.optimizer.betas=[0.9]",
+            "model.optimizer.betas=[0.9]: must be a list",
+        ),
+        ("model=itemknn model.alpha=2", "model.alpha=2: must be a number in [0, 1]"),
+        ("trainer.devices=[0,1]", "trainer.devices=[0,1]: a CPU takes a number, as in 1"),
+        ("trainer=ddp trainer.num_nodes=0", "trainer.num_nodes=0: must be an integer of at least 1"),
+        (
+            "trainer=ddp trainer.strategy.timeout_minutes=x",
+            "trainer.strategy.timeout_minutes=x: must be a number above 0",
+        ),
+        ("data=tabular data.events=[]", "data.events=[]: must be text, or a list of texts"),
+        ('data=tabular data.events=a.csv data.quote="§"', "data.quote=§: must be one ASCII character, or null"),
+        ("data=tabular data.events=a.csv data.years=[2030,1990]", "data.years=[2030,1990]: must be two years, the"),
+        ("data=tabular data.events=a.csv data.years=[1990,2000,2030]", "data.years=[1990,2000,2030]: must be two"),
+        ("data=tabular data.events=a.csv data.columns=[a]", "data.columns=[a]: must be a mapping; set its keys"),
+        ("task=prepare data.min_session_length=1", "data.min_session_length=1: must be an integer of at least 2"),
+        ("task=generate output=x events=many", "events=many: must be an integer of at least 1"),
+        ("task=generate output=x schema.zipf=nan", "schema.zipf=nan: must be a number of at least 0"),
+        ("task=generate output=3", "output=3: must be text"),
+        ("task=evaluate checkpoint=[a,b]", "checkpoint=[a,b]: must be text"),
+        ("task=evaluate checkpoint=null", "checkpoint=null: must be text"),
+        ("task=report runs=3", "runs=3: must be text, or a list of texts"),
+        ("task=report runs=a report.metrics=[recal@20]", '"recal@20" is not a metric'),
+        ("task=tune trials=-1", "trials=-1: must be an integer of at least 0"),
+        ("task=tune models=gru4rec", "models=gru4rec: must be a list of models"),
+        ("task=tune sampler=null", "sampler=null: must be a mapping"),
+    ],
+)
+def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: str) -> None:
+    assert error(*overrides.split()).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("++seed=3", "+seed: leave out the +"),
         ("+trainer.callbacks=[]", "trainer.callbacks: cannot be set; add callbacks"),
         ("+trainer.profiler=simple", "trainer.profiler=simple: its report goes to no file; name one, as in"),
         ("+trainer.gradient_clip_val=1", "trainer.gradient_clip_val: cannot be set; set model.clip_norm"),
@@ -177,16 +244,12 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("+trainer.limit_val_batches=0", "trainer.limit_val_batches: cannot be set; metrics need every prediction"),
         ("+trainer.plugins=foo", "trainer.plugins: cannot be set; the package has its own"),
         ("+trainer.sync_batchnorm=true", "trainer.sync_batchnorm: cannot be set; batch norms have"),
-        ("+trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0: must be an integer of at least 1"),
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: cannot be set; set trainer.max_epochs=1"),
         ("+trainer.overfit_batches=1", "trainer.overfit_batches: cannot be set; set +trainer.limit_train_batches=1"),
         ("model=gru4rek", 'no model gru4rek (did you mean "gru4rec"?)'),
-        ("model.optimizer=adam", "model.optimizer=adam: must be a mapping; choose a config by model/optimizer=adam"),
-        ("evaluation.bootstrap=false", "evaluation.bootstrap=false: must be a mapping"),
         ("~logger", "logger is required; logger=none logs nothing"),
         ("logger=null", "a config group cannot be null"),
         ("~baselines", "baselines is required; to leave out baselines, remove each, as in ~baselines.pop"),
-        ("baselines=[]", "baselines=[]: must be a mapping; set its keys, as in baselines.KEY=VALUE; to leave out"),
         ("~performance.threads", "~performance.threads: is required"),
         ("hydra/launcher=nowhere", "no hydra/launcher nowhere"),
         ("hydra/job_logging=stdout", "hydra/job_logging=stdout: has no log file; choose default, and for the console"),
@@ -212,60 +275,15 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("model.scheduler={_target_:torch.optim.lr_scheduler.StepLR}", "model.scheduler: needs _partial_: true"),
         ("+callbacks.x=1", "callbacks.x: needs a _target_"),
         ("checkpoint=a.ckpt", "checkpoint=a.ckpt: is a key of task=evaluate"),
-        ("model.hidden_size", "model.hidden_size: must be KEY=VALUE"),
         ("model.name=a=b", "model.name=a=b: the value cannot be parsed; quote special characters"),
-        ("evaluation.metrics=[recal]", '"recal@5" is not a metric (did you mean "recall"?)'),
-        ("evaluation.metrics=[coverage]", "evaluation.metrics=[coverage]: must contain one of recall, mrr, ndcg"),
-        ("evaluation.monitor=gini@20", "gini@20 is a metric of lists"),
-        ("evaluation.monitor=map@20", '"map@20" is not a metric; known: recall@K'),
-        ("data.columns=3", "no key data.columns"),
-        ("data=xing data.context_strength=0.5", "no key data.context_strength"),
-        ("model=pnn model.layers=2", "no key model.layers"),
-        ("model=itemknn model.epochs=2", "no key model.epochs"),
-        ("model=gru4rec model/optimizer=adam model.optimizer.momentum=0.9", "no key model.optimizer.momentum"),
-        (
-            "model=gru4rec model/optimizer=adam model.optimizer.betas=[0.9]",
-            "model.optimizer.betas=[0.9]: must be a list",
-        ),
-        ("model=itemknn model.alpha=2", "model.alpha=2: must be a number in [0, 1]"),
-        ("trainer.devices=[0,1]", "trainer.devices=[0,1]: a CPU takes a number, as in 1"),
         ("model.clip_norm=choice(null,1.0)", "model.clip_norm=choice(null,1.0): choice takes no null; list the values"),
-        ("trainer=ddp trainer.num_nodes=0", "trainer.num_nodes=0: must be an integer of at least 1"),
-        (
-            "trainer=ddp trainer.strategy.timeout_minutes=x",
-            "trainer.strategy.timeout_minutes=x: must be a number above 0",
-        ),
-        ("data=tabular data.events=[]", "data.events=[]: must be text, or a list of texts"),
-        ('data=tabular data.events=a.csv data.quote="§"', "data.quote=§: must be one ASCII character, or null"),
-        ("data=tabular data.events=a.csv data.years=[2030,1990]", "data.years=[2030,1990]: must be two years, the"),
-        ("data=tabular data.events=a.csv data.years=[1990,2000,2030]", "data.years=[1990,2000,2030]: must be two"),
-        ("data=tabular data.events=a.csv data.columns=[a]", "data.columns=[a]: must be a mapping; set its keys"),
-        (
-            "data=tabular data.events=a.csv data.columns.usr=x",
-            "no key data.columns.usr; did you mean data.columns.user?",
-        ),
-        ("task=prepare data.min_session_length=1", "data.min_session_length=1: must be an integer of at least 2"),
         ("task=prepare data=synthetc", 'no data synthetc (did you mean "synthetic"?)'),
-        ("task=generate output=x events=many", "events=many: must be an integer of at least 1"),
-        ("task=generate output=x schema.zipf=nan", "schema.zipf=nan: must be a number of at least 0"),
         ("task=generate output=x schema=foo", "no schema foo; choose one of tmall, xing"),
-        ("task=generate output=3", "output=3: must be text"),
-        ("task=evaluate checkpoint=[a,b]", "checkpoint=[a,b]: must be text"),
-        ("task=evaluate checkpoint=null", "checkpoint=null: must be text"),
-        ("task=report runs=3", "runs=3: must be text, or a list of texts"),
-        ("task=report runs=a report.metrics=[recal@20]", '"recal@20" is not a metric'),
-        ("task=report runs=a report.cutoff=[1]", "no key report.cutoff; did you mean report.cutoffs?"),
-        ("task=tune trials=-1", "trials=-1: must be an integer of at least 0"),
-        ("task=tune models=gru4rec", "models=gru4rec: must be a list of models"),
-        ("task=tune sampler=null", "sampler=null: must be a mapping"),
-        ("task=tune trial=3", "no key trial; did you mean trials?"),
         ("model=gru4rec +model.scheduler={_partial_:true}", "+model.scheduler: leave out the +"),
-        ("trials=3", "no key trials; it is of task=tune"),
-        ("runs=multirun", "no key runs; it is of task=report"),
         ("task=trian", 'no task trian (did you mean "train"?)'),
     ],
 )
-def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> None:
+def test_a_command_line_that_cannot_be_used_is_one_line(overrides: str, message: str) -> None:
     assert error(*overrides.split()).startswith(message)
 
 
@@ -409,17 +427,21 @@ def test_training_keys_of_a_foreign_model_are_checked() -> None:
     "target",
     [
         "os.system",
+        "torch.hub.load",
         "arnn_lightning.io.write_text",  # of the package, but no part of a model
         "arnn_lightning.modelsx.Model",
-        "torch.optim.optimizer.cast",  # defined elsewhere
+        "arnn_lightning.models.missing",
+        "arnn_lightning.models.base.torch.hub.load",  # defined elsewhere, reached through a trusted module
+        "torch.optim.optimizer.cast",
         "torch.optim.optimizer.torch.hub.load",
         "mine.Model",
     ],
 )
 def test_a_checkpoint_instantiates_trusted_modules_only(target: str) -> None:
-    config: Any = {"optimizer": [{"_target_": target}]}
-    with pytest.raises(UserError, match="is not in a trusted module"):
-        check_targets(config, [])
+    for config in ({"loss": {"_target_": target}}, {"session": {"optimizer": [{"_target_": target}]}}):
+        with pytest.raises(UserError, match="is not in a trusted module") as caught:
+            check_targets(config)
+        assert target in str(caught.value)
 
 
 def test_trusted_modules_extend_what_a_checkpoint_names() -> None:
@@ -427,13 +449,15 @@ def test_trusted_modules_extend_what_a_checkpoint_names() -> None:
     check_targets(config, [])
     counter = {"_target_": "collections.Counter"}
     check_targets(counter, ["collections"])
-    with pytest.raises(UserError):
-        check_targets(counter, ["collection"])
+    for trusted in ([], ["collection"], ["collections.other"]):
+        with pytest.raises(UserError, match=r"collections\.Counter is not in a trusted module.*trusted_modules="):
+            check_targets(counter, trusted)
 
 
-def test_a_checkpoint_contains_no_interpolations() -> None:
+@pytest.mark.parametrize("value", ["${oc.create:'{_target_: os.system}'}", "arnn_lightning.models.${name}"])
+def test_a_checkpoint_contains_no_interpolations(value: str) -> None:
     with pytest.raises(UserError, match="interpolations"):
-        check_targets({"loss": "${oc.create:'{_target_: os.system}'}"}, [])
+        check_targets({"_target_": "arnn_lightning.models.pop.POP", "a": [value]})
 
 
 @pytest.mark.parametrize(
