@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from arnn_lightning.loggers import open_loggers
 from arnn_lightning.loggers.csv import LongCSVLogger
 from arnn_lightning.loggers.tensorboard import TensorBoardLogger
 from arnn_lightning.reporting.runs import _curves
-from commandline import SMALL, arnn, error_line, metrics_of
+from commandline import SMALL, arnn, arnn_here, metrics_of
 
 
 class RecordingLogger(Logger):
@@ -58,7 +59,7 @@ def test_loggers_receive_hyperparameters_metrics_and_end(calls: list[Any], tmp_p
     with open_loggers({"x": {**RECORDING, "fail_at": ""}}, tmp_path, {"seed": 3}) as (logger,):
         logger.log_metrics({"train/loss": 0.5}, 7)
         logger.finalize("success")  # by the Trainer of one stage
-        logger.log_tables({})  # a method that this logger has not
+        logger.log_tables({})  # this logger has no such method
     assert calls == [
         ("log_hyperparams", {"seed": 3}),
         ("log_metrics", {"train/loss": 0.5}, 7),
@@ -129,15 +130,20 @@ def test_an_unwritable_home_does_not_lose_a_run(tmp_path: Path, monkeypatch: pyt
     assert metrics_of(tmp_path / "run")["model"] == "pop"
 
 
-def test_a_missing_extra_is_named_in_one_line(tmp_path: Path) -> None:
-    try:
-        import tensorboard  # noqa: F401
-    except ModuleNotFoundError:
-        line = error_line(arnn(tmp_path, *SMALL, "logger=tensorboard", "model=pop", code=2))
-        assert line.endswith("pip install 'arnn-lightning[tensorboard]'")
-    else:
-        arnn(tmp_path, *SMALL, "logger=tensorboard", "model=pop", "hydra.run.dir=run")
-        assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+def test_a_missing_extra_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("tensorboard", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.chdir(tmp_path)
+    assert arnn_here([*SMALL, "logger=tensorboard", "model=pop"], monkeypatch) == 2
+    assert capfd.readouterr().err.endswith("pip install 'arnn-lightning[tensorboard]'\n")
+
+
+def test_tensorboard_writes_its_file(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    arnn(tmp_path, *SMALL, "logger=tensorboard", "model=pop", "hydra.run.dir=run")
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
 def test_a_line_that_a_killed_run_cut_is_removed(tmp_path: Path) -> None:
