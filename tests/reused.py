@@ -1,4 +1,4 @@
-"""Work that commands repeat and tests need once, in whichever process: composing the chosen groups, and simulating a log.
+"""Work that commands repeat and that one process does for all: composing the chosen groups, and simulating a log.
 
 With a folder arnn_conf or --config-dir, the groups are composed each time. Simulators that tests call themselves
 simulate.

@@ -1,4 +1,7 @@
-"""Every command of README and of the manual runs, on small data; those marked "not run by the tests" are left out."""
+"""Every command of README and of the manual runs, on small data; of make commands, the recipes are read (--dry-run).
+
+Those marked "not run by the tests" are left out.
+"""
 
 import os
 import re

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_a_task_that_does_not_exist_is_one_line(
     assert f"error: task._target_={target}: " in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["model.epochs=two"], ["data.items.min_count=3"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["model.epochs=two"]])
 def test_help_and_wrong_settings_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code = "import sys\nfrom arnn_lightning.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "sys.exit(bool({'torch', 'pytorch_lightning', 'polars', 'wandb'} & sys.modules.keys()))"
@@ -152,10 +153,9 @@ def test_help_and_wrong_settings_import_no_torch(arguments: list[str], tmp_path:
 
 def test_tasks_without_a_model_import_no_torch() -> None:
     """The process of task=serve that has no model imports its HTTP half only."""
-    code = "import sys; from arnn_lightning.tasks import generate, prepare, report; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    code = "import sys; from arnn_lightning.serving import http, worker; from arnn_lightning.tasks import serve; "
-    code += "sys.exit(bool({'torch', 'polars'} & sys.modules.keys()))"
+    code = "import sys; from arnn_lightning.serving import http, worker; from arnn_lightning.tasks import serve\n"
+    code += "assert not {'torch', 'polars'} & sys.modules.keys()\n"
+    code += "from arnn_lightning.tasks import generate, prepare, report\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -383,7 +383,7 @@ def test_a_finished_run_needs_resume_to_be_shown_again(workspace: Path) -> None:
 
 def test_resume_skips_finished_stages(workspace: Path) -> None:
     run = workspace / "interrupted"
-    arnn(workspace, *SMALL, "hydra.run.dir=interrupted")
+    shutil.copytree(workspace / "first", run)
     for name in ("metrics.json", "test_ranks.parquet", "checkpoints/done"):
         (run / name).unlink()
     parts = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").glob("*/best.ckpt")}
@@ -431,35 +431,21 @@ def test_patience_stops_a_stage_without_improvement(workspace: Path) -> None:
         (["--config-name", "foo"], "no config foo.yaml; "),
         (["+seed=3"], "+seed: leave out the +"),
         (["resume=true", "hydra.run.dir=a,b"], "resume=true needs the folder to resume"),
-        ([*SMALL, "data.split.test_days=1.5"], "data.split.test_days=1.5: must be an integer"),
-        ([*SMALL, "trainer.precision=16"], "trainer.precision=16: must be one of 32-true, bf16-mixed"),
         ([*SMALL, "data.window_days=0"], "data.window_days=0: must be an integer of at least 1"),
-        (
-            [*SMALL, "data.contexts.single=region"],
-            "data.contexts.single=region: must be a list of names, as in [country,age]",
-        ),
         ([*SMALL, "data.contexts.single=[region,region]"], "attribute 'region' is listed more than once"),
-        ([*SMALL, "data.name=a/b"], "data.name=a/b: must be letters, digits"),
         (["task=evaluate", "checkpoint=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
-        (["task=evaluate", "checkpoint=first.out"], "first.out: "),
+        (["task=evaluate", "checkpoint=first.out"], "first.out: damaged or not a checkpoint"),
         ([*SMALL, "data.split.test_days=40"], "split is empty with data.split.test_days=40"),
         ([*SMALL, "evaluation.cutoffs=[100000]"], "100000 is not smaller than the catalogue of"),
         ([*SMALL, "data.contexts.single=[regoin]"], "no attribute 'regoin' (did you mean \"region\"?)"),
-        ([*SMALL, "data.contexts.assignment=lots"], "data.contexts.assignment=lots: must be one of own"),
-        ([*SMALL, "model.loss.activation=relu"], "model.loss.activation=relu: must be one of softmax"),
-        ([*SMALL, "data.context_strength=3"], "data.context_strength=3: must be a number in [0, 1]"),
         ([*SMALL, "pretrained.context=first/metrics.json"], "damaged or not a checkpoint"),
         (
             [*SMALL, "pretrained.context=first/checkpoints/session/best.ckpt", "hydra.run.dir=early"],
             "best.ckpt is a checkpoint of gru4rec, but the context encoder is pnn",
         ),
-        ([*SMALL, "model=gru4rec", "model.optimizer.lr=-1"], "model.optimizer.lr=-1: must be a number of at least 0"),
         ([*SMALL, "model=gru4rec", "model.loss.logq=1"], "logq=1: only cross_entropy with candidates=batch"),
-        ([*SMALL, "model=gru4rec", "model.n_sample=-1"], "model.n_sample=-1: must be an integer of at least 0"),
         ([*SMALL, "model=gru4rec", "model.batch_size=1", "model.n_sample=0"], "model.batch_size=1 leaves no negatives"),
         (["model=gru4rek"], 'no model gru4rek (did you mean "gru4rec"?)'),
-        (["+trainer.limit_train_batchs=1"], "did you mean trainer.limit_train_batches?"),
-        (["logger=null"], "a config group cannot be null"),
         (["model=["], "model=[: "),
         ([""], "must be KEY=VALUE or GROUP=NAME"),
         (["", "resume=true"], "must be KEY=VALUE or GROUP=NAME"),
@@ -488,19 +474,18 @@ def test_user_errors_are_one_line_and_exit_code_2(
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert message in line
-    assert not [path for path in workspace.rglob("*") if "unfinished" in path.name]
+    assert not list(workspace.rglob(".*.tmp"))
 
 
 def test_generated_files_are_prepared_as_xing(workspace: Path) -> None:
-    arnn(workspace, "task=generate", "schema=xing", "events=20000", "output=made")
+    arnn(workspace, "task=generate", "schema=xing", "events=8000", "output=made")
     done = arnn(workspace, "task=prepare", "data=xing", "data.raw_dir=made")
-    error_line(arnn(workspace, "task=prepare", "data=xing", "data.raw_dir=nowhere", code=2))
     assert "in sessions of 2 events or more" in done.stdout
-    assert "20,000" in done.stdout
+    assert "8,000" in done.stdout
 
 
 def test_user_tables_train_from_the_command_line(tmp_path: Path) -> None:
-    """The README's example: semicolons, quotes, a byte order mark, milliseconds, ids with commas; US dates beside."""
+    """The README's example: semicolons, quotes, a byte order mark, milliseconds, ids with commas; then US dates."""
     noon = 1_447_243_200
     lines = ['\ufeff"customer";"product";"clicked_at"']
     other = ["customer,product,clicked_at"]

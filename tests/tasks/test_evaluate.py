@@ -64,7 +64,7 @@ def test_a_run_folder_is_evaluated_without_its_raw_files(workspace: Path, monkey
     assert metrics_of(workspace / "elsewhere")["test"] == metrics_of(workspace / "run")["test"]
 
 
-def test_files_in_raw_dir_are_where_a_later_raw_dir_is(small_dataset: PreparedDataset) -> None:
+def test_raw_files_of_a_checkpoint_follow_a_later_raw_dir(small_dataset: PreparedDataset) -> None:
     """The metadata of a checkpoint have absolute paths, but for what they are relative to."""
     data = metadata_maker(compose_config("data=movielens", "paths.data=here"), small_dataset)("a model")["data"]
     assert data["raw_dir"] == str(Path("here/raw/movielens").absolute())
@@ -219,7 +219,7 @@ def test_sessions_of_a_later_log_are_shaped_as_in_training(
     assert sessions_of(later_log(tmp_path, rows, *settings)[0]) == expected
 
 
-def test_sessions_of_the_trained_log_are_not_sessions_of(tmp_path: Path) -> None:
+def test_sessions_of_the_trained_log_are_left_out_later(tmp_path: Path) -> None:
     """Of an export that contains its rows, too. A session that starts as the log ends may be one of them."""
     at_the_end: list[Row] = [("r", item, 6 * 86_400 + 3 + n, "r-end") for n, item in enumerate("abcd")]
     prepared, notice = later_log(tmp_path, [*visits(range(9), "uvw"), *at_the_end])

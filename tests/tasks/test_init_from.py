@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
 
 from commandline import SMALL, arnn, error_line, metrics_of
 
@@ -13,7 +14,8 @@ def test_all_stages_of_arnn_start_from_the_earlier_run(tmp_path: Path) -> None:
     arnn(tmp_path, "model=arnn", *SMALL, "hydra.run.dir=first")
     best = tmp_path / "first" / "checkpoints" / "best.ckpt"
     again = ["model=arnn", *SMALL, "init_from=first"]
-    done = arnn(tmp_path, *again, "model.optimizer.lr=0", "hydra.run.dir=second")
+    still = [f"model.{part}optimizer.lr=0" for part in ("", "session.", "context.")]
+    done = arnn(tmp_path, *again, *still, "hydra.run.dir=second")
     assert "known, 0 new, 0 gone; categories" in done.stdout + done.stderr
     first, second = metrics_of(tmp_path / "first"), metrics_of(tmp_path / "second")
     files = {"model": best} | {role: best.parent / role / "best.ckpt" for role in ("session", "context")}
@@ -21,6 +23,12 @@ def test_all_stages_of_arnn_start_from_the_earlier_run(tmp_path: Path) -> None:
         role: hashlib.sha256(file.read_bytes()).hexdigest() for role, file in files.items()
     }
     assert "init_from" not in first
+    for role in ("", "session", "context"):
+        file = Path("checkpoints", role, "best.ckpt")
+        weights = [torch.load(tmp_path / run / file, weights_only=True)["state_dict"] for run in ("first", "second")]
+        learned = [name for name in weights[0] if name.endswith(("weight", "bias")) or "embedding" in name]
+        assert learned
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in learned), role
     files["session"].unlink()
     lost = error_line(arnn(tmp_path, *again, "hydra.run.dir=third", code=2))
     assert "session/best.ckpt does not exist" in lost

@@ -3,17 +3,15 @@
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks.start import start_lines
 from commandline import NO_BASELINES
-from helpers import write_dataset
+from helpers import compose_config, write_dataset
 
 
 def lines(prepared: PreparedDataset, *overrides: str, dims: dict[str, Any] | None = None) -> list[str]:
-    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        config = compose("config", overrides=list(overrides), return_hydra_config=True)
+    config = compose_config(*overrides, with_hydra=True)
     config.model.dims = dims or prepared.dims
     return start_lines(config, prepared, config.hydra)
 

@@ -18,8 +18,8 @@ optuna = pytest.importorskip("optuna")
 TUNE = ["task=tune", *SMALL]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -27,6 +27,7 @@ def trials(name: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=name, storage=f"sqlite:///studies/{name}.db").trials
 
 
+@pytest.mark.usefixtures("in_tmp_path")
 def test_the_best_trial_of_a_study_is_used_by_the_next_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +68,7 @@ def test_the_best_trial_of_a_study_is_used_by_the_next_run(
     assert len(trials("synthetic_itemknn")) == 4
 
 
+@pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.slow
 def test_a_later_model_starts_from_the_tuned_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
     models = ["models=[gru4rec,arnn]", "trials=1", "model.optimizer.lr=interval(0.031,0.033)"]
@@ -80,6 +82,7 @@ def test_a_later_model_starts_from_the_tuned_earlier_one(monkeypatch: pytest.Mon
     assert not {"session", "context"} & OmegaConf.load("arnn_conf/tuned/synthetic_arnn_top1_adagrad.yaml").keys()
 
 
+@pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.slow
 def test_a_tuned_file_is_of_its_loss_and_optimizer_and_log(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -103,6 +106,7 @@ def test_a_tuned_file_is_of_its_loss_and_optimizer_and_log(
     assert "model" not in metrics_of(Path("untuned"))["tuned"]
 
 
+@pytest.mark.usefixtures("in_tmp_path")
 def test_trials_are_pruned_after_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     pruner = ["pruner._target_=optuna.pruners.ThresholdPruner", "+pruner.lower=0.9"]
     assert arnn_here([*TUNE, *pruner, "model=gru4rec", "trials=2", "trainer.max_epochs=2"], monkeypatch) == 2
@@ -112,6 +116,7 @@ def test_trials_are_pruned_after_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd
     assert [list(trial.intermediate_values) for trial in pruned] == [[0], [0]]
 
 
+@pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.slow
 def test_workers_share_the_trials_of_a_study() -> None:
     done = arnn(Path(), *TUNE, "model=itemknn", "trials=4", "workers=2", "hydra.run.dir=out")
@@ -121,6 +126,7 @@ def test_workers_share_the_trials_of_a_study() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.slow
 def test_a_study_is_refused_when_its_log_has_changed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -135,6 +141,7 @@ def test_a_study_is_refused_when_its_log_has_changed(
     assert arnn_here([*TUNE, "model=itemknn", "trials=2", "performance.steps_per_execution=11"], monkeypatch) == 0
 
 
+@pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,6 +176,7 @@ def test_a_worker_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch, caplog
     assert caplog.messages == ["worker 2 ended with exit code 2; its trials were left to the others"]
 
 
+@pytest.mark.usefixtures("in_tmp_path")
 def test_a_missing_optuna_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("arnn_lightning.tasks.tune.find_spec", lambda _: None)
     assert arnn_here(TUNE, monkeypatch) == 2
