@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from hydra.core.default_element import InputDefault
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
+from lightning_fabric.utilities import registry
 from omegaconf import DictConfig, OmegaConf
 
 from arnn_lightning.simulation.simulator import ensure_simulated
@@ -127,6 +130,7 @@ def reuse() -> None:
     defaults_list._create_interpolation_map = map_choices_if_used
     ConfigLoaderImpl._compose_config_from_defaults_list = compose_defaults_once
     prepare.ensure_simulated = simulate
+    registry.entry_points = cache(entry_points)  # every Trainer reads what all installed packages register
 
 
 def work_ahead() -> None:
