@@ -68,7 +68,7 @@ def test_benchmark_prints_every_measurement(
 
 def test_memory_of_a_pass_is_the_only_output(capsys: pytest.CaptureFixture[str]) -> None:
     import_module("product").main(["--quick", "--memory-of", "naive"])
-    assert float(capsys.readouterr().out) >= 0
+    assert re.fullmatch(r"\d+(\.\d+)?(e[+-]\d+)?\n", capsys.readouterr().out)
 
 
 @pytest.mark.slow

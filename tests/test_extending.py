@@ -12,13 +12,13 @@ import polars as pl
 import pytest
 import torch
 
-from commandline import arnn, metrics_of
+from commandline import NO_BASELINES, arnn, metrics_of
 from models import slow
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 SECTIONS = dict(section.split("\n", 1) for section in DOCUMENT.split("\n## ")[1:])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SMALL = "trainer.max_epochs=1 evaluation.bootstrap.resamples=50"
+QUICKLY = " ".join(["trainer.max_epochs=1 evaluation.bootstrap.resamples=50", *NO_BASELINES])
 
 
 def write_files(folder: Path) -> None:
@@ -47,7 +47,7 @@ def run(command: str, folder: Path, data: Path) -> str:
     if "arnn_lightning" in command or "train.py" in command:
         command += f" paths.data={data}"
         if "task=" not in command:
-            command += f" {SMALL}" + ("" if " data=" in command else " data.generate.events=20000")
+            command += f" {QUICKLY}" + ("" if " data=" in command else " data.generate.events=8000")
             command += "" if " logger=" in command else " logger=csv"
     if command.startswith("python -m arnn_lightning "):
         done = arnn(folder, *shlex.split(command)[3:])

@@ -69,9 +69,9 @@ def test_the_sdist_has_what_its_tests_read(distributions: tuple[set[str], zipfil
     files = {
         path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")
     }
-    tracked = {path.relative_to(ROOT).as_posix() for path in files if ".egg-info" not in str(path)}
+    read = {path.relative_to(ROOT).as_posix() for path in files if ".egg-info" not in str(path)}
     named = {"CHANGELOG.md", "CITATION.cff", "Dockerfile", "Makefile", "constraints.txt", "experiments/README.md"}
-    assert tracked | named <= distributions[0]
+    assert read | named <= distributions[0]
     assert not [name for name in distributions[0] if name.startswith("experiments/results")]
 
 

@@ -118,7 +118,7 @@ def test_files_of_lists_are_read_as_csv_or_parquet(tmp_path: Path) -> None:
         (b"", r"lists\.csv: cannot be read"),
         (b"session_id,position,item_id,score\n", r"lists\.csv: contains no rows"),
         (b"session_id,position,item,score\n1,1,a,1\n", r'no column item_id \(did you mean "item"\?\)'),
-        (b"\xff\xfe\x00,b\n1,2\n", r"lists\.csv: "),
+        (b"\xff\xfe\x00,b\n1,2\n", r"lists\.csv: no column session_id; needs session_id, position"),
     ],
 )
 def test_files_that_are_no_lists_are_one_line(content: bytes | None, message: str, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,6 @@ import torch
 from omegaconf import OmegaConf
 from scipy import stats
 
-from arnn_lightning.cli import main
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.reporting import charts
@@ -32,6 +30,7 @@ from arnn_lightning.reporting.console import first_items_line
 from arnn_lightning.reporting.results_table import csv_text
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import Report, build_report
+from commandline import arnn_here
 from helpers import compose_config
 from models import slow
 
@@ -135,15 +134,15 @@ def load_runs(run_dirs: list[Path], *data_dirs: Path) -> tuple[list[Run], list[S
     return [run for run in loaded if isinstance(run, Run)], skipped
 
 
-def report_of(run_dirs: list[Path], *data_dirs: Path) -> Report:
-    return build_report(*load_runs(run_dirs, *data_dirs), SETTINGS)
+def report_of(run_dirs: list[Path], *data_dirs: Path, settings: Settings = SETTINGS) -> Report:
+    return build_report(*load_runs(run_dirs, *data_dirs), settings)
 
 
-def text_of(run_dirs: list[Path], *data_dirs: Path) -> Report:
+def undrawn(run_dirs: list[Path], *data_dirs: Path, settings: Settings = SETTINGS) -> Report:
     """Their report with empty charts: to draw them takes longer than all else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(charts, "_to_svg", lambda *_, **__: "<svg></svg>")
-        return report_of(run_dirs, *data_dirs)
+        return report_of(run_dirs, *data_dirs, settings=settings)
 
 
 def lines(report: Report) -> list[dict[str, str]]:
@@ -279,7 +278,7 @@ def test_damaged_runs_are_skipped_with_a_reason(workspace: Path, whole: Report, 
     shutil.copytree(seed_runs(workspace)[0], tmp_path / "cut")
     curve = (tmp_path / "cut" / "metrics.csv").read_text()
     (tmp_path / "cut" / "metrics.csv").write_text(curve[: curve.rindex(",")])
-    report = text_of([*seed_runs(workspace), *find_run_dirs([str(tmp_path)])], workspace)
+    report = undrawn([*seed_runs(workspace), *find_run_dirs([str(tmp_path)])], workspace)
     assert report.csv == whole.csv
     assert report.markdown == whole.markdown
     for name in (*broken, "half", "torn", "old", "cut"):
@@ -335,7 +334,7 @@ def test_a_damaged_file_of_a_run_ends_no_report_of_others(
     damaged_runs = find_run_dirs(
         [str(tmp_path), str(workspace / "multirun")]
     )  # without config.yaml it is no run folder
-    report = text_of(damaged_runs, workspace)
+    report = undrawn(damaged_runs, workspace)
     ours = [row for row in lines(report) if row["seeds"] == "1 2 3"]
     assert ours == [row for row in lines(whole) if row["seeds"] == "1 2 3"]
 
@@ -348,7 +347,7 @@ def test_a_damaged_file_of_a_data_set_ends_no_report(file: str, workspace: Path,
         if content is not None:
             (tmp_path / "prepared" / str(number) / file).write_bytes(content)
     other = write_run(tmp_path / "other", workspace / "prepared" / "one", 4)
-    rows = [row for row in lines(text_of([*seed_runs(workspace), other], tmp_path)) if row["model"] == "arnn"]
+    rows = [row for row in lines(undrawn([*seed_runs(workspace), other], tmp_path)) if row["model"] == "arnn"]
     assert {row["seeds"] for row in rows} == {"1 2 3 4"}
 
 
@@ -356,7 +355,7 @@ def test_runs_on_different_data_are_not_averaged(workspace: Path, whole: Report,
     write_data(tmp_path / "prepared" / "two", seed=9)
     other = write_run(tmp_path / "other", tmp_path / "prepared" / "two", 2)
     alone = {row["model"]: row for row in lines(whole)}
-    report = text_of([*seed_runs(workspace), other], workspace, tmp_path)
+    report = undrawn([*seed_runs(workspace), other], workspace, tmp_path)
     keys = {row["data_key"] for row in lines(report)}
     assert len(keys) == 2
     assert "results on different data are not averaged" in report.html
@@ -376,7 +375,7 @@ def test_V17_equal_manifests_are_the_same_data(workspace: Path, tmp_path: Path) 
 
 def test_runs_with_other_settings_are_not_averaged(workspace: Path, tmp_path: Path) -> None:
     faster = write_run(tmp_path / "faster", workspace / "prepared" / "one", 1, "model.optimizer.lr=0.5")
-    report = text_of([*seed_runs(workspace), faster, workspace / "per_session"], workspace)
+    report = undrawn([*seed_runs(workspace), faster, workspace / "per_session"], workspace)
     rows = [(row["setting"], row["model"], row["seeds"]) for row in lines(report) if row["model"].startswith("arnn")]
     assert rows == [
         ("data.contexts.assignment=own", "arnn", "1 2 3"),
@@ -398,7 +397,7 @@ def test_a_model_is_compared_with_its_equal_under_the_first_setting(workspace: P
     other = write_run(tmp_path / "other", workspace / "prepared" / "one", 1, "model.hidden_size=7", skill=0.1)
     cells = {}
     for name, folders in (("with", [*seed_runs(workspace), other]), ("without", seed_runs(workspace))):
-        page = text_of([*folders, workspace / "per_session"], workspace).html
+        page = undrawn([*folders, workspace / "per_session"], workspace).html
         cells[name] = cells_of(page, "assignment=per_session", "arnn")[-2]
     assert cells["with"] == cells["without"] != ""
 
@@ -423,7 +422,7 @@ def test_values_of_a_run_are_those_of_the_role_that_a_model_has_in_it(
         return ""
 
     monkeypatch.setattr(charts, "lines", draw)
-    page = text_of([alone, part], workspace).html
+    page = undrawn([alone, part], workspace).html
     assert drawn["Learning curves"]["gru4rec"] == ([1, 3], [0.2, 0.45])  # validated after every second epoch
     assert cells_of(page, "xing: gru4rec", "20.0")[1] == "1"
     assert page.count("1,234") == 1  # what is listed before the first click: ARNN's alone
@@ -442,8 +441,7 @@ def test_recall_by_k_ends_before_the_size_of_the_catalogue(
         return original(title, x, y, series, shown, *arguments, **options)
 
     monkeypatch.setattr(charts, "lines", draw)
-    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", replace(SETTINGS, cutoffs=cutoffs))
-    report_of(seed_runs(workspace), workspace)
+    undrawn(seed_runs(workspace), workspace, settings=replace(SETTINGS, cutoffs=cutoffs))
     assert ticks == drawn
 
 
@@ -467,7 +465,7 @@ def test_runs_rounded_otherwise_are_not_averaged(override: str, workspace: Path,
 
 def test_conflicting_duplicate_run_is_counted_once_with_note(workspace: Path, whole: Report, tmp_path: Path) -> None:
     again = write_run(tmp_path / "again", workspace / "prepared" / "one", 1, skill=1.0)
-    report = text_of([*seed_runs(workspace), again], workspace)
+    report = undrawn([*seed_runs(workspace), again], workspace)
     assert report.csv == whole.csv
     assert "have the same configuration but different ranks; the first is used" in report.html
 
@@ -490,7 +488,7 @@ def test_missing_prepared_data_omits_user_and_item_groups(workspace: Path) -> No
     assert "by known attributes" not in report.html
 
 
-def test_run_dirs_come_from_folders_and_globs_each_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_dirs_come_from_folders_and_globs_each_once(workspace: Path) -> None:
     assert [folder.name for folder in find_run_dirs([str(workspace / "multirun")])] == ["0", "1", "2"]
     assert find_run_dirs([str(workspace / "multi*" / "*" / "1"), str(workspace / "multirun" / "now")])[0].name == "1"
     assert len(find_run_dirs([str(workspace / "multirun"), str(workspace / "multirun" / "*")])) == 3
@@ -522,28 +520,18 @@ def test_text_from_configs_is_escaped(workspace: Path, tmp_path: Path) -> None:
     assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"\|", report.markdown.splitlines()[2]))
 
 
-def test_page_needs_no_network_and_is_small(workspace: Path) -> None:
-    html = report_of([*seed_runs(workspace), workspace / "per_session"], workspace).html
+def test_page_needs_no_network_and_is_small(whole: Report) -> None:
+    html = whole.html
     assert len(html.encode()) < 3_000_000
-    assert html.count("<svg") >= 6
+    assert html.count("<svg") >= 5
     fetched = re.findall(r"""(?:\ssrc=|<link[^>]*\shref=|url\(|@import)\s*["']?([^"')\s>]*)""", html)
     assert all(place.startswith(("data:", "#")) for place in fetched), fetched
     assert "<script" not in html
     assert "python -m arnn_lightning hydra.mode=RUN seed=2" in html
 
 
-def test_reports_are_deterministic(workspace: Path) -> None:
-    once, twice = (report_of([*seed_runs(workspace), workspace / "per_session"], workspace) for _ in range(2))
-    assert once == twice
-
-
-def arnn(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["arnn", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+def test_reports_are_deterministic(workspace: Path, whole: Report) -> None:
+    assert report_of(seed_runs(workspace), workspace) == whole
 
 
 def test_task_report_writes_three_files(
@@ -552,19 +540,19 @@ def test_task_report_writes_three_files(
     monkeypatch.chdir(tmp_path)
     small = "evaluation.bootstrap.resamples=20"
     runs = f"runs=[{workspace}/multirun/now,{workspace}/per_session]"
-    assert arnn(monkeypatch, "task=report", runs, f"paths.data={workspace}", small, "hydra.run.dir=out") == 0
+    assert arnn_here(["task=report", runs, f"paths.data={workspace}", small, "hydra.run.dir=out"], monkeypatch) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"table2.md", "table2.csv", "report.html"}
     assert "| arnn |" in capsys.readouterr().out
     assert "Gain of arnn by position" in (tmp_path / "out" / "report.html").read_text()
-    assert arnn(monkeypatch, "task=report", runs, "report.metrics=[recal@20]") == 2
+    assert arnn_here(["task=report", runs, "report.metrics=[recal@20]"], monkeypatch) == 2
     assert 'error: "recal@20" is not a metric (did you mean "recall"?)' in capsys.readouterr().err
     for setting, message in (
         ("report.base=gru4rek", 'did you mean "gru4rec"?'),
         ("evaluation.groups=[shoe]", "shoe is not"),
     ):
-        assert arnn(monkeypatch, "task=report", runs, f"paths.data={workspace}", setting) == 2
+        assert arnn_here(["task=report", runs, f"paths.data={workspace}", setting], monkeypatch) == 2
         assert re.search(f"error: {setting.partition('=')[0]}.*{re.escape(message)}", capsys.readouterr().err)
-    assert arnn(monkeypatch, "task=report", "runs=nowhere") == 2
+    assert arnn_here(["task=report", "runs=nowhere"], monkeypatch) == 2
     assert "error: runs: no folder matches nowhere" in capsys.readouterr().err
 
 
@@ -616,7 +604,7 @@ def test_page_renders_without_errors_and_fits_a_phone(
     assert text_height > 9
 
 
-def gains(report: Report, model: str = "arnn") -> dict[str, str]:
+def row_of(report: Report, model: str) -> dict[str, str]:
     (row,) = [row for row in lines(report) if row["model"] == model]
     return row
 
@@ -628,7 +616,7 @@ def test_each_column_of_differences_has_one_reference(workspace: Path, whole: Re
     assert "session encoder" not in same  # ARNN's session encoder is the GRU4REC of the table
     pnn = [write_run(tmp_path / str(seed), prepared, seed, "model=pnn") for seed in (1, 2)]
     other = write_run(tmp_path / "other", prepared, 3, "model.session.epochs=99")
-    report = text_of([*pnn, other, seed_runs(workspace)[0]], workspace)
+    report = undrawn([*pnn, other, seed_runs(workspace)[0]], workspace)
     header = next(line for line in report.markdown.splitlines() if line.startswith("| model"))
     assert header.count("Recall@20 - ") == 2
     assert "Recall@20 - session encoder |" in header
@@ -691,11 +679,11 @@ def test_parts_of_another_seed_or_run_are_not_averaged(workspace: Path, tmp_path
 def test_a_damaged_data_set_is_skipped_with_a_reason(workspace: Path, tmp_path: Path) -> None:
     shutil.copytree(workspace / "prepared", tmp_path / "prepared")
     (tmp_path / "prepared" / "one" / "users.parquet").write_bytes(b"PAR1")
-    report = text_of(seed_runs(workspace), tmp_path)
+    report = undrawn(seed_runs(workspace), tmp_path)
     assert f"skipped: {tmp_path / 'prepared' / 'one'}: damaged prepared data set" in report.html
     assert {row["seeds"] for row in lines(report) if row["model"] == "arnn"} == {"1 2 3"}
     (tmp_path / "prepared" / "one" / "manifest.json").write_text("{}")
-    assert "manifest.json lacks raw, config" in text_of(seed_runs(workspace), tmp_path).html
+    assert "manifest.json lacks raw, config" in undrawn(seed_runs(workspace), tmp_path).html
 
 
 class Cells(HTMLParser):
@@ -723,10 +711,8 @@ class Cells(HTMLParser):
 
 
 def test_page_shows_groups_of_attributes_in_whole_tables(workspace: Path) -> None:
-    data_sets, _ = load_data_sets(workspace, [])
-    loaded = [load_run(folder, data_sets) for folder in seed_runs(workspace)]
     settings = replace(SETTINGS, groups=["age", "zip"])  # the data set's users have no zip
-    html = build_report([run for run in loaded if isinstance(run, Run)], [], settings).html
+    html = report_of(seed_runs(workspace), workspace, settings=settings).html
     assert "<h3>By age</h3>" in html
     assert "<h3>By zip</h3>" not in html
     assert "Gain of arnn by age" in html
@@ -739,18 +725,18 @@ def test_page_shows_groups_of_attributes_in_whole_tables(workspace: Path) -> Non
 
 def test_page_shows_what_is_listed_before_the_first_click(workspace: Path, tmp_path: Path) -> None:
     heading = "<h3>Before the first click</h3>"
-    page = text_of(seed_runs(workspace), workspace).html.split(heading)[1].split("</table>")[0]
+    page = undrawn(seed_runs(workspace), workspace).html.split(heading)[1].split("</table>")[0]
     row = " ".join(re.sub("<[^>]*>", " ", page.split("<tbody>")[1]).split())
     assert row == "arnn PNN 1,234 0.2500 0.3250 by profile in 2 of 3 runs"
     shutil.copytree(seed_runs(workspace)[0], tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     del metrics["first_items"]["encoder"]  # as of a run of version 0.2.0
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
-    assert ">PNN</td><td>1,234</td>" in text_of([tmp_path / "run"], workspace).html
+    assert ">PNN</td><td>1,234</td>" in undrawn([tmp_path / "run"], workspace).html
     assert first_items_line(metrics["first_items"]).endswith("popularity 0.2500, PNN 0.5000)")
     del metrics["first_items"]  # as of a model that has no list by profile
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
-    assert heading not in text_of([tmp_path / "run"], workspace).html
+    assert heading not in undrawn([tmp_path / "run"], workspace).html
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics | {"first_items": {"answer": "pnn"}}))
     ((skipped, reason),) = ((run.folder.name, run.reason) for run in load_runs([tmp_path / "run"], workspace)[1])
     assert (skipped, "first_items lacks metric" in reason) == ("run", True)
@@ -765,7 +751,7 @@ def test_p_values_are_adjusted_over_the_table(whole: Report) -> None:
 
 def test_one_seed_is_pointed_out(workspace: Path, whole: Report) -> None:
     sentence = "One seed: intervals reflect the variation over users only"
-    assert sentence in text_of(seed_runs(workspace)[:1], workspace).html
+    assert sentence in undrawn(seed_runs(workspace)[:1], workspace).html
     assert sentence not in whole.html
 
 
@@ -791,13 +777,11 @@ def test_charts_take_the_colors_of_the_page(whole: Report) -> None:
 
 
 def test_any_registered_metric_can_be_reported(workspace: Path) -> None:
-    loaded = [load_run(folder, {}) for folder in seed_runs(workspace)]
-    settings = replace(SETTINGS, metrics=["ndcg@5"])
-    report = build_report([run for run in loaded if isinstance(run, Run)], [], settings)
+    report = undrawn(seed_runs(workspace), settings=replace(SETTINGS, metrics=["ndcg@5"]))
     assert "| model | NDCG@5 | 95 % interval | NDCG@5 - gru4rec |" in report.markdown
     ranks = [EvaluationResult.read("arnn", folder).ranks["rank"].to_numpy() for folder in seed_runs(workspace)]
     expected = np.mean([np.where(rank <= 5, 1 / np.log2(rank + 1), 0).mean() for rank in ranks])
-    assert float(gains(report)["ndcg@5"]) == pytest.approx(expected, abs=1e-12)
+    assert float(row_of(report, "arnn")["ndcg@5"]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_model_has_one_color_in_all_charts(workspace: Path, tmp_path: Path) -> None:
@@ -817,7 +801,7 @@ def test_ticks_of_bar_charts_do_not_overlap() -> None:
 
 
 def test_configurations_show_only_differing_values(workspace: Path) -> None:
-    html = text_of([*seed_runs(workspace), workspace / "per_session"], workspace).html
+    html = undrawn([*seed_runs(workspace), workspace / "per_session"], workspace).html
     section = html[html.index('id="configs"') : html.index('id="runs"')]
     assert len(re.findall(r"<th\b", section)) == 2
     assert re.search(r"<td>data.<wbr>contexts.<wbr>assignment</td>", section)  # a row per key
@@ -832,6 +816,6 @@ def test_seconds_of_resumed_runs_are_left_out(workspace: Path, tmp_path: Path) -
     part = json.loads((tmp_path / "0" / "metrics.json").read_text()) | {"resumed": True, "seconds": {"train": 0.0}}
     for count in (1, 0):  # runs that are not resumed
         (tmp_path / f"{count}" / "metrics.json").write_text(json.dumps(part | {"seed": count + 1}))
-        page = text_of(find_run_dirs([str(tmp_path)]), workspace).html
+        page = undrawn(find_run_dirs([str(tmp_path)]), workspace).html
         assert ("<td>20.0</td>" in page.replace(' class="number"', "")) == bool(count)
         assert "Resumed runs are left out" in page

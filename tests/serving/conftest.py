@@ -17,7 +17,7 @@ from arnn_lightning.training.stage import evaluate_model
 from helpers import compose_config, model_config, ready
 from models import ModelCase
 
-SMALL = (
+SMALL_LOG = (
     "data.generate.events=20000",
     "data.item_contexts.single=[discipline_id,career_level]",
 )
@@ -27,14 +27,14 @@ SMALL = (
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     """The default data set, small."""
     folder: Path = tmp_path_factory.mktemp("data")
-    return prepare_data(compose_config(*SMALL, f"paths.data={folder}"))
+    return prepare_data(compose_config(*SMALL_LOG, f"paths.data={folder}"))
 
 
 @pytest.fixture(scope="session")
 def checkpoints(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[[ModelCase], Path]:
     """Makes the run folder of a model with random weights (a counting one is fitted): best.ckpt, test_ranks.parquet."""
     root = tmp_path_factory.mktemp("runs")
-    config = compose_config(*SMALL)
+    config = compose_config(*SMALL_LOG)
     data = OmegaConf.to_container(config.data, resolve=True)
     vocabulary = store_vocabulary(prepared, None, store_users=True)
 

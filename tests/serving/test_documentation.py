@@ -8,12 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from commandline import arnn_here
+from commandline import NO_BASELINES, arnn_here
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "recommend.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 NAMES = ["lamp", "bulb", "desk", *(f"item {number}" for number in range(40))]
-SMALL = 'overrides=["trainer.max_epochs=1", "evaluation.bootstrap.resamples=20", "data.items.min_events=1"],\n'
+QUICKER = ["trainer.max_epochs=1", "model.session.n_sample=20", "evaluation.bootstrap.resamples=20", *NO_BASELINES]
+QUICKER += ["data.items.min_events=1"]
 
 
 def write_shop(folder: Path) -> None:
@@ -36,7 +37,9 @@ def test_the_documents_snippets_run(
     monkeypatch.chdir(tmp_path)
     write_shop(tmp_path)
     names: dict[str, Any] = {}
-    first = BLOCKS[0].replace('contexts={"single": ["country"]},\n', 'contexts={"single": ["country"]},\n    ' + SMALL)
+    first = BLOCKS[0].replace(
+        'contexts={"single": ["country"]},\n', f'contexts={{"single": ["country"]}},\n    overrides={QUICKER},\n'
+    )
     assert first != BLOCKS[0]
     for block in (first, *BLOCKS[1:]):
         exec(block, names)

@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.loading.contexts import context_codes
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.card import Evidence, find_evidence, model_card
-from arnn_lightning.serving.export import ExportedStep, export_model
+from arnn_lightning.serving.export import ExportedStep, _write_weights, export_model
 from arnn_lightning.serving.predictor import Predictor, load
 from arnn_lightning.serving.vocabulary import Vocabulary
 from commandline import arnn_here
@@ -114,7 +115,7 @@ def test_V18_onnx_runtime_ranks_test_sessions_like_the_evaluation(
 @pytest.mark.parametrize(("single", "multi"), [slow([], []), (["level"], []), slow([], ["tags"])])
 def test_models_of_one_kind_of_attributes_are_exported(single: list[str], multi: list[str], tmp_path: Path) -> None:
     """ONNX Runtime and the model agree: ``export_model`` compares them."""
-    case = BY_NAME["arnn"]
+    case = BY_NAME["concat"]
     dims = {"n_items": 9, "single_sizes": [3 for _ in single], "n_binary": 4 if multi else 0}
     contexts = [(name, "single", code, f"{name}{code}", None) for name in single for code in (1, 2)]
     contexts += [(name, "multi", code, f"{name}{code}", None) for name in multi for code in range(4)]
@@ -160,25 +161,35 @@ def test_a_batch_may_have_any_number_of_fields(exported: Callable[[str], Path]) 
     np.testing.assert_allclose(queries[0], queries[2], atol=1e-6)
 
 
-def test_weights_are_complete_and_tied_ones_stored_once(exported: Callable[[str], Path]) -> None:
-    from safetensors.numpy import load_file
+@pytest.mark.parametrize(("name", "n_tied"), [("arnn", 0), ("gru4rec_tied", 1)])
+def test_weights_are_complete_and_tied_ones_stored_once(
+    name: str, n_tied: int, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
 
-    for name in ("arnn", "gru4rec_tied"):
-        weights = load_file(exported(name) / "model.safetensors")
-        vectors = np.load(exported(name) / "item_vectors.npy")
-        same = [key for key, weight in weights.items() if weight.shape == vectors[:, :-1].shape]
-        assert any(np.array_equal(weights[key], vectors[:, :-1]) for key in same)
-        assert len(same) == 1
+    model: Any = load(checkpoints(BY_NAME[name])).model
+    _write_weights(model, tmp_path)
+    weights, state = load_file(tmp_path / "model.safetensors"), model.state_dict()
+    assert len(state) - len(weights) == n_tied
+    stored_as = {tensor.data_ptr(): key for key, tensor in state.items() if key in weights and tensor.numel()}
+    for key, tensor in state.items():
+        assert torch.equal(weights[key if key in weights else stored_as[tensor.data_ptr()]], tensor)
+    vectors = np.load(tmp_path / "item_vectors.npy")
+    assert np.array_equal(
+        vectors, np.column_stack([model.scorer.items.weight.detach(), model.scorer.bias.weight.detach()])
+    )
 
 
-def test_an_export_replaces_an_earlier_one_and_nothing_else(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_an_export_replaces_an_earlier_one_and_nothing_else(
+    checkpoints: Checkpoints, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
     run = checkpoints(BY_NAME["concat"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("text")
     with pytest.raises(UserError, match="exists and is not an exported model"):
         export(run, tmp_path / "mine")
     assert names_in(tmp_path) == ["mine"]
-    export(run, tmp_path / "out", k=5)
+    shutil.copytree(exported("arnn"), tmp_path / "out")
     (tmp_path / "out" / "stale").touch()
     _, config = export(run, tmp_path / "out", k=7)
     assert names_in(tmp_path) == ["mine", "out"]
@@ -214,7 +225,7 @@ def test_a_wrong_export_is_not_written(
     assert not names_in(tmp_path)
 
 
-@pytest.mark.parametrize("name", [pytest.param("sasrec", marks=pytest.mark.slow), "arnn"])
+@pytest.mark.parametrize("name", [slow("sasrec"), "arnn"])
 def test_the_documents_example_needs_numpy_and_onnxruntime_only(
     name: str, checkpoints: Checkpoints, exported: Callable[[str], Path]
 ) -> None:
@@ -307,7 +318,35 @@ def test_a_model_card_has_the_runs_figures_and_no_others(
     assert "\n\n\n" not in card
 
 
-def test_the_card_of_a_trial_has_no_figures(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_a_card_compares_equal_predictions_only(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = checkpoints(BY_NAME["concat"])
+    predictor, result = load(run), EvaluationResult.read("concat", run)
+    others = {"pop": EvaluationResult("pop", result.ranks)}
+    others |= {"itemknn": EvaluationResult("itemknn", result.ranks.with_columns(pl.col("item") + 1))}
+    bootstrap = {"resamples": 5, "confidence": 0.9, "unit": "user"}
+    for has_users in (False, True):
+        if has_users:
+            monkeypatch.setattr(Predictor, "attributes", ("user",))
+        card = model_card(predictor, Evidence(result, others, {}, None), ["recall@20"], bootstrap, 1, None)
+        assert "| pop" in card
+        assert "itemknn" not in card
+        assert ("contains ids of users" in card) == has_users
+
+
+def test_a_part_of_a_run_has_its_own_results(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    result = EvaluationResult.read("concat", checkpoints(BY_NAME["concat"]))
+    metrics: dict[str, Any] = {"model": "arnn", "test": {}, "baselines": {"pop": {"model": "pop"}}}
+    metrics["encoders"] = {"session": {"model": "gru4rec"}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    for role in ("session", "pop"):
+        result.write(tmp_path, role)
+    part = find_evidence(tmp_path / "checkpoints" / "session" / "best.ckpt", {"prepared": "log"}, tmp_path, {})
+    assert part.result is not None
+    assert part.result.name == "gru4rec"
+    assert [*part.others] == ["pop"]
+
+
+def test_the_card_of_a_trial_has_no_figures(tmp_path: Path) -> None:
     """A trial is not tested: its metrics.json has the validation metrics alone."""
     file = tmp_path / "metrics.json"
     for checkpoint in ("best.ckpt", "session/best.ckpt"):
@@ -322,7 +361,6 @@ def test_the_card_of_a_trial_has_no_figures(checkpoints: Checkpoints, tmp_path: 
 
 def test_controls_are_the_runs_with_other_contexts(
     checkpoints: Checkpoints,
-    prepared: PreparedDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

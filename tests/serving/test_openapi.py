@@ -44,7 +44,7 @@ def send_generated(operation: Any, mode: Any, n_examples: int, app: Any) -> Coun
     return statuses
 
 
-@pytest.mark.parametrize("n_examples", [5, slow(20)])  # of every operation, valid and invalid each
+@pytest.mark.parametrize("n_examples", [3, slow(20)])  # of every operation, valid and invalid each
 def test_generated_requests_are_answered_as_described(n_examples: int, app: Any) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     modes = schemathesis.GenerationMode
