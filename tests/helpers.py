@@ -15,6 +15,7 @@ import polars as pl
 import torch
 from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
@@ -107,14 +108,14 @@ def python_block(text: str) -> str:
 GROUPS = {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")} - {"."}
 
 
-def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
-    """The config of a command line; ``with_hydra``: and its ``hydra`` part.
+def compose_config(*overrides: str, with_hydra: bool = False, name: str = "config") -> DictConfig:
+    """The config of a command line; ``with_hydra``: and its ``hydra`` part; ``name`` of the primary config.
 
     Hydra sets values once the groups are composed, which takes a quarter of a second; each choice is composed once.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     is_group = [o.package is not None or "/" in o.key_or_group or o.key_or_group in GROUPS for o in parsed]
-    config = pickle.loads(_compose_groups(*compress(overrides, is_group)))
+    config = pickle.loads(_compose_groups(name, *compress(overrides, is_group)))
     ConfigLoaderImpl._apply_overrides_to_config([*compress(parsed, map(not_, is_group))], config)
     config.hydra.overrides.task = list(overrides)
     if not with_hydra:
@@ -124,10 +125,23 @@ def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
 
 
 @cache
-def _compose_groups(*overrides: str) -> bytes:
+def _compose_groups(name: str, *overrides: str) -> bytes:
     """Pickled, since a copy takes twice as long."""
     with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
-        return pickle.dumps(compose("config", overrides=list(overrides), return_hydra_config=True))
+        return pickle.dumps(compose(name, overrides=list(overrides), return_hydra_config=True))
+
+
+def store_models_alone() -> str:
+    """A primary config with the groups that the model is made of: the others take longer to compose than these."""
+    whole: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    groups = re.compile(r"data|model|optional (paper|tuned)@model.*")
+    whole["defaults"] = [entry for entry in whole["defaults"] if entry == "_self_" or groups.fullmatch(*entry)]
+    del whole["hydra"]
+    ConfigStore.instance().store("models_alone", whole)
+    return "models_alone"
+
+
+MODELS_ALONE = store_models_alone()
 
 
 def model_config(name: str, dims: dict[str, Any], *overrides: str) -> dict[str, Any]:
@@ -137,7 +151,7 @@ def model_config(name: str, dims: dict[str, Any], *overrides: str) -> dict[str, 
 
 @cache
 def _model_config(name: str, dims: str, *overrides: str) -> dict[str, Any]:
-    config = compose_config(f"model={name}", "data=xing", *overrides)
+    config = compose_config(f"model={name}", "data=xing", *overrides, name=MODELS_ALONE)
     config.model.dims = json.loads(dims)
     plain = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(plain, dict)

@@ -132,8 +132,8 @@ def test_gradients_reach_the_whole_window(name: str, n_events: int, small_datase
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_dropouts_of_windows_act_in_training_only(name: str, small_dataset: PreparedDataset) -> None:
-    """E11: each of them by itself."""
+def test_E11_dropouts_of_windows_act_in_training_only(name: str, small_dataset: PreparedDataset) -> None:
+    """Each of them by itself."""
     settings = ["dropout_hidden", "dropout_embedding"] if name == "narm" else ["dropout"]
     for setting in settings:
         overrides = [f"model.{other}={0.5 if other == setting else 0}" for other in settings]

@@ -91,7 +91,7 @@ def test_without_attribute_dropout_chunks_have_no_contexts(small_dataset: Prepar
     assert all(dataset[epoch, 0].contexts is None for epoch in (0, 1))
 
 
-def test_E28_attribute_dropout_trains_unknown(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_E28_unknown_has_the_events_of_dropped_attributes(tmp_path: Path) -> None:
     """With training events of its own, "unknown" is not replaced by the mean."""
     single = {"level": [1, 2], "country": [1, 2]}
     sessions = (random_sessions(0, 20, 5), [0, 1] * 10)

@@ -294,24 +294,6 @@ def test_logq_has_gradient_0_at_the_true_probabilities(logq: float, hits: str, e
     assert (gradient.abs().max() < 1e-15) == exact
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("hits", ["keep", "mask"])
-def test_a_negative_sampled_n_times_counts_as_n_columns(loss: str, activation: str, hits: str) -> None:
-    torch.manual_seed(0)
-    score = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    columns = torch.tensor([2, 0, 2, 3, 2, 1])  # the slots' targets, then extra negatives
-    other = ~torch.eye(3, 6, dtype=torch.bool)
-    if hits == "mask":
-        other &= columns[:3, None] != columns
-    loss_of = make_loss(loss, activation, accidental_hits=hits)
-    spread = slot_by_slot(loss_of, score[:, columns], torch.arange(3), other)
-    once = loss_of(score, columns[:3], torch.bincount(columns))
-    assert torch.allclose(spread, once, atol=1e-12)
-    gradients = [torch.autograd.grad(value.sum(), score)[0] for value in (spread, once)]
-    assert torch.allclose(*gradients, atol=1e-12)
-
-
 def test_E25_the_divisor_is_the_number_of_slots_also_empty_ones() -> None:
     loss = torch.tensor([1.0, 2.0, float("nan"), 50.0])
     assert mean_over_batch(loss, torch.tensor([True, True, False, False])).item() == 0.75

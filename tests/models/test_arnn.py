@@ -104,7 +104,7 @@ def test_any_encoder_can_take_the_session_role(small_dataset: PreparedDataset, t
 
 @torch.no_grad()
 @pytest.mark.parametrize(("session", "context"), [("narm", "pnn"), ("gru4rec", "narm"), ("gru4rec", "pnn")])
-def test_arnn_reads_as_many_events_as_either_encoder(
+def test_arnn_reads_as_many_events_as_the_longer_window(
     session: str, context: str, small_dataset: PreparedDataset
 ) -> None:
     encoders = [BY_NAME[name].make(small_dataset).encoder for name in (session, context)]

@@ -186,7 +186,7 @@ N_ITEMS, N_KINDS, N_COLD = 240, 6, 30
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    """Sessions of one kind of items each, which are rare; the last thirty items are clicked in the test alone."""
+    """Each session has items of one kind, all of them rare; the last thirty items are clicked in the test alone."""
     rng = np.random.default_rng(4)
 
     def sessions(count: int, first: int, last: int) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """The training step: rows of tables against whole tables, clipping, and encoders from outside the package."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from arnn_lightning.models import RunSettings, SessionRecommender
 from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.optim import RowAdagrad
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import LSTMEncoder, make_data, train_losses
+from helpers import LSTMEncoder, make_data, train_losses, write_dataset
 from models import BY_NAME, TRAINED, ModelCase, case_name, slow_variants
 
 
@@ -176,9 +177,14 @@ def test_a_lookup_of_an_id_outside_the_step_raises(small_dataset: PreparedDatase
     assert set(results) == {True, False}
 
 
-def test_a_lookup_of_an_id_outside_the_step_trains_without_rows(small_dataset: PreparedDataset) -> None:
+def test_a_lookup_of_an_id_outside_the_step_trains_without_rows(tmp_path: Path) -> None:
+    prepared = write_dataset(tmp_path, {"train": ([[0, 1, 2, 3], [4, 6, 7, 8]], [0, 0])}, 12, {"level": [1]})
     model = recommender(ConstantId(), optimizer=lambda weights: torch.optim.Adam(weights, 0.01))
-    assert len(train_losses(model, make_data(small_dataset, batch_size=3))) > 0
+    before = model.encoder.table.weight.detach().clone()
+    train_losses(model, make_data(prepared, batch_size=2))
+    moved = (model.encoder.table.weight != before).any(1)
+    assert moved[5]
+    assert not moved[9:].any()
 
 
 def test_frozen_tables_are_no_rows_of_the_step(small_dataset: PreparedDataset) -> None:

@@ -400,7 +400,7 @@ def agree(log: Sequence[Row], people: Profiles, **changes: Any) -> bool:
 
 
 def random_log(seed: int, rows: int, users: int = 40, items: int = 30, days: int = 9) -> list[Row]:
-    """Bursts of interactions, some across midnight, popular items rather, in no order."""
+    """Bursts of interactions in random order, some across midnight, more often with the popular items."""
     rng = random.Random(seed)
     end = FIRST + days * DAY - 1
     log: list[Row] = []
@@ -805,7 +805,7 @@ def test_V3_validation_holds_the_days_before_the_test_days(tmp_path: Path) -> No
     assert days == {"train": [0, 1, 2], "val": [3, 4], "test": [5]}
 
 
-def test_held_out_user_share_are_the_only_ones_validated_and_tested(tmp_path: Path) -> None:
+def test_held_out_users_are_the_only_ones_validated_and_tested(tmp_path: Path) -> None:
     log, people = random_log(3, 3_000), random_profiles(3)
     raw = write_xing(tmp_path, log, people)
     settings: dict[str, Any] = {"split": {"test_days": 2, "val_days": 1}, "items": items_of(1.0)}
@@ -829,7 +829,7 @@ def test_held_out_user_share_are_the_only_ones_validated_and_tested(tmp_path: Pa
     )  # fitted on them alone
 
 
-def test_held_out_user_share_do_not_depend_on_gaps_between_ids(tmp_path: Path) -> None:
+def test_held_out_users_do_not_depend_on_gaps_between_ids(tmp_path: Path) -> None:
     log, written = random_log(4, 1_000), []
     for step in (1, 3):
         folder = tmp_path / str(step)
@@ -921,8 +921,8 @@ def test_V3_popularity_in_train_is_of_training_events(
     assert pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list() == kept
 
 
-# Two ways in which a test click could count: a session that starts in training with an item that is dropped, and last
-# days of which nothing stays, so that the test period moves. In both, test clicks alone make item 7 popular enough.
+# Where sessions and days are of items that are dropped: a session that starts in training with such an item goes on in
+# the test period, and of the last days nothing stays.
 _BASE = clicks(*[(90, item, 1) for item in (1, 2) * 4], *[(91, 7, 1)] * 3, (92, 1, 3), (92, 2, 3))
 _ACROSS = [*_BASE, Row(93, 99, 1, FIRST + 3 * DAY - 60), *clicks((93, 7, 3), (93, 7, 3))]
 _MOVED = [*_BASE, *clicks((93, 7, 2), (93, 7, 2), (94, 99, 4), (94, 98, 4))]
@@ -931,12 +931,12 @@ _MOVED = [*_BASE, *clicks((93, 7, 2), (93, 7, 2), (94, 99, 4), (94, 98, 4))]
 @pytest.mark.parametrize(
     ("log", "test_days"), [(_ACROSS, 1), (_MOVED, 2)], ids=["session across midnight", "last day without popular items"]
 )
-def test_popularity_scope_train_ignores_test_events(tmp_path: Path, log: list[Row], test_days: int) -> None:
+def test_splits_are_those_of_the_log_before_items_are_dropped(tmp_path: Path, log: list[Row], test_days: int) -> None:
     split = {"test_days": test_days, "val_days": 0}
     prepared = prepared_from(tmp_path, log, items=items_of(0.5, "train"), split=split)
-    test_clicks_of_7 = sum(session.count(7) for session in sessions_of(prepared, "test"))
-    kept = pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list()
-    assert kept == [1, 2] or test_clicks_of_7 == 0
+    assert pl.read_parquet(prepared.folder / "items.parquet")["id"].to_list() == [1, 2, 7]
+    assert sessions_of(prepared, "train") == [[1, 2] * 4, [7, 7, 7], [7, 7]]
+    assert sessions_of(prepared, "test") == [[1, 2]]
 
 
 def test_codes_follow_sorted_ids_and_sessions_follow_their_start(tmp_path: Path) -> None:

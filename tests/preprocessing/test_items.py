@@ -14,7 +14,7 @@ from arnn_lightning.readers.complete_journey import ATTRIBUTES, ITEM_ATTRIBUTES,
 from helpers import compose_config
 
 DAY = 86_400
-# Training has a (3 events), b (3), d (1); the test day has a, c (no row of attributes is known), d, e and f (no row).
+# Training has a (3 events), b (3), d (1); the test day has a, c (a row of unknown attributes), d, e and f (no row).
 SESSIONS = [(0, "ab"), (0, "ab"), (1, "abd"), (5, "aced"), (5, "fe"), (5, "ce"), (5, "ab")]
 ITEMS = """item,title,kind,tags,price
 a,Apple,fruit,"red,sweet",1.5

@@ -136,12 +136,18 @@ def test_a_valid_value_before_the_invalid_one_is_not_named(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["user_id\tname\n1\ta\tb\n", b"user_id\tname\n1\t\xe4\n", "user_id\tname\tname\n1\ta\tb\n", b"\0", b"\0\0\1"],
+    ("text", "words"),
+    [
+        ("user_id\tname\n1\ta\tb\n", "row 2 has more fields"),
+        (b"user_id\tname\n1\t\xe4\n", "line 2 is not UTF-8"),
+        ("user_id\tname\tname\n1\ta\tb\n", "2 columns are named 'name'"),
+        (b"\0", "a binary file"),
+        (b"\0\0\1", "a binary file"),
+    ],
     ids=["a field too many", "not UTF-8", "a column twice", "a byte of 0", "binary"],
 )
-def test_unreadable_table_is_one_line(file: Path, text: str | bytes) -> None:
-    with pytest.raises(UserError, match=r"log\.csv: ") as error:
+def test_unreadable_table_is_one_line(file: Path, text: str | bytes, words: str) -> None:
+    with pytest.raises(UserError, match=rf"log\.csv: .*{words}") as error:
         read(file, text)
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""Laws of the validate_events at the door."""
+"""What validate_events requires of the events of any reader."""
 
 from pathlib import Path
 

@@ -485,7 +485,9 @@ def test_ambiguous_dates_are_rejected(log: Any, text: str, how: str | None, word
     path = log(f"user,item,time\nu,a,{text}\n")
     with pytest.raises(UserError, match=words):
         read(path, *([] if how is None else [f"data.time_format='{how}'"]))
-    assert read(path, f"data.time_format='{'%m/%d/%y' if how else '%Y%m%d'}'").events["time"][0] > 0
+    time_format = "%m/%d/%y" if how else "%Y%m%d"
+    day = datetime.strptime(text, time_format).replace(tzinfo=UTC)
+    assert read(path, f"data.time_format='{time_format}'").events["time"].to_list() == [day.timestamp()]
 
 
 def test_a_change_is_located_in_its_file(log: Any) -> None:

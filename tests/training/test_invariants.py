@@ -174,12 +174,15 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_on_meta(
-    case: ModelCase, prepared: PreparedDataset, *overrides: str, n_sample: int = 0, **settings: Any
+    case: ModelCase, prepared: PreparedDataset, *overrides: str, n_sample: int = 0, steps: int = 1, **settings: Any
 ) -> None:
-    """Trains on the first chunk, without empty slots in its first step, and on the last, with empty ones."""
+    """Trains on the first chunk, without empty slots in its first step, and on the last, with empty ones.
+
+    The operations of a step take ten times as long there as on a CPU.
+    """
     model = case.make(prepared, *overrides, **settings).to("meta").train()
     optimizer = model.configure_optimizers()
-    dataset = make_data(prepared, n_sample=n_sample).train_dataset(model.chunk_spec)
+    dataset = make_data(prepared, n_sample=n_sample, steps_per_chunk=steps).train_dataset(model.chunk_spec)
     chunks = [dataset[0, 0], dataset[0, len(dataset) - 1]]
     assert [bool(chunks[0].all_valid[0]), bool(chunks[1].all_valid[-1])] == [True, False]
     state = model.initial_state(4)
@@ -204,7 +207,7 @@ def to_meta(chunk: TrainChunk) -> TrainChunk:
 def test_a_training_step_runs_on_the_meta_device(
     case: ModelCase, n_sample: int, small_dataset: PreparedDataset
 ) -> None:
-    run_on_meta(case, small_dataset, n_sample=n_sample, cache_mb=1.0)
+    run_on_meta(case, small_dataset, n_sample=n_sample, steps=2, cache_mb=1.0)
 
 
 @pytest.mark.usefixtures("on_meta")

@@ -173,3 +173,8 @@ def test_V9_V10_every_position_is_ranked_among_all_items(name: str, tmp_path: Pa
     ]  # fmt: skip
     if name == "pop":
         assert ranks["rank"].to_list()[2:] == [1.0, 1.0]
+    else:
+        step = model.eval().step_input(torch.tensor([0]), torch.tensor([1]), None)
+        query, _ = model.encode(step, model.initial_state(1))
+        (score,) = model.score(query).detach()
+        assert ranks["rank"][3] == 1 + int((score > score[0]).sum())  # item 0 itself is not left out
