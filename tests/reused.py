@@ -150,8 +150,8 @@ def work_ahead() -> None:
 def run_command(folder: str, arguments: list[str], environment: dict[str, str], *streams: str) -> None:
     """``python -m arnn_lightning`` in a forked process; ``streams``: the files of stdout and stderr.
 
-    All is as in a process of its own, but that Hydra does not compose the config a second time for ``hydra.mode``
-    alone, which experiments set and nothing else does.
+    All is as in a process of its own, but for ``reuse``, and that Hydra does not compose the config a second time for
+    ``hydra.mode`` alone, which experiments set and nothing else does.
     """
     signal.alarm(300)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -162,7 +162,8 @@ def run_command(folder: str, arguments: list[str], environment: dict[str, str], 
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[0] = folder
+    of_tests = [Path(__file__).parents[1] / name for name in ("tests", "experiments", "src")]
+    sys.path[:] = [folder, *(path for path in sys.path if not any(map(Path(path).is_relative_to, of_tests)))]
     sys.argv[1:] = arguments
     if "experiment=" not in str(arguments):
         Hydra.get_mode = lambda *_, **__: None
