@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def small_dataset(tmp_path: Path) -> "PreparedDataset":
-    """Thirty random sessions a split over 12 items; six users with two attributes and five two-valued fields.
+    """Sixteen random sessions a split over 12 items; six users with two attributes and five two-valued fields.
 
     Items have an attribute, which is unknown for one of them, and three two-valued fields.
     """
@@ -58,7 +58,7 @@ def small_dataset(tmp_path: Path) -> "PreparedDataset":
 
     rng = np.random.default_rng(5)
     splits = {
-        name: (random_sessions(seed, 30, 12), rng.integers(0, 6, 30).tolist())
+        name: (random_sessions(seed, 16, 12), rng.integers(0, 6, 16).tolist())
         for seed, name in enumerate(("train", "val", "test"))
     }
     return write_dataset(

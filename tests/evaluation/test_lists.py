@@ -81,22 +81,22 @@ def test_of_equal_scores_the_first_items_are_recommended(small_dataset: Prepared
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ((60, 1, "item-99", 1.0), "row 2: item_id item-99 is not in the catalogue of 12 items"),
-        ((60, 1, None, 1.0), r"row 2: item_id \(empty\) is not in the catalogue"),
-        ((60, 1, "item-1", float("nan")), "row 2: score NaN must be a finite number"),
-        ((60, 1, "item-1", float("inf")), "row 2: score inf must be a finite number"),
-        ((60, 1, "item-1", "high"), "row 2: score high must be a finite number"),
+        ((32, 1, "item-99", 1.0), "row 2: item_id item-99 is not in the catalogue of 12 items"),
+        ((32, 1, None, 1.0), r"row 2: item_id \(empty\) is not in the catalogue"),
+        ((32, 1, "item-1", float("nan")), "row 2: score NaN must be a finite number"),
+        ((32, 1, "item-1", float("inf")), "row 2: score inf must be a finite number"),
+        ((32, 1, "item-1", "high"), "row 2: score high must be a finite number"),
         (("a", 1, "item-1", 1.0), "row 2: session_id a must be an integer"),
-        ((60, None, "item-1", 1.0), r"row 2: position \(empty\) must be an integer"),
-        ((3, 1, "item-1", 1.0), r"row 2: session_id 3 is not a session of the test split \(60 to 89\)"),
-        ((60, 0, "item-1", 1.0), "row 2: position 0 is not a prediction of its session"),
-        ((60, 50, "item-1", 1.0), "row 2: position 50 is not a prediction of its session"),
-        ((60, 1, "item-0", 2.0), "row 2: item_id item-0 occurs twice in its list"),
+        ((32, None, "item-1", 1.0), r"row 2: position \(empty\) must be an integer"),
+        ((3, 1, "item-1", 1.0), r"row 2: session_id 3 is not a session of the test split \(32 to 47\)"),
+        ((32, 0, "item-1", 1.0), "row 2: position 0 is not a prediction of its session"),
+        ((32, 50, "item-1", 1.0), "row 2: position 50 is not a prediction of its session"),
+        ((32, 1, "item-0", 2.0), "row 2: item_id item-0 occurs twice in its list"),
     ],
 )
 def test_a_wrong_row_of_a_list_is_one_line(row: tuple[Any, ...], message: str, small_dataset: PreparedDataset) -> None:
     with pytest.raises(UserError, match=rf"^lists\.csv, {message}") as error:
-        evaluated(lists_of([(60, 1, "item-0", 1.0), row]), small_dataset)
+        evaluated(lists_of([(32, 1, "item-0", 1.0), row]), small_dataset)
     assert "\n" not in str(error.value)
 
 

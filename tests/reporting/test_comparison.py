@@ -46,7 +46,7 @@ def test_the_number_of_seeds_is_that_of_trained_models() -> None:
     assert view(counted).n_seeds == 0
 
 
-def test_equal_results_are_those_of_one_seed_without_a_session_encoder() -> None:
+def test_equal_results_are_those_of_one_seed() -> None:
     """With one, its results may differ, and so the differences to them."""
     results = {seed: result(1) for seed in (2, 1)}
     assert Variant("pop", {}, results=results).seeds == [1]
