@@ -1,4 +1,4 @@
-"""The list of models that every contract test reads: a new model needs one line here."""
+"""The lists of models and losses that every contract test reads: a new model needs one line here."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from helpers import make_model, ready
+from helpers import CONF, make_model, ready
 
 
 class ModelCase(NamedTuple):
@@ -110,6 +110,7 @@ VARIANTS = (
     *("gru4rec_separate", "gru4rec_tied", "gru4rec_items", "pnn_closed", "pnn_fields"),
     *("arnn_footnote2", "arnn_joint", "arnn_concat", "latent_cross_sasrec", "arnn_sasrec"),
 )
+LOSSES = sorted(path.stem for path in (CONF / "model" / "loss").glob("[!_]*.yaml"))
 TRAINED = tuple(case for case in MODELS if case.is_trained)
 BY_NAME = {case.name: case for case in MODELS}
 

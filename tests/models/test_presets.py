@@ -1,5 +1,6 @@
 """Every preset composes with every loss, the strong ones train, and the logQ correction learns popularity."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from arnn_lightning import conf
 from arnn_lightning.errors import UserError
 from arnn_lightning.models import RunSettings, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.stage import make_datamodule
-from helpers import compose_config, make_data, make_model, train_losses, trainer, write_dataset
-from models import TRAINED, slow
+from helpers import MODELS_ALONE, compose_config, make_data, make_model, train_losses, trainer, write_dataset
+from models import LOSSES, TRAINED, slow
 
+compose_models = partial(compose_config, name=MODELS_ALONE)
 LOSS_CLASSES = {
     "top1": "TOP1",
     "bpr": "BPR",
@@ -24,7 +25,6 @@ LOSS_CLASSES = {
     "bpr_max": "BPRMax",
     "cross_entropy": "CrossEntropy",
 }
-LOSSES = sorted(path.stem for path in (Path(conf.__path__[0]) / "model" / "loss").glob("[!_]*.yaml"))
 PRESETS = sorted({case.preset for case in TRAINED})
 # Without the slow ones each preset, and each loss, has one pair at least.
 PAIRS = [
@@ -62,9 +62,9 @@ def test_a_role_takes_a_model_trained_in_one_stage(choice: str, small_dataset: P
 @pytest.mark.parametrize("arnn", ["arnn", "arnn_strong"])
 @pytest.mark.parametrize("data", ["synthetic", slow("completejourney"), slow("tmall")])
 def test_encoders_of_arnn_are_tuned_as_they_are_alone(data: str, arnn: str, role: str) -> None:
-    encoder = compose_config(f"data={data}", f"model={arnn}").model[role]
+    encoder = compose_models(f"data={data}", f"model={arnn}").model[role]
     loss = "cross_entropy_logq" if encoder.loss.logq else "top1"
-    alone = compose_config(f"data={data}", f"model={encoder.name}", f"model/loss={loss}").model
+    alone = compose_models(f"data={data}", f"model={encoder.name}", f"model/loss={loss}").model
     keys = alone.keys() - {"dims", "n_sample", "sample_alpha", "attribute_dropout"}
     assert {key: encoder[key] for key in keys} == {key: alone[key] for key in keys}
 
@@ -82,32 +82,32 @@ def test_encoders_of_arnn_are_tuned_as_they_are_alone(data: str, arnn: str, role
 def test_values_tuned_with_another_choice_do_not_apply(data: str, choices: list[str], without: str) -> None:
     """Another loss or optimizer gives the preset's values, as if there were no tuned file."""
     overrides = [f"data={data}", "model=gru4rec", *choices]
-    assert compose_config(*overrides) == compose_config(*overrides, without)
+    assert compose_models(*overrides) == compose_models(*overrides, without)
     chosen = [override for override in overrides if override.startswith(("data", "model="))]
-    assert compose_config(*chosen) != compose_config(*chosen, without)
+    assert compose_models(*chosen) != compose_models(*chosen, without)
 
 
 def test_a_strong_session_encoder_has_its_own_values() -> None:
-    strong = compose_config("model=arnn", "model@model.session=gru4rec_strong").model.session
-    alone = compose_config("model=gru4rec_strong").model
+    strong = compose_models("model=arnn", "model@model.session=gru4rec_strong").model.session
+    alone = compose_models("model=gru4rec_strong").model
     for key in ("n_sample", "sample_alpha", "embedding", "loss", "optimizer", "epochs"):
         assert strong[key] == alone[key], key
     assert (strong.n_sample, strong.sample_alpha) == (2048, 0.75)
 
 
 def test_sizes_of_the_paper_hold_with_any_optimizer() -> None:
-    model = compose_config("data=tmall", "model/optimizer=adam", "model/loss@model.context.loss=bpr").model
+    model = compose_models("data=tmall", "model/optimizer=adam", "model/loss@model.context.loss=bpr").model
     assert (model.hidden_size, model.session.hidden_size, model.context.hidden_size) == (1000, 1000, 300)
     assert model.optimizer.lr == 0.001
 
 
 def test_the_command_line_wins_over_tuned_values() -> None:
-    model = compose_config("model.session.n_sample=7", "model.epochs=9").model
+    model = compose_models("model.session.n_sample=7", "model.epochs=9").model
     assert (model.session.n_sample, model.epochs, model.session.epochs, model.optimizer.lr) == (7, 9, 5, 0.015)
 
 
 def test_a_strong_arnn_has_a_strong_session_stage_and_one_loss() -> None:
-    alone, arnn = (compose_config("data=xing", f"model={name}_strong").model for name in ("gru4rec", "arnn"))
+    alone, arnn = (compose_models("data=xing", f"model={name}_strong").model for name in ("gru4rec", "arnn"))
     assert {key: value for key, value in arnn.session.items() if key != "dims"} == {
         key: value for key, value in alone.items() if key != "dims"
     }
@@ -120,7 +120,7 @@ def test_a_strong_arnn_has_a_strong_session_stage_and_one_loss() -> None:
 def test_every_preset_trains_with_its_negatives_and_log_q(
     name: str, small_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    config = compose_config("data=xing", f"model={name}", "performance.steps_per_execution=3")
+    config = compose_models("data=xing", f"model={name}", "performance.steps_per_execution=3")
     config.model.dims = small_dataset.dims
     plain: Any = OmegaConf.to_container(config.model, resolve=True)
     model: Any = build_model(plain, RunSettings())

@@ -124,8 +124,8 @@ def test_0_is_unknown_in_some_columns_and_a_category_elsewhere(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("text", ["NULL", ""])
-@pytest.mark.parametrize("name", [*SINGLE, *MULTI])
-def test_null_and_empty_are_unknown_in_every_column(tmp_path: Path, name: str, text: str) -> None:
+@pytest.mark.parametrize("name", [SINGLE[0], SINGLE[-1], MULTI[0]])
+def test_null_and_empty_are_unknown(tmp_path: Path, name: str, text: str) -> None:
     users = read(tmp_path, profiles=PROFILES + profile(**{name: text})).users().collect()
     assert not users[name].to_list()[0]
     assert all(users[other].to_list()[0] for other in (*SINGLE, *MULTI) if other != name)
@@ -177,7 +177,7 @@ def test_a_missing_column_of_interactions_suggests_the_nearest(tmp_path: Path, n
         read(tmp_path, log=CLICKS.replace(name, f"{name}s"))
 
 
-@pytest.mark.parametrize("name", [*SINGLE, *MULTI])
+@pytest.mark.parametrize("name", [SINGLE[0], SINGLE[-1], MULTI[0]])
 def test_a_missing_column_of_users_suggests_the_nearest(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=rf"users\.csv: no column '{name}' \(did you mean \"{name}x\"\?\)"):
         read(tmp_path, profiles=PEOPLE.replace(name, f"{name}x"))

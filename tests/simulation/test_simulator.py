@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.simulation import tmall, xing
 from arnn_lightning.simulation.simulator import Simulator, ensure_simulated
 from commandline import arnn_here
 from helpers import compose_config
@@ -18,6 +19,13 @@ FILES = {
     "xing": ["interactions.csv", "items.csv", "users.csv"],
     "tmall": ["user_info_format1.csv", "user_log_format1.csv"],
 }
+
+
+@pytest.fixture(autouse=True)
+def few_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both schemas make many users at once, whose profiles take longer than the rows of these tests."""
+    for schema in (xing, tmall):
+        monkeypatch.setattr(schema, "USER_CHUNK", 500)
 
 
 @dataclass(frozen=True)

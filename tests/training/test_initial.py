@@ -179,7 +179,7 @@ def test_known_rows_follow_their_ids(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_categories_of_items_follow_their_names(tmp_path: Path) -> None:
+def test_categories_of_items_follow_their_names() -> None:
     """Categories a, b, price below 5 and tag t then; b, new, price below 5 and no tag now."""
     case, sizes = BY_NAME["gru4rec_items"], {"n_items": 4, "single_sizes": [], "n_binary": 0}
     then, now = (sizes | {"item_single_sizes": [3, 2], "n_item_binary": n} for n in (1, 0))

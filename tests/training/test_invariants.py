@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from arnn_lightning import conf
 from arnn_lightning.batch import TrainChunk
 from arnn_lightning.errors import UserError
 from arnn_lightning.optim import RowAdagrad
@@ -27,9 +26,8 @@ from helpers import (
     trainer,
     write_dataset,
 )
-from models import BY_NAME, MODELS, TRAINED, ModelCase, case_name, slow, slow_but, slow_variants
+from models import BY_NAME, LOSSES, MODELS, TRAINED, ModelCase, case_name, slow, slow_but, slow_variants
 
-LOSSES = sorted(path.stem for path in (Path(conf.__path__[0]) / "model" / "loss").glob("[!_]*.yaml"))
 KINDS = ("gru4rec", "sasrec", "pnn", "arnn", "prefix")  # one model of each kind of encoder and fusion
 LSTM = ModelCase("lstm", "", has_memory=True)
 
