@@ -10,7 +10,7 @@ TORCH := torch mpmath networkx setuptools sympy
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-# Modules are compiled when they are first imported: without the files of that, each process compiles torch again.
+# pip does not compile the modules: if the first import did not keep the bytecode, each process would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
 # A current pip takes two thirds of the time of pip 23.2.
