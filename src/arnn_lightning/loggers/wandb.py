@@ -110,7 +110,7 @@ class WandbLogger(LightningWandbLogger):
     def _settings(self, mode: str) -> Any:
         import wandb
 
-        return wandb.Settings(mode=mode, silent=mode != "online", **self.timeouts, **PRIVATE)  # type: ignore[arg-type]
+        return wandb.Settings(mode=mode, silent=mode != "online", **self.timeouts, **PRIVATE)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The run's config; paths below the current folder become relative, of others the last part is kept."""
