@@ -544,18 +544,31 @@ def test_V16_one_device_evaluates_a_two_device_checkpoint(workspace: Path, run_d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing_ranks", ["0", "1", "01"])
-def test_user_error_ends_all_processes_with_one_line(workspace: Path, failing_ranks: str) -> None:
-    done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=failing_ranks, FAILURE="user").wait()
-    assert done.stderr == "error: in one process\n"
-    assert done.returncode == 2
+@pytest.mark.parametrize(
+    ("failure", "last_line", "code"),
+    [("user", "error: in one process", 2), ("defect", "ValueError: in one process", 1)],
+)
+def test_an_error_ends_all_processes_with_one_message(
+    workspace: Path, failing_ranks: str, failure: str, last_line: str, code: int
+) -> None:
+    done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=failing_ranks, FAILURE=failure).wait()
+    assert done.stderr.splitlines()[-1] == last_line
+    assert done.stderr.count("Traceback") == int(failure == "defect")
+    assert done.stderr.count("in one process") == 1 + int(failure == "defect")
+    assert done.returncode == code
     assert {path.name for path in (workspace / "failed").glob("*")} <= {".lock"}
 
 
 def test_defect_ends_all_processes_with_one_traceback(workspace: Path) -> None:
-    done = Command(workspace, *FAIL, *TWO, FAILING_RANKS="1", FAILURE="defect").wait()
-    assert done.stderr.count("Traceback") == 1
-    assert done.stderr.splitlines()[-1] == "ValueError: in one process"
-    assert done.returncode == 1
+    """Of two processes that torchrun started, whose imports a forked process has; its launcher is tested in full below."""
+    variables = TORCHRUN | {"MASTER_PORT": str(free_port()), "FAILING_RANKS": "1", "FAILURE": "defect"}
+    runs = [Command(workspace, *FAIL, *TWO, **variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    zero, other = (run.wait() for run in runs)
+    assert zero.stderr.count("Traceback") == 1
+    assert zero.stderr.splitlines()[-1] == "ValueError: in one process"
+    assert zero.returncode == 1
+    assert other.stderr == ""
+    assert other.returncode == 0  # torchrun kills the others as soon as a process exits with another code
 
 
 @pytest.mark.slow
