@@ -20,7 +20,7 @@ import arnn_lightning
 from arnn_lightning import conf
 from arnn_lightning.evaluation.result import RANKS
 from arnn_lightning.reporting.console import first_items_line
-from commandline import SMALL, Command, arnn, arnn_here, error_line, metrics_of
+from commandline import NO_BASELINES, SMALL, Command, arnn, arnn_here, error_line, metrics_of
 
 
 @pytest.fixture(scope="module")
@@ -482,6 +482,14 @@ def test_generated_files_are_prepared_as_xing(workspace: Path) -> None:
     done = arnn(workspace, "task=prepare", "data=xing", "data.raw_dir=made")
     assert "in sessions of 2 events or more" in done.stdout
     assert "8,000" in done.stdout
+
+
+def test_a_run_without_a_validation_split_shows_no_warning(workspace: Path) -> None:
+    settings = ["model=gru4rec", "data.split.val_days=0", "hydra.run.dir=unvalidated"]
+    done = arnn(workspace, *SMALL, *NO_BASELINES, *settings)
+    assert "no validation split (data.split): the last epoch of each stage is kept" in done.stdout
+    assert "arning" not in done.stderr
+    assert "across ranks" not in done.stderr
 
 
 def test_user_tables_train_from_the_command_line(tmp_path: Path) -> None:
