@@ -560,7 +560,7 @@ def test_an_error_ends_all_processes_with_one_message(
 
 
 def test_defect_ends_all_processes_with_one_traceback(workspace: Path) -> None:
-    """Of two processes that torchrun started, whose imports a forked process has; its launcher is tested in full below."""
+    """Two processes as torchrun starts them, but forked from one that has imported torch."""
     variables = TORCHRUN | {"MASTER_PORT": str(free_port()), "FAILING_RANKS": "1", "FAILURE": "defect"}
     runs = [Command(workspace, *FAIL, *TWO, **variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
     zero, other = (run.wait() for run in runs)
