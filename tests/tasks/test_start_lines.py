@@ -18,13 +18,13 @@ def lines(prepared: PreparedDataset, *overrides: str, dims: dict[str, Any] | Non
 
 def test_tuned_files_of_a_run_are_named(small_dataset: PreparedDataset) -> None:
     (line,) = lines(small_dataset, *NO_BASELINES, "model=gru4rec")
-    assert line == "tuned values: model (synthetic_gru4rec_top1_adagrad); left out by ~tuned@model"
+    assert line == "tuned values used: model (synthetic_gru4rec_top1_adagrad); without them: ~tuned@model"
     assert lines(small_dataset, *NO_BASELINES, "model=gru4rec", "model/optimizer=adam") == []
     (line,) = lines(small_dataset, "model=pop")
     assert line.startswith(
-        "tuned values: baselines.vsknn (synthetic_vsknn), baselines.sr (synthetic_sr), baselines.item"
+        "tuned values used: baselines.vsknn (synthetic_vsknn), baselines.sr (synthetic_sr), baselines.item"
     )
-    assert line.endswith("left out by ~tuned@baselines.vsknn ~tuned@baselines.sr ~tuned@baselines.itemknn")
+    assert line.endswith("without them: ~tuned@baselines.vsknn ~tuned@baselines.sr ~tuned@baselines.itemknn")
 
 
 def test_what_looks_wrong_in_the_settings_of_the_data_is_shown(small_dataset: PreparedDataset) -> None:

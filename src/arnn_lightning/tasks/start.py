@@ -37,7 +37,7 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
     files = applied_files(config, job.runtime)
     if files:
         tuned = ", ".join(f"{package} ({Path(file).stem})" for package, file in files.items())
-        lines.append(f"tuned values: {tuned}; left out by {' '.join(f'~tuned@{package}' for package in files)}")
+        lines.append(f"tuned values used: {tuned}; without them: {' '.join(f'~tuned@{package}' for package in files)}")
     if "optimizer" not in model:
         return lines
     if not prepared.manifest["splits"]["val"]["events"]:

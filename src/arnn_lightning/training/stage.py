@@ -138,8 +138,8 @@ def warn_of_untrained_unknowns(prepared: PreparedDataset, config: DictConfig) ->
     lacking = [f"{name} {share:.1%}" for name, share in test.items() if share and not train[name]]
     if lacking and not data.attribute_dropout:
         log.warning(
-            f"attributes that no training event lacks, and the share of test events that do: {', '.join(lacking)}; "
-            "data.contexts.dropout=0.2 trains for such events"
+            f"attributes that are unknown in test events but in no training event: {', '.join(lacking)}; "
+            "consider data.contexts.dropout=0.2, which prepares the model for such events"
         )
 
 
