@@ -58,8 +58,8 @@ def test_clear_worlds_have_clear_answers() -> None:
     assert answers(0.0, 0.0, noise=0.0005)["no"] >= 0.95
 
 
-def gain(low: float, high: float, p_value: float = 0.01) -> Gain:
-    return Gain((low + high) / 2, low, high, p_value, 1.0, (), 0.0, 0.0)
+def gain(low: float, high: float, p_value: float = 0.01, base: float = 1.0) -> Gain:
+    return Gain((low + high) / 2, low, high, p_value, base, (), 0.0, 0.0)
 
 
 def test_the_answer_follows_from_the_limits_of_both_gains() -> None:
@@ -68,6 +68,7 @@ def test_the_answer_follows_from_the_limits_of_both_gains() -> None:
     assert decide(gain(0.01, 0.3), gain(-0.1, 0.3), 0.02) == "unclear"
     assert decide(gain(0.01, 0.3), gain(-0.1, 0.01), 0.02) == "no"
     assert decide(gain(0.001, 0.01), gain(0.01, 0.3), 0.02) == "no"  # too small to matter
+    assert decide(gain(0.01, 0.3), gain(0.01, 0.03, base=2.0), 0.02) == "yes"  # a share of the session model's metric
 
 
 def test_claims_are_corrected_for_their_number() -> None:

@@ -144,6 +144,7 @@ def test_tie_mode_can_be_changed_without_the_model(dataset: Dataset) -> None:
     items = [target[3] for target in dataset.targets]
     equal = [(score == score[item]).sum() for score, item in zip(dataset.scores[1], items, strict=True)]
     assert tie_rate(once.ranks["equal"]) == pytest.approx(np.mean([count > 1 for count in equal]), abs=1e-12)
+    assert tie_rate(pl.Series([1, 1, 2, 1])) == 0.25
 
 
 def position_by_hand(dataset: Dataset, prediction: tuple[int, int, int, int]) -> str:

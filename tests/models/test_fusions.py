@@ -142,6 +142,13 @@ def test_training_a_fusion_moves_all_but_its_control(small_dataset: PreparedData
     assert not any(moved[n_weights:])
 
 
+def test_a_fusion_trains_on_the_window_of_its_session_encoder(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    """A lookup of an item that the step has no row for raises."""
+    model = BY_NAME["latent_cross_sasrec"].make(small_dataset)
+    trainer(tmp_path).fit(model, make_data(small_dataset))
+    assert model.progress.epoch_loss > 0
+
+
 @torch.no_grad()
 def test_any_encoder_can_be_crossed(small_dataset: PreparedDataset) -> None:
     """An encoder of contexts computes its user terms itself; those of the fusion are another thing."""

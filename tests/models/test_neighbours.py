@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from arnn_lightning.batch import Contexts
+from arnn_lightning.models import decay
 from helpers import make_model, make_sessions, random_sessions
 
 N_ITEMS = 12
@@ -158,6 +159,10 @@ def test_memory_does_not_grow_with_the_length_of_sessions() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30e6
+
+
+def test_linear_weights_stay_at_zero_beyond_ten_events() -> None:
+    assert decay.DECAYS["linear"](np.array([1, 10, 30])).tolist() == [0.9, 0, 0]
 
 
 def test_a_session_without_similar_ones_scores_zero() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from arnn_lightning.models.progress import TrainingProgress
 from arnn_lightning.optim import TrainStep
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, model_config, trainer, write_dataset
@@ -61,6 +62,16 @@ def test_a_schedule_by_the_loss_of_an_epoch(small_dataset: PreparedDataset, tmp_
     plateau = "ReduceLROnPlateau,_partial_:true,patience:0,factor:0.5,threshold:0.999"
     rates = fit(small_dataset, tmp_path, f"model.scheduler={{_target_:{SCHEDULERS}.{plateau}}}", epochs=4)
     assert rates[::n_steps] == pytest.approx([0.1, 0.1, 0.05, 0.025])
+
+
+def test_an_epochs_loss_is_its_own_and_its_first_chunk_not_timed() -> None:
+    progress = TrainingProgress()
+    progress.start_epoch()
+    progress.add_chunk(loss=8.0, n_events=2, seconds=1.0)
+    progress.start_epoch()
+    progress.add_chunk(loss=3.0, n_events=3, seconds=0.5)
+    assert progress.epoch_loss == 1.0
+    assert progress.events_per_second == 6.0
 
 
 def test_E13_every_value_of_a_config_reaches_the_optimizer(small_dataset: PreparedDataset) -> None:

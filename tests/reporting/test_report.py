@@ -205,6 +205,9 @@ def test_V14_means_stds_and_paired_differences_over_seeds(workspace: Path, whole
     expected = np.quantile(means, [0.025, 0.975])
     interval = [float(table["arnn"][f"recall@20_{end}"]) for end in ("low", "high")]
     assert interval == pytest.approx(expected.tolist(), abs=1e-9)
+    (means,) = re.findall(r"Recall@20 (\d\.\d{4}) and (\d\.\d{4}), paired difference", whole.html)
+    assert means == tuple(f"{float(table[model]['recall@20']):.4f}" for model in ("arnn", "gru4rec"))
+    assert {row["predictions"] for row in table.values()} == {f"{len(ranks[0])}"}
     assert table["itemknn"]["seeds"] == "1"  # it has no randomness: three equal results are one
     assert table["gru4rec"]["recall@20_gain"] == ""
     assert float(table["arnn"]["recall@20_paper"]) == 0.3106

@@ -103,6 +103,12 @@ def test_log_table_marks_what_looks_wrong() -> None:
     assert ["! events of the largest user, [NA]: a crawler?"] in shown
 
 
+def test_log_table_names_a_time_window_where_there_is_one() -> None:
+    note = "sessions, times and items are those of the time window"
+    assert note in render(log_table(LOG, {}))
+    assert note not in render(log_table(LOG | {"log_events": LOG["events"]}, {}))
+
+
 def test_attributes_table_shows_unknowns_and_top_values() -> None:
     attribute = {
         "name": "experience_years_in_current_position",

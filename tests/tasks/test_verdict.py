@@ -750,6 +750,8 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     deploy = shown_figures("yes")["deploy"] | {"uses_profiles": True}
     using = shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows, deploy=deploy)
     assert profile_advice(using) == advice[:-1]
+    one = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows[:2], deploy=deploy))
+    assert [line.partition(":")[0] for line in one] == ["Keep and collect plan.", "Can be dropped"]
     assert "any stable label" in profile_advice(shown_figures("yes"))[0]
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
     assert profile_advice(untested)[0] == "Keep the profiles."

@@ -506,8 +506,8 @@ def test_every_embedding_and_depth_learns_a_chain(embedding: str, layers: int, t
 def test_E24_a_loss_that_is_not_finite_stops_and_names_the_step(small_dataset: PreparedDataset, tmp_path: Path) -> None:
     model = BY_NAME["gru4rec"].make(small_dataset, "model/loss=cross_entropy")
     with torch.no_grad():
-        model.scorer.items.weight[3] = float("nan")
-    with pytest.raises(UserError, match=r"loss of gru4rec is nan at mini-batch \d+ \(epoch 1\)"):
+        model.scorer.items.weight[:] = float("nan")
+    with pytest.raises(UserError, match=r"loss of gru4rec is nan at mini-batch 1 \(epoch 1\)"):
         trainer(tmp_path).fit(model, make_data(small_dataset))
 
 

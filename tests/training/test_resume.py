@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from torch import Tensor
 from arnn_lightning.errors import UserError
 from arnn_lightning.models import SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.training.callbacks import RelocatableCheckpoint
+from arnn_lightning.training import callbacks
+from arnn_lightning.training.callbacks import IntervalCheckpoint, RelocatableCheckpoint
 from arnn_lightning.training.stage import DONE_MARKER, LAST, train_stage
 from helpers import compose_config, make_data, random_sessions, write_dataset
 from models import BY_NAME, ModelCase, case_name, slow, slow_but
@@ -301,3 +303,24 @@ def test_ctrl_c_finishes_the_chunk_and_saves(whole: Whole, prepared: PreparedDat
     assert signal.getsignal(signal.SIGINT) is handler
     resumed = run(prepared, tmp_path / "cut", "resume=true", seed=7)
     assert all(torch.equal(weight, resumed.state_dict()[name]) for name, weight in weights.items())
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
+    interval = IntervalCheckpoint(tmp_path / LAST, minutes=1000)
+    with interval.handle_sigint():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interval.stop_requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_checkpoints_are_minutes_apart_and_none_ends_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, saved, counts = [0.0], [], []
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    interval = IntervalCheckpoint(tmp_path / LAST, minutes=2)
+    for seconds[0], is_last in [(119, False), (120, False), (130, False), (240, True), (241, False)]:
+        trainer: Any = SimpleNamespace(is_last_batch=is_last, save_checkpoint=saved.append, strategy=strategy)
+        interval.on_train_batch_end(trainer)
+        counts.append(len(saved))
+    assert counts == [0, 1, 1, 1, 2]
