@@ -15,6 +15,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.loggers import open_loggers
 from arnn_lightning.loggers.csv import LongCSVLogger
 from arnn_lightning.loggers.tensorboard import TensorBoardLogger
+from arnn_lightning.loggers.wandb import relative_paths, without_folders
 from arnn_lightning.reporting.runs import _curves
 from commandline import SMALL, arnn, arnn_here, metrics_of
 
@@ -180,3 +181,19 @@ def test_tensorboard_receives_tables_as_text(monkeypatch: pytest.MonkeyPatch) ->
     assert texts["test/by_age"].splitlines()[2] == "| a\\|b | 0.2500 |  |"
     logger.log_tables({"test/by_age": pl.DataFrame({"group": ["<none>\n"]})})
     assert texts["test/by_age"].splitlines()[2:] == ["| &lt;none>  |"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "text", "shown"),
+    [
+        ("", "[{}/a.csv,'{}/b c.csv']", "[a.csv,'b c.csv']"),
+        ("", "/mnt{}/a.csv", ".../a.csv"),
+        ("/", "{{x: /mnt/a.csv, y: https://me/x/y}}", "{{x: .../a.csv, y: https://me/x/y}}"),
+    ],
+)
+def test_weights_and_biases_gets_no_folder_of_this_machine(
+    folder: str, text: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder or tmp_path)
+    assert without_folders(text.format(*[tmp_path] * text.count("{}"))) == shown.format()
+    assert relative_paths(f"{tmp_path}/a.csv") == (".../a.csv" if folder else "a.csv")

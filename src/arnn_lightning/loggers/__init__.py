@@ -1,4 +1,4 @@
-"""Loggers of a run: any of Lightning's, from the config group ``logger``; none of them can end a run."""
+"""Loggers of a run: any of Lightning's, from the config group ``logger``; one that fails to log does not end a run."""
 
 import inspect
 import logging

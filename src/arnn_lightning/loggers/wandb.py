@@ -25,6 +25,7 @@ ID_FILE = "wandb_id"
 MAX_NAME_LENGTH = 120
 # The folders of an absolute path within an override, up to the last slash: within quotes it may contain any character.
 ABSOLUTE = r"(?!(?<=:)//)(?=/[^\s]|~[^\s/]*/|file:/|[A-Za-z]:[\\/])"
+START = r"""(?<![^\s,:=\[\](){}'"])"""  # of a value
 FOLDERS = re.compile(
     rf"""(?<='){ABSOLUTE}(\\.|[^'\\])*[\\/]|(?<="){ABSOLUTE}(\\.|[^"\\])*[\\/]"""
     rf"""|(?<![^\s,:=\[\](){{}}]){ABSOLUTE}(\\.|[^,\[\](){{}}'"\\])*[\\/]"""
@@ -119,8 +120,8 @@ class WandbLogger(LightningWandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = dict(metrics)
         for name in metrics:
-            stage = name.removesuffix("steps")
-            if name == f"{stage}steps" and stage in ("", f"{stage.rstrip('/')}/"):
+            if name == "steps" or name.endswith("/steps"):
+                stage = name.removesuffix("steps")
                 if stage not in self._steps:
                     self._define_axes(stage)
                 self._steps[stage] = values[name]
@@ -235,8 +236,9 @@ def relative_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [relative_paths(item) for item in value]
     if isinstance(value, str) and value.startswith(("/", "~")):
-        path = Path(value)
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
+        path, here = Path(value), Path.cwd()
+        is_below = path.is_relative_to(here) and here != Path("/")
+        return str(path.relative_to(here)) if is_below else f".../{path.name}"
     return without_folders(value) if isinstance(value, str) else value
 
 
@@ -246,4 +248,5 @@ def without_folders(text: str) -> str:
     >>> print(without_folders("{x: [/home/me/a.csv,'/a, b/c.csv',~/d.csv], y: file:///home/me/e, z: https://me/x/y}"))
     {x: [.../a.csv,'.../c.csv',.../d.csv], y: .../e, z: https://me/x/y}
     """
-    return FOLDERS.sub(".../", text.replace(f"{Path.cwd()}/", ""))
+    here = re.escape(f"{Path.cwd()}/".replace("//", "/"))
+    return FOLDERS.sub(".../", text if here == "/" else re.sub(f"{START}{here}", "", text))
