@@ -44,10 +44,7 @@ class RecommendationCounts:
             best.add(score_NI, 0)
             score_NI = score_NI[self.add_best(best)]
         if len(score_NI):
-            last_N1 = _topk(score_NI, self.k)[0][:, -1:]
-            higher_NI, tied_NI = score_NI > last_N1, score_NI == last_N1
-            rest_N1 = self.k - higher_NI.sum(1, keepdim=True)
-            self.count_I += (higher_NI | (tied_NI & (tied_NI.cumsum(1, dtype=torch.int32) <= rest_N1))).sum(0)
+            self.count_I += _is_best(score_NI, _topk(score_NI, self.k)[0][:, -1:], self.k).sum(0)
 
     def add_best(self, best: "BestItems") -> Tensor:
         """Counts the lists that ``best`` has; returns the queries without a list."""
@@ -196,14 +193,19 @@ def top_items(score_NI: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # Where items that tie with the last were cut off, those that come first in the catalogue are kept.
     (cut_n,) = torch.where(best_NK[:, -1] == last_N1[:, 0]) if k < n_items else (torch.empty(0),)
     if len(cut_n):
-        score_nI, last_n1 = score_NI[cut_n], last_N1[cut_n]
-        higher_nI, tied_nI = score_nI > last_n1, score_nI == last_n1
-        n_kept_n1 = k - higher_nI.sum(1, keepdim=True)
-        is_kept_nI = higher_nI | (tied_nI & (tied_nI.cumsum(1, dtype=torch.int32) <= n_kept_n1))
-        item_NK[cut_n] = is_kept_nI.nonzero()[:, 1].view(-1, k)
+        item_NK[cut_n] = _is_best(score_NI[cut_n], last_N1[cut_n], k).nonzero()[:, 1].view(-1, k)
     item_NK = item_NK.sort(1).values
     best_NK, order_NK = score_NI.gather(1, item_NK).sort(dim=1, descending=True, stable=True)
     return best_NK, item_NK.gather(1, order_NK)
+
+
+def _is_best(score_NI: Tensor, last_N1: Tensor, k: int) -> Tensor:
+    """(N, I) whether an item is among the ``k`` best, of which ``last_N1`` are the lowest scores.
+
+    Of items that tie with the last, those that come first in the catalogue are.
+    """
+    higher_NI, tied_NI = score_NI > last_N1, score_NI == last_N1
+    return higher_NI | (tied_NI & (tied_NI.cumsum(1, dtype=torch.int32) <= k - higher_NI.sum(1, keepdim=True)))
 
 
 def _topk(score_NI: Tensor, k: int) -> tuple[Tensor, Tensor]:
