@@ -325,6 +325,7 @@ def test_a_key_of_the_first_edition_names_the_new_one(old: str) -> None:
 
 def test_a_renamed_key_of_an_encoder_names_the_encoders_key() -> None:
     assert error("model.session.lanes=3") == "no key model.session.lanes; it is model.session.batch_size now"
+    assert error("model/los=top1") == "no key model/los; did you mean model/loss?"
     assert error("data.generate.stray=.1") == "no key data.generate.stray; it is data.generate.noise_rate now"
 
 

@@ -729,6 +729,9 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     siblings = {str(sibling) for sibling in (*(node or ()), *known) if sibling != name}
+    if "/" in name:  # a group within a group, such as model/loss
+        groups = [group for group in resources.files("arnn_lightning.conf").iterdir() if group.is_dir()]
+        siblings |= {f"{group.name}/{part.name}" for group in groups for part in group.iterdir() if part.is_dir()}
     suggestions = [f"{parent}.{match}".lstrip(".") for match in difflib.get_close_matches(name, sorted(siblings), n=1)]
     if not suggestions:  # the right name at another depth
         depths = {rule.rpartition(".")[2]: in_section(rule) for rule in RULES if rule.startswith(f"{section}.")}

@@ -625,6 +625,12 @@ def test_a_value_of_where_without_a_row_is_noted(log: Any) -> None:
     assert list(read(first, "data.where={event: [view, cart]}").notes) == []
 
 
+def test_a_header_with_another_delimiter_than_the_rows_is_named(log: Any) -> None:
+    path = log(f"user,item,time\nu;a;{NOON}\nu;b;{NOON}\n")
+    with pytest.raises(UserError, match=r"column 'item' is empty in all rows; does the header have their delimiter"):
+        read(path)
+
+
 def test_incomplete_rows_are_an_error_or_dropped_and_counted(log: Any) -> None:
     path = log(f"user,item,time\nu,a,{NOON}\nNA,b,{NOON}\n\nu,NULL,{NOON}\nu,d,\nu,e,{NOON}\n")
     with pytest.raises(UserError, match=r"'user' is empty in 2 rows, the first is row 3; .*data\.incomplete=drop"):

@@ -551,7 +551,10 @@ def test_task_report_writes_three_files(
     assert 'error: "recal@20" is not a metric (did you mean "recall"?)' in capsys.readouterr().err
     for setting, message in (
         ("report.base=gru4rek", 'did you mean "gru4rec"?'),
-        ("evaluation.groups=[shoe]", "shoe is not"),
+        (
+            "evaluation.groups=[shoe]",
+            "shoe is not a single-valued or numeric attribute of any run's data set; they have ",
+        ),
     ):
         assert arnn_here(["task=report", runs, f"paths.data={workspace}", setting], monkeypatch) == 2
         assert re.search(f"error: {setting.partition('=')[0]}.*{re.escape(message)}", capsys.readouterr().err)

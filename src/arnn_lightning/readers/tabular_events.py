@@ -156,6 +156,10 @@ class EventTable:
         for column in required:
             missing = frame[column].is_null() & kept if frame[column].has_nulls() else None
             if missing is not None and missing.any():
+                if self.incomplete == "error" and missing.all():
+                    raise UserError(
+                        f"{file}: column {column!r} is empty in all rows; does the header have their delimiter?"
+                    )
                 if self.incomplete == "error":
                     raise UserError(
                         f"{file}: column {column!r} is empty in {missing.sum():,} rows, the first is row "

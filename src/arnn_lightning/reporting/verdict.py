@@ -147,7 +147,6 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
         needed = verdict["seconds_needed"]
         return [
             f"Run the same command with budget={math.ceil(needed / 60)}m or more.",
-            answer(verdict),
             f"The budget of {format_duration(verdict['budget'])} is too short for two seeds of every model, which need "
             f"about {format_duration(needed)}.",
         ]

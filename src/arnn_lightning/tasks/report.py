@@ -11,6 +11,7 @@ from rich.console import Console
 
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.evaluation.metrics import LIST_METRICS, metric_names, parse_metric
+from arnn_lightning.preprocessing.contexts import field_names
 from arnn_lightning.reporting.comparison import Settings, counted
 from arnn_lightning.reporting.console import rich_table
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
@@ -69,8 +70,10 @@ def _require_known(config: DictConfig, runs: Sequence[Run]) -> None:
     data_sets = [run.data for run in runs if run.data is not None]
     for name in config.evaluation.groups:
         if data_sets and not any(data.attribute(name) for data in data_sets):
+            known = sorted({field for data in data_sets for field in field_names(data.manifest["config"]["contexts"])})
             raise UserError(
                 f"evaluation.groups: {name} is not a single-valued or numeric attribute of any run's data set"
+                f"{nearest(name, known)}; they have {', '.join(known) or 'none'}"
             )
 
 
