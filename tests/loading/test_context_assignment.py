@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from arnn_lightning.batch import ChunkSpec, Contexts
-from arnn_lightning.loading.contexts import AttributeDropout
+from arnn_lightning.loading.contexts import AttributeDropout, has_profile
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.stage import warn_of_untrained_unknowns
 from helpers import compose_config, make_data, make_model, random_sessions, trainer, write_dataset
@@ -50,6 +50,21 @@ def test_E27_hidden_attributes_depend_on_epoch_and_session(tmp_path: Path) -> No
         assert all((other[session] == row).all() for session, row in expected.items())
     for other in (hidden_by_session(prepared, 1, batch_size=4), hidden_by_session(prepared, 0, seed=2)):
         assert any((other[session] != row).any() for session, row in expected.items())
+
+
+def test_E27_every_epoch_hides_other_attributes(tmp_path: Path) -> None:
+    dataset = make_data(tagged_dataset(tmp_path), attribute_dropout=0.5, batch_size=40).train_dataset(SPEC)
+    first, second, again = (dataset[epoch, 0].contexts for epoch in (0, 1, 0))
+    assert first is not None
+    assert second is not None
+    assert again is not None
+    assert not torch.equal(first.single, second.single)
+    assert torch.equal(first.single, again.single)
+
+
+def test_a_profile_is_any_known_attribute() -> None:
+    contexts = Contexts(torch.tensor([[1], [0], [0], [0]]), torch.tensor([[-1], [0], [1], [-1]]))
+    assert has_profile(contexts, torch.tensor([0])).tolist() == [True, True, True, False]
 
 
 def test_a_hidden_attribute_loses_all_its_fields_and_no_other(tmp_path: Path) -> None:

@@ -232,3 +232,11 @@ def test_log_q_is_finite_for_every_column(tmp_path: Path) -> None:
 
 def test_log_q_is_left_out_where_the_loss_needs_none(small_dataset: PreparedDataset) -> None:
     assert train_dataset(small_dataset, spec(log_q=False))[0, 0].log_q is None
+
+
+def test_log_q_of_local_negatives_is_that_of_one_device(small_dataset: PreparedDataset) -> None:
+    settings = {"batch_size": 3, "n_sample": 4, "negatives": "local"}
+    one, two = (train_dataset(small_dataset, spec(log_q=True), n_devices=n, **settings).log_q for n in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert torch.equal(one, two)

@@ -138,6 +138,13 @@ def test_unpopular_categories_share_one_field() -> None:
     assert encoded([], ["roles"], coverage=0.75).users["active"].to_list() == [[0, 1], [0], [0, 2], []]
 
 
+def test_a_category_named_as_other_is_other() -> None:
+    users = USERS.with_columns(roles=pl.Series([[OTHER], ["x"], [], []], dtype=pl.List(pl.String)))
+    encoding = encoded([], ["roles"], coverage=1, users=users)
+    assert encoding.vocabulary["category"].to_list() == ["x", OTHER]
+    assert encoding.users["active"].to_list() == [[1], [0], [], []]
+
+
 def test_fields_of_a_second_attribute_follow_those_of_the_first() -> None:
     encoding = encoded(["level"], ["roles", "fields"], coverage=1.0)
     assert categories(encoding, "roles") == {"x": 0, "y": 1, OTHER: 2}

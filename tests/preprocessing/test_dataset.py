@@ -32,7 +32,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.loading.schedule import session_parallel_schedule
 from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
 from arnn_lightning.preprocessing.profile import attribute_remarks, count_duplicates, log_remarks, profile_attributes
-from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, session_rule
+from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, parse_duration, session_rule
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits, hold_out_users
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 from helpers import compose_config
@@ -1356,7 +1356,9 @@ def test_another_setting_gives_another_folder(raw: Path, changes: dict[str, Any]
 
 @pytest.mark.parametrize("assignment", ["per_session", "permuted", "unknown"])
 def test_assignment_and_n_attributes_do_not_change_the_folder(raw: Path, assignment: str) -> None:
-    changed = config(raw) | {"contexts": {**config(raw)["contexts"], "assignment": assignment, "n_attributes": 1}}
+    changed = config(raw) | {
+        "contexts": {**config(raw)["contexts"], "assignment": assignment, "n_attributes": 1, "dropout": 0.1}
+    }
     assert prepare(config(raw), raw) == prepare(changed, raw)
 
 
@@ -1590,6 +1592,11 @@ def test_empty_validation_split_is_an_error_with_val_days(tmp_path: Path) -> Non
 def test_a_gap_may_be_written_in_any_unit(tmp_path: Path, gap: str | int) -> None:
     log = [*PAIRS, *(Row(1, item, 1, FIRST + late) for item, late in [(1, 0), (2, 7_200), (1, 14_401), (2, 14_402)])]
     assert sessions_of(prepared_from(tmp_path, log, gap=gap), "train") == [[1, 2], [1, 2], [1, 2]]
+
+
+def test_digits_of_a_gap_are_ascii() -> None:
+    with pytest.raises(UserError, match=r"data\.gap=\u00b2m: not a duration"):
+        parse_duration("\u00b2m")
 
 
 NULLABLE = [key for key, rule in RULES.items() if re.fullmatch(r"data\.(?!raw_dir)[\w.]+", key) and rule.accepts(None)]

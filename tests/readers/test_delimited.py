@@ -77,6 +77,10 @@ def test_an_alias_is_read_only_if_the_name_is_missing(file: Path) -> None:
         assert read_delimited(file, columns, separator="\t", aliases=aliases).rows() == [(value,)]
 
 
+def test_a_full_name_precedes_a_prefixed_one(file: Path) -> None:
+    assert read(file, "other.user_id\tuser_id\tname\n7\t1\ta\n") == [(1, "a")]
+
+
 def test_other_columns_may_hold_anything(file: Path) -> None:
     assert read(file, "user_id\tx\tname\n1\t2\ta\n2\tthree\tb\n") == [(1, "a"), (2, "b")]
 

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.schema import RawData, validate_events
+from arnn_lightning.readers.schema import RawData, parse_dates, validate_events
 
 SOURCE = Path("raw") / "log.csv"
 EVENTS = pl.DataFrame({"user": [1, 2, 1], "item": [7, 8, 9], "time": [100, 50, 100]})
@@ -85,3 +85,22 @@ def test_an_item_listed_twice_is_rejected() -> None:
 
 def test_without_titles_there_are_no_items() -> None:
     assert raw().items() is None
+
+
+def test_events_need_sessions_plain_ids_and_plausible_seconds() -> None:
+    sessions = EVENTS.with_columns(session=pl.Series([1, None, 2]))
+    with pytest.raises(UserError, match=r"log\.csv: 1 events have no session; fill the column"):
+        validate_events(raw(sessions), SOURCE)
+    with pytest.raises(UserError, match=r"log\.csv: column 'item' contains List.*; ids must be integers or strings"):
+        validate_events(raw(EVENTS.with_columns(pl.col("item").reshape((3, 1)).arr.to_list())), SOURCE)
+    with pytest.raises(UserError, match=r"log\.csv: time 100000000000 of event 2 is not a valid unix timestamp"):
+        validate_events(raw(EVENTS.with_columns(time=pl.Series([0, 10**11, 5]))), SOURCE)
+
+
+def test_users_without_an_id_are_rejected() -> None:
+    with pytest.raises(UserError, match=r"the users table has 1 rows without a user; remove them"):
+        raw(users=USERS.with_columns(user=pl.Series([1, None]))).users()
+
+
+def test_years_of_two_digits_are_no_dates() -> None:
+    assert parse_dates(pl.Series(["85-07-02", "99-01-01"]), None).dtype == pl.String

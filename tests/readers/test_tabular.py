@@ -309,6 +309,26 @@ def test_a_user_listed_twice_is_named_with_rows(log: Any) -> None:
         read(path, f"data.users=[{users},{more}]", "data.contexts.single=[age]")
 
 
+def test_rows_of_users_are_located_in_files_of_each_format(tmp_path: Path, log: Any) -> None:
+    path, users = log(f"user,item,time\nu1,a,{NOON}\n"), log("user,age\nu1,3\n", "users.csv")
+    pl.DataFrame({"user": ["u2", "u1"], "age": ["4", "5"]}).write_parquet(tmp_path / "more.parquet")
+    with pytest.raises(UserError, match=r"more\.parquet, row 2: user 'u1' is also in .*users\.csv, row 2"):
+        read(path, f"data.users=[{users},{tmp_path / 'more.parquet'}]", "data.contexts.single=[age]")
+
+
+def test_a_row_of_users_without_an_id_is_named(log: Any) -> None:
+    path, users = log(f"user,item,time\nu1,a,{NOON}\n"), log("user,age\nu1,3\n,4\n", "users.csv")
+    with pytest.raises(UserError, match=r"users\.csv: column 'user' is empty in 1 rows, the first is row 3"):
+        read(path, f"data.users={users}", "data.contexts.single=[age]")
+
+
+def test_attributes_of_items_need_their_table(log: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.item_contexts: genre: needs a table of items \(data\.titles=items\.csv\)"
+    ):
+        read(log(f"user,item,time\nu,a,{NOON}\n"), "data.item_contexts.single=[genre]")
+
+
 # --- the prepared data set ---
 
 
@@ -615,6 +635,8 @@ def test_where_keeps_rows_and_counts_the_others(log: Any) -> None:
         read(path, "data.where={events: view}")
     with pytest.raises(UserError, match=r"data\.where\.event: must be a value or a list of values"):
         read(path, "data.where={event: null}")
+    with pytest.raises(UserError, match=r"data\.where\.event: must be a value or a list of values"):
+        read(path, "data.where={event: []}")
 
 
 def test_a_value_of_where_without_a_row_is_noted(log: Any) -> None:
@@ -629,6 +651,32 @@ def test_a_header_with_another_delimiter_than_the_rows_is_named(log: Any) -> Non
     path = log(f"user,item,time\nu;a;{NOON}\nu;b;{NOON}\n")
     with pytest.raises(UserError, match=r"column 'item' is empty in all rows; does the header have their delimiter"):
         read(path)
+
+
+def test_a_value_of_where_need_not_be_in_every_file(log: Any) -> None:
+    files = [
+        log(f"user,item,time,event\nu,{event},{NOON},{event}\nu,b,{NOON},cart\n", event) for event in ("view", "buy")
+    ]
+    raw = read([str(file) for file in files], "data.where={event: [view, buy, crat]}")
+    assert list(raw.notes) == ['data.where: no row has event=crat (did you mean "cart"?)']
+
+
+def test_a_file_without_a_row_of_where_is_no_error(log: Any) -> None:
+    files = [log(f"user,item,time,event\nu,{event},{NOON},{event}\n", event) for event in ("view", "cart")]
+    assert read([str(file) for file in files], "data.where={event: view}").events["item"].to_list() == ["view"]
+
+
+def test_rows_are_counted_by_the_first_condition_that_drops_them(log: Any) -> None:
+    path = log(f"user,item,time,event,n\nu,a,{NOON},view,1\nu,b,{NOON},cart,1\nu,c,{NOON},cart,2\nu,d,{NOON},view,2\n")
+    assert read(path, "data.where={event: view, n: 1}").dropped == {"with event=view": 2, "with n=1": 1}
+
+
+def test_files_of_equal_events_and_other_rows_are_no_copies(log: Any) -> None:
+    row = f"u,a,{NOON}"
+    files = [
+        log(f"user,item,time,event\n{row},view\n{more}", name) for name, more in (("1", ""), ("2", f"{row},cart\n"))
+    ]
+    assert read([str(file) for file in files], "data.where={event: view}").events.height == 2
 
 
 def test_incomplete_rows_are_an_error_or_dropped_and_counted(log: Any) -> None:
@@ -747,6 +795,12 @@ def test_quotes_of_two_rows_do_not_join_the_rows_between(log: Any) -> None:
     assert read(path, "data.quote=null").events["item"].to_list() == ["a", "b", "c", "d"]
 
 
+def test_a_quote_that_joins_two_rows_is_an_error(log: Any) -> None:
+    path = log(f'user\titem\ttitle\ttime\nu\ta\t"Heroes\t{NOON}\nu\tb\tHelp"\t{NOON}\nu\tc\tx\t{NOON}\n')
+    with pytest.raises(UserError, match=r"row 2: a quote opens in .*Heroes.* and joins 2 rows"):
+        read(path)
+
+
 def test_quoted_fields_may_span_lines(log: Any) -> None:
     path = log(f'user,item,title,time\nu,a,"one,\ntwo ""three""",{NOON}\nu,b,x,{NOON}\n')
     assert read(path).events["item"].to_list() == ["a", "b"]
@@ -778,6 +832,18 @@ def test_every_packed_form_is_read_and_found_by_name(tmp_path: Path, kind: str) 
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"log\.csv.*(cannot be decompressed|not a readable zip archive)"):
         read(path)
+
+
+def test_of_an_archive_one_file_is_read(tmp_path: Path) -> None:
+    """macOS adds a hidden twin for every file."""
+    with zipfile.ZipFile(tmp_path / "log.zip", "w") as archive:
+        archive.writestr("__MACOSX/._log.csv", b"\0")
+        archive.writestr("log.csv", f"user,item,time\nu,a,{NOON}\n")
+    assert read(tmp_path / "log.zip").events["item"].to_list() == ["a"]
+    with zipfile.ZipFile(tmp_path / "log.zip", "a") as archive:
+        archive.writestr("more.csv", f"user,item,time\nu,b,{NOON}\n")
+    with pytest.raises(UserError, match=r"log\.zip: expected an archive of one file, not of 2; unpack it"):
+        read(tmp_path / "log.zip")
 
 
 def test_a_name_in_another_case_is_suggested(log: Any) -> None:
@@ -1054,3 +1120,28 @@ def test_a_spreadsheet_is_refused_as_such(tmp_path: Path) -> None:
 def test_local_times_are_those_of_the_time_zone(log: Any) -> None:
     path = log("user,item,time\nu,a,2015-11-03 13:00\n")
     assert read(path, "data.timezone=Europe/Berlin").events["time"].to_list() == [NOON]
+
+
+def test_a_header_line_of_fewer_columns_and_one_field_are_refused(log: Any) -> None:
+    path = log(f"user,item,time\nu,a,{NOON}\n")
+    with pytest.raises(UserError, match=r"row 1 is a header: user, item, time; remove data\.header"):
+        read(path, "data.header=[user,item,time,price]")
+    with pytest.raises(UserError, match=r"the header has 3 columns, but row 1 has 1 fields"):
+        read(log(f"u/a/{NOON}\n"), "data.header=[user,item,time]")
+
+
+def test_a_number_is_finite_and_nan_is_unknown(log: Any) -> None:
+    path = log(f"user,item,time\nu1,a,{NOON}\n")
+    users = log("user,age\nu1,nan\nu2,3.5\n", "users.csv")
+    age = "data.contexts.numeric={age: 5}"
+    assert read(path, f"data.users={users}", age).users().collect()["age"].to_list() == [None, 3.5]
+    log("user,age\nu1,inf\nu2,3.5\n", "users.csv")
+    with pytest.raises(UserError, match=r"users\.csv: column 'age', row 2: 'inf' is not a number"):
+        read(path, f"data.users={users}", age)
+
+
+def test_an_empty_text_of_parquet_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    pl.DataFrame({"user": [1, 2], "item": [1, 2], "time": [NOON] * 2, "country": ["", "de"]}).write_parquet(path)
+    raw = read(path, "data.contexts.single=[country]", "data.null_values=[NA]")
+    assert raw.users().collect()["country"].to_list() == [None, "de"]

@@ -164,6 +164,7 @@ def test_unix_times_that_are_not_all_dates_are_unix_times() -> None:
         ([NOON], pl.Float32, r"a 32-bit float, which cannot represent the seconds"),
         (["1.44724E+12", "1.44725E+12"], None, r"'1\.44724E\+12' is in scientific notation"),
         ([526309, 1031018], None, r"526309 is 1970-01-07, before 1990-01-01; .*data\.time_unit.*data\.years"),
+        (["2015-11-03 17:60"], None, r"'2015-11-03 17:60' is not an ISO 8601 time"),
         (["2015-11-03", "1970-01-01"], None, r"'1970-01-01' is 1970-01-01, before 1990"),
         (["2015-11-03", "2999-12-31"], None, r"'2999-12-31' is 2999-12-31, after 20\d\d-"),
         ([datetime(1990, 5, 1), datetime(2023, 5, 1)], None, r"1990-05-01, more than 30 years before"),

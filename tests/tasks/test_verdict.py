@@ -850,3 +850,20 @@ def test_the_paragraph_names_the_source_of_a_gain() -> None:
     unclear = shown_figures("yes", attributes=[{"attribute": "region", "mean": 0.0123, "low": -0.01, "high": 0.02}])
     assert "most useful attribute" not in " ".join(remarks(unclear))
     assert "For the 1,200 users held out of training" in paragraph("no", content=True, recognition=True)
+
+
+def test_the_best_epoch_is_that_of_the_largest_last_value(tmp_path: Path) -> None:
+    job = seed_jobs(tmp_path, 1, False)["own"]
+    job.folder.mkdir()
+    for values, is_last in (([1, 2, 3], True), ([1, 3, 2], False)):
+        rows = pl.DataFrame({"metric": "val/ndcg", "epoch": [0, 1, 2], "value": values})
+        rows.write_csv(job.folder / "metrics.csv")
+        assert job.was_best_in_last_epoch("ndcg") == is_last
+
+
+def test_seconds_of_runs_without_attempts_are_their_own(tmp_path: Path) -> None:
+    for name in ("own-seed1", "own-seed2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text('{"seconds": {"train": 2, "test": 1}}')
+    (tmp_path / "seconds.json").write_text('{"own-seed1": 9}')
+    assert spent_seconds(tmp_path) == {"own-seed1": 9, "own-seed2": 3}
