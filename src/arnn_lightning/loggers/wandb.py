@@ -248,5 +248,6 @@ def without_folders(text: str) -> str:
     >>> print(without_folders("{x: [/home/me/a.csv,'/a, b/c.csv',~/d.csv], y: file:///home/me/e, z: https://me/x/y}"))
     {x: [.../a.csv,'.../c.csv',.../d.csv], y: .../e, z: https://me/x/y}
     """
-    here = re.escape(f"{Path.cwd()}/".replace("//", "/"))
-    return FOLDERS.sub(".../", text if here == "/" else re.sub(f"{START}{here}", "", text))
+    if (here := Path.cwd()) != Path("/"):
+        text = re.sub(START + re.escape(f"{here}/"), "", text)
+    return FOLDERS.sub(".../", text)
