@@ -553,7 +553,7 @@ def test_task_report_writes_three_files(
         ("report.base=gru4rek", 'did you mean "gru4rec"?'),
         (
             "evaluation.groups=[shoe]",
-            "shoe is not a single-valued or numeric attribute of any run's data set; they have ",
+            "shoe is not a single-valued or numeric attribute of any run's data set; they have age, zip",
         ),
     ):
         assert arnn_here(["task=report", runs, f"paths.data={workspace}", setting], monkeypatch) == 2

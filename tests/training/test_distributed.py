@@ -553,6 +553,7 @@ def test_an_error_ends_all_processes_with_one_message(
 ) -> None:
     done = Command(workspace, *FAIL, *TWO, FAILING_RANKS=failing_ranks, FAILURE=failure).wait()
     assert done.stderr.splitlines()[-1] == last_line
+    assert (len(done.stderr.splitlines()) == 1) == (failure == "user")
     assert done.stderr.count("Traceback") == int(failure == "defect")
     assert done.stderr.count("in one process") == 1 + int(failure == "defect")
     assert done.returncode == code
