@@ -55,10 +55,11 @@ class IntegerWeights:
             norms.append(torch.stack([scaled_nH, scaled_nH - self.code_PH[rows]]).norm(dim=2).amax(1))
         self.norm, self.error = torch.stack(norms).amax(0).tolist()
 
-    def round_query(self, q_H: np.ndarray) -> tuple[np.ndarray, float]:
-        """Integers v (H,) and a step t: the query is t v and a rest."""
+    def round_query(self, q_H: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """Integers v (H,), a step t and the norm of the rest f: the query is t v + f."""
         step = max(float(np.abs(q_H).max()) / LEVELS, SMALLEST)
-        return np.rint(q_H / step), step
+        code_H = np.rint(q_H / step)
+        return code_H, step, _norm(q_H - step * code_H)
 
     def scores(self, code_H: np.ndarray, step: float, bias_P: Tensor) -> Tensor:
         """(1, P) s t u v + bias."""
@@ -91,9 +92,9 @@ class FloatWeights:
             block_nH = weight_IH[first : first + BLOCK_ROWS]
             self.scale_P[first : first + len(block_nH)] = block_nH.double().norm(dim=1).clamp(min=SMALLEST)
 
-    def round_query(self, q_H: np.ndarray) -> tuple[np.ndarray, float]:
-        """The query itself."""
-        return q_H, 1.0
+    def round_query(self, q_H: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """The query itself, without a rest."""
+        return q_H, 1.0, 0.0
 
     def scores(self, code_H: np.ndarray, step: float, bias_P: Tensor) -> Tensor:
         """(1, P) products + bias."""
@@ -141,12 +142,11 @@ class ItemScreen:
         """
         n_items, width = self.weight_IH.shape
         q_H = query_H.numpy().astype(np.float64)
-        largest = float(np.abs(q_H).max())
-        if k > n_items // GROUP_ITEMS or not largest < LARGEST:  # NaN, too
+        norm = _norm(q_H)
+        if k > n_items // GROUP_ITEMS or not norm < LARGEST:  # NaN, too
             return None
-        code_H, step = self.rough.round_query(q_H)
+        code_H, step, norm_error = self.rough.round_query(q_H)
         # Of any item, divided by its scale.
-        norm, norm_error = _norm(q_H), _norm(q_H - step * code_H)
         product = (self.rough.norm + self.rough.error) * (norm + norm_error)
         bound = self.rough.norm * norm_error + self.rough.error * (norm + norm_error)
         bound += EPS * (width + 8) * (self.rough.norm * norm + product + bound)
@@ -157,8 +157,10 @@ class ItemScreen:
             exclude(rough_1P[:, :n_items])
         rough_NG = rough_1P.numpy().reshape(GROUP_ITEMS, -1)
         best_G, margin_G = rough_NG.max(0), bound * self.largest_scale_G
+        least_G = best_G - margin_G
+        least_G.partition(-k)
         # K items have at least this score.
-        least = max(float(np.partition(best_G - margin_G, -k)[-k]), -LARGEST) - EPS * (width + 8) * self.largest_bias
+        least = max(float(least_G[-k]), -LARGEST) - EPS * (width + 8) * self.largest_bias
         (group_C,) = (best_G + margin_G >= least).nonzero()
         member_C, place_C = (rough_NG.take(group_C, 1) + bound * self.scale_NG.take(group_C, 1) >= least).nonzero()
         if len(member_C) > n_items // MAX_SHARE:
@@ -166,7 +168,7 @@ class ItemScreen:
         item_C = member_C * len(best_G) + group_C[place_C]
         score_C = self.weight_IH.take(item_C, 0).astype(np.float64) @ q_H + self.bias_I[item_C]
         score_C = score_C.astype(np.float32)
-        best_K = np.argsort(-score_C, kind="stable")[:k]
+        best_K = (-score_C).argsort(kind="stable")[:k]
         return score_C[best_K], item_C[best_K]
 
 

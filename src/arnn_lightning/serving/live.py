@@ -263,7 +263,7 @@ class LiveSessions:
 
 def _batch(sessions: Sequence[LiveSession], items: Sequence[int]) -> tuple[StepInput, State]:
     """The input of a step and the state before it."""
-    item_N = torch.tensor(items)
+    item_N = torch.from_numpy(np.array(items))  # a third of the time of torch.tensor
     if len(sessions) == 1:
         (session,) = sessions
         return StepInput(item_N, session.contexts, valid=None, user_terms=session.terms), session.hidden
