@@ -43,13 +43,17 @@ def resampled_sums(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     return resampled
 
 
+def percentile_limits(means: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """The limits (...,), (...,) between which a share ``confidence`` of (R, ...) resampled means lies, NaN aside."""
+    low, high = np.nanquantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return low, high
+
+
 def intervals(
     value: np.ndarray, cluster: np.ndarray, resamples: int, confidence: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile intervals (M,), (M,) of the means of (N, M) values; see ``bootstrap_means``."""
-    means = bootstrap_means(value, cluster, resamples, seed)
-    low, high = np.nanquantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return low, high
+    return percentile_limits(bootstrap_means(value, cluster, resamples, seed), confidence)
 
 
 def interval(

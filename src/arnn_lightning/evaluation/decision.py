@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import holm, p_value, seed_bootstrap_means
+from arnn_lightning.evaluation.bootstrap import holm, p_value, percentile_limits, seed_bootstrap_means
 from arnn_lightning.evaluation.groups import MIN_CLUSTERS
 from arnn_lightning.evaluation.result import EvaluationResult
 
@@ -80,7 +80,7 @@ def measure_gain(
     difference = value - base
     means = seed_bootstrap_means(difference[:, :, None], cluster, bootstrap["resamples"], seed)[:, 0]
     by_seed = difference.mean(1)
-    low, high = np.quantile(means, [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2])
+    low, high = percentile_limits(means, bootstrap["confidence"])
     _, index = np.unique(cluster, return_inverse=True)
     from_mean = np.bincount(index, difference.mean(0) - by_seed.mean())  # per user, summed
     return Gain(
@@ -119,8 +119,7 @@ def group_gains(
     is_in = np.stack(list(groups.values()), 1)
     difference = np.where(is_in, (value - base)[:, :, None], np.nan)
     means = seed_bootstrap_means(difference, cluster, bootstrap["resamples"], seed)
-    tails = [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2]
-    low, high = np.nanquantile(means, tails, axis=0)
+    low, high = percentile_limits(means, bootstrap["confidence"])
     has_limits = pl.col("users") >= MIN_CLUSTERS
     return pl.DataFrame(
         {

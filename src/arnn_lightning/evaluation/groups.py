@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import holm, p_value, resampled_sums, seed_shifts
+from arnn_lightning.evaluation.bootstrap import holm, p_value, percentile_limits, resampled_sums, seed_shifts
 
 POSITIONS = ((1, 1), (2, 2), (3, 4), (5, 9), (10, None))  # numbers of preceding events, both ends inclusive
 USER_GROUPS = ("unseen", "seen")
@@ -174,10 +174,9 @@ def group_metrics(
         resampled = resampled_sums(np.hstack(list(sums)), resamples, seed).reshape(resamples, -1, n_groups)
         means = _means_and_gaps(resampled, n_seeds).mean(1)
         means += seed_shifts(point.reshape(n_seeds, -1), resamples, seed).reshape(means.shape)
-        tails = [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2]
         if is_single:
             means[..., 1, :] = 0.0
-        low, high = np.where(is_tested, np.nanquantile(means, tails, axis=0), np.nan)
+        low, high = np.where(is_tested, percentile_limits(means, bootstrap["confidence"]), np.nan)
     for index, name in enumerate(values):
         for quantity, suffix in enumerate(("", "_gap")):
             frame[f"{name}{suffix}"] = point.mean(0)[index, quantity]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import bootstrap_means, holm, p_value, seed_shifts
+from arnn_lightning.evaluation.bootstrap import bootstrap_means, holm, p_value, percentile_limits, seed_shifts
 from arnn_lightning.evaluation.groups import tie_rate
 from arnn_lightning.evaluation.metrics import metric_label, session_means
 from arnn_lightning.evaluation.result import EvaluationResult
@@ -351,12 +351,11 @@ def estimates(per_seed: Sequence[Sequence[np.ndarray]], section: Section, settin
     averaged = np.stack([np.mean(values, axis=0) for values in per_seed], 1)
     bootstrap = settings.bootstrap
     resampled = bootstrap_means(averaged, section.cluster(settings), bootstrap["resamples"], settings.seed)
-    tails = [(1 - bootstrap["confidence"]) / 2, (1 + bootstrap["confidence"]) / 2]
     found = []
     for values, means in zip(per_seed, resampled.T, strict=True):
         by_seed = np.array([value.mean() for value in values])
         means = means + seed_shifts(by_seed[:, None], bootstrap["resamples"], settings.seed)[:, 0]
-        low, high = np.quantile(means, tails)
+        low, high = percentile_limits(means, bootstrap["confidence"])
         found.append(Estimate(float(by_seed.mean()), float(low), float(high), tuple(by_seed.tolist()), p_value(means)))
     return found
 

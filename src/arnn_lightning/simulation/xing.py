@@ -243,8 +243,8 @@ class _Users:
         marginals = read_marginals("xing_users")
         self.profile = {name: _sample_text(rng, marginals[name], count) for name in SINGLE}
         # A hidden attribute has a true value too, distributed as those that are not hidden.
-        self.region = _impute_hidden(rng, "region", self.profile["region"])
-        self.level = _impute_hidden(rng, "career_level", self.profile["career_level"])
+        self.region = _true_codes(rng, "region", self.profile["region"])
+        self.level = _true_codes(rng, "career_level", self.profile["career_level"])
         self.roles, self.role_offset, self.roles_hidden = _sample_lists(rng, marginals["jobroles"], count, job_roles)
         fields = marginals["edu_fieldofstudies"]
         self.fields, self.field_offset, self.fields_hidden = _sample_lists(rng, fields, count, fields["vocab"] - 2)
@@ -276,7 +276,8 @@ def _sample_codes(rng: np.random.Generator, name: str, count: int) -> np.ndarray
     return _sample_text(rng, known, count).astype(np.int64)
 
 
-def _impute_hidden(rng: np.random.Generator, name: str, observed: np.ndarray) -> np.ndarray:
+def _true_codes(rng: np.random.Generator, name: str, observed: np.ndarray) -> np.ndarray:
+    """The codes behind a profile: those that it shows, and sampled ones where it hides them."""
     is_hidden = np.isin(observed, ["0", "NULL"])
     sampled = _sample_codes(rng, name, len(observed))
     return np.where(is_hidden, sampled, np.where(is_hidden, "0", observed).astype(np.int64))

@@ -29,7 +29,7 @@ from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes
 from arnn_lightning.training.checkpoint import TRAINING_KEYS
 
 log = logging.getLogger(__name__)
-NEW = -1
+NEW = -1  # the place of a row that the earlier run did not have
 # Keys of a model's config that two runs may have different values of.
 FREE_KEYS = (
     *("dims", "name", "loss", "optimizer", "scheduler", "scheduler_interval", "clip_norm"),
@@ -85,18 +85,18 @@ class Rows:
     Attributes:
         place: (n,) the earlier row; of a new row the one that it is a copy of, or NEW.
         is_known: (n,) whether the earlier run had the row.
-        start: where a row without a place starts: at the mean of the earlier ones, at 0, or at its random start.
+        start: where a row without a place starts: at the mean of the earlier ones, at 0, or at its own initial value.
     """
 
     place: Tensor
     is_known: Tensor
-    start: Literal["mean", "zero", "random"] = "zero"
+    start: Literal["mean", "zero", "initial"] = "zero"
 
-    def weight(self, earlier: Tensor, random: Tensor) -> Tensor:
+    def weight(self, earlier: Tensor, initial: Tensor) -> Tensor:
         mean = earlier.mean(0, keepdim=True) if self.start == "mean" else earlier.new_zeros(1, *earlier.shape[1:])
         rows = torch.cat([earlier, mean])[self.place]
-        is_random = (self.place == NEW) & (self.start == "random")
-        return torch.where(is_random.view(-1, *[1] * (rows.dim() - 1)), random.to(rows.device), rows)
+        is_initial = (self.place == NEW) & (self.start == "initial")
+        return torch.where(is_initial.view(-1, *[1] * (rows.dim() - 1)), initial.to(rows.device), rows)
 
     def state(self, earlier: Tensor) -> Tensor:
         rows = torch.cat([earlier, earlier.new_zeros(1, *earlier.shape[1:])])
@@ -194,10 +194,10 @@ class InitialWeights(Callback):
 
     def _start(self, model: nn.Module, name: str) -> Tensor:
         """The value that a weight or buffer starts at."""
-        rows, random = self._rows.of(model, name), model.state_dict()[name]
-        if rows is None or random.shape[1:] != self._weights[name].shape[1:]:
+        rows, initial = self._rows.of(model, name), model.state_dict()[name]
+        if rows is None or initial.shape[1:] != self._weights[name].shape[1:]:
             return self._weights[name]
-        return rows.weight(self._weights[name], random)
+        return rows.weight(self._weights[name], initial)
 
 
 def _mapped(value: Tensor, rows: Rows | None, shape: torch.Size) -> Tensor:
@@ -224,7 +224,7 @@ class _Correspondence:
         self.item = Rows(item, item != NEW, "mean")
         self.item_category = _rows_of(_places(ids.item_rows, earlier.item_rows))  # new ones at 0: no effect
         self.single = Rows(torch.where(single == NEW, neutral, single), single != NEW)
-        self.values, self.binary = Rows(binary, binary != NEW, "random"), _rows_of(binary)
+        self.values, self.binary = Rows(binary, binary != NEW, "initial"), _rows_of(binary)
         first, second = np.triu_indices(len(binary), 1)
         low, high = np.sort([binary.numpy()[first], binary.numpy()[second]], 0)
         pair = np.where(low == NEW, NEW, low * n_earlier - low * (low + 1) // 2 + high - low - 1)
