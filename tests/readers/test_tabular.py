@@ -518,6 +518,15 @@ def test_a_change_is_located_in_its_file(log: Any) -> None:
         read([str(first), str(second)], "data.contexts.single=[c]")
 
 
+@pytest.mark.parametrize("item", [",a;,", "a;,"])
+def test_a_quoted_separator_does_not_decide_between_separators(log: Any, item: str) -> None:
+    # By commas the first row has as many fields, of which the last extends to row 3, or its quote never closes.
+    rows = [f'a;"{item}";{NOON};0', f"a;a;{NOON};0", f'"a;";a,;{NOON};0'][: 3 if item[0] == "," else 2]
+    path = log("\n".join(rows) + "\n")
+    events = read(path, "data.header=[user,item,time,place]").events
+    assert events["item"].to_list()[:2] == [item, "a"]
+
+
 # --- from bytes to events, against a parser in plain Python ---
 
 IDS = st.builds("{}a{}".format, *[st.text(st.sampled_from('bc0";,|\t'), max_size=3)] * 2).filter(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -231,12 +231,10 @@ def read_delimited(
         if start.startswith(codecs.BOM_UTF8):
             encoding = "utf-8"  # whatever the encoding of the other files
         _require_text(start, encoding.lower() in UTF_8, path, header is None)
-        if separator is None:
-            separator = max(
-                SEPARATORS,
-                key=lambda s: _rate_separator(_first_fields(file, s, quote, encoding, path), columns, header),
-            )
-        names = _first_fields(file, separator, quote, encoding, path)
+        separators = SEPARATORS if separator is None else (separator,)
+        first_rows = {separator: _read_first_row(file, separator, quote, encoding) for separator in separators}
+        separator = max(first_rows, key=lambda separator: _rate_separator(first_rows[separator], columns, header))
+        names = _checked_fields(first_rows[separator], path)
         if header is not None:
             if len(names) > len(header) or len(names) == 1 < len(header):
                 raise UserError(
@@ -472,31 +470,54 @@ def _require_text(start: bytes, is_utf8: bool, path: Path, has_header: bool) -> 
         raise UserError(f"{path}: row 1 is {line!r}, must be the header; remove the lines before it (tail -n +2)")
 
 
-def _first_fields(file: Path, separator: str, quote: str | None, encoding: str, path: Path) -> list[str]:
-    """The fields of the first line of ``file``; errors name ``path``."""
+class _FirstRow(NamedTuple):
+    """The first row of a file, split by some separator.
+
+    Attributes:
+        fields: without spaces around them.
+        lines: the lines that the row extends over; of a quote that does not close, all that were read.
+        is_closed: whether every quote closes.
+    """
+
+    fields: list[str]
+    lines: list[str]
+    is_closed: bool
+
+
+def _read_first_row(file: Path, separator: str, quote: str | None, encoding: str) -> _FirstRow:
     is_utf8 = encoding.lower() in UTF_8
     short, shorten = _shortened(separator, quote)
     with file.open(encoding="utf-8-sig" if is_utf8 else encoding, errors="replace", newline="") as lines:
         first = list(islice(lines, MAX_LINES))
     rows = csv.reader(map(shorten, first), delimiter=short, quotechar=quote)
     with _fields_of_any_length():
-        names = [name.strip() for name in next(rows, [])]
-    if 1 < rows.line_num == len(first):
-        raise UserError(f"{path}: row 1: a quote opens in {first[0].strip()[:80]!r} and does not close; {QUOTES}")
-    if not any(names):
+        fields = [field.strip() for field in next(rows, [])]
+    return _FirstRow(fields, first[: rows.line_num], not 1 < rows.line_num == len(first))
+
+
+def _checked_fields(row: _FirstRow, path: Path) -> list[str]:
+    """The fields of the first row of ``path``; raises UserError if a quote does not close or there is none."""
+    if not row.is_closed:
+        raise UserError(f"{path}: row 1: a quote opens in {row.lines[0].strip()[:80]!r} and does not close; {QUOTES}")
+    if not any(row.fields):
         raise UserError(f"{path}: the file or its first line is empty; the first line must be a header or a row")
-    return names
+    return row.fields
 
 
 def _unprefixed(header: Sequence[str]) -> list[str]:
     return [name.rsplit(".", 1)[-1] or name for name in header]
 
 
-def _rate_separator(fields: Sequence[str], columns: Collection[str], header: Sequence[str] | None) -> tuple[int, int]:
-    """Greater for a separator that splits the first line into more of the columns, or into as many as a header has."""
-    if header is not None:
-        return int(len(fields) == len(header)), len(fields)
-    return len(set(columns) & {*fields, *_unprefixed(fields)}), len(fields)
+def _rate_separator(
+    row: _FirstRow, columns: Collection[str], header: Sequence[str] | None
+) -> tuple[int, bool, int, int]:
+    """Greater for a separator that splits the first row into more of the columns, or into as many as a header has.
+
+    Among equals, a quote that does not close or that joins lines belongs to a field of another separator.
+    """
+    names = {*row.fields, *_unprefixed(row.fields)}
+    n_fitting = len(set(columns) & names) if header is None else int(len(row.fields) == len(header))
+    return n_fitting, row.is_closed, -len(row.lines), len(row.fields)
 
 
 def _column_index(path: Path, column: str, aliases: Sequence[str], header: Sequence[str]) -> int:
