@@ -2,12 +2,12 @@
 
     python benchmarks/product.py [--rounds 7] [--fields 368] [--threads 2] [--quick]
 
-Forward and backward of 368 fields x 10 -> 100 (355 two-valued fields, 12 single-valued ones, the previous item; four
-two-valued fields present per user), interleaved, medians, and the memory that a pass adds, in a separate process.
+Forward and backward of 368 fields x 10 -> 100 (355 binary fields, 12 single-valued ones, the previous item; four
+binary fields present per user), interleaved, medians, and the memory that a pass adds, in a separate process.
 Then a whole training step (loss, backward, optimizer) of PNN and of ARNN's merging stage over the same 368 fields: in
 its first epoch, which computes the outputs of the frozen encoders, and in later ones, which read them from the cache.
 
-B batch slots; M two-valued, S single-valued fields; A two-valued fields present; D embedding.
+B batch slots; M binary, S single-valued fields; A binary fields present; D embedding.
 """
 
 import subprocess

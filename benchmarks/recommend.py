@@ -5,7 +5,7 @@ processor's caches; it is reported apart from those that follow another click.
 
     python benchmarks/recommend.py [--items 13000] [--rounds 200] [--sessions 20000] [--quick]
 
-In process, with random weights at the paper's sizes for XING: hidden size 100, 12 single-valued fields, 355 two-valued
+In process, with random weights at the paper's sizes for XING: hidden size 100, 12 single-valued fields, 355 binary
 ones. Medians, the fastest, and the slowest of a hundred.
 """
 

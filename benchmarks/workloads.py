@@ -26,7 +26,7 @@ from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.stage import make_datamodule, run_settings, to_container
 
-SINGLE, PRESENT = 12, 4  # single-valued fields; two-valued fields that a user has
+SINGLE, PRESENT = 12, 4  # single-valued fields; binary fields that a user has
 ITEMS, USERS, STEPS = 13_259, 5_000, 10  # STEPS: mini-batches of a chunk
 Contestant = Callable[[], float]  # runs once and returns its seconds
 
@@ -129,7 +129,7 @@ def make_workload(*overrides: str, min_items: int = 0) -> Workload:
 
 
 def make_model(name: str, *overrides: str, n_binary: int = 0, n_items: int = ITEMS, n_users: int = USERS) -> Any:
-    """A new model of XING's shape, or without two-valued fields of TMALL's, whose user id is a field."""
+    """A new model of XING's shape, or without binary fields of TMALL's, whose user id is a field."""
     config = compose_config(f"model={name}", "data=xing", *overrides)
     sizes = [20] * SINGLE if n_binary else [n_users, 9, 3]
     config.model.dims = {"n_items": n_items, "single_sizes": sizes, "n_binary": n_binary}

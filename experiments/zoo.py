@@ -47,7 +47,7 @@ PAPERS = {
     "prefix": "after [Wu et al. 2022](https://arxiv.org/abs/2205.09666)",
     "input_concat": "[Smirnova & Vasile 2017](https://arxiv.org/abs/1706.07684)",
 }
-# The last one is of the first edition.
+# The last one is of version 0.1.0.
 UNREPEATED = ("pretrained.", "hydra.", "logger=", "resume=", "seed=", "evaluation.lists=")
 
 

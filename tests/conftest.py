@@ -50,9 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def small_dataset(tmp_path: Path) -> "PreparedDataset":
-    """Sixteen random sessions a split over 12 items; six users with two attributes and five two-valued fields.
+    """Sixteen random sessions a split over 12 items; six users with two attributes and five binary fields.
 
-    Items have an attribute, which is unknown for one of them, and three two-valued fields.
+    Items have an attribute, which is unknown for one of them, and three binary fields.
     """
     from helpers import random_sessions, write_dataset
 

@@ -58,7 +58,7 @@ def write_dataset(
 ) -> PreparedDataset:
     """Writes ``splits`` (name -> sessions, their users) as a prepared data set.
 
-    ``single``: attribute -> code of every user; ``active``: two-valued fields present per user. Likewise of items,
+    ``single``: attribute -> code of every user; ``active``: binary fields present per user. Likewise of items,
     which have a category by default.
     """
     single = single or {}

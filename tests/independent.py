@@ -153,8 +153,8 @@ class PNN:
     the attribute that each category belongs to.
 
     Args:
-        profiles: user -> codes of the single-valued fields (rows of the table), and the two-valued fields present.
-        n_binary: number of two-valued fields.
+        profiles: user -> codes of the single-valued fields (rows of the table), and the binary fields present.
+        n_binary: number of binary fields.
         batch_size: B.
         prefix: of the weights' names.
     """

@@ -316,7 +316,7 @@ def test_a_zone_that_polars_does_not_know_is_refused(zone: str) -> None:
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_a_key_of_the_first_edition_names_the_new_one(old: str) -> None:
+def test_a_key_of_version_0_1_0_names_the_new_one(old: str) -> None:
     task = {"schema": ["task=generate", "output=x"]}.get(old.partition(".")[0], [])
     assert error(*task, f"{'' if old.startswith('logger') else '++'}{old}=1").startswith(
         f"no key {old}; it is {RENAMED[old]} now"

@@ -23,7 +23,7 @@ class Contexts(NamedTuple):
 
     Attributes:
         single: (N, S) rows of one table with the categories of all single-valued fields, one field after the other.
-        active: (N, A) two-valued fields that are present, padded with -1.
+        active: (N, A) binary fields that are present, padded with -1.
     """
 
     single: Tensor

@@ -44,7 +44,7 @@ HYDRA_ERRORS = ("Only one of --", "The --resolve flag", "No completion plugin", 
 HELP = """\
 arnn: does knowing who a visitor is improve the next recommendation of a session?
 
-Trains ARNN and the models that it is compared with (GRU4REC, PNN, ItemKNN, POP) and reports Recall, MRR and their
+Trains ARNN and what it is compared with (GRU4REC, PNN, POP, ItemKNN, SR, VSKNN) and reports Recall, MRR and their
 confidence intervals. Everything is a setting: KEY=VALUE for a value, GROUP=NAME for a config of a group.
 
   arnn                                      train ARNN and its baselines on simulated data
@@ -107,7 +107,7 @@ def check(config: DictConfig, job: Any) -> list[str]:
     has_many_runs = job.mode is RunMode.MULTIRUN or job.runtime.choices["task"] in ("tune", "verdict")
     loggers = [str(logger.get("_target_")) for logger in config.logger.values()]
     if "WANDB_RUN_ID" in os.environ and has_many_runs and any(target.endswith("WandbLogger") for target in loggers):
-        raise UserError("WANDB_RUN_ID: unset it, or choose logger=csv: it would make one run of all that are started")
+        raise UserError("WANDB_RUN_ID: unset it, or choose logger=csv: it would merge all runs into one")
     for key in config:
         is_replaced = key == "checkpoint" and config.get("lists") is not None  # of task=evaluate
         if OmegaConf.is_missing(config, key) and not is_replaced:

@@ -74,7 +74,7 @@ def either(*rules: Rule) -> Rule:
 NULL = Rule("null", lambda value: value is None)
 BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = text()
-PATHS = either(TEXT, list_of(TEXT, "texts, as in [a.csv,b.csv]"))
+PATHS = either(TEXT, list_of(TEXT, "strings, as in [a.csv,b.csv]"))
 NOT_NEGATIVE = number("of at least 0", lambda x: x >= 0)
 POSITIVE = number("above 0", lambda x: x > 0)
 PROBABILITY = number("in [0, 1)", lambda x: 0 <= x < 1)
@@ -213,7 +213,7 @@ RULES = TRAINING_RULES | {
     "data.date_format": either(TEXT, NULL),
     "data.decimal": choice(".", ","),
     "data.list_separator": text("text of at least one character", r"(?s).+"),
-    "data.null_values": list_of(TEXT, 'texts, as in ["",NULL]', minimum=0),
+    "data.null_values": list_of(TEXT, 'strings, as in ["",NULL]', minimum=0),
     "data.source": either(TEXT, NULL),
     "data.header": HEADER,
     "data.users_header": HEADER,
@@ -295,7 +295,7 @@ RULES = TRAINING_RULES | {
     "budget": text("a duration such as 90s, 15m or 2h", DURATION),
     "max_seeds": integer(2),
     "smallest_gain": PROBABILITY,
-    "counted": list_of(TEXT, "models without training, as in [pop,vsknn]"),
+    "counted": list_of(TEXT, "non-neural models, as in [pop,vsknn]"),
     "trials": integer(0),
     "workers": integer(1),
     "pruner": NULL,
@@ -321,7 +321,7 @@ INSTANTIATED = (
     "trainer",
 )
 SECTIONS = {key.partition(".")[0] for key in (*RULES, *FREE)}
-# Keys of the first edition.
+# Keys of version 0.1.0.
 RENAMED = {
     "model.lanes": "model.batch_size",
     "model.n_layers": "model.layers",
@@ -509,7 +509,7 @@ UNUSED = (
     Unused(
         r"data\.contexts\.dropout",
         lambda config, _: config.data.contexts.dropout not in (None, config.model.attribute_dropout),
-        "model.attribute_dropout, of the command line or a tuned file, precedes it",
+        "model.attribute_dropout (command line or tuned file) takes precedence",
     ),
     Unused(
         r"data\.contexts\.coverage",
@@ -742,7 +742,7 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     tasks = [] if parent else (resources.files("arnn_lightning.conf") / "task").iterdir()
     for task in tasks:
         if task.name.endswith(".yaml") and key in set(OmegaConf.create(task.read_text())):
-            hint = f"; it is of task={task.name.removesuffix('.yaml')}"
+            hint = f"; it belongs to task={task.name.removesuffix('.yaml')}"
     if canonical(parent) in COLUMNS:  # Hydra merges mappings, and adds keys only with a +
         hint += f"; +{key}=... adds it" + "".join(f", ~{parent}.{other!s} removes {other!s}" for other in node or ())
     return UserError(f"no key {key}{hint}")

@@ -45,7 +45,7 @@ def test_training_equals_a_reference_in_plain_loops(name: str, use: str, small_d
     contexts = make_data(small_dataset).item_contexts()
     active = torch.where(contexts.active < 0, -1, contexts.active + sum(small_dataset.dims["item_single_sizes"]))
     weights["item_codes"] = torch.cat([contexts.single, active], 1)
-    weights["item_attributes"] = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1])  # five categories, three two-valued fields
+    weights["item_attributes"] = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1])  # five categories, three binary fields
     sessions = small_dataset.sessions("train")
     parts = np.split(sessions.item, sessions.offset[1:-1])
     logs = [(str(user), part.tolist()) for user, part in zip(sessions.user, parts, strict=True)]

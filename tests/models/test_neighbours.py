@@ -44,7 +44,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("vstan", VSTAN | {"lambda_ipw": None, "lambda_idf": None}),
     ("vstan", VSTAN | {"context_weight": 2.0}),
 ]
-ATTRIBUTES = [{0, 3}, {0, 4}, {1, 5, 6}, set(), {6}]  # of each user; fields {0, 1, 2}, {3, 4} and two-valued 5, 6
+ATTRIBUTES = [{0, 3}, {0, 4}, {1, 5, 6}, set(), {6}]  # of each user; fields {0, 1, 2}, {3, 4} and binary 5, 6
 
 
 def contexts() -> Contexts:

@@ -68,7 +68,7 @@ def test_E28_items_without_event_stand_at_the_mean_of_others() -> None:
 
 
 def test_E28_a_category_without_event_stands_at_its_fields_mean() -> None:
-    """Items have categories 1, 1, 2, 0 and the two-valued fields none, 0, 0, 1; the last item has no event."""
+    """Items have categories 1, 1, 2, 0 and the binary fields none, 0, 0, 1; the last item has no event."""
     attributes = ItemAttributes([3], 2, 4)
     nn.init.normal_(attributes.weight)
     single, active = torch.tensor([[1], [1], [2], [0]]), torch.tensor([[-1, -1], [0, -1], [0, -1], [1, -1]])

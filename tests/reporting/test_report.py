@@ -246,7 +246,7 @@ def test_a_share_is_of_the_references_mean_over_common_seeds(workspace: Path) ->
 
 @pytest.mark.parametrize("assignment", ["permuted", "per_session"])
 def test_random_contexts_of_one_seed_are_no_result_of_others(assignment: str, workspace: Path, tmp_path: Path) -> None:
-    """Of a model without training, too."""
+    """Of a non-neural model, too."""
     prepared, override = workspace / "prepared" / "one", f"data.contexts.assignment={assignment}"
     runs, _ = load_runs([write_run(tmp_path / str(seed), prepared, seed, override) for seed in (1, 2)], workspace)
     runs[1].entries[:] = [entry for entry in runs[1].entries if entry.result.name != "itemknn"]

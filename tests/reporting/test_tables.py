@@ -96,11 +96,11 @@ LOG = {
 
 def test_log_table_marks_what_looks_wrong() -> None:
     shown = rows(log_table(LOG, {"largest_user_events": "a crawler?"}), width=80)
-    assert ["! events of the largest user, [NA]", "13,731,332", "25.0%"] in shown
+    assert ["! events of the most active user, [NA]", "13,731,332", "25.0%"] in shown
     assert ["events of the most popular item, [home]", "234,567", "1.0%"] in shown
     assert ["first day", "1970-01-01", ""] in shown
     assert ["duplicate rows", "473", "0.0%"] in shown
-    assert ["! events of the largest user, [NA]: a crawler?"] in shown
+    assert ["! events of the most active user, [NA]: a crawler?"] in shown
 
 
 def test_log_table_names_a_time_window_where_there_is_one() -> None:

@@ -538,7 +538,7 @@ def test_a_log_without_users_has_no_largest_user(
     assert arnn_here(["task=prepare", *log, "hydra.run.dir=prepared"], monkeypatch) == 0
     shown = capsys.readouterr().out
     assert "events of the longest session" in shown
-    assert "largest user" not in shown
+    assert "most active user" not in shown
     assert "largest_user" not in json.loads(Path("prepared/prepare.json").read_text())["log"]
 
 

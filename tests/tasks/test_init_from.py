@@ -16,7 +16,7 @@ def test_all_stages_of_arnn_start_from_the_earlier_run(tmp_path: Path) -> None:
     again = ["model=arnn", *SMALL, "init_from=first"]
     still = [f"model.{part}optimizer.lr=0" for part in ("", "session.", "context.")]
     done = arnn(tmp_path, *again, *still, "hydra.run.dir=second")
-    assert "known, 0 new, 0 gone; categories" in done.stdout + done.stderr
+    assert "known, 0 new, 0 removed; categories" in done.stdout + done.stderr
     first, second = metrics_of(tmp_path / "first"), metrics_of(tmp_path / "second")
     files = {"model": best} | {role: best.parent / role / "best.ckpt" for role in ("session", "context")}
     assert {role: entry["sha256"] for role, entry in second["init_from"].items()} == {

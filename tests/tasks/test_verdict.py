@@ -520,7 +520,7 @@ def test_a_budget_for_less_than_two_seeds_is_no_answer(monkeypatch: pytest.Monke
         ("budget=15", "budget=15: must be a duration such as 90s, 15m or 2h"),
         ("budget=0m", "budget=0m: must be a duration such as 90s, 15m or 2h"),
         ("counted=[pop,srr]", 'counted=srr: no such model (did you mean "sr"?)'),
-        ("counted=[gru4rec]", "counted=gru4rec: is trained; counted takes models without training, such as sr"),
+        ("counted=[gru4rec]", "counted=gru4rec: is trained; counted takes non-neural models, such as sr"),
         ("max_seeds=1", "max_seeds=1: must be an integer of at least 2"),
         (
             "data.contexts.assignment=unknown",
@@ -801,7 +801,7 @@ def test_the_best_model_without_training_is_judged(result: str, words: str) -> N
     figures = shown_figures("yes")
     figures["claims"]["over_counted"]["result"] = result
     figures["gains"]["over_counted"]["low"] = -0.01
-    assert f"The best model without training, vsknn, has 0.2000: {words}." in remarks(figures)
+    assert f"The best non-neural model, vsknn, has 0.2000: {words}." in remarks(figures)
 
 
 def test_untested_new_users_name_the_budget() -> None:

@@ -31,7 +31,7 @@ CATEGORIES = [  # of the items of small_dataset
 
 
 def ids_of(n_items: int, sizes: list[int], fields: list[str], shift: int = 0) -> Ids:
-    """Items i<shift>, i<shift + 1>, ...; categories <attribute>1, <attribute>2, ...; two-valued fields by name."""
+    """Items i<shift>, i<shift + 1>, ...; categories <attribute>1, <attribute>2, ...; binary fields by name."""
     rows = [
         (name, "single", code, f"{name}{code}")
         for name, size in zip(SINGLE, sizes, strict=True)
@@ -126,7 +126,7 @@ class Captured(Callback):
 )
 @torch.no_grad()
 def test_known_rows_follow_their_ids(name: str, tmp_path: Path) -> None:
-    """Items 2 to 11 of 12 are items 0 to 9 of 14 now; categories and two-valued fields are recoded too."""
+    """Items 2 to 11 of 12 are items 0 to 9 of 14 now; categories and binary fields are recoded too."""
     case, rng = BY_NAME[name], np.random.default_rng(0)
     active = [[0, 2], [1], [], [0, 1, 2], [2], [0]]
     single = {"level": [0, 1, 2, 1, 0, 2], "country": [1, 1, 0, 2, 3, 0]}
@@ -158,9 +158,11 @@ def test_known_rows_follow_their_ids(name: str, tmp_path: Path) -> None:
         checkpoint["state_dict"] = earlier.state_dict()
     model = case.make(now)
     callback = start(model, case, now.dims, ids_now, checkpoint, ids_then, with_parts=True)
-    assert callback.summary.startswith("items 10 known, 4 new, 2 gone")
+    assert callback.summary.startswith("items 10 known, 4 new, 2 removed")
     if model.uses_contexts:
-        assert callback.summary.endswith("categories 5 known, 1 new, 0 gone; two-valued fields 2 known, 1 new, 1 gone")
+        assert callback.summary.endswith(
+            "categories 5 known, 1 new, 0 removed; binary fields 2 known, 1 new, 1 removed"
+        )
     run_start(callback, model)
     item = torch.arange(10)
     state = earlier.initial_state(10)
@@ -206,7 +208,7 @@ def test_categories_of_items_follow_their_names() -> None:
 
 
 def single_out(model: Any) -> None:
-    """Sets the weights of the two-valued field 1 to 0."""
+    """Sets the weights of the binary field 1 to 0."""
     encoder = getattr(model.encoder, "context", model.encoder)
     if hasattr(encoder, "product"):
         product = encoder.product

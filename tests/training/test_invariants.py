@@ -115,9 +115,9 @@ def test_E5_one_session_in_many_slots_trains(case: ModelCase, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("case", slow_variants(case for case in TRAINED if case.reads_contexts), ids=case_name)
-@pytest.mark.parametrize("contexts", ["no single-valued", "no two-valued", "none"])
+@pytest.mark.parametrize("contexts", ["no single-valued", "no binary", "none"])
 def test_models_of_contexts_train_without_some_fields(case: ModelCase, contexts: str, tmp_path: Path) -> None:
-    single = {"level": [0, 1, 1]} if contexts == "no two-valued" else None
+    single = {"level": [0, 1, 1]} if contexts == "no binary" else None
     active = [[0], [], [1, 2]] if contexts == "no single-valued" else None
     sessions = random_sessions(0, 9, 6)
     prepared = write_dataset(tmp_path, {"train": (sessions, [0, 1, 2] * 3)}, 6, single, active)

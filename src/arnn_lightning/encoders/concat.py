@@ -1,10 +1,10 @@
 """PNN without its product layer, fully connected layer and batch normalisation: an ablation.
 
 The query is the plain concatenation of the field embeddings: the previous item's, with
-``model.item_contexts=fields`` those of its attributes, the sum of the present two-valued fields', and one for each
+``model.item_contexts=fields`` those of its attributes, the sum of the present binary fields', and one for each
 single-valued field.
 
-B batch slots, M two-valued fields, S single-valued fields, T fields of the item, D embedding.
+B batch slots, M binary fields, S single-valued fields, T fields of the item, D embedding.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from arnn_lightning.nn.table import EmbeddingTable, ItemFields
 
 
 class ConcatEncoder(SessionEncoder):
-    """Concatenates embeddings to (B, (T + 1 + S) D): item fields, the sum of two-valued fields, single-valued fields.
+    """Concatenates embeddings to (B, (T + 1 + S) D): item fields, the sum of binary fields, single-valued fields.
 
     The embeddings of PNN (Qu et al. 2016, arXiv 1611.00144) without its other layers, as an ablation.
 
@@ -27,7 +27,7 @@ class ConcatEncoder(SessionEncoder):
         n_items: size of the catalogue.
         n_categories: number of categories of all single-valued fields together.
         n_single: S.
-        n_binary: number of two-valued fields, the categories of multi-valued attributes.
+        n_binary: number of binary fields, the categories of multi-valued attributes.
         item_single_sizes: number of codes of each single-valued attribute of items that is a field.
         item_multi_sizes: number of categories of each multi-valued one.
         embedding_size: D of every field.

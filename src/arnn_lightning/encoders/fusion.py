@@ -18,7 +18,7 @@ class FusionEncoder(SessionEncoder):
     Args:
         session: the session encoder; its query is as wide as that of the fusion.
         n_categories: number of categories of all single-valued fields together.
-        n_binary: number of two-valued fields.
+        n_binary: number of binary fields.
         embedding_size: D.
 
     Raises:

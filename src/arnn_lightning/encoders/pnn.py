@@ -8,7 +8,7 @@ embeddings of its categories, so that pairs of a user's and an item's attribute 
 The paper does not state how embeddings start (here Glorot uniform), over which slots batch normalisation takes its
 statistics (the valid ones), and the vectors of categories without a training event (their field's mean).
 
-B batch slots, N users, M two-valued fields, S single-valued fields, I items, T fields of an item, D embedding,
+B batch slots, N users, M binary fields, S single-valued fields, I items, T fields of an item, D embedding,
 H hidden.
 """
 
@@ -37,7 +37,7 @@ class PNNEncoder(SessionEncoder):
         n_items: size of the catalogue.
         n_categories: number of categories of all single-valued fields together.
         n_single: number of single-valued fields.
-        n_binary: number of two-valued fields, the categories of multi-valued attributes.
+        n_binary: number of binary fields, the categories of multi-valued attributes.
         item_single_sizes: number of codes of each single-valued attribute of items that is a field.
         item_multi_sizes: number of categories of each multi-valued one.
         embedding_size: D of every field.

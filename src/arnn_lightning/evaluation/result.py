@@ -94,7 +94,7 @@ class EvaluationResult:
     def paired_difference(
         self, other: "EvaluationResult", metric: str, bootstrap: Mapping[str, Any], seed: int
     ) -> tuple[float, float, float]:
-        """Mean paired difference to ``other`` on the same predictions, and its bootstrap interval.
+        """Mean paired difference from ``other`` on the same predictions, and its bootstrap interval.
 
         Raises:
             ValueError: the two have different predictions.

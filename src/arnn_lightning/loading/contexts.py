@@ -95,7 +95,7 @@ class AttributeDropout:
     Args:
         share: of the attributes, in expectation.
         contexts: every user's context codes, the last row for unknown contexts.
-        binary_attributes: (M,) the attribute that each two-valued field belongs to; those of one are adjacent.
+        binary_attributes: (M,) the attribute that each binary field belongs to; those of one are adjacent.
         n_sessions: number of training sessions.
         seed: of the samples.
     """

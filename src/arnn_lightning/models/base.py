@@ -132,7 +132,7 @@ class Recommender(LightningModule):
         raise UserError(f"{self.name} does not compare items; similar items need a trained model or itemknn")
 
     def fit(self, sessions: Sessions) -> None:
-        """Fits the model to the training ``sessions`` by counting; only for models without gradients."""
+        """Fits the model to the training ``sessions`` by counting; only for non-neural models."""
 
     # User contexts
 

@@ -18,7 +18,7 @@ class Fusion(SessionRecommender):
         name: the model's name.
         dims: ``n_items``; ``single_sizes``, the number of codes of each single-valued field; ``n_binary``.
         session: the model whose encoder and scorer are copied.
-        fusion: makes the encoder of a session encoder and the number of categories and of two-valued fields.
+        fusion: makes the encoder of a session encoder and the number of categories and of binary fields.
         training: loss, optimizer, scheduler, scheduler_interval, clip_norm and settings, as in SessionRecommender.
     """
 

@@ -44,7 +44,7 @@ class SessionRecommender(Recommender):
     Args:
         name: the model's name.
         dims: sizes of the data: ``n_items``; of items with attributes also ``item_single_sizes``, the number of codes
-            of each single-valued field, and ``n_item_binary``, that of two-valued fields.
+            of each single-valued field, and ``n_item_binary``, that of binary fields.
         encoder: encodes one event per batch slot.
         loss: the ranking loss.
         optimizer: makes the optimizer from the parameters.

@@ -1,6 +1,6 @@
 """Embeddings of the contexts of users.
 
-B batch slots, A present and M two-valued fields, S single-valued fields, D embedding.
+B batch slots, A present and M binary fields, S single-valued fields, D embedding.
 """
 
 import torch
@@ -18,7 +18,7 @@ def sum_of_active(active_BA: Tensor, embedding: Tensor) -> Tensor:
 
 
 class ContextEmbedding(nn.Module):
-    """(B, D) the sum of the embeddings of a user's categories and present two-valued fields.
+    """(B, D) the sum of the embeddings of a user's categories and present binary fields.
 
     A sum, not a mean: it is linear in the profile, so that for a category that was not trained the mean of its field is
     neutral (E28), and absent fields contribute nothing.

@@ -1,18 +1,18 @@
 """The PNN's product layer (paper 3.3; Qu et al. 2016): FC([z; p]), z all field embeddings, p all inner products.
 
-Shapes: B batch slots; the fields are M two-valued and S single-valued ones of the user, and T of the previous item: the
+Shapes: B batch slots; the fields are M binary and S single-valued ones of the user, and T of the previous item: the
 item and, where they are fields, its attributes; D embedding, H hidden.
 
 Two exact ways to compute it:
 
 - **Gram**: directly, all inner products by one batched matrix product.
-- **Closed form**: a two-valued field is f_i = a_i + u_i d_i with u_i in {0, 1} (absent: a_i, present: a_i + d_i), so
+- **Closed form**: a binary field is f_i = a_i + u_i d_i with u_i in {0, 1} (absent: a_i, present: a_i + d_i), so
 
       sum_{i<j} w_ij <f_i, f_j> = sum_{i<j} w_ij <a_i, a_j>  +  sum_i u_i sum_{j!=i} w_ij <d_i, a_j>
                                   + sum_{i<j, both present} w_ij <d_i, d_j>
 
   The first two sums do not depend on the slot, and few fields are present: the cost hardly grows with B. The pairs of
-  two-valued fields with any other field are split likewise.
+  binary fields with any other field are split likewise.
 """
 
 from typing import Literal, NamedTuple
@@ -35,10 +35,10 @@ class Sums(NamedTuple):
     Attributes:
         item: (D, T H) what the item's embeddings are multiplied with, whoever the user is.
         single: (S, D, H) what the embeddings of the single-valued fields are multiplied with.
-        constant: (H,) the bias, and all terms of absent two-valued fields with each other.
-        linear: (M, H) what a present two-valued field adds, in addition to its pairs with other present ones.
+        constant: (H,) the bias, and all terms of absent binary fields with each other.
+        linear: (M, H) what a present binary field adds, in addition to its pairs with other present ones.
         delta: (M, D) present minus absent.
-        item_linear: (M, D T H) what a present two-valued field adds to ``item``.
+        item_linear: (M, D T H) what a present binary field adds to ``item``.
     """
 
     item: Tensor
@@ -93,7 +93,7 @@ class ProductLayer(nn.Module):
             self.binary_pairs = nn.Parameter(torch.empty(M * (M - 1) // 2, H))
             self.cross_pairs = nn.Parameter(torch.empty(M, S, H))
             self.single_pairs = nn.Parameter(torch.empty(S * (S - 1) // 2, H))
-            self.item_pairs = nn.Parameter(torch.empty(M + S, T * H))  # with the user's: first the two-valued fields
+            self.item_pairs = nn.Parameter(torch.empty(M + S, T * H))  # with the user's: first the binary fields
             weights += [self.binary_pairs, self.cross_pairs, self.single_pairs, self.item_pairs]
             if T > 1:
                 self.attribute_pairs = nn.Parameter(torch.empty(T * (T - 1) // 2, H))  # of the item's fields
@@ -150,7 +150,7 @@ class ProductLayer(nn.Module):
         return torch.addmm(self.bias, torch.cat(inputs, 1), torch.cat(weights))
 
     def _is_present(self, active_BA: Tensor) -> Tensor:
-        """(B, M): 1 for two-valued fields that are present, 0 for the others."""
+        """(B, M): 1 for binary fields that are present, 0 for the others."""
         M, batch_size = len(self.values), active_BA.shape[0]  # len() would fix the size of an exported graph
         is_present_BM = self.values.new_zeros(batch_size, M + 1)
         return is_present_BM.scatter_(1, torch.where(active_BA < 0, M, active_BA), 1.0)[:, :M]
@@ -235,12 +235,12 @@ class ProductLayer(nn.Module):
         return weight_SDH
 
     def _binary_fields(self) -> tuple[Tensor, Tensor]:
-        """constant (H) and linear (M, H) of the two-valued fields alone."""
+        """constant (H) and linear (M, H) of the binary fields alone."""
         constant_H = self.bias + torch.einsum("md,mdh->h", self.values[:, 0], self.binary_fields)
         return constant_H, (self._delta()[:, None] @ self.binary_fields)[:, 0]
 
     def _binary(self, active_BA: Tensor) -> Tensor:
-        """(B, H): the bias, and the terms of the two-valued fields, alone and with each other."""
+        """(B, H): the bias, and the terms of the binary fields, alone and with each other."""
         M = len(self.values)
         if not M:
             return self.bias.expand(active_BA.shape[0], -1)
@@ -262,7 +262,7 @@ class ProductLayer(nn.Module):
         return out_BH.index_add(0, slot, weight_nH * _pair_products(delta_MD, first, second, mask_n1))
 
     def _add_present_pairs(self, out_BH: Tensor, active_BA: Tensor) -> Tensor:
-        """``out_BH`` with the pairs of two-valued fields that are both present."""
+        """``out_BH`` with the pairs of binary fields that are both present."""
         slot, first, second, mask_n1 = _active_pairs(active_BA)
         weight_nH = self.binary_pairs.index_select(0, self.pair_index[first, second])
         return out_BH.index_add(0, slot, weight_nH * _pair_products(self._delta(), first, second, mask_n1))
@@ -366,7 +366,7 @@ def without_padding(active_BA: Tensor) -> Tensor:
 
 
 def _active_entries(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(slot, field, mask) of every two-valued field that is present.
+    """(slot, field, mask) of every binary field that is present.
 
     Where counting them would need a host sync: of every entry of ``active_BA``, with ``mask`` (n, 1) 0 for padding.
     """
@@ -379,7 +379,7 @@ def _active_entries(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def _active_pairs(active_BA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(slot, field, field, mask) of every pair of two-valued fields present together; as ``_active_entries``."""
+    """(slot, field, field, mask) of every pair of binary fields present together; as ``_active_entries``."""
     n = active_BA.shape[1]
     if isinstance(n, torch.SymInt):  # exported for any number of fields: all n * n pairs, those of i < j valid
         column, square = torch.arange(n), torch.zeros(n, n, dtype=torch.int64)

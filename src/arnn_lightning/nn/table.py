@@ -102,7 +102,7 @@ class ItemAttributes(nn.Module):
 
     Args:
         single_sizes: number of categories of each single-valued field, "unknown" included.
-        n_binary: number of two-valued fields, the categories of multi-valued attributes.
+        n_binary: number of binary fields, the categories of multi-valued attributes.
         width: of a vector.
     """
 
@@ -148,7 +148,7 @@ class AttributeFields(ItemAttributes):
 
     Args:
         single_sizes: as in ItemAttributes.
-        multi_sizes: number of two-valued fields of each multi-valued attribute.
+        multi_sizes: number of binary fields of each multi-valued attribute.
         width: of a vector.
     """
 

@@ -175,7 +175,7 @@ class PreparedDataset:
         )
 
     def binary_attributes(self) -> pl.Series:
-        """(M,) the multi-valued attribute that each two-valued field belongs to; fields of one are adjacent."""
+        """(M,) the multi-valued attribute that each binary field belongs to; fields of one are adjacent."""
         return self.vocabulary().filter(pl.col("kind") == "multi").sort("code")["attribute"]
 
 

@@ -157,7 +157,7 @@ def log_remarks(log: Mapping[str, Any], data: Mapping[str, Any], today: date) ->
     if log["users"] > 5 and log.get("largest_user_events", 0) >= log["log_events"] / 5:
         remarks["largest_user_events"] = "a fifth of the log or more: a placeholder or a crawler?"
     if sessions > 1 and log["shortest_session"] == log["longest_session"]:
-        remarks["longest_session"] = f"every session has {log['longest_session']}: are sessions cut right?"
+        remarks["longest_session"] = f"every session has {log['longest_session']}: is data.session right?"
     elif log["longest_session"] > LONG_SESSION and data["max_session_length"] is None:
         remarks["longest_session"] = "a crawler? see data.max_session_length"
     if log["single_event_sessions"] > sessions / 2:

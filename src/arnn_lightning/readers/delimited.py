@@ -67,7 +67,7 @@ def require_files(
     paths = {name: path for name in (*expected, *optional) if (path := find_file(folder / name)) is not None}
     missing = [name for name in expected if name not in paths]
     if missing:
-        where = "plain, packed (gz, bz2, xz, zst), or in a zip archive"
+        where = "plain, compressed (gz, bz2, xz, zst), or in a zip archive"
         raise UserError(
             f"{folder}: no {', '.join(missing)}{unreadable_archives(folder)}; expected: {contents}, {where}; "
             f"{source_hint}"

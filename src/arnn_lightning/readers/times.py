@@ -71,7 +71,7 @@ class TimeParser:
             raise UserError(f"{row_location(row)}: {column[row]!r} is {problem}; {advice}")
 
         if column.dtype.is_nested():
-            raise UserError(f"{row_location(0)}: contains {column.dtype}; times must be numbers, text or dates")
+            raise UserError(f"{row_location(0)}: contains {column.dtype}; times must be numbers, strings or dates")
         seconds, nanosecond = self._parse(column, fail)
         self._require_plausible(seconds, fail)
         is_whole = nanosecond is None or not (nanosecond != 0).any()
@@ -151,7 +151,7 @@ class TimeParser:
             advice = f"export unix times, (ticks - {start}) / {per_second} seconds, or set data.time_unit=ns"
             fail(number.is_not_null(), problem, advice)
         if EXCEL_DAYS[0] <= low <= high <= EXCEL_DAYS[1]:
-            problem = "ambiguous: could be a day number of a spreadsheet, not a unix time"
+            problem = "ambiguous: could be an Excel serial date, not a unix time"
             fail(number.is_not_null(), problem, "format the column as date and time there, or set data.time_unit=s")
 
     def _from_format(self, text: pl.Series, fail: Callable[..., NoReturn]) -> tuple[pl.Series, pl.Series | None]:

@@ -82,7 +82,7 @@ class Variant:
         config: its settings, flat.
         is_most_common: whether it has the most common configuration of its name, of several the first.
         label: its name, and what distinguishes it from other variants of the same name.
-        results: by seed; of a model without training, equal ones for all seeds of the section.
+        results: by seed; of a non-neural model, equal ones for all seeds of the section.
         session_results: by seed, the session encoder of the same run, for a model that has one.
         runs: by seed, the run of the result.
         roles: by seed, the role in that run: empty for its main model, else ``session``, ``context`` or the baseline's.
@@ -120,7 +120,7 @@ class Variant:
         return [self.results[seed].per_prediction(metric) for seed in self.seeds]
 
     def gains(self, metric: str, reference: Mapping[int, EvaluationResult]) -> list[np.ndarray]:
-        """(N,) paired differences to ``reference``, per common seed."""
+        """(N,) paired differences from ``reference``, per common seed."""
         seeds = sorted(set(self.results) & set(reference))
         return [self.results[seed].per_prediction(metric) - reference[seed].per_prediction(metric) for seed in seeds]
 
@@ -367,7 +367,7 @@ class Row:
     Attributes:
         variant: the model.
         metrics: metric -> estimate.
-        gains: reference -> metric -> estimate of the paired difference to it. References are the label of the base
+        gains: reference -> metric -> estimate of the paired difference from it. References are the label of the base
             model of the section and, for a model that has one, ``SESSION_ENCODER``: the part of the same run.
         shares: reference -> metric -> the difference as a share of the reference's mean over the same seeds.
     """

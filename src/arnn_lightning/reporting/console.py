@@ -85,7 +85,7 @@ def seed_guidance(n_seeds: int, unit: str) -> str | None:
     if n_seeds > 1:
         return None
     return (
-        f"one seed: intervals reflect the variation over {unit}s only, not over trainings; before you rely on a small "
+        f"one seed: intervals reflect the variation over {unit}s only, not over seeds; before you rely on a small "
         "difference, run several seeds (-m seed=1,2,3,4,5)"
     )
 
@@ -183,7 +183,7 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
     labels = {"first_day": "first day", "last_day": "last day"}
     top_item = f", {log['top_item']}" if "top_item" in log else ""  # no key of data sets prepared earlier
     counts = {
-        "largest_user_events": (f"events of the largest user, {log.get('largest_user')}", "log_events"),
+        "largest_user_events": (f"events of the most active user, {log.get('largest_user')}", "log_events"),
         "longest_session": ("events of the longest session", "events"),
         "single_event_sessions": ("sessions of one event", "sessions"),
         "tied_times": ("events with the time of the previous event", "events"),

@@ -64,7 +64,7 @@ def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[F
         names = [row.variant.label for row in rows]
         svg = charts.horizontal_intervals(
             "Gain of every variant",
-            "difference to its session encoder",
+            "difference from its session encoder",
             names,
             _gain_series(view.settings, names, rows),
         )
@@ -187,7 +187,7 @@ def setting_charts(group: Sequence[SectionView]) -> Iterator[Figure]:
         svg = charts.lines(
             f"Gain of {rows[0].variant.name} by number of attributes",
             "attributes of the user that the model uses",
-            "difference to its session encoder",
+            "difference from its session encoder",
             _gain_series(settings, counts, rows),
             counts,
             charts.METRICS,
@@ -203,7 +203,7 @@ def setting_charts(group: Sequence[SectionView]) -> Iterator[Figure]:
         names = [label for label, _ in controls]
         series = _gain_series(settings, names, [row for _, row in controls])
         svg = charts.horizontal_intervals(
-            "Gain under every setting", "difference to the session encoder", names, series
+            "Gain under every setting", "difference from the session encoder", names, series
         )
         yield Figure(Markup(svg), f"The model minus its session encoder; {settings.percent} intervals.")
 

@@ -83,7 +83,7 @@ def groups_table(frame: pl.DataFrame, title: str, bootstrap: Mapping[str, Any]) 
     metrics = [name.removesuffix("_gap") for name in frame.columns if name.endswith("_gap")]
     header = [title, "predictions", f"{bootstrap['unit']}s"]
     for metric in metrics:
-        header += [metric_label(metric), f"{metric_label(metric)}, to all others"]
+        header += [metric_label(metric), f"{metric_label(metric)}, minus all others"]
     rows: list[list[str | Cell]] = []
     for group in frame.iter_rows(named=True):
         row: list[str | Cell] = [group["group"], f"{group['predictions']:,}", f"{group['clusters']:,}"]
@@ -95,7 +95,7 @@ def groups_table(frame: pl.DataFrame, title: str, bootstrap: Mapping[str, Any]) 
                 row.append(Cell(text, "" if p is None else format_p(p), interval))
         rows.append(row)
     caption = (
-        f"Below each figure its {100 * bootstrap['confidence']:g} % interval. To all others: the group's mean minus "
+        f"Below each value its {100 * bootstrap['confidence']:g} % interval. Minus all others: the group's mean minus "
         f"that of all other predictions, with a p value (Holm's correction over the groups). Groups of fewer than "
         f"{MIN_CLUSTERS} {bootstrap['unit']}s have no interval."
     )

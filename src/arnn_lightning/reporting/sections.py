@@ -188,9 +188,9 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
             line.append(_paired_to(main_variant, row.variant, main))
             lines.append([*line, str(len(estimate.by_seed))])
     header = ["setting", "model", name, *(f"{name} - {reference}" for reference in references)]
-    header += ["to the first setting", "seeds"]
+    header += ["minus the first setting", "seeds"]
     caption = (
-        f"{settings.percent} intervals below. To the first setting: the difference of a model to its result under "
+        f"{settings.percent} intervals below. Minus the first setting: a model's result minus its result under "
         f"{main.section.label}, paired by prediction and seed, if both are on the same data. Models unaffected by the "
         "setting are omitted. p values are adjusted for all differences under the same setting (Holm)."
     )
@@ -258,7 +258,7 @@ def _first_items(view: SectionView) -> Table | None:
     caption = (
         "On the first events of validation sessions whose user has a profile; means over the seeds. Listed before the "
         "first click are the most popular items, or where they are better, the items for the user's profile. "
-        "All other figures of this page are of predictions after a click."
+        "All other numbers on this page are of predictions after a click."
     )
     return Table(header, lines, caption, text_columns=(0, 1, 5))
 

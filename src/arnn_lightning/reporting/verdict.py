@@ -26,12 +26,12 @@ GAINS = {
     "recognition": "of which by recognising the user",
     "content": "of which by what the profile contains",
     "new_users": "for users without a training session",
-    "over_counted": "over the best model without training",
+    "over_counted": "over the best non-neural model",
 }
 GROUPS = {
     "position": "number of events before the recommendation",
     "known_attributes": "known attributes of the user",
-    "seen_in_training": "the user in the training data",
+    "seen_in_training": "presence of the user in the training data",
     "popularity": "popularity of the item that came next",
 }
 
@@ -123,10 +123,10 @@ def _rule(verdict: Mapping[str, Any]) -> str:
     return (
         "Yes: both gains, over the session model and over the same model with profiles of another user in every "
         "session, have intervals above 0. No: one of the two intervals ends below "
-        f"{100 * verdict['smallest_gain']:g} % of the session model's {metric}. Else it is unclear. Intervals are at "
-        f"{_percent(verdict)} %, by a bootstrap over {bootstrap['unit']}s ({bootstrap['resamples']:,} resamples) and "
-        "over seeds. The results of the other gains are corrected for their number (Holm). The best model without "
-        "training, and the model to deploy, are chosen on validation. The runs took "
+        f"{100 * verdict['smallest_gain']:g} % of the session model's {metric}. Otherwise: unclear. These are "
+        f"{_percent(verdict)} % intervals over {bootstrap['unit']}s (bootstrap, {bootstrap['resamples']:,} resamples) "
+        "and seeds. The results of the other gains are corrected for their number (Holm). The best non-neural model "
+        "and the model to deploy are chosen on validation. The runs took "
         f"{format_duration(verdict['seconds'])} of a budget of {format_duration(verdict['budget'])}."
     )
 
@@ -218,16 +218,16 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
         f"{metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} with profiles ({profile}) and "
         f"{session['base']:.4f} without ({verdict['session_model']}): {signed(session['mean'])}{relative}, "
         f"{_percent(verdict)} % interval over users and {len(verdict['seeds'])} seeds {_interval(session)}.",
-        f"Over profiles of another user in every session the gain is {_gain(control)}{end}.",
+        f"Against another user's profile in every session, the gain is {_gain(control)}{end}.",
     ]
 
 
 def _limit(verdict: Mapping[str, Any]) -> str:
     n_seeds, more = len(verdict["seeds"]), verdict["more_seeds"]
     if not _is_limited_by_seeds(verdict):
-        return f"the number of test users ({verdict['splits']['test']['users']:,})"
+        return f"too few test users ({verdict['splits']['test']['users']:,})"
     limit = f"max_seeds={n_seeds}" if more["limited_by"] == "max_seeds" else "the budget"
-    return f"the number of seeds ({n_seeds} only, limited by {limit})"
+    return f"too few seeds ({n_seeds}, limited by {limit})"
 
 
 def _source(verdict: Mapping[str, Any]) -> str:
@@ -290,7 +290,7 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
         return ["No attributes need to be collected for these recommendations: any stable label of a user would do."]
     if outcome(verdict, "recognition") == "above 0" and outcome(verdict, "content") != "above 0":
         return [  # without an attribute, users are recognised less: a loss is no sign that its content is of use
-            "Keep the existing profiles, but collect no more: they are shown to recognise users, no more than that.",
+            "Keep the existing profiles, but collect no more: they are only shown to identify users.",
             "Any stable label of a user may do as well. The losses without single attributes do not show that what "
             "they contain is of use.",
         ]
@@ -312,7 +312,7 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
     }
     advice = [text.format(", ".join(groups[kind])) for kind, text in lines.items() if groups[kind]]
     if len(groups["drop"]) > 1:
-        advice.append("Drop one at a time: attributes that contain the same can replace each other.")
+        advice.append("Drop one at a time: attributes with the same content can replace each other.")
     if verdict["deploy"]["counted"] and not verdict["deploy"]["uses_profiles"]:
         advice.append(f"The model to deploy, {verdict['deploy']['model']}, uses none of them.")
     return advice
@@ -342,9 +342,9 @@ def _neighbours(verdict: Mapping[str, Any]) -> str:
     result = {
         "above 0": f"it is worse than {profile}",
         "below 0": f"it is better than {profile}",
-        "not shown": f"its difference to {profile} may be chance",
+        "not shown": f"its difference from {profile} may be chance",
     }.get(outcome(verdict, "over_counted"), f"{profile} gains {_gain(gain)}{_chance(verdict, 'over_counted')}")
-    return f"The best model without training, {verdict['best_counted']}, has {gain['base']:.4f}: {result}."
+    return f"The best non-neural model, {verdict['best_counted']}, has {gain['base']:.4f}: {result}."
 
 
 def _deployment(verdict: Mapping[str, Any]) -> list[str]:

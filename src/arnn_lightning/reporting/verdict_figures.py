@@ -70,7 +70,7 @@ class VerdictFigures:
         Args:
             models: S results each of ``session``, the model without profiles, and of the model with the user's
                 ``own``, ``permuted`` and ``per_session`` profiles; and of ``context``, its context encoder.
-            counted: the result of each model without training.
+            counted: the result of each non-neural model.
             validation: the validation metric of all of these but ``context``, a mean over seeds.
             held_out: S results of the models with and without profiles, for users held out of training; None where
                 the test split has enough new users.

@@ -3,7 +3,7 @@
 What is exported is one step in primitive operations: exporters write nn.GRU wrongly (pytorch#189225). Every export is
 compared with the model over random sessions before it is written.
 
-B batch slots, S single-valued fields, A present two-valued fields, L layers, H width of a query, I items.
+B batch slots, S single-valued fields, A present binary fields, L layers, H width of a query, I items.
 """
 
 import hashlib

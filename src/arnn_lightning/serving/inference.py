@@ -65,7 +65,7 @@ class Inference:
         return Contexts(codes.single[place], codes.active[place])
 
     def contexts_of(self, single: Sequence[int], active: Sequence[int]) -> Contexts:
-        """The contexts (1, ...) of codes of the single-valued fields, each from 0, and of active two-valued fields."""
+        """The contexts (1, ...) of codes of the single-valued fields, each from 0, and of active binary fields."""
         if not self.model.uses_contexts:
             return no_contexts(1)
         codes = [first + code for first, code in zip(self._first_category, single, strict=True)]

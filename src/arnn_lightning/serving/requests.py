@@ -30,7 +30,7 @@ def to_polars(frame: Any, name: str) -> pl.DataFrame:
         return table
     except TypeError as error:
         kind = f"{type(frame).__module__.partition('.')[0]}.{type(frame).__qualname__}".removeprefix("builtins.")
-        raise UserError(f"{name}: must be a DataFrame of polars, pandas or pyarrow, not {kind}") from error
+        raise UserError(f"{name}: must be a polars or pandas DataFrame or a pyarrow Table, not {kind}") from error
     except ModuleNotFoundError as error:
         raise UserError(f"{name}: {error}; pip install pyarrow, or pass a polars frame") from error
     except Exception as error:  # a class of the frame's library
@@ -135,7 +135,9 @@ class Unknown:
         if self.users:
             parts.append(f"users without a profile ({len(self.users):,}), such as {self.users[0]!r}")
         if self.all_unmatched:
-            parts.append(f"all {len(self.unmatched):,} rows of users, no session is of {self.unmatched[0]!r} ...")
+            parts.append(
+                f"all {len(self.unmatched):,} rows of users: no session has their ids, such as {self.unmatched[0]!r}"
+            )
         if self.columns:
             names = ", ".join(self.columns)
             parts.append(f"columns of the sessions that are attributes of the model (give them in users): {names}")
@@ -170,7 +172,7 @@ class RequestReader:
         vocabulary: the checkpoint's.
         uses_contexts: whether the model reads contexts; where not, profiles are ignored.
         list_separator: between the values of a multi-valued attribute in one text.
-        null_values: texts that mean a missing value.
+        null_values: strings that mean a missing value.
         date_format: strftime format of dates in text; None: ISO 8601.
         decimal: the decimal separator of numbers in text.
         user_columns: names of columns of user ids in the log, for errors.
@@ -288,7 +290,10 @@ class RequestReader:
                 raise UserError(f"sessions: no column {name}{hint}; its columns: {', '.join(events.columns)}")
         others = [name for name in events.columns if name not in (SESSION_ID, ITEM_ID, TIME, USER_ID)]
         events = events.drop(others)
-        for name, kind in ((SESSION_ID, "ids must be integers or strings"), (TIME, "must be numbers, dates or texts")):
+        for name, kind in (
+            (SESSION_ID, "ids must be integers or strings"),
+            (TIME, "must be numbers, dates or strings"),
+        ):
             if name not in events.columns:
                 continue
             column = events[name]
@@ -367,7 +372,7 @@ class RequestReader:
         name = column.name
         value_type = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else column.dtype
         if value_type.is_nested() or value_type in (pl.Object, pl.Binary, pl.Duration):
-            raise UserError(f"users: column {name}: must be numbers, texts or lists of them, not {column.dtype}")
+            raise UserError(f"users: column {name}: must be numbers, strings or lists of them, not {column.dtype}")
         if column.dtype.is_nested() and name not in self.multi:
             raise UserError(f"users: column {name}: attribute {name!r} has one value, not a list")
         if name in self.numeric:
@@ -395,7 +400,7 @@ def one_row(profile: Mapping[str, Any]) -> pl.DataFrame:
         try:
             columns[str(name)] = pl.Series([value], dtype=None if value != [] else pl.List(pl.String))
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"profile: {name}={value!r}: must be a text, a number, or a list of them") from error
+            raise UserError(f"profile: {name}={value!r}: must be a string, a number, or a list of them") from error
     return pl.DataFrame(columns)
 
 

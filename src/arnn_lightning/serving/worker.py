@@ -111,7 +111,7 @@ class Worker(asyncio.Protocol):
         """Why the process has ended, if a signal has ended it."""
         self._process.join(CLOSE_SECONDS)
         code = self._process.exitcode
-        return "" if code is None or code >= 0 else f": killed by signal {-code}, perhaps because memory was full"
+        return "" if code is None or code >= 0 else f": killed by signal {-code}, possibly out of memory"
 
     def _receive(self, data: bytes) -> list[Any]:
         """The values that ``data`` completes, but for log records, which are logged."""

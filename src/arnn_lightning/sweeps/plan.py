@@ -100,7 +100,7 @@ def spent_seconds(folder: Path) -> dict[str, float]:
 
 
 def counted_jobs(folder: Path, models: Sequence[str], seed: int) -> list[Job]:
-    """The runs of the models without training, in folders below ``folder``."""
+    """The runs of the non-neural models, in folders below ``folder``."""
     return [Job(folder / f"counted-{model}", (f"model={model}",), seed, model) for model in dict.fromkeys(models)]
 
 
@@ -149,7 +149,7 @@ def measured_costs(counted: Sequence[Job], first: Mapping[str, Job], n_attribute
     """The costs that finished runs have recorded.
 
     Args:
-        counted: the runs of the models without training.
+        counted: the runs of the non-neural models.
         first: the runs of the first seed, of which ``session`` and ``own`` are finished.
         n_attributes: number of attributes without each of which a model is tested.
     """
@@ -274,7 +274,7 @@ def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int, three_se
     """
     measured = (
         f"measured: {SESSION_MODEL} {format_duration(costs.session)}, {PROFILE_MODEL} "
-        f"{format_duration(costs.profile)}, models without training {format_duration(costs.counted)}"
+        f"{format_duration(costs.profile)}, non-neural models {format_duration(costs.counted)}"
     )
     if not plan.n_seeds:
         return (
@@ -285,7 +285,7 @@ def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int, three_se
     parts += [f"{PROFILE_MODEL} without a fifth of the users"] if plan.holds_out_users else []
     parts += [f"tests without each of {n_attributes} attributes"] if plan.hides_attributes else []
     line = f"{measured}; plan: {plan.n_seeds} seeds of {', '.join(parts)}: {format_duration(plan.seconds)} in all"
-    return line if plan.n_seeds > 2 else f"{line}; two seeds seldom decide, three need {three_seeds}"
+    return line if plan.n_seeds > 2 else f"{line}; two seeds are seldom enough; three need {three_seeds}"
 
 
 class TooSlowError(Exception):

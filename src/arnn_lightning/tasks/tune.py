@@ -68,7 +68,7 @@ def _run(config: DictConfig, folder: Path) -> None:
         codes = [process.wait() for process in workers]
     for worker, code in enumerate(codes, start=1):
         if code:
-            log.warning(f"worker {worker} ended with exit code {code}; its trials were left to the others")
+            log.warning(f"worker {worker} ended with exit code {code}; other workers run its trials")
 
 
 def tune(config: DictConfig, model: str) -> None:

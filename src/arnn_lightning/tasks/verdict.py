@@ -78,7 +78,7 @@ def require_counted(models: Sequence[str]) -> None:
         if name not in known:
             raise UserError(f"counted={name}: no such model{nearest(name, known)}")
         if "optimizer" in compose(f"model/{name}").model:
-            raise UserError(f"counted={name}: is trained; counted takes models without training, such as sr")
+            raise UserError(f"counted={name}: is trained; counted takes non-neural models, such as sr")
 
 
 class Verdict:
@@ -118,7 +118,7 @@ class Verdict:
         of_seeds = [job for seed in self._all_seeds() for job in seed_jobs(self.folder, seed, True).values()]
         self.runs.require_comparable([*self.counted, *of_seeds])
         log.info(
-            f"budget {format_duration(self.budget)}; measured first: models without training, {SESSION_MODEL} and "
+            f"budget {format_duration(self.budget)}; measured first: non-neural models, {SESSION_MODEL} and "
             f"{PROFILE_MODEL} with seed {first_seed}"
         )
         try:

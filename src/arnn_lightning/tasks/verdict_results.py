@@ -28,7 +28,7 @@ class VerdictResults:
         prepared: the data set of the runs.
         attributes: names of the user attributes that the models use.
         plan: what was trained and tested.
-        counted: the runs of the models without training.
+        counted: the runs of the non-neural models.
         jobs: of every seed, its runs by name.
     """
 
@@ -132,7 +132,7 @@ class VerdictResults:
 
 
 def uses_profiles(model: DictConfig) -> bool:
-    """Whether a model without training uses profiles."""
+    """Whether a non-neural model uses profiles."""
     return bool(model.get("context_weight", 0)) or bool(getattr(get_class(model._target_), "uses_contexts", False))
 
 

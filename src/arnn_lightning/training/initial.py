@@ -1,11 +1,11 @@
 """Starts a training from the weights and the optimizer state of another run, row by row by the log's ids.
 
 Items and categories that both runs have keep their rows. New ones start at a neutral place: an item at the mean of all
-items, a category of a single-valued attribute at "unknown", where the earlier model had its users, and a two-valued
+items, a category of a single-valued attribute at "unknown", where the earlier model had its users, and a binary
 field with random embeddings and weights 0, so that it changes no prediction before it is trained. Their optimizer state
 is 0.
 
-M two-valued fields, S single-valued fields.
+M binary fields, S single-valued fields.
 """
 
 import logging
@@ -61,7 +61,7 @@ class Ids:
         return multi["attribute"].unique(maintain_order=True).to_list()
 
     def rows(self, kind: str) -> list[tuple[str, str]]:
-        """(attribute, category) of every row of the categories' table (single), of every two-valued field (multi)."""
+        """(attribute, category) of every row of the categories' table (single), of every binary field (multi)."""
         is_multi = pl.col("kind") == "multi"
         by_attribute = self.contexts.filter(is_multi if kind == "multi" else ~is_multi).sort("code")
         pairs: list[tuple[str, str]] = []
@@ -164,7 +164,7 @@ class InitialWeights(Callback):
 
     @property
     def summary(self) -> str:
-        """How many items and categories are known, new and gone."""
+        """How many items and categories are known, new and removed."""
         return "; ".join(f"{name} {text}" for name, text in self._rows.counts.items())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -217,7 +217,7 @@ class _Correspondence:
         if categories[0]:
             self.counts["categories"] = _count(_places(*categories), len(categories[1]))
         if len(binary):
-            self.counts["two-valued fields"] = _count(binary, n_earlier)
+            self.counts["binary fields"] = _count(binary, n_earlier)
         unknown = {name: place for place, (name, category) in enumerate(earlier.rows("single")) if not category}
         neutral = torch.tensor([unknown.get(name, NEW) for name, _ in ids.rows("single")], dtype=torch.int64)
         self.n_items = len(item)
@@ -264,7 +264,7 @@ def _places(ids: list[Any], earlier: list[Any]) -> Tensor:
 
 def _count(place: Tensor, n_earlier: int) -> str:
     n_known = int((place != NEW).sum())
-    return f"{n_known:,} known, {len(place) - n_known:,} new, {n_earlier - n_known:,} gone"
+    return f"{n_known:,} known, {len(place) - n_known:,} new, {n_earlier - n_known:,} removed"
 
 
 def _differing(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "model", only: Sequence[str] = ()) -> str:

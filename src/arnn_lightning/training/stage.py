@@ -186,7 +186,7 @@ def train_stage(
 
 
 def fit_counts(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> None:
-    """Fits a model without gradients on the training sessions and the contexts that these get."""
+    """Fits a non-neural model on the training sessions and the contexts that these get."""
     data = make_datamodule(prepared, config)
     model.set_contexts(data)
     model.fit(data.sessions("train"))
