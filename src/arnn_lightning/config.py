@@ -56,7 +56,7 @@ def choice(*values: str) -> Rule:
     return Rule(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
 
 
-def text(allowed: str = "text", pattern: str = r"(?s).*") -> Rule:
+def text(allowed: str = "a string", pattern: str = r"(?s).*") -> Rule:
     return Rule(allowed, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
 
 

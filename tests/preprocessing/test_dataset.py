@@ -1551,11 +1551,11 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         ({"contexts": {"single": [], "multi": [], "coverage": 1.5}}, ["data.contexts.coverage=1.5", "(0, 1]"]),
         (
             {"items": items_of(1.0, min_events=10_000)},
-            ["interactions.csv", "no events left", "'of popular items'"],
+            ["interactions.csv", "no events left", "'of popular items'; change data.items; "],
         ),
         (
             {"min_session_length": 1_000},
-            ["no events left", "'in sessions of 1000 events or more'"],
+            ["no events left", "'in sessions of 1000 events or more'; change data.min_session_length; "],
         ),
     ],
     ids=[

@@ -178,9 +178,7 @@ def test_missing_folder_error_names_files_and_settings(tmp_path: Path) -> None:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     (tmp_path / "b.csv").mkdir()
-    words = (
-        r"no b\.csv; expected: a\.csv \(events\), b\.csv \(users\), plain, packed .*, or in a zip archive; from there"
-    )
+    words = r"no b\.csv; expected: a\.csv \(events\), b\.csv \(users\), plain, compressed .* zip archive; from there"
     with pytest.raises(UserError, match=words):
         require_files(tmp_path, EXPECTED, "from there")
 

@@ -77,12 +77,12 @@ def test_unknown_ages_and_genders_are_missing(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ("1,7,1,1,1,829,4", r"column 'action_type', row 4: 4 is not one of 0, 1, 2, 3"),
-        ("1,,1,1,1,829,0", r"column 'item_id' is empty in 1 rows, the first is row 4"),
-        ("1,7,1,1,1,,0", r"column 'time_stamp' is empty in 1 rows, the first is row 4"),
+        ("1,,1,1,1,829,0", r"column 'item_id' is empty in row 4"),
+        ("1,7,1,1,1,,0", r"column 'time_stamp' is empty in row 4"),
         ("1,7x,1,1,1,829,0", r"column 'item_id', row 4: '7x' is not an integer"),
         ("1,99999999999,1,1,1,829,0", r"column 'item_id', row 4: '99999999999' is not an integer that fits Int32"),
         ("1,7,1,1,1,829,0,9", r"row 4 has more fields than the 7 columns"),
-        ("1,7,1,1,1", r"column 'time_stamp' is empty in 1 rows, the first is row 4"),
+        ("1,7,1,1,1", r"column 'time_stamp' is empty in row 4"),
     ],
 )
 def test_a_bad_row_of_the_log_is_named(tmp_path: Path, row: str, words: str) -> None:

@@ -205,7 +205,7 @@ def test_invalid_user_id_is_named_in_the_users_file(tmp_path: Path) -> None:
     ("row", "name"), [("NULL\t7\t1\t5", "user_id"), ("1\t\t1\t5", "item_id"), ("1\t7\t1\tNULL", "created_at")]
 )
 def test_a_click_without_user_item_or_time_is_rejected(tmp_path: Path, row: str, name: str) -> None:
-    with pytest.raises(UserError, match=rf"interactions\.csv: column '{name}' is empty in 1 rows, the first is row 4"):
+    with pytest.raises(UserError, match=rf"interactions\.csv: column '{name}' is empty in row 4"):
         read(tmp_path, CLICKS + row + "\n")
 
 

@@ -130,16 +130,16 @@ def test_empty_frames_give_empty_lists_with_their_columns(with_profiles: Predict
         (pl.DataFrame({"session_id": [1.0, math.nan], "item_id": [1, 2]}), "column session_id, row 2: no value"),
         (pl.DataFrame({"session_id": [1], "item_id": [1], "time": [math.nan]}), "column time, row 1: no value"),
         (pl.DataFrame({"session_id": [1], "item_id": [1], "time": [object()]}), "time: must be numbers, dates or"),
-        (pl.DataFrame({"session_id": [1], "item_id": [1], "time": [[1]]}), "time: must be numbers, dates or texts"),
+        (pl.DataFrame({"session_id": [1], "item_id": [1], "time": [[1]]}), "time: must be numbers, dates or strings"),
         (pd.DataFrame([[1, 2, 3]], columns=["session_id", "item_id", "item_id"]), "unique column names.*'item_id' 2"),
         (pl.DataFrame({"session_id": [1, 1], "item_id": [1, 2], "user_id": [5, 6]}), "session 1 has 2 users"),
-        (pl.DataFrame({"session_id": [1], "item_id": [1]}).lazy(), "must be a DataFrame"),
-        ({"session_id": [1]}, "must be a DataFrame of polars, pandas or pyarrow, not dict"),
+        (pl.DataFrame({"session_id": [1], "item_id": [1]}).lazy(), "must be a polars or pandas DataFrame"),
+        ({"session_id": [1]}, "must be a polars or pandas DataFrame or a pyarrow Table, not dict"),
         ([1, "a", 2.5, {}], "sessions: unexpected value .*; a list has the item ids of one session"),
         ([["a"], ["b"]], "a list has the item ids of one session; several are a DataFrame with session_id"),
         ("a", "sessions: must be a DataFrame or the list of one session's item ids, not 'a'"),
         (pd.DataFrame({"session_id": [1, 2], "item_id": [1, "x"]}), "sessions: Could not convert 'x' with type str"),
-        (None, "must be a DataFrame"),
+        (None, "must be a polars or pandas DataFrame"),
     ],
 )
 def test_wrong_sessions_are_one_line(gru4rec: Predictor, frame: Any, message: str) -> None:
@@ -393,7 +393,7 @@ def test_mistyped_users_are_counted_and_named(
     assert (others.users, others.unmatched) == ([], [-6, -7])  # a table of all users is the usual case
     with pytest.warns(UserWarning, match=r"^ignored: users without a profile \(1\), such as -5$"):
         with_profiles.recommend(mistyped, on_unknown="raise")  # may be a new visitor
-    with pytest.warns(UserWarning, match=r"such as -5; all 2 rows of users, no session is of -6 \.\.\.$"):
+    with pytest.warns(UserWarning, match=r"such as -5; all 2 rows of users: no session has their ids, such as -6$"):
         with_profiles.recommend(mistyped, users.tail(2), on_unknown="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -473,7 +473,7 @@ def test_a_wrong_profile_is_one_line(with_profiles: Predictor, profile: Any) -> 
     profile = {with_profiles.vocabulary.single[0]: profile["level"]} if isinstance(profile, dict) else profile
     with pytest.raises(
         UserError,
-        match=r"must map attributes to values|must be a text, a number, or a list|must be numbers, texts or lists",
+        match=r"must map attributes to values|must be a string, a number, or a list|must be numbers, strings or lists",
     ) as error:
         with_profiles.session(profile)
     assert "\n" not in str(error.value)

@@ -118,7 +118,7 @@ def test_a_cancelled_request_keeps_no_answer_back(worker: Worker) -> None:
         ("file", UserError, "^best.ckpt: Permission denied$"),
         ("defect", RuntimeError, "ValueError: a defect$"),
         ("exit", UserError, "ended before the model was loaded$"),
-        ("kill", UserError, "ended before the model was loaded: killed by signal 9, perhaps because memory was full$"),
+        ("kill", UserError, "ended before the model was loaded: killed by signal 9, possibly out of memory$"),
     ],
 )
 def test_errors_before_the_first_message_are_raised(kind: str, error: type[Exception], line: str) -> None:

@@ -173,7 +173,7 @@ def test_a_worker_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch, caplog
     codes = iter([0, 2])
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda: next(codes)))
     tune._run(OmegaConf.create({"models": [], "workers": 3}), Path("out"))
-    assert caplog.messages == ["worker 2 ended with exit code 2; its trials were left to the others"]
+    assert caplog.messages == ["worker 2 ended with exit code 2; other workers run its trials"]
 
 
 @pytest.mark.usefixtures("in_tmp_path")

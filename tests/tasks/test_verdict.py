@@ -607,7 +607,7 @@ def test_a_larger_plan_names_what_limits_the_seeds() -> None:
     more = extend_plan(two, 2, 300, 263, costs, 5, False)
     assert (more.n_seeds, more.settings, more.limited_by) == (3, ("budget=7m",), "budget")
     line = plan_line(two, costs, "300s", 2, " ".join(more.settings))
-    assert line.endswith("; two seeds seldom decide, three need budget=7m")
+    assert line.endswith("; two seeds are seldom enough; three need budget=7m")
     assert "seldom" not in plan_line(make_plan(3600, costs, 5, False), costs, "1h", 2, "")
     assert extend_plan(two, 2, 300, 263, costs, 2, False).settings == ("max_seeds=3", "budget=7m")
     assert extend_plan(two, 3, 300, 1000, costs, 5, False).settings == ("budget=21m",)  # slower than measured
@@ -685,7 +685,7 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     assert text.startswith("Keep the existing profiles")
     assert "Whether profiles help cannot be decided with 3 seeds." in text
     remedy = "run the same command with max_seeds=5, which needs about 1m35s more."
-    assert f"because of the number of seeds (3 only, limited by max_seeds=3): {remedy}" in text
+    assert f"because of too few seeds (3, limited by max_seeds=3): {remedy}" in text
     best = "the best on validation of the models without profiles (MRR@20: vsknn 0.2100, gru4rec_strong 0.2000)"
     assert f"Until it is decided deploy vsknn, {best}." in text
     by_budget = figures["more_seeds"] | {"limited_by": "budget", "settings": ["budget=9m"]}
@@ -698,7 +698,7 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     figures["gains"]["over_session"]["seed_error"] = 0.0044
     text = " ".join(sentences(figures))
     assert "Whether profiles help cannot be decided with this amount of data." in text
-    assert "because of the number of test users (1,500)" in text
+    assert "because of too few test users (1,500)" in text
     assert "test on more users" in text
     assert "max_seeds" not in text
     figures["gains"]["over_session"]["seed_error"] = figures["gains"]["over_per_session"]["seed_error"] = 0.0
@@ -757,7 +757,7 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     assert profile_advice(untested)[0] == "Keep the profiles."
     assert profile_advice(untested)[1].endswith("was not tested; budget=9m is enough for it.")
     recognised = profile_advice(shown_figures("yes", content=False, smallest_gain_absolute=0.002))
-    assert recognised[0].startswith("Keep the existing profiles, but collect no more: they are shown to recognise")
+    assert recognised[0].startswith("Keep the existing profiles, but collect no more: they are only shown to identify")
     assert "region" not in " ".join(recognised)
     assert profile_advice(shown_figures("no")) == ["No profiles need to be collected for these recommendations."]
     assert "until it is decided" in profile_advice(shown_figures("unclear"))[0]
@@ -794,7 +794,7 @@ def test_new_users_who_lose_get_the_session_model() -> None:
     [
         ("above 0", "it is worse than arnn_strong"),
         ("below 0", "it is better than arnn_strong"),
-        ("not shown", "its difference to arnn_strong may be chance"),
+        ("not shown", "its difference from arnn_strong may be chance"),
     ],
 )
 def test_the_best_model_without_training_is_judged(result: str, words: str) -> None:

@@ -65,11 +65,17 @@ class FilterLog:
             self.steps.append({"step": step, "events": n_rows, "sessions": None, "users": None, "items": None})
         progress(f"rows in the file: {self.steps[0]['events']:,}")
 
-    def record(self, step: str, events: pl.DataFrame, n_users: int | None = None) -> pl.DataFrame:
+    def record(
+        self, step: str, events: pl.DataFrame, n_users: int | None = None, settings: str = "data"
+    ) -> pl.DataFrame:
         """Counts ``events`` and returns them; raises UserError where none are left.
 
-        ``n_users``: the number of their users, for events that are not sorted by user and session: sessions are then
-        not counted.
+        Args:
+            step: what the events are.
+            events: those that are left.
+            n_users: the number of their users, for events that are not sorted by user and session: sessions are then
+                not counted.
+            settings: what the step depends on, for the error.
         """
         last = self.steps[-1]
         if n_users is None and events.height == last["events"] and last["sessions"] is not None:
@@ -87,7 +93,7 @@ class FilterLog:
         self.steps.append(counts)
         self.progress(f"{step}: {events.height:,} events")
         if events.is_empty():
-            raise UserError(f"{self.source}: no events left after step {step!r}; {self}")
+            raise UserError(f"{self.source}: no events left after step {step!r}; change {settings}; {self}")
         return events
 
     def require_splits(self, events: pl.DataFrame, data: Mapping[str, Any]) -> None:
@@ -155,16 +161,18 @@ def filter_events(
     is_popular = _popular_items(events, data["items"], item_counts)
     # Of the others, those that are known by their attributes have no training event: they can be recommended.
     stays = is_popular | is_described
-    events = filter_log.record("of popular items", _keep_items(events, is_popular, stays))
+    events = filter_log.record("of popular items", _keep_items(events, is_popular, stays), settings="data.items")
     max_length = data["max_session_length"]
     if max_length is not None:
         events = filter_log.record(f"in sessions cut to {max_length} events", cut_long_sessions(events, max_length))
     min_length = int(data["min_session_length"])
-    events = filter_log.record(f"in sessions of {min_length} events or more", _drop_short_sessions(events, min_length))
+    events = _drop_short_sessions(events, min_length)
+    filter_log.record(f"in sessions of {min_length} events or more", events, settings="data.min_session_length")
     filter_log.require_splits(events, data)
     in_train = count_codes(events.filter(pl.col(SPLIT) == 0)[ITEM], filter_log.n_items) > 0
     events = filter_log.record("of items seen in training", _keep_items(events, in_train, in_train | is_described))
-    events = filter_log.record("in sessions still long enough", _drop_short_sessions(events, min_length))
+    events = _drop_short_sessions(events, min_length)
+    filter_log.record("in sessions still long enough", events, settings="data.min_session_length")
     filter_log.require_splits(events, data)
     log_step["sessions"] = window_step["sessions"] + n_before.result()
     return events, profile.result() | {"duplicates": n_duplicates.result()}

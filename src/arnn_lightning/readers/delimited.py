@@ -425,14 +425,18 @@ def file_rows(files: Mapping[str, Path], first_row: int = FIRST_ROW) -> Callable
     return lambda table, row: f"{files[table]}, row {row + first_row}"
 
 
+def describe_missing(is_missing: pl.Series, first_row: int) -> str:
+    """Where a column is empty, as the predicate of an error."""
+    rows = is_missing.arg_true()
+    first = f"row {rows[0] + first_row}"
+    return f"is empty in {first}" if len(rows) == 1 else f"is empty in {len(rows):,} rows, the first is {first}"
+
+
 def require_not_null(frame: pl.DataFrame, column: str, path: object, first_row: int = FIRST_ROW) -> None:
     """Raises UserError naming the first row in which ``column`` is missing."""
     if frame[column].has_nulls():
-        empty = frame[column].is_null().arg_true()
-        raise UserError(
-            f"{path}: column {column!r} is empty in {len(empty):,} rows, the first is row {empty[0] + first_row}; "
-            "fill or remove them"
-        )
+        where = describe_missing(frame[column].is_null(), first_row)
+        raise UserError(f"{path}: column {column!r} {where}; fill or remove what is empty")
 
 
 def require_one_of(frame: pl.DataFrame, column: str, allowed: Collection[int | str], path: Path) -> None:

@@ -140,7 +140,7 @@ def parse_dates(column: pl.Series, date_format: str | None) -> pl.Series:
     """Dates, or a text column of them, as pl.Date; any other column is returned as it is.
 
     Args:
-        column: numbers, texts or dates.
+        column: numbers, strings or dates.
         date_format: strftime format of dates in text; None: ISO 8601.
 
     Raises:

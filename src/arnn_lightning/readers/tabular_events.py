@@ -9,6 +9,7 @@ from itertools import combinations
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.readers.delimited import describe_missing
 from arnn_lightning.readers.schema import INSTANT, TIME, USER
 from arnn_lightning.readers.tabular_files import TableFile, concat_files, file_and_row
 from arnn_lightning.readers.tabular_format import TableFormat, as_text, plain_text
@@ -161,9 +162,9 @@ class EventTable:
                         f"{file}: column {column!r} is empty in all rows; does the header have their delimiter?"
                     )
                 if self.incomplete == "error":
+                    where = describe_missing(missing, file.first_row)
                     raise UserError(
-                        f"{file}: column {column!r} is empty in {missing.sum():,} rows, the first is row "
-                        f"{missing.arg_true()[0] + file.first_row}; fill or remove them, or set data.incomplete=drop"
+                        f"{file}: column {column!r} {where}; fill or remove what is empty, or set data.incomplete=drop"
                     )
                 kept &= ~missing
         if self.incomplete == "drop":
