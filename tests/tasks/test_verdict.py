@@ -797,7 +797,7 @@ def test_new_users_who_lose_get_the_session_model() -> None:
         ("not shown", "its difference from arnn_strong may be chance"),
     ],
 )
-def test_the_best_model_without_training_is_judged(result: str, words: str) -> None:
+def test_the_best_non_neural_model_is_judged(result: str, words: str) -> None:
     figures = shown_figures("yes")
     figures["claims"]["over_counted"]["result"] = result
     figures["gains"]["over_counted"]["low"] = -0.01
