@@ -333,6 +333,24 @@ def test_a_card_compares_equal_predictions_only(checkpoints: Checkpoints, monkey
         assert ("contains ids of users" in card) == has_users
 
 
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ({}, "test is the last 1 day(s), validation the 2 day(s) before."),
+        (
+            {"test_days": None, "val_days": None, "test_share": 0.2, "val_share": 0.1},
+            "the share 0.2 that starts last is the test split, the share\n0.1 before it validation.",
+        ),
+    ],
+)
+def test_a_card_states_how_the_log_was_split(checkpoints: Checkpoints, split: dict[str, Any], sentence: str) -> None:
+    predictor = load(checkpoints(BY_NAME["concat"]))
+    data = predictor.metadata["data"]
+    data["split"] = {"test_days": 1, "val_days": 2, "test_share": None, "val_share": None} | split
+    bootstrap = {"resamples": 5, "confidence": 0.9, "unit": "user"}
+    assert sentence in model_card(predictor, Evidence(None, {}, {}, None), ["recall@20"], bootstrap, 1, None)
+
+
 def test_a_part_of_a_run_has_its_own_results(checkpoints: Checkpoints, tmp_path: Path) -> None:
     result = EvaluationResult.read("concat", checkpoints(BY_NAME["concat"]))
     metrics: dict[str, Any] = {"model": "arnn", "test": {}, "baselines": {"pop": {"model": "pop"}}}
