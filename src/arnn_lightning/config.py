@@ -228,7 +228,11 @@ RULES = TRAINING_RULES | {
     "data.session": choice("gap", "day", "given"),
     "data.duplicates": choice("keep", "drop"),
     "data.repeats": choice("keep", "drop"),
-    "data.gap": either(text("a duration such as 90s, 30m, 1h or 1d", r" *0*[1-9]\d* *[smhd]? *"), integer(1), NULL),
+    "data.gap": either(
+        text("a duration such as 90s, 30m, 1h or 1d", r" *0*[1-9]\d* *[smhd]? *"),
+        Rule("a number of seconds", integer(1).accepts),
+        NULL,
+    ),
     "data.items.popularity_coverage": COVERAGE,
     "data.items.most_popular": either(integer(1), NULL),
     "data.items.popularity_scope": POPULARITY_SCOPE,
