@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.preprocessing.contexts import OTHER
 from arnn_lightning.serving.catalogue import Catalogue
 from arnn_lightning.serving.predictor import BLOCK_SESSIONS, Predictor, load
 from arnn_lightning.serving.requests import Unknown, one_row
@@ -93,6 +94,32 @@ def test_sessions_may_be_interleaved_and_sorted_by_time(with_profiles: Predictor
     for other in (timed.reverse(), events.sort(place, maintain_order=True)):
         listed = with_profiles.recommend(other).sort("session_id", "rank")
         assert_frame_equal(listed, expected, abs_tol=1e-6)  # a score's last bits depend on its row of a batch
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2026-11-01T10:00:00+02:00", "2026-11-01T09:00:00Z", "2026-11-01T11:00:00+01:00"],
+        ["2026-11-01 10:00:00", "2026-11-01 10:00:00.5", "2026-11-01 10:00:01"],
+        ["9", " 10", "11"],
+        ["9.5", "10", "1e2"],
+        ["1793527200999999999", "1793527201000000000", "1793527201000000001"],
+    ],
+)
+def test_times_that_are_strings_are_sorted_as_times(with_profiles: Predictor, times: list[str]) -> None:
+    items = with_profiles.catalogue.ids.head(3)
+    expected = with_profiles.recommend(items.to_list(), k=3).drop("session_id")
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        columns = {"item_id": items[order], "time": [times[place] for place in order]}
+        frame = pl.DataFrame({"session_id": [1, 1, 1], **columns})
+        assert with_profiles.recommend(frame, k=3).drop("session_id").equals(expected)
+
+
+def test_a_string_that_is_no_time_is_an_error(with_profiles: Predictor) -> None:
+    columns = {"session_id": [1, 1], "item_id": with_profiles.catalogue.ids.head(2)}
+    frame = pl.DataFrame(columns).with_columns(time=pl.Series(["2026-11-01", "30.10.2026 10:00"]))
+    with pytest.raises(UserError, match=r"sessions: column time, row 2: '30\.10\.2026 10:00' is not an ISO 8601 time"):
+        with_profiles.recommend(frame)
 
 
 def test_blocks_of_sessions_change_no_list(gru4rec: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,6 +380,23 @@ def test_a_profile_of_a_stored_user_is_of_that_user(tmp_path: Path) -> None:
         session.click(0)
     lists = [session.top() for session in sessions]
     assert lists[0] == lists[1] != lists[2]
+
+
+def test_a_value_like_which_training_has_none_is_unknown(checkpoints: Checkpoints) -> None:
+    """One of a multi-valued attribute whose "other" values have no training event."""
+    loaded = load(checkpoints(BY_NAME["arnn"]))
+    name, events = loaded.reader.multi[0], pl.when(pl.col("category") == OTHER).then(0).otherwise("events")
+    loaded.vocabulary.contexts = loaded.vocabulary.contexts.with_columns(events=events)
+    predictor = Predictor(loaded.model, loaded.vocabulary, loaded.metadata)
+    clicks = predictor.catalogue.ids.head(2).to_list()
+    for value in ("no such role", ["no such role"]):
+        session = predictor.session({name: value})
+        assert session.unknown.values == [(name, "no such role")]
+        assert session.contexts.active.tolist() == [[-1]]
+        users = pl.DataFrame({"session_id": [0], name: [value]})
+        assert predictor.recommend(clicks, users, on_unknown="ignore").equals(predictor.recommend(clicks))
+        with pytest.raises(UserError, match="no such role"):
+            predictor.recommend(clicks, users, on_unknown="raise")
 
 
 VALUES = st.one_of(

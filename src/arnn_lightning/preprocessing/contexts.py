@@ -169,7 +169,9 @@ def encode_profiles(
         if name not in profiles.columns:
             continue
         if kind == "multi":
-            lists.append(_encode_multi(profiles[name], categories))
+            codes, values = _encode_multi(profiles[name], categories)
+            lists.append(codes)
+            unseen.append(values.select("row", attribute=pl.lit(name), value="category"))
         elif name in columns:
             encode = _encode_number if kind == "numeric" else _encode_category
             columns[name] = encode(profiles[name], categories)
@@ -292,11 +294,21 @@ def _encode_category(values: pl.Series, categories: pl.DataFrame) -> pl.Series:
     return codes.fill_null(other).set(values.is_null(), 0)
 
 
-def _encode_multi(values: pl.Series, rows: pl.DataFrame) -> pl.DataFrame:
-    """Codes of a multi-valued attribute: row of the user, code."""
+def other_code(rows: pl.DataFrame) -> int | None:
+    """The code of values without a category of a multi-valued attribute, the last; None: training has no such value.
+
+    The field then has only initial weights, so that a value that is coded by it would have a random effect.
+    """
+    other = rows.sort("code").tail(1)
+    return int(other["code"][0]) if other["events"].sum() else None
+
+
+def _encode_multi(values: pl.Series, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Codes of a multi-valued attribute: row of the user, code; and the values without a code: row, category."""
     categories = values.alias("category").to_frame().with_row_index("row").explode("category").drop_nulls("category")
     coded = categories.join(rows.select("category", "code"), on="category", how="left", maintain_order="left")
-    return coded.select("row", code=pl.col("code").fill_null(rows["code"].max()))  # the last code is "other"
+    coded = coded.with_columns(pl.coalesce("code", pl.lit(other_code(rows), rows["code"].dtype)))
+    return coded.select("row", "code").drop_nulls(), coded.filter(pl.col("code").is_null())
 
 
 def _active_fields(lists: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -45,7 +45,7 @@ from arnn_lightning.preprocessing.sessions import Sessions, session_starts
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
 from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, TITLE, USER, RawData, Reader, validate_events
 
-FORMAT_VERSION = 9  # raised whenever equal settings would write other bytes
+FORMAT_VERSION = 10  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
 PATH_KEYS = ("raw_dir", "events", "users", "titles")  # where files are, not what they mean

@@ -15,6 +15,7 @@ NANOSECOND = "nanosecond"
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
 MAX_SECONDS = 10**11  # the year 5138: greater numbers have a finer unit
 FIRST_YEAR, MAX_SPAN_YEARS = 1990, 30
+ANY_YEARS = (1700, 2260)  # that a date-time in nanoseconds can have
 EPOCH, SECONDS_PER_YEAR = datetime(1970, 1, 1, tzinfo=UTC), 31_556_952  # on average
 # A date and, optionally, the time of day with a fraction, and the offset from UTC, which the name of a zone may follow.
 ISO8601 = (

@@ -30,7 +30,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json, write_text
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.tracing import tracing
-from arnn_lightning.preprocessing.contexts import OTHER
+from arnn_lightning.preprocessing.contexts import OTHER, other_code
 from arnn_lightning.serving.predictor import Predictor
 from arnn_lightning.serving.vocabulary import Vocabulary
 
@@ -275,7 +275,7 @@ def _categories(predictor: Predictor) -> dict[str, Any]:
 
     single: by attribute, in the order of the columns, the row of every category, of "unknown" (no value) and of "other"
     values; of a numeric one the edges of its intervals, whose rows follow that of "unknown". active: by attribute the
-    code of every category and of all "other" ones; "unknown" has no code.
+    code of every category and of all "other" ones, null if training has none; "unknown" has no code.
     """
     contexts, sizes = predictor.vocabulary.contexts, predictor.metadata["model"]["dims"]["single_sizes"]
     rows = {name: contexts.filter(pl.col("attribute") == name) for name in predictor.vocabulary.attributes}
@@ -293,6 +293,6 @@ def _categories(predictor: Predictor) -> dict[str, Any]:
     active = {}
     for name in predictor.attributes:
         if name not in predictor.vocabulary.single:
-            *popular, (_, other) = rows[name].sort("code").select("category", "code").iter_rows()
-            active[name] = {"other": other, "categories": dict(popular)}
+            *popular, _ = rows[name].sort("code").select("category", "code").iter_rows()
+            active[name] = {"other": other_code(rows[name]), "categories": dict(popular)}
     return {"single": single, "active": active}

@@ -14,6 +14,7 @@ import torch
 from arnn_lightning.config import check_targets
 from arnn_lightning.errors import UserError
 from arnn_lightning.models.base import Recommender, RunSettings
+from arnn_lightning.readers.times import ANY_YEARS, TimeParser
 from arnn_lightning.run_folder import checkpoint_file
 from arnn_lightning.serving.catalogue import Catalogue
 from arnn_lightning.serving.inference import Inference
@@ -78,6 +79,7 @@ class Predictor:
             data.get("date_format"),
             data.get("decimal", "."),
             [data.get("columns", {}).get(key) for key in ("user_in_users", "user")],
+            TimeParser(data.get("time_format"), "auto", data.get("timezone", "UTC"), ANY_YEARS),
         )
 
     def __repr__(self) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
-from arnn_lightning.preprocessing.contexts import OTHER, PREFIX, encode_profiles
+from arnn_lightning.preprocessing.contexts import OTHER, PREFIX, encode_profiles, other_code
 from arnn_lightning.readers.schema import USER, decimal_years, parse_dates, with_decimal_point
+from arnn_lightning.readers.times import TimeParser
 from arnn_lightning.serving.vocabulary import Vocabulary
 
 SESSION_ID, ITEM_ID, TIME, USER_ID = "session_id", "item_id", "time", "user_id"
@@ -176,6 +177,7 @@ class RequestReader:
         date_format: strftime format of dates in text; None: ISO 8601.
         decimal: the decimal separator of numbers in text.
         user_columns: names of columns of user ids in the log, for errors.
+        time_parser: of times that are strings, as in the log.
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class RequestReader:
         date_format: str | None,
         decimal: str,
         user_columns: Iterable[str | None],
+        time_parser: TimeParser,
     ) -> None:
         self.vocabulary = vocabulary
         self.uses_contexts = uses_contexts
@@ -195,9 +198,12 @@ class RequestReader:
         self.date_format = date_format
         self.decimal = decimal
         self.user_columns = user_columns
+        self.time_parser = time_parser
         self.multi = [name for name in vocabulary.attributes if name not in vocabulary.single]
         is_numeric = pl.col("kind") == "numeric"
         self.numeric = set(vocabulary.contexts.filter(is_numeric)["attribute"])
+        rows = {name: vocabulary.contexts.filter(pl.col("attribute") == name) for name in self.multi}
+        self._other = {name: other_code(categories) for name, categories in rows.items()}
         self._codes: dict[str, dict[str, int]] = {name: {} for name in vocabulary.attributes}
         self._lows: dict[str, list[float]] = {name: [] for name in vocabulary.attributes}
         for name, code, category, low in vocabulary.contexts.select("attribute", "code", "category", "low").iter_rows():
@@ -238,7 +244,8 @@ class RequestReader:
             session_id = pl.concat([session_id, users[key].filter(~users[key].is_in(session_id.implode()))])
         numbers = pl.DataFrame({SESSION_ID: session_id}).with_row_index("number")
         events = events.join(numbers, on=SESSION_ID, how="left", maintain_order="left")
-        events = events.sort("number", *([TIME] if TIME in events.columns else []), maintain_order=True)
+        order = self._order(events[TIME]) if TIME in events.columns else []
+        events = events.sort("number", *order, maintain_order=True)
         user_id = _user_of_each_session(events, len(session_id))
         item = find_codes(events[ITEM_ID], self.vocabulary.items["id"], f"sessions: {ITEM_ID}")
         unknown.items = events.filter(item.is_null() & events[ITEM_ID].is_not_null())[ITEM_ID].to_list()
@@ -269,6 +276,21 @@ class RequestReader:
             profiles=profiles,
             unknown=unknown,
         )
+
+    def _order(self, time: pl.Series) -> list[pl.Series]:
+        """By what the events of a session are sorted: strings as the numbers or the times that they are."""
+        if time.dtype != pl.String:
+            return [time]
+        for dtype in (pl.Int64, pl.Float64):
+            number = time.str.strip_chars().cast(dtype, strict=False)
+            if not number.has_nulls():
+                return [number]
+        try:
+            parts = self.time_parser.parse(time, lambda row: f"sessions: column {TIME}, row {row + 1}")
+        except UserError as error:
+            problem = str(error).rpartition("; ")[0]
+            raise UserError(f"{problem}; write numbers, ISO 8601 times or times in the log's format") from error
+        return [part for part in parts if part is not None]
 
     def _events(self, sessions: Any) -> tuple[pl.DataFrame, list[str]]:
         """The columns of ``sessions`` that are read, validated; the names of the others."""
@@ -337,8 +359,10 @@ class RequestReader:
                 single[name] = bisect_right(self._lows[name], value)
             elif name in self.multi:
                 texts = value if isinstance(value, list) else str(value).split(self.list_separator)
-                known = {str(text).strip() for text in texts} - {*self.null_values}
-                active |= {codes.get(text, max(codes.values())) for text in known} if codes else set()
+                known = [text for text in map(str.strip, map(str, texts)) if text not in self.null_values]
+                coded = {text: codes.get(text, self._other[name]) for text in known}
+                active |= {code for code in coded.values() if code is not None}
+                unknown.values += [(name, text) for text, code in coded.items() if codes and code is None]
             elif (text := str(value).strip()) not in self.null_values:
                 single[name] = codes.get(text, codes.get(OTHER, 0))
                 if codes and not single[name]:
