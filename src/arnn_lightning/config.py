@@ -93,6 +93,7 @@ YEARS = Rule(
     "two years, the earlier first, as in [1990,2030]",
     lambda value: list_of(integer(1700, 2260), "", 2, 2).accepts(value) and value[0] <= value[1],
 )
+NUMERIC = Rule("a mapping of names to a number of intervals or to their edges, as in {age: 5}, or null", NULL.accepts)
 NO_ZONES = {"localtime", "Factory"}  # of the system's list, polars does not know these
 TIMEZONE = Rule(
     "a time zone such as Europe/Berlin",
@@ -247,7 +248,7 @@ RULES = TRAINING_RULES | {
     "data.held_out_user_share": PROBABILITY,
     "data.contexts.single": NAMES,
     "data.contexts.multi": NAMES,
-    "data.contexts.numeric": NULL,
+    "data.contexts.numeric": NUMERIC,
     "data.contexts.numeric.*": either(integer(2), EDGES),
     "data.contexts.min_events": integer(1),
     "data.contexts.coverage": COVERAGE,
@@ -256,7 +257,7 @@ RULES = TRAINING_RULES | {
     "data.contexts.n_attributes": either(integer(0), NULL),
     "data.item_contexts.single": NAMES,
     "data.item_contexts.multi": NAMES,
-    "data.item_contexts.numeric": NULL,
+    "data.item_contexts.numeric": NUMERIC,
     "data.item_contexts.numeric.*": either(integer(2), EDGES),
     "data.item_contexts.min_events": integer(1),
     "data.item_contexts.coverage": COVERAGE,

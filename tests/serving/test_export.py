@@ -22,6 +22,7 @@ from arnn_lightning.batch import Contexts, StepInput
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.loading.contexts import context_codes
+from arnn_lightning.preprocessing.contexts import VOCABULARY
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.serving.card import Evidence, find_evidence, model_card
 from arnn_lightning.serving.export import ExportedStep, _write_weights, export_model
@@ -117,14 +118,13 @@ def test_models_of_one_kind_of_attributes_are_exported(single: list[str], multi:
     """ONNX Runtime and the model agree: ``export_model`` compares them."""
     case = BY_NAME["concat"]
     dims = {"n_items": 9, "single_sizes": [3 for _ in single], "n_binary": 4 if multi else 0}
-    contexts = [(name, "single", code, f"{name}{code}", None) for name in single for code in (1, 2)]
-    contexts += [(name, "multi", code, f"{name}{code}", None) for name in multi for code in range(4)]
-    schema = {"attribute": pl.String, "kind": pl.String, "code": pl.UInt32, "category": pl.String, "low": pl.Float64}
+    contexts = [(name, "single", code, f"{name}{code}", 1, None) for name in single for code in (1, 2)]
+    contexts += [(name, "multi", code, f"{name}{code}", 1, None) for name in multi for code in range(4)]
     tables = {
         "items": pl.DataFrame({"id": range(9), "events": range(9)}),
-        "contexts": pl.DataFrame(contexts, schema, orient="row"),
+        "contexts": pl.DataFrame(contexts, VOCABULARY, orient="row"),
         "single": pl.DataFrame({"attribute": single}, {"attribute": pl.String}),
-        "item_contexts": pl.DataFrame(schema=schema),
+        "item_contexts": pl.DataFrame(schema=VOCABULARY),
     }
     stored = {name: torch.frombuffer(bytearray(as_parquet(table)), dtype=torch.uint8) for name, table in tables.items()}
     data = {"name": "small", "contexts": {"assignment": "own"}}
@@ -392,7 +392,7 @@ def test_controls_are_the_runs_with_other_contexts(
         task = {"_target_": "arnn_lightning.tasks.train.run"}
         settings = {"task": task, "data": {"contexts": {"assignment": assignment}}}
         OmegaConf.save(settings, folder / ".hydra" / "config.yaml")
-        metrics = {"model": model, "seed": 1, "test": {}, "encoders": {}, "baselines": {}}
+        metrics = {"data": "log", "model": model, "seed": 1, "test": {}, "encoders": {}, "baselines": {}}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         ranks.write(folder)
 
@@ -408,7 +408,11 @@ def test_controls_are_the_runs_with_other_contexts(
     task = ["task=export", "checkpoint=run", "output=out", "evaluation.bootstrap.resamples=20", "hydra.run.dir=here"]
     for controls, message in (
         ("nowhere", "controls: no folder matches nowhere"),
-        ("same/own", "controls: no finished run of concat with data.contexts.assignment other than own"),
+        (
+            "[same/own,same/gru4rec]",
+            "controls: no finished run of concat with data.contexts.assignment other than own; "
+            "found: concat on log with own, gru4rec on log with permuted",
+        ),
         ("[same,other]", "controls: unknown, seed 1: its test split is not that of "),
     ):
         assert arnn_here([*task, f"controls={controls}"], monkeypatch) == 2

@@ -161,15 +161,16 @@ def test_a_defect_shows_no_trace(
 def test_a_token_is_required_where_there_is_one(models: ReloadingPredictor) -> None:
     client = TestClient(make_app(Service(models, SessionStore(9, 60)).ask, token="sécret", max_body_bytes=1_000))
     assert client.get("/health").status_code == 200
-    for given in (None, "Bearer wrong", "sécret", "Bearer "):
+    for given in (None, "Bearer wrong", "sécret", "Bearer ", "Basic sécret"):
         headers = {} if given is None else {"authorization": given.encode()}
         for path in ("/v1/recommend", "/v1/sessions"):
             refused = client.post(path, json={"session": []}, headers=headers)
             assert refused.status_code == 401
             assert refused.headers["www-authenticate"] == "Bearer"
         assert client.get("/metrics", headers=headers).status_code == 401
-    allowed = {"authorization": "Bearer sécret".encode()}
-    assert client.post("/v1/recommend", json={"session": []}, headers=allowed).status_code == 200
+    for scheme in ("Bearer", "bearer"):
+        allowed = {"authorization": f"{scheme} sécret".encode()}
+        assert client.post("/v1/recommend", json={"session": []}, headers=allowed).status_code == 200
 
 
 def test_metrics_count_requests_and_sessions(client: TestClient) -> None:

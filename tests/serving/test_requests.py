@@ -80,6 +80,8 @@ def test_a_frame_comes_back_in_the_library_it_came_in(with_profiles: Predictor, 
 
 def test_ids_of_another_type_are_the_same_items(with_profiles: Predictor, events: pl.DataFrame) -> None:
     expected = with_profiles.recommend(events)
+    spaced = events.with_columns(pl.format(" {}\t", "item_id").alias("item_id"))
+    assert with_profiles.recommend(spaced).equals(expected)
     for dtype in (pl.String, pl.UInt64, pl.Float64, pl.Categorical):
         column = (
             pl.col("item_id").cast(pl.String).cast(dtype) if dtype == pl.Categorical else pl.col("item_id").cast(dtype)

@@ -1,9 +1,11 @@
 """al.fit: what its caller sees."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
+import hydra
 import polars as pl
 import pytest
 from filelock import FileLock
@@ -42,6 +44,34 @@ def test_the_frames_of_a_run_are_not_replaced(record: str, tmp_path: Path, monke
         fit_here(EVENTS.head(1), "resume=true")
     fit_here(EVENTS.to_pandas(), "resume=true")
     assert raw.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"contexts": {"single": "country"}}, "contexts={'single': 'country'}: must be a mapping such as"),
+        ({"contexts": ["country"]}, "contexts=['country']: must be a mapping such as"),
+        ({"columns": ["sku"]}, "columns=['sku']: must be a mapping of names to columns"),
+        ({"overrides": "model.epochs=3"}, "overrides='model.epochs=3': must be a list, as ['model.epochs=3']"),
+    ],
+)
+def test_arguments_of_a_wrong_form_are_refused(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        fit.fit(EVENTS, folder=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_contexts_become_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: list[str]) -> None:
+        (tmp_path / "metrics.json").write_text("{}")
+        with hydra.initialize_config_module("arnn_lightning.conf", version_base="1.3"):
+            contexts = hydra.compose("config", [text for text in arguments if "contexts" in text]).data.contexts
+        assert contexts.single == ["country, of birth"]
+        assert contexts.numeric == {"an age": 5, "born": [1960, 1990.5]}
+
+    monkeypatch.setattr(fit, "_run", run)
+    numeric = {"an age": 5, "born": [1960, 1990.5]}
+    fit.fit("a.csv", contexts={"single": ["country, of birth"], "numeric": numeric}, folder=tmp_path)
 
 
 def test_output_of_fit_is_printed_unless_logging_is_set(

@@ -29,6 +29,8 @@ def test_all_stages_of_arnn_start_from_the_earlier_run(tmp_path: Path) -> None:
         learned = [name for name in weights[0] if name.endswith(("weight", "bias")) or "embedding" in name]
         assert learned
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in learned), role
+    wrong = error_line(arnn(tmp_path, "model=arnn", *SMALL, "init_from=frist", code=2))
+    assert wrong == "error: no checkpoint at frist (runs save theirs to RUN/checkpoints/best.ckpt)"
     files["session"].unlink()
     lost = error_line(arnn(tmp_path, *again, "hydra.run.dir=third", code=2))
     assert "session/best.ckpt does not exist" in lost

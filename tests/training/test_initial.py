@@ -288,7 +288,7 @@ def test_new_rows_have_no_optimizer_state(name: str) -> None:
             r"its weights mean something else in this model: model\.heads was 2 there and is 4 here",
         ),
         ("narm", "narm", ("model.last_n_events=5",), r"something else in this model: model\.last_n_events was 3 there"),
-        ("gru4rec", "pnn", (), "then.ckpt is a gru4rec, but this run trains a pnn"),
+        ("gru4rec", "pnn", (), "then.ckpt is a checkpoint of gru4rec, but this run trains pnn"),
         (
             "latent_cross",
             "latent_cross",
@@ -299,7 +299,7 @@ def test_new_rows_have_no_optimizer_state(name: str) -> None:
             "latent_cross",
             "init_state",
             (),
-            r"does not fit this model: model\.fusion\._target_ was .*LatentCrossEncoder",
+            r"does not fit this model \(latent_cross there, init_state here\): model\.fusion\._target_ was .*LatentCr",
         ),
     ],
 )

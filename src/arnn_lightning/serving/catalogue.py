@@ -37,21 +37,21 @@ class IdCodes:
     """The code (place) of every id of a column, for one id after the other."""
 
     def __init__(self, ids: pl.Series) -> None:
-        self._code = dict(zip(ids.to_list(), range(len(ids)), strict=True))
+        self._code: dict[Any, int] = dict(zip(ids.to_list(), range(len(ids)), strict=True))
         self._type = str if ids.dtype == pl.String else int
 
     def find(self, value: Any, name: str) -> int | None:
         """The code of an id of either type, None for unknown ones; raises UserError for what is no id."""
-        if type(value) is self._type:
-            return self._code.get(value)
+        if type(value) is self._type and value in self._code:
+            return self._code[value]
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise UserError(f"{name}={value!r}: an id must be an integer or a string")
         if self._type is str:
-            return self._code.get(str(value))
+            return self._code.get(str(value).strip())  # as in reading the data
         try:
-            return self._code.get(int(value)) if isinstance(value, int) or INTEGER.fullmatch(value) else None
+            return self._code.get(int(value)) if isinstance(value, int) or INTEGER.fullmatch(value.strip()) else None
         except ValueError:  # thousands of digits
             return None
 

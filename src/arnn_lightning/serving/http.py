@@ -258,8 +258,9 @@ def _authorization(token: str) -> Callable[[Request], Awaitable[None]]:
     """A dependency that refuses requests without the token; in constant time."""
 
     async def authorize(request: Request) -> None:
-        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as sent
-        if not secrets.compare_digest(given, f"Bearer {token}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        matches = secrets.compare_digest(given.encode("latin-1"), token.encode())  # the bytes as sent
+        if scheme.lower() != "bearer" or not matches:
             raise HTTPException(401, "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
 
     return authorize

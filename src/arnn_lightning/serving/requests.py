@@ -72,7 +72,8 @@ def to_ids(ids: Any, name: str) -> pl.Series:
     if isinstance(ids, str | bytes):
         raise UserError(f"{name}={ids!r}: must be a list of ids")
     try:
-        return ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=None if len(ids) else pl.Null)
+        column = ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=None if len(ids) else pl.Null)
+        return stripped(column)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{name}: must be a list of ids of one type: {str(error).splitlines()[0]}") from error
 
@@ -82,6 +83,11 @@ def find_codes(ids: pl.Series, known: pl.Series, name: str) -> pl.Series:
     table = pl.DataFrame({"id": known}).with_row_index("code")
     wanted = pl.DataFrame({"id": cast_ids(ids, known.dtype, name)})
     return wanted.join(table, on="id", how="left", maintain_order="left")["code"]
+
+
+def stripped(ids: pl.Series) -> pl.Series:
+    """Ids of the log without spaces around them, as in reading the data."""
+    return ids.str.strip_chars() if ids.dtype == pl.String else ids
 
 
 def check_length(k: Any) -> None:
@@ -247,7 +253,7 @@ class RequestReader:
         order = self._order(events[TIME]) if TIME in events.columns else []
         events = events.sort("number", *order, maintain_order=True)
         user_id = _user_of_each_session(events, len(session_id))
-        item = find_codes(events[ITEM_ID], self.vocabulary.items["id"], f"sessions: {ITEM_ID}")
+        item = find_codes(stripped(events[ITEM_ID]), self.vocabulary.items["id"], f"sessions: {ITEM_ID}")
         unknown.items = events.filter(item.is_null() & events[ITEM_ID].is_not_null())[ITEM_ID].to_list()
         events = events.select("number", item=item).drop_nulls("item")
         lengths = np.bincount(events["number"].to_numpy(), minlength=len(session_id))
@@ -256,7 +262,7 @@ class RequestReader:
         profiles = self.vocabulary.users.drop("id")
         if self.uses_contexts:
             if user_id is not None:
-                contexts = _places(find_codes(user_id, self.vocabulary.users["id"], f"sessions: {USER_ID}"))
+                contexts = _places(find_codes(stripped(user_id), self.vocabulary.users["id"], f"sessions: {USER_ID}"))
             if key is not None:
                 given = self.encode(users, key, unknown)
                 owner = session_id if user_id is None or key == SESSION_ID else user_id
@@ -389,7 +395,7 @@ class RequestReader:
         except pl.exceptions.PolarsError as error:
             values = years.cast(pl.String).drop_nulls()
             value = next((text for text in values if pl.Series([text]).cast(pl.Float64, strict=False)[0] is None), "")
-            raise UserError(f"users: column {column.name}: {value!r} is not a number") from error
+            raise UserError(f"users: column {column.name}: {value!r} is neither a number nor a date") from error
 
     def _canonical(self, column: pl.Series) -> pl.Series:
         """An attribute as String, Float64 or List(String), as readers return it."""

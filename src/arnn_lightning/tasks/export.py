@@ -10,7 +10,7 @@ from rich.console import Console
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.reporting.runs import find_run_dirs
-from arnn_lightning.run_folder import stored_config
+from arnn_lightning.run_folder import checkpoint_file, stored_config
 from arnn_lightning.serving.card import find_evidence, model_card
 from arnn_lightning.serving.export import check_output, export_model
 from arnn_lightning.serving.predictor import load
@@ -19,9 +19,7 @@ from arnn_lightning.training.stage import prediction_metrics, to_container
 
 def run(config: DictConfig) -> None:
     """Writes the folder ``output``, and prints what it contains."""
-    checkpoint, output = Path(config.checkpoint).expanduser(), Path(config.output).expanduser()
-    if checkpoint.is_dir():  # a run folder
-        checkpoint = checkpoint / "checkpoints" / "best.ckpt"
+    checkpoint, output = checkpoint_file(config.checkpoint), Path(config.output).expanduser()
     check_output(output)
     predictor = load(checkpoint, config.trusted_modules)
     controls = _controls(config.controls, predictor.name)
@@ -55,7 +53,7 @@ def _controls(patterns: Any, name: str) -> dict[str, EvaluationResult]:
     """
     if patterns is None:
         return {}
-    controls = {}
+    controls, others = {}, dict[str, None]()
     patterns = list(map(str, patterns)) if OmegaConf.is_list(patterns) else [str(patterns)]
     for folder in find_run_dirs(patterns, "controls"):
         if not (folder / "metrics.json").is_file():
@@ -66,6 +64,8 @@ def _controls(patterns: Any, name: str) -> dict[str, EvaluationResult]:
             if metrics["model"] == name and assignment != "own" and "test" in metrics:
                 label = f"{assignment}, seed {metrics['seed']}"
                 controls[label] = EvaluationResult.read(name, folder)
+            others[f"{metrics['model']} on {metrics['data']} with {assignment}"] = None
     if not controls:
-        raise UserError(f"controls: no finished run of {name} with data.contexts.assignment other than own")
+        found = f"; found: {', '.join(others)}" if others else ""
+        raise UserError(f"controls: no finished run of {name} with data.contexts.assignment other than own{found}")
     return controls

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,7 +58,7 @@ def fit(
     *,
     model: str = "arnn",
     columns: Mapping[str, str] | None = None,
-    contexts: Mapping[str, Sequence[str]] | None = None,
+    contexts: Mapping[str, Sequence[str] | Mapping[str, int | Sequence[float]]] | None = None,
     overrides: Sequence[str] = (),
     folder: str | Path | None = None,
 ) -> Run:
@@ -72,7 +73,8 @@ def fit(
         titles: one row per item with its title, as a frame or path; None: no titles.
         model: a config of the group ``model``.
         columns: the names of columns that differ from user, item, time, ... (docs/data.md), as in ``{"item": "sku"}``.
-        contexts: the attributes: ``{"single": [names], "multi": [names]}``.
+        contexts: the attributes: ``{"single": [names], "multi": [names], "numeric": {name: number of intervals}}``, or
+            the edges of the intervals of a numeric one.
         overrides: settings as on the command line, as in ``["model.epochs=3", "data.gap=1h"]``.
         folder: the run folder; None: a new one below outputs/.
 
@@ -80,17 +82,30 @@ def fit(
         UserError: an error that the user can fix, as the command line reports it.
         RuntimeError: any other failure of the run; its output contains the reason.
     """
+    _check_arguments(columns, contexts, overrides)
     run_folder = Path(folder or f"outputs/train/tabular/{model}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
     arguments = ["data=tabular", f"model={model}", f"hydra.run.dir={_quote(run_folder)}"]
     tables = {"events": events, "users": users, "titles": titles}
     paths = _paths_of({name: table for name, table in tables.items() if table is not None}, run_folder, overrides)
     arguments += [f"data.{name}={_quote(path)}" for name, path in paths.items()]
     arguments += [f"data.columns.{name}={_quote(column)}" for name, column in (columns or {}).items()]
-    arguments += [f"data.contexts.{kind}={_quote(list(names))}" for kind, names in (contexts or {}).items()]
+    arguments += [f"data.contexts.{kind}={_quote(names)}" for kind, names in (contexts or {}).items()]
     if not any(override.startswith("logger=") for override in overrides):
         arguments.append("logger=csv")
     _run([*arguments, *overrides])
     return Run(run_folder, json.loads((run_folder / "metrics.json").read_text()))
+
+
+def _check_arguments(columns: Any, contexts: Any, overrides: Any) -> None:
+    """Raises UserError for arguments of another form than that of ``fit``; the command checks what they contain."""
+    if not isinstance(columns, Mapping | None):
+        raise UserError(f'columns={columns!r}: must be a mapping of names to columns, as {{"item": "sku"}}')
+    lists = [] if contexts is None else [*contexts.values()] if isinstance(contexts, Mapping) else [None]
+    if not all(isinstance(names, list | tuple | Mapping) for names in lists):
+        form = '{"single": [names], "multi": [names], "numeric": {name: number of intervals}}'
+        raise UserError(f"contexts={contexts!r}: must be a mapping such as {form}")
+    if isinstance(overrides, str):
+        raise UserError(f"overrides={overrides!r}: must be a list, as [{overrides!r}]")
 
 
 def _paths_of(tables: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> dict[str, str | list[str]]:
@@ -141,9 +156,16 @@ def _quote(value: Any) -> str:
 
     >>> print(_quote(["a,b", "it's"]))
     ['a,b','it\\'s']
+    >>> print(_quote({"an age": 5, "born": [1960, 1990]}))
+    {an\\ age:5,born:[1960,1990]}
     """
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{','.join(map(_quote, value))}]"
+    if isinstance(value, Mapping):
+        pairs = (re.sub(r"(\W)", r"\\\1", str(key)) + ":" + _quote(item) for key, item in value.items())
+        return f"{{{','.join(pairs)}}}"
+    if isinstance(value, int | float):
+        return str(value)
     text = str(value)
     if text.endswith("\\"):
         raise UserError(f"{text}: must not end in a backslash")

@@ -14,7 +14,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import BEST_OF_RUN, DAMAGED, RECORD, checkpoint_file
+from arnn_lightning.run_folder import DAMAGED, RECORD, checkpoint_file
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset
 from arnn_lightning.training.initial import Ids, InitialWeights, require_same_scores
@@ -99,15 +99,14 @@ def read_initial_weights(
         return {}
     if not isinstance(model, SessionRecommender):
         raise UserError(f"init_from: {config.model.name} is fitted by counting and has no initial weights")
-    file, resolved = Path(config.init_from).expanduser(), to_container(config.model)
-    if file.is_dir():
-        file = file / BEST_OF_RUN
+    resolved, file = to_container(config.model), None
     initial: dict[str, InitialWeights] = {}
-    for role, stage in {**model.stages, "": model}.items():
+    for role, stage in {"": model, **model.stages}.items():  # the model first: its errors name the file that was given
         if role and config.pretrained[role] is not None:
             continue
         if config.resume and not _starts_anew(model, config, folder / "checkpoints", role):
             continue
+        file = file or checkpoint_file(config.init_from)
         path = file.parent / role / file.name if role else file
         if role and not path.is_file():
             raise UserError(

@@ -131,7 +131,9 @@ class InitialWeights(Callback):
     ) -> None:
         then = checkpoint["metadata"]["model"]
         if then["_target_"] != config["_target_"]:
-            raise UserError(f"init_from: {file} is a {then['name']}, but this run trains a {config['name']}")
+            raise UserError(
+                f"init_from: {file} is a checkpoint of {then['name']}, but this run trains {config['name']}"
+            )
         fields = {"contexts": (ids, earlier)} if model.uses_contexts else {}
         if model.has_item_fields and ids.of_items is not None and earlier.of_items is not None:
             fields["item_contexts"] = ids.of_items, earlier.of_items
@@ -159,7 +161,8 @@ class InitialWeights(Callback):
         for name in self._names:  # before anything is trained
             earlier_weight = self._weights.get(name)
             if earlier_weight is None or self._start(model, name).shape != model.state_dict()[name].shape:
-                raise UserError(f"init_from: {file}: {name} does not fit this model{_differing(then, config)}")
+                models = "" if then["name"] == config["name"] else f" ({then['name']} there, {config['name']} here)"
+                raise UserError(f"init_from: {file}: {name} does not fit this model{models}{_differing(then, config)}")
         require_same_scores(then, config, f"init_from: {file}")
 
     @property
