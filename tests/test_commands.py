@@ -179,8 +179,8 @@ BEFORE: dict[str, list[str]] = {
     ],
     "many-devices.md": ["model=gru4rec hydra.run.dir=outputs/train/synthetic/gru4rec/TIME"],
     "recommend.md": [
-        "model=arnn data=tabular data.events=clicks.csv data.columns.item=product 'data.contexts.single=[country,age]' "
-        "hydra.run.dir=outputs/train/tabular/arnn/2026-11-24_10-00-00"
+        "model=arnn_strong data=tabular data.events=clicks.csv data.columns.item=product "
+        "'data.contexts.single=[country,age]' hydra.run.dir=outputs/train/tabular/arnn_strong/2026-11-24_10-00-00"
     ],
     "report.md": [
         "data=completejourney hydra.run.dir=RUN",
@@ -218,7 +218,7 @@ def run(folder: Path, command: str) -> None:
 
 def write_files_of_runs(folder: Path) -> None:
     """A checkpoint in the current folder, and lists of another program."""
-    for checkpoint in folder.glob("outputs/train/tabular/arnn/*/checkpoints/best.ckpt"):
+    for checkpoint in folder.glob("outputs/train/tabular/*/*/checkpoints/best.ckpt"):
         shutil.copy(checkpoint, folder)
     if (folder / "shop-ids").exists():
         events = pl.read_parquet(folder / "shop-ids" / "test.parquet").filter(pl.col("position") > 0)
