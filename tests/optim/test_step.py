@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from arnn_lightning.batch import State, StepInput
 from arnn_lightning.encoders import SessionEncoder, WindowEncoder
+from arnn_lightning.errors import UserError
 from arnn_lightning.losses import CrossEntropy
 from arnn_lightning.models import RunSettings, SessionRecommender
 from arnn_lightning.nn.table import EmbeddingTable
@@ -30,6 +31,55 @@ def recommender(encoder: SessionEncoder, **settings: Any) -> SessionRecommender:
     }
     torch.manual_seed(0)
     return SessionRecommender("outside", {"n_items": 12}, encoder, **(defaults | settings)).train()
+
+
+class Odd(LSTMEncoder):
+    """Starts with whatever state is set."""
+
+    start: Any = ()
+
+    def initial_state(self, batch_size: int) -> State:
+        state: State = self.start(batch_size)
+        return state
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (lambda n: [torch.zeros(n, 4)], r"Odd\.initial_state: must return a tuple of tensors"),
+        (lambda n: torch.zeros(n, 4), r"Odd\.initial_state: must return a tuple of tensors"),
+        (lambda n: (torch.zeros(n),), r"the shape \(\.\.\., batch_size, width\), not \(3,\) for batch_size=3"),
+        (lambda n: (torch.zeros(n, 2, 4),), r"the shape \(\.\.\., batch_size, width\), not \(3, 2, 4\)"),
+        (lambda n: (torch.zeros(n, 4), torch.ones(n, 4)), r"Odd\.initial_state: must return zeros"),
+    ],
+)
+def test_an_unusual_initial_state_is_refused(start: Any, message: str) -> None:
+    encoder = Odd(12, 4)
+    encoder.start = start
+    with pytest.raises(UserError, match=message):
+        recommender(encoder)
+
+
+def test_an_encoder_without_a_width_or_a_base_class_is_refused() -> None:
+    class Empty(SessionEncoder):
+        pass
+
+    with pytest.raises(UserError, match="Empty: must set hidden_size"):
+        recommender(Empty())
+    with pytest.raises(UserError, match=r"Linear: must be a subclass of arnn_lightning\.encoders\.SessionEncoder"):
+        recommender(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(), (7, 1), (7, 2)])
+def test_a_loss_of_another_shape_is_refused(shape: tuple[int, ...], small_dataset: PreparedDataset) -> None:
+    class Odd(CrossEntropy):
+        def loss(self, score_BC: Tensor, negatives: Any) -> Tensor:
+            return score_BC.new_zeros(shape)
+
+    model = recommender(LSTMEncoder(12, 4), loss=Odd("linear", 0.5, "batch", "mask", 0.0))
+    with pytest.raises(UserError) as error:
+        train_losses(model, make_data(small_dataset, batch_size=7), epochs=1)
+    assert str(error.value) == f"Odd.loss: must return one value per slot, (7,), not {shape}"
 
 
 def whole_tables(weights: Any) -> torch.optim.Optimizer:

@@ -1313,6 +1313,20 @@ def test_a_folder_is_reused_while_nothing_changes(raw: Path) -> None:
     assert [text.split(",")[0] for text in messages] == ["hashing interactions.csv", "hashing users.csv"]
 
 
+def test_another_source_of_an_own_reader_gives_another_folder(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "own_reader.py"
+    module.write_text("from arnn_lightning.readers.xing import XingReader\n\nclass Own(XingReader):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = config(raw)
+    settings["reader"] = settings["reader"] | {"_target_": "own_reader.Own"}
+    first = prepare(settings, raw)
+    assert prepare(settings, raw) == first
+    module.write_text(module.read_text() + "\n# now different\n")
+    assert prepare(settings, raw).folder != first.folder
+
+
 @pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
 def test_another_raw_file_gives_another_folder(raw: Path, name: str) -> None:
     first = prepare(config(raw), raw)

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from arnn_lightning.batch import Contexts, State, StepInput
+from arnn_lightning.errors import UserError
+
+CHECKED_SLOTS = 3  # of a batch, in the check of an encoder
 
 
 class SessionEncoder(nn.Module):
@@ -73,3 +77,26 @@ class SessionEncoder(nn.Module):
             encoder needs an item.
         """
         return None
+
+
+def check_encoder(encoder: nn.Module) -> None:
+    """Raises UserError for an encoder that is no ``SessionEncoder``, lacks its width, or starts with an unusual state.
+
+    What would be an error of shapes in the first step, or train another model than intended without one.
+    """
+    name = type(encoder).__name__
+    if not isinstance(encoder, SessionEncoder):
+        raise UserError(f"{name}: must be a subclass of arnn_lightning.encoders.SessionEncoder")
+    if not isinstance(getattr(encoder, "hidden_size", None), int):
+        raise UserError(f"{name}: must set hidden_size, the width of its query, to an integer")
+    state = encoder.initial_state(CHECKED_SLOTS)
+    if not isinstance(state, tuple) or not all(isinstance(part, Tensor) for part in state):
+        raise UserError(f"{name}.initial_state: must return a tuple of tensors")
+    for part in state:
+        if part.dim() < 2 or part.shape[-2] != CHECKED_SLOTS:
+            raise UserError(
+                f"{name}.initial_state: every part must have the shape (..., batch_size, width), not "
+                f"{tuple(part.shape)} for batch_size={CHECKED_SLOTS}"
+            )
+        if not part.is_meta and bool(torch.count_nonzero(part)):
+            raise UserError(f"{name}.initial_state: must return zeros, to which the state of every session is reset")

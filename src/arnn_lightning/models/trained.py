@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from arnn_lightning.batch import ChunkSpec, Contexts, State, StepInput, TrainChunk
-from arnn_lightning.encoders.base import SessionEncoder
+from arnn_lightning.encoders.base import SessionEncoder, check_encoder
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.ranking import RecommendationCounts, count_higher_and_tied_blockwise
 from arnn_lightning.losses.base import RankingLoss
@@ -75,6 +75,7 @@ class SessionRecommender(Recommender):
         scorer: ItemScorer | None = None,
     ) -> None:
         super().__init__(name, dims["n_items"], settings)
+        check_encoder(encoder)
         self.encoder = encoder
         self.scorer = scorer if scorer is not None else ItemScorer(self.n_items, encoder.hidden_size)
         self.loss = loss
@@ -304,10 +305,12 @@ class SessionRecommender(Recommender):
         finite_K = torch.isfinite(losses_K)
         if not finite_K.all():
             step = int(self.mini_batches) + int((~finite_K).nonzero()[0]) + 1
+            advice = "the last checkpoint is unaffected: lower model.optimizer.lr or use another loss"
+            if step == 1:
+                advice = "it is so with the initial weights: check the loss and the encoder"
             raise UserError(
                 f"the loss of {self.settings.log_prefix}{self.name} is {losses_K[~finite_K][0].item()} at mini-batch "
-                f"{step} (epoch {self.trainer.current_epoch + 1}); the last checkpoint is unaffected: lower "
-                "model.optimizer.lr or use another loss"
+                f"{step} (epoch {self.trainer.current_epoch + 1}); {advice}"
             )
 
     @property

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from arnn_lightning.batch import Candidates, RowSource, State, StepInput
+from arnn_lightning.errors import UserError
 from arnn_lightning.losses.base import RankingLoss, mean_over_batch
 from arnn_lightning.nn.collectives import all_reduce_gradients, rank_and_world_size
 from arnn_lightning.nn.table import EmbeddingTable, ItemScorer
@@ -52,6 +53,9 @@ class StepLoss(nn.Module):
         if self.bf16:  # only then: tests run in float64
             logits_BC = logits_BC.float()
         loss_B = self.loss(logits_BC, candidates.positive, candidates.counts, candidates.log_q)
+        if loss_B.shape != logits_BC.shape[:1]:  # others would be broadcast
+            wanted, got = (tuple(shape) for shape in (logits_BC.shape[:1], loss_B.shape))
+            raise UserError(f"{type(self.loss).__name__}.loss: must return one value per slot, {wanted}, not {got}")
         return mean_over_batch(loss_B, step.valid), state
 
     def row_tables(self) -> dict[str, RowSource]:

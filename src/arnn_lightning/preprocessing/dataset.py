@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -194,12 +195,20 @@ class WithoutAttribute(PreparedDataset):
         return users.with_columns(pl.col("active").list.filter(~pl.element().is_in(codes.implode())))
 
 
+def _source_hash(reader: Reader) -> list[str]:
+    """The sha256 of the module of a reader that is not this package's; empty for those that are."""
+    module = sys.modules[type(reader).__module__]
+    if module.__name__.startswith("arnn_lightning.") or getattr(module, "__file__", None) is None:
+        return []
+    return [hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()]
+
+
 def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: None) -> PreparedDataset:
     """Prepares the data set of config ``data`` under ``root``/prepared, or reuses the existing one.
 
-    The folder's name contains a hash of the raw files' sha256 and of the configuration, so changed files or settings
-    give another folder. Processes may call this concurrently: one prepares, the others wait for its lock, which the
-    system releases if that process is killed.
+    The folder's name contains a hash of the raw files' sha256, of the configuration, and of the module of a reader that
+    is not this package's, so changed files, settings or readers give another folder. Processes may call this
+    concurrently: one prepares, the others wait for its lock, which the system releases if that process is killed.
 
     Raises:
         UserError: raw files that are missing or unreadable, invalid settings, or settings that keep no events.
@@ -207,13 +216,13 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
     _validate_config(data)
     reader: Reader = instantiate(data["reader"])
     files = reader.files()
-    prepared_dir, config = root / "prepared", _preparation_config(data)
+    prepared_dir, config, source = root / "prepared", _preparation_config(data), _source_hash(reader)
     prepared_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as executor:
         hashes = executor.submit(hash_files, files, progress)
 
         def target_dir() -> Path:
-            key = json.dumps([FORMAT_VERSION, hashes.result(), config], sort_keys=True).encode()
+            key = json.dumps([FORMAT_VERSION, hashes.result(), config, *source], sort_keys=True).encode()
             return prepared_dir / f"{data['name']}-{hashlib.sha256(key).hexdigest()[:10]}"
 
         def is_prepared() -> bool:
