@@ -181,6 +181,7 @@ def test_a_float_for_an_integer_is_written_out() -> None:
         ("task=report runs=a report.cutoff=[1]", "no key report.cutoff; did you mean report.cutoffs?"),
         ("task=tune trial=3", "no key trial; did you mean trials?"),
         ("trials=3", "no key trials; it belongs to task=tune"),
+        ("callbacks.norms._target_=norms.Norms", "no key callbacks.norms; +callbacks.norms=... adds it"),
         ("runs=multirun", "no key runs; it belongs to task=report"),
     ],
 )

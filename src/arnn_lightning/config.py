@@ -311,6 +311,7 @@ FREE = (
     *("callbacks", "data.reader", "data.where", "logger", "model.dims", "model.scheduler", "published", "pruner"),
     *("sampler", "search", "task"),
 )
+OPEN_SECTIONS = ("callbacks", "logger", "trainer")  # mappings whose keys are others' classes or arguments
 COLUMNS = ("data.where", "data.contexts.numeric", "data.item_contexts.numeric")  # mappings whose keys are columns
 ENCODERS = ("session", "context")
 INSTANTIATED = (
@@ -750,6 +751,8 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
             hint = f"; it belongs to task={task.name.removesuffix('.yaml')}"
     if canonical(parent) in COLUMNS:  # Hydra merges mappings, and adds keys only with a +
         hint += f"; +{key}=... adds it" + "".join(f", ~{parent}.{other!s} removes {other!s}" for other in node or ())
+    elif parent in OPEN_SECTIONS and not hint:
+        hint = f"; +{key}=... adds it"
     return UserError(f"no key {key}{hint}")
 
 
