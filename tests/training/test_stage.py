@@ -114,6 +114,17 @@ def test_E24_the_last_checkpoint_is_that_before_a_loss_of_nan(small_dataset: Pre
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
 
 
+def test_a_loss_of_nan_from_the_start_has_another_advice(small_dataset: PreparedDataset, tmp_path: Path) -> None:
+    class Broken(Callback):
+        @torch.no_grad()
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            pl_module.get_parameter("scorer.items.weight").fill_(float("nan"))
+
+    message = r"is nan at mini-batch 1 \(epoch 1\); it is so with the initial weights: check the loss and the encoder$"
+    with pytest.raises(UserError, match=message):
+        train(small_dataset, tmp_path, 1, None, Broken())
+
+
 # compile has a test of its own, E30: it takes a C++ compiler and a minute.
 SPEED_KEYS = {
     "performance.threads": 2,
