@@ -350,7 +350,8 @@ def encode(users: list[int], events: Counter[int], people: Profiles, attributes:
         rest = sum(counts.values()) - sum(counts[v] for v in popular)
         vocabulary.append((name, "multi", other, "(other)", rest, None))
         for row_of_user, values in enumerate(lists):
-            active[row_of_user] |= {codes.get(value, other) for value in values}
+            # Without a training event, the field of other values has only initial weights.
+            active[row_of_user] |= {codes.get(value, other) for value in values if value in codes or rest}
     for row_of_user, row in enumerate(rows):
         row |= {"active": sorted(active[row_of_user]), "n_known": known[row_of_user]}
     return {
@@ -972,7 +973,7 @@ def test_V3_contexts_are_fitted_on_training_users_only(tmp_path: Path) -> None:
     users = prepared.users()
     assert users["context.career_level"].to_list() == [1, 0]
     assert users["context.country"].to_list() == [1, 1]
-    assert users["active"].to_list() == [[0], [0, 1]]  # 7, and 8 among the others
+    assert users["active"].to_list() == [[0], [0]]  # 7; training has no 8, nor any other value
     assert prepared.dims["single_sizes"] == [2, 2]
 
 

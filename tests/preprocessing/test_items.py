@@ -88,7 +88,7 @@ def test_cold_items_with_a_known_attribute_are_kept(prepared: Prepare) -> None:
     assert data.manifest["items"] == {"all": 5, "without_row": 0, "without_training_event": 2}
     assert data.item_popularity().tolist() == [3, 3, 1, 0, 0]
     assert items["context.kind"].to_list() == [1, 2, 1, 0, 1]  # training has no leaf
-    assert items["active"].to_list() == [[0, 1], [0], [1], [1, 2], []]  # bitter is another one
+    assert items["active"].to_list() == [[0, 1], [0], [1], [1], []]  # training has no bitter
 
 
 def test_cold_items_include_those_too_rare_to_train(prepared: Prepare) -> None:
