@@ -180,7 +180,7 @@ BEFORE: dict[str, list[str]] = {
     "many-devices.md": ["model=gru4rec hydra.run.dir=outputs/train/synthetic/gru4rec/TIME"],
     "recommend.md": [
         "model=arnn_strong data=tabular data.events=clicks.csv data.columns.item=product "
-        "'data.contexts.single=[country,age]' hydra.run.dir=outputs/train/tabular/arnn_strong/2026-11-24_10-00-00"
+        "'data.contexts.single=[country,age]' hydra.run.dir=outputs/train/tabular/arnn_strong/TIME"
     ],
     "report.md": [
         "data=completejourney hydra.run.dir=RUN",
