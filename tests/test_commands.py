@@ -184,7 +184,7 @@ BEFORE: dict[str, list[str]] = {
     ],
     "report.md": [
         "data=completejourney hydra.run.dir=RUN",
-        "-m model=pop,itemknn hydra.sweep.dir=multirun/2026-11-24_10-00-00",
+        "-m model=pop,itemknn hydra.sweep.dir=multirun/TIME",
         "task=prepare data=tabular data.events=clicks.csv id_tables=shop-ids",
     ],
     "training.md": ["model=arnn hydra.run.dir=RUN"],
