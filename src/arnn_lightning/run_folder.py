@@ -427,7 +427,7 @@ def _show(value: Any) -> str:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """A checkpoint itself, or the best one of a run folder.
+    """A checkpoint itself, or the best one of a run folder or of its folder of checkpoints.
 
     Raises:
         UserError: there is none; names the newest run folders below ``path``, as of a multirun or a verdict.
@@ -437,8 +437,9 @@ def checkpoint_file(path: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}{nearest_file(path)} (runs save theirs to RUN/{BEST_OF_RUN})")
-    if (path / BEST_OF_RUN).is_file():
-        return path / BEST_OF_RUN
+    for best in (path / BEST_OF_RUN, path / BEST_OF_RUN.name):
+        if best.is_file():
+            return best
     below = [file for depth in range(1, 6) for file in path.glob("*/" * depth + str(BEST_OF_RUN))]
     below.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     runs = ", ".join(str(file.parents[1]) for file in below[:5])

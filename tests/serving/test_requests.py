@@ -20,6 +20,7 @@ from polars.testing import assert_frame_equal
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.contexts import OTHER
+from arnn_lightning.run_folder import checkpoint_file
 from arnn_lightning.serving.catalogue import Catalogue
 from arnn_lightning.serving.predictor import BLOCK_SESSIONS, Predictor, load
 from arnn_lightning.serving.requests import Unknown, one_row
@@ -114,7 +115,9 @@ def test_times_that_are_strings_are_sorted_as_times(with_profiles: Predictor, ti
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         columns = {"item_id": items[order], "time": [times[place] for place in order]}
         frame = pl.DataFrame({"session_id": [1, 1, 1], **columns})
-        assert with_profiles.recommend(frame, k=3).drop("session_id").equals(expected)
+        for dtype in (pl.String, pl.Categorical):
+            typed = frame.with_columns(pl.col("time").cast(dtype))
+            assert with_profiles.recommend(typed, k=3).drop("session_id").equals(expected)
 
 
 def test_a_string_that_is_no_time_is_an_error(with_profiles: Predictor) -> None:
@@ -654,6 +657,9 @@ def test_a_state_that_is_damaged_or_foreign_is_refused(
         with_profiles.session(state=state[:4] + bytes([3]) + state[5:])
     with pytest.raises(UserError, match="must be the bytes"):
         with_profiles.session(state="text")  # type: ignore[arg-type]
+    for other in ({"profile": {}}, {"user": 3}):
+        with pytest.raises(UserError, match="state: contains the user's contexts; leave out profile and user"):
+            with_profiles.session(state=state, **other)
     assert with_profiles.session(state=state).top() == session.top()
     session.hidden = tuple(part * float("nan") for part in session.hidden)
     with pytest.raises(UserError, match="state: damaged or truncated"):
@@ -691,5 +697,7 @@ def test_a_folder_of_runs_names_its_five_newest(tmp_path: Path, level: str) -> N
     for read in (load, read_checkpoint):
         with pytest.raises(UserError, match=rf"no checkpoint at .*\(newest of 7 below: {runs}\)$"):
             read(tmp_path)
+    checkpoints = folders[0] / "checkpoints"
+    assert checkpoint_file(folders[0]) == checkpoint_file(checkpoints) == checkpoints / "best.ckpt"
     with pytest.raises(UserError, match=r'no checkpoint at .*bst\.ckpt \(did you mean "best\.ckpt"\?\)'):
-        load(folders[0] / "checkpoints" / "bst.ckpt")
+        load(checkpoints / "bst.ckpt")

@@ -126,9 +126,11 @@ class LiveSessions:
             state: what ``LiveSession.state`` returned.
 
         Raises:
-            UserError: a profile that is no mapping, or a ``state`` that is damaged or of another model.
+            UserError: a profile that is no mapping, or a ``state`` that is damaged, of another model, or not alone.
         """
         if state is not None:
+            if profile is not None or user is not None:
+                raise UserError("state: contains the user's contexts; leave out profile and user")
             return self._restored(self.format.unpack(state))
         if not isinstance(profile, Mapping | None):
             raise UserError(f"profile: must map attributes to values, not {type(profile).__name__}")

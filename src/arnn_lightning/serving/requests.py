@@ -285,6 +285,8 @@ class RequestReader:
 
     def _order(self, time: pl.Series) -> list[pl.Series]:
         """By what the events of a session are sorted: strings as the numbers or the times that they are."""
+        if isinstance(time.dtype, pl.Categorical | pl.Enum):
+            time = time.cast(pl.String)
         if time.dtype != pl.String:
             return [time]
         for dtype in (pl.Int64, pl.Float64):

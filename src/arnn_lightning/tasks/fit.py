@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ class Run:
     """
 
     folder: Path
-    results: dict[str, Any]
+    results: dict[str, Any] = field(repr=False)  # pages of text
 
     @property
     def metrics(self) -> dict[str, float]:
