@@ -32,7 +32,8 @@ from arnn_lightning.sweeps.plan import (
     seed_jobs,
     spent_seconds,
 )
-from arnn_lightning.tasks import train
+from arnn_lightning.tasks import train, verdict_runs
+from arnn_lightning.tasks.verdict_runs import VerdictRuns
 from commandline import arnn_here, metrics_of
 from models import slow
 
@@ -867,3 +868,25 @@ def test_seconds_of_runs_without_attempts_are_their_own(tmp_path: Path) -> None:
         (tmp_path / name / "metrics.json").write_text('{"seconds": {"train": 2, "test": 1}}')
     (tmp_path / "seconds.json").write_text('{"own-seed1": 9}')
     assert spent_seconds(tmp_path) == {"own-seed1": 9, "own-seed2": 3}
+
+
+def test_runs_without_some_users_are_of_the_same_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have a data set of their own, of the same raw files."""
+    for name, digest in (("log-1", "a"), ("log-2", "a"), ("log-3", "b")):
+        folder = tmp_path / "prepared" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"raw": {"clicks.csv": digest}, "name": name}))
+    jobs = seed_jobs(tmp_path / "verdict", 1, holds_out_users=True)
+    for job in jobs.values():
+        job.folder.mkdir(parents=True)
+        (job.folder / "metrics.json").write_text(json.dumps({"manifest": "another"}))
+    runs = VerdictRuns.__new__(VerdictRuns)
+    runs.prepared = PreparedDataset(tmp_path / "prepared" / "log-1")
+    for name, names in (("log-1", {"own", "new_users"}), ("log-2", {"new_users"}), ("log-3", set()), ("gone", set())):
+        monkeypatch.setattr(verdict_runs, "read_checkpoint", lambda _, name=name: {"metadata": {"prepared": name}})
+        for job_name in ("own", "new_users"):
+            if job_name in names:
+                runs.require_comparable([jobs[job_name]])
+            else:
+                with pytest.raises(UserError, match="was trained on another log"):
+                    runs.require_comparable([jobs[job_name]])

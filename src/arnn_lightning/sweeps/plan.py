@@ -19,7 +19,7 @@ from arnn_lightning.run_folder import METRICS_FILE
 
 SESSION_MODEL, PROFILE_MODEL = "gru4rec_strong", "arnn_strong"
 CONTROLS = ("permuted", "per_session")  # assignments of data.contexts.assignment
-HELD_OUT_SHARE = 0.2
+HELD_OUT_KEY, HELD_OUT_SHARE = "data.held_out_user_share", 0.2
 MARGIN = 1.1  # of the planned time
 SECONDS_FILE = "seconds.json"  # of all runs of a verdict, in its folder
 
@@ -40,6 +40,11 @@ class Job(NamedTuple):
     seed: int
     description: str
     session_from: Path | None = None
+
+    @property
+    def holds_out_users(self) -> bool:
+        """Whether some users are not in its training data, which are prepared apart."""
+        return any(override.startswith(HELD_OUT_KEY) for override in self.overrides)
 
     @property
     def is_finished(self) -> bool:
@@ -116,7 +121,7 @@ def seed_jobs(folder: Path, seed: int, holds_out_users: bool) -> dict[str, Job]:
         override = f"data.contexts.assignment={assignment}"
         jobs[assignment] = job(assignment, PROFILE_MODEL, override, session_from=jobs["session"].folder)
     if holds_out_users:
-        jobs["new_users"] = job("new_users", PROFILE_MODEL, f"data.held_out_user_share={HELD_OUT_SHARE}")
+        jobs["new_users"] = job("new_users", PROFILE_MODEL, f"{HELD_OUT_KEY}={HELD_OUT_SHARE}")
     return jobs
 
 

@@ -56,6 +56,11 @@ class VerdictRuns:
         """The seconds of all runs, those of earlier commands included."""
         return self._earlier_seconds + time.monotonic() - self._started
 
+    def _has_raw_files_of(self, name: str) -> bool:
+        """Whether another prepared data set was prepared from the same raw files."""
+        other = PreparedDataset(self.prepared.folder.parent / name)
+        return (other.folder / "manifest.json").is_file() and other.raw_sha256 == self.prepared.raw_sha256
+
     def require_comparable(self, jobs: Sequence[Job]) -> None:
         """Raises UserError for a run, finished or interrupted, of another log or with other settings than now."""
         for job in jobs:
@@ -65,7 +70,8 @@ class VerdictRuns:
             if not job.is_finished or job.metrics()["manifest"] == self.prepared.manifest_sha256:
                 continue
             # The manifest of a data set that was prepared again has other seconds.
-            if read_checkpoint(job.folder)["metadata"]["prepared"] != self.prepared.folder.name:
+            name = read_checkpoint(job.folder)["metadata"]["prepared"]
+            if name != self.prepared.folder.name and not (job.holds_out_users and self._has_raw_files_of(name)):
                 raise UserError(
                     f"{job.folder}: was trained on another log, and a verdict is of one log; use a new hydra.run.dir, "
                     f"such as {os.path.relpath(job.folder.parent)}-2"
