@@ -77,7 +77,7 @@ def test_claims_are_corrected_for_their_number() -> None:
     assert {name: claim["adjusted_p_value"] for name, claim in checked.items()} == pytest.approx(
         {"first": 0.06, "second": 0.06, "below 0": 0.003}
     )
-    assert [claim["result"] for claim in checked.values()] == ["not shown", "not shown", "below 0"]
+    assert [claim["result"] for claim in checked.values()] == ["not significant", "not significant", "below 0"]
     assert check_claims({"first": gain(0.1, 0.2, 0.03)}, 0.95)["first"]["result"] == "above 0"
 
 

@@ -1,5 +1,6 @@
 """task=verdict: the plan, and one small verdict end to end: interrupted, resumed, and computed again from its ranks."""
 
+import html
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from scipy.stats import t as student_t
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.runs import Run, find_run_dirs, load_run
-from arnn_lightning.reporting.verdict import outcome, profile_advice, remarks, sentences
+from arnn_lightning.reporting.verdict_text import answer, outcome, profile_advice, remarks, sentences
 from arnn_lightning.sweeps.plan import (
     Costs,
     FirstEpoch,
@@ -344,7 +345,7 @@ def recompute(folder: Path, splits: dict[str, pl.DataFrame], user_ids: np.ndarra
     claims, adjusted = {}, 0.0
     for place, (p_value, name) in enumerate(family):
         adjusted = max(adjusted, min(1.0, p_value * (len(family) - place)))
-        result = "not shown" if adjusted >= 0.05 else "above 0" if gains[name]["mean"] > 0 else "below 0"
+        result = "not significant" if adjusted >= 0.05 else "above 0" if gains[name]["mean"] > 0 else "below 0"
         claims[name] = {"p_value": p_value, "adjusted_p_value": adjusted, "result": result}
     smallest = 0.01 * gains["over_session"]["base"]
     both = [gains[name] for name in ("over_session", "over_per_session")]
@@ -385,7 +386,12 @@ def recompute(folder: Path, splits: dict[str, pl.DataFrame], user_ids: np.ndarra
         "best_counted": best,
         "gains": gains,
         "claims": claims,
-        "new_users": {"users": len(np.unique(new_user)), "predictions": len(new_user), "held_out": held_out},
+        "new_users": {
+            "users": len(np.unique(new_user)),
+            "predictions": len(new_user),
+            "with_profiles": new_own.mean(),
+            "held_out": held_out,
+        },
         "groups": {by: group_rows(own, session, user, groups) for by, groups in members.items()},
         "attribute_values": {name: group_rows(own, session, user, groups) for name, groups in values.items()},
         "attributes": sorted(losses, key=lambda loss: -loss["mean"]),
@@ -460,9 +466,22 @@ def test_every_figure_on_the_page_is_in_the_json(verdict: SimpleNamespace, page:
     }
     assert len(written) > 30
     assert written <= known
-    without_answer = shown["paragraph"].replace(f"{shown['answer']} ", "")
-    assert without_answer in " ".join(text.split()).replace("&#39;", "'").replace(f"{shown['answer']} ", "")
+    summary = shown["paragraph"].replace(f"{shown['answer']} ", "").removesuffix(shown["deployment"])
+    assert summary in " ".join(text.split()).replace("&#39;", "'")
     assert shown["paragraph"].startswith(shown["advice"].split(". ")[0])
+    assert shown["deployment"] in text
+
+
+def test_verdict_md_has_the_sentences_of_the_page(verdict: SimpleNamespace) -> None:
+    page = (verdict.folder / "verdict.html").read_text().replace("<code>", "`").replace("</code>", "`")
+    paragraphs = [html.unescape(text) for text in re.findall(r"<(?:p|h1|h2|h3)(?: [^>]*)?>(.*?)</", page, re.DOTALL)]
+    in_text = (verdict.folder / "verdict.md").read_text()
+    assert len(paragraphs) > 20
+    assert [text for text in paragraphs if text not in in_text] == [
+        "tabular: do users' profiles improve the next recommendation of a session?"
+    ]
+    headings = re.findall("^#+ (.*)", in_text, re.MULTILINE)
+    assert len(headings) == len({*headings}) > 10
 
 
 def test_its_runs_are_ordinary_runs_of_the_report(verdict: SimpleNamespace) -> None:
@@ -636,7 +655,7 @@ def shown_figures(helps: str, content: bool = True, recognition: bool = True, **
     names = ("over_session", "over_per_session", "content", "recognition", "over_counted", "new_users")
     holds = dict.fromkeys(names[2:], True) | {"content": content, "recognition": recognition}
     claims = {
-        name: {"result": "above 0" if is_above else "not shown", "adjusted_p_value": 0.08}
+        name: {"result": "above 0" if is_above else "not significant", "adjusted_p_value": 0.08}
         for name, is_above in holds.items()
     }
     row = {"mean": {"recall@20": 0.5, "mrr@20": 0.2}}
@@ -655,7 +674,7 @@ def shown_figures(helps: str, content: bool = True, recognition: bool = True, **
         "gains": {name: dict(gain) for name in names},
         "claims": claims,
         "attributes": [{"attribute": "region", "mean": 0.0123, "low": 0.01, "high": 0.02}],
-        "new_users": {"users": 1200, "held_out": True},
+        "new_users": {"users": 1200, "held_out": True, "with_profiles": 0.22},
         "holds_out_users": True,
         "best_counted": "vsknn",
         "splits": {"test": {"users": 1500}},
@@ -685,10 +704,10 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     text = " ".join(sentences(figures))
     assert text.startswith("Keep the existing profiles")
     assert "Whether profiles help cannot be decided with 3 seeds." in text
-    remedy = "run the same command with max_seeds=5, which needs about 1m35s more."
-    assert f"because of too few seeds (3, limited by max_seeds=3): {remedy}" in text
+    remedy = "run the same command with max_seeds=5, which takes about 1m35s more."
+    assert f"There are too few seeds (3, limited by max_seeds=3): {remedy}" in text
     best = "the best on validation of the models without profiles (MRR@20: vsknn 0.2100, gru4rec_strong 0.2000)"
-    assert f"Until it is decided deploy vsknn, {best}." in text
+    assert f"Until this is decided, deploy vsknn, {best}." in text
     by_budget = figures["more_seeds"] | {"limited_by": "budget", "settings": ["budget=9m"]}
     text = " ".join(sentences(figures | {"more_seeds": by_budget}))
     assert "limited by the budget" in text
@@ -699,8 +718,7 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
     figures["gains"]["over_session"]["seed_error"] = 0.0044
     text = " ".join(sentences(figures))
     assert "Whether profiles help cannot be decided with this amount of data." in text
-    assert "because of too few test users (1,500)" in text
-    assert "test on more users" in text
+    assert "There are too few test users (1,500): use a longer log" in text
     assert "max_seeds" not in text
     figures["gains"]["over_session"]["seed_error"] = figures["gains"]["over_per_session"]["seed_error"] = 0.0
     assert "cannot be decided with 2 seeds" in sentences(figures | {"seeds": [1, 2]})[1]  # however equal they are
@@ -708,18 +726,18 @@ def test_an_unclear_verdict_states_what_would_decide_it() -> None:
 
 def test_an_uncorrected_interval_above_0_is_worded_as_such() -> None:
     figures = shown_figures("yes", content=False, recognition=False)
-    by_itself = "above 0 by itself, not after correction for 4 comparisons"
+    by_itself = "above 0 only without correction for 4 comparisons"
     assert outcome(figures, "content") == by_itself
     assert outcome(figures, "over_session") == "above 0"
     text = " ".join(sentences(figures))
-    assert f"what the profile contains +0.0100 to +0.0500, {by_itself})" in text
-    figures["claims"]["new_users"]["result"] = figures["claims"]["over_counted"]["result"] = "not shown"
+    assert f"content of the profile: +0.0100 to +0.0500, {by_itself})" in text
+    figures["claims"]["new_users"]["result"] = figures["claims"]["over_counted"]["result"] = "not significant"
     text = " ".join([*sentences(figures), *remarks(figures)])
-    assert text.count(f"+0.0500), {by_itself} (p = 0.0800).") == 2
-    assert "may be chance" not in text
+    assert text.count(f"+0.0500), {by_itself} (corrected p = 0.0800).") == 2
+    assert "not significant" not in text
     figures["gains"]["new_users"]["low"] = -0.01
-    assert "(+10.0%, -0.0100 to +0.0500), which may be chance." in " ".join(sentences(figures))
-    for high, words in ((0.01, "not shown"), (-0.01, by_itself.replace("above", "below"))):
+    assert "(+10.0%, -0.0100 to +0.0500), which is not significant." in " ".join(sentences(figures))
+    for high, words in ((0.01, "not significant"), (-0.01, by_itself.replace("above", "below"))):
         figures["gains"]["new_users"] |= {"mean": -0.02, "low": -0.05, "high": high}
         assert outcome(figures, "new_users") == words
 
@@ -731,9 +749,9 @@ def test_figures_are_clear_without_the_answer_before_them() -> None:
 
 
 def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
-    assert "), not from recognising the user" in paragraph("yes", content=True, recognition=False)
+    assert "), not from recognising the user: profiles permuted" in paragraph("yes", content=True, recognition=False)
     figures = shown_figures("yes", content=True, recognition=False, smallest_gain_absolute=0.002)
-    assert "; it is not shown to come from recognising the user" in " ".join(sentences(figures))
+    assert "while a contribution of recognising the user is not significant" in " ".join(sentences(figures))
     figures = shown_figures("yes", content=False, recognition=True, smallest_gain_absolute=0.002)
     assert ": any stable label of a user may do" in " ".join(sentences(figures))
 
@@ -741,27 +759,30 @@ def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
 def test_the_page_states_what_to_do_with_the_profiles() -> None:
     limits = {"plan": (0.05, 0.09), "city": (0.0005, 0.001), "country": (-0.01, 0.001), "age": (-0.01, 0.05)}
     rows = [{"attribute": name, "mean": low, "low": low, "high": high} for name, (low, high) in limits.items()]
-    advice = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows))
-    keep, drop, undecided, one_by_one, unused = advice
+    deploy = shown_figures("yes")["deploy"]
+    with_profiles = deploy | {"uses_profiles": True}
+    advice = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows, deploy=with_profiles))
+    keep, drop, undecided, one_by_one = advice
     assert keep == "Keep and collect plan."
-    assert drop.startswith("Can be dropped: city, country; ")  # a loss that is shown, but too small to matter
+    assert drop.startswith("city and country can be dropped: the loss without each is below 0.0020")
     assert one_by_one.startswith("Drop one at a time: ")
-    assert undecided.startswith("Undecided, to be kept for now: age; ")
-    assert unused == "The model to deploy, vsknn, uses none of them."
-    deploy = shown_figures("yes")["deploy"] | {"uses_profiles": True}
-    using = shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows, deploy=deploy)
-    assert profile_advice(using) == advice[:-1]
-    one = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows[:2], deploy=deploy))
-    assert [line.partition(":")[0] for line in one] == ["Keep and collect plan.", "Can be dropped"]
-    assert "any stable label" in profile_advice(shown_figures("yes"))[0]
-    untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[])
+    assert undecided.startswith("Keep age for now: the interval of the loss without it contains 0, but also 0.0020")
+    without_profiles = shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows, deploy=deploy)
+    unused, instead = profile_advice(without_profiles)
+    assert unused == "No profiles are needed for vsknn, the best model on validation."
+    assert instead == f"If arnn_strong is deployed instead: {' '.join(advice)}"
+    assert answer(without_profiles) == "Profiles help, but the best model uses none."
+    one = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows[:2], deploy=with_profiles))
+    assert [line.partition(":")[0] for line in one] == ["Keep and collect plan.", "city can be dropped"]
+    assert "any stable label" in profile_advice(shown_figures("yes", deploy=with_profiles))[0]
+    untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[], deploy=with_profiles)
     assert profile_advice(untested)[0] == "Keep the profiles."
-    assert profile_advice(untested)[1].endswith("was not tested; budget=9m is enough for it.")
-    recognised = profile_advice(shown_figures("yes", content=False, smallest_gain_absolute=0.002))
-    assert recognised[0].startswith("Keep the existing profiles, but collect no more: they are only shown to identify")
+    assert profile_advice(untested)[1].endswith("was not tested; budget=9m is enough to test it.")
+    recognised = profile_advice(shown_figures("yes", content=False, smallest_gain_absolute=0.002, deploy=with_profiles))
+    assert recognised[0].startswith("Keep the existing profiles, but do not collect more: they have only been shown")
     assert "region" not in " ".join(recognised)
     assert profile_advice(shown_figures("no")) == ["No profiles need to be collected for these recommendations."]
-    assert "until it is decided" in profile_advice(shown_figures("unclear"))[0]
+    assert "until this is decided" in profile_advice(shown_figures("unclear"))[0]
 
 
 @pytest.mark.parametrize("helps", ["yes", "no", "unclear"])
@@ -774,7 +795,7 @@ def test_the_paragraph_is_short_and_starts_with_the_profiles(helps: str) -> None
     assert answer.startswith({"yes": "Profiles help", "no": "Profiles do not help"}.get(helps, "Whether profiles help"))
     assert 3 <= len(with_figures) <= 5
     assert all(len(sentence) < 230 for sentence in with_figures)
-    assert " ".join([*sentences(figures), *remarks(figures)]).count("For the 1,200 users held out of training ") == 1
+    assert " ".join([*sentences(figures), *remarks(figures)]).count("For the 1,200 users held out of training, ") == 1
 
 
 def test_new_users_who_lose_get_the_session_model() -> None:
@@ -785,7 +806,7 @@ def test_new_users_who_lose_get_the_session_model() -> None:
     figures["claims"]["new_users"]["result"] = "below 0"
     text = " ".join(sentences(figures))
     assert clause in text
-    assert "(+10.0%, +0.0100 to +0.0500): a loss." in text
+    assert "(+10.0%, +0.0100 to +0.0500), a loss." in text
     figures["deploy"] = shown_figures("yes")["deploy"]  # which uses no profiles
     assert clause not in " ".join(sentences(figures))
 
@@ -793,16 +814,16 @@ def test_new_users_who_lose_get_the_session_model() -> None:
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        ("above 0", "it is worse than arnn_strong"),
-        ("below 0", "it is better than arnn_strong"),
-        ("not shown", "its difference from arnn_strong may be chance"),
+        ("above 0", "is worse than arnn_strong"),
+        ("below 0", "is better than arnn_strong"),
+        ("not significant", "does not differ significantly from arnn_strong"),
     ],
 )
 def test_the_best_non_neural_model_is_judged(result: str, words: str) -> None:
     figures = shown_figures("yes")
     figures["claims"]["over_counted"]["result"] = result
     figures["gains"]["over_counted"]["low"] = -0.01
-    assert f"The best non-neural model, vsknn, has 0.2000: {words}." in remarks(figures)
+    assert f"vsknn, the best non-neural model, has a test MRR@20 of 0.2000 and {words}." in remarks(figures)
 
 
 def test_untested_new_users_name_the_budget() -> None:
@@ -814,38 +835,38 @@ def test_untested_new_users_name_the_budget() -> None:
 
 def test_another_order_by_another_metric_is_named() -> None:
     figures = shown_figures("yes")
-    assert "is first" not in " ".join(remarks(figures))
+    assert "is the best" not in " ".join(remarks(figures))
     figures["counted"] = {"vsknn": {"mean": {"recall@20": 0.6, "mrr@20": 0.2}}}
-    assert "By Recall@20 vsknn is first (0.6000; arnn_strong 0.5500)." in remarks(figures)
+    assert "By Recall@20, vsknn is the best (0.6000; arnn_strong 0.5500)." in remarks(figures)
     figures["models"]["context"] = {"mean": {"recall@20": 0.5, "mrr@20": 0.3}}
     assert [line for line in remarks(figures) if line.startswith("By ")] == [  # by the verdict's metric first
-        "By MRR@20 pnn, the context encoder of arnn_strong, is first (0.3000; arnn_strong 0.2200).",
-        "By Recall@20 vsknn is first (0.6000; arnn_strong 0.5500).",
+        "By MRR@20, pnn, the context encoder of arnn_strong, is the best (0.3000; arnn_strong 0.2200).",
+        "By Recall@20, vsknn is the best (0.6000; arnn_strong 0.5500).",
     ]
     figures = shown_figures("yes", counted={"vsknn": {"mean": {"recall@20": 0.5, "mrr@20": 0.3}}})
-    assert "By Recall@20 arnn_strong is first (0.5500; vsknn 0.5000)." in remarks(figures)
+    assert "By Recall@20, arnn_strong is the best (0.5500; vsknn 0.5000)." in remarks(figures)
 
 
 def test_a_validation_metric_that_still_improves_is_named() -> None:
     row = {"model": "arnn_strong", "epochs": 2, "is_capped": True}
-    text = sentences(shown_figures("yes", rising=[row]))[-1]
-    assert text.startswith("Validation was best in the last epoch in most runs of arnn_strong (epoch 2)")
+    text = sentences(shown_figures("yes", rising=[row]))[-2]
+    assert text.startswith("Most runs of arnn_strong (epoch 2) were best in their last epoch")
     assert "trainer.max_epochs" in text
-    assert "model.epochs" in sentences(shown_figures("yes", rising=[row | {"is_capped": False}]))[-1]
+    assert "model.epochs" in sentences(shown_figures("yes", rising=[row | {"is_capped": False}]))[-2]
 
 
 def test_the_paragraph_names_the_source_of_a_gain() -> None:
-    assert "It comes from what the profile contains" in paragraph("yes", content=True, recognition=False)
-    assert "any stable label of a user would do" in paragraph("yes", content=False, recognition=True)
-    assert "which any stable label would give" in paragraph("yes", content=True, recognition=True)
+    assert "It comes from the content of the profile" in paragraph("yes", content=True, recognition=False)
+    assert "which is too little to matter" in paragraph("yes", content=False, recognition=True)
+    assert "for which any stable label would do" in paragraph("yes", content=True, recognition=True)
     assert "cannot be decided" in paragraph("yes", content=False, recognition=False)
     assert "comes from" not in paragraph("no", content=True, recognition=True)
-    assert "; both intervals end below 0.0600" in paragraph("no", content=True, recognition=True)
+    assert "Both intervals end below 0.0600" in paragraph("no", content=True, recognition=True)
     for name, which in (("over_session", "second"), ("over_per_session", "first")):
         figures = shown_figures("no")
         figures["gains"][name]["high"] = 0.07
-        assert f"; the {which} interval ends below 0.0600" in " ".join(sentences(figures))
-    most = "most useful attribute is region: without it the model loses 0.0123"
+        assert f"The {which} interval ends below 0.0600" in " ".join(sentences(figures))
+    most = "most useful attribute is region: without it, MRR@20 falls by 0.0123"
     assert most in " ".join(remarks(shown_figures("yes")))
     assert "most useful attribute" not in " ".join(remarks(shown_figures("yes", content=False)))
     unclear = shown_figures("yes", attributes=[{"attribute": "region", "mean": 0.0123, "low": -0.01, "high": 0.02}])

@@ -156,14 +156,14 @@ def check_claims(claims: Mapping[str, Gain], confidence: float) -> dict[str, dic
     """Which gains differ from 0, corrected for their number (Holm).
 
     Returns:
-        by claim: ``p_value``, ``adjusted_p_value`` and ``result``: "above 0", "below 0" or "not shown".
+        by claim: ``p_value``, ``adjusted_p_value`` and ``result``: "above 0", "below 0" or "not significant".
     """
     adjusted = holm(np.array([gain.p_value for gain in claims.values()]))
     return {
         name: {
             "p_value": gain.p_value,
             "adjusted_p_value": float(p),
-            "result": "not shown" if p >= 1 - confidence else "above 0" if gain.mean > 0 else "below 0",
+            "result": "not significant" if p >= 1 - confidence else "above 0" if gain.mean > 0 else "below 0",
         }
         for (name, gain), p in zip(claims.items(), adjusted, strict=True)
     }

@@ -138,7 +138,9 @@ class VerdictFigures:
         value, base = paired_values(own, session, self.metric)
         cluster = self._cluster(own)[is_new]
         gain = measure_gain(value[:, is_new], base[:, is_new], cluster, self.bootstrap, self.seed)
-        return {"users": n_users, "predictions": len(users), "held_out": are_held_out}, gain
+        with_profiles = float(value[:, is_new].mean())
+        of_new_users = {"users": n_users, "predictions": len(users), "with_profiles": with_profiles}
+        return of_new_users | {"held_out": are_held_out}, gain
 
     def _groups(self, own: Sequence[EvaluationResult], values: PairedValues) -> dict[str, Any]:
         """The gain over the session model in groups of predictions, by what they are grouped by."""

@@ -14,7 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from arnn_lightning.config import DURATION
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import results_of
-from arnn_lightning.reporting.verdict import format_duration
+from arnn_lightning.reporting.verdict_text import format_duration
 from arnn_lightning.run_folder import METRICS_FILE
 
 SESSION_MODEL, PROFILE_MODEL = "gru4rec_strong", "arnn_strong"

@@ -16,8 +16,9 @@ from rich.console import Console
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.preprocessing.contexts import attribute_names
 from arnn_lightning.reporting.console import data_notes
-from arnn_lightning.reporting.verdict import format_duration, write_verdict
+from arnn_lightning.reporting.verdict import write_verdict
 from arnn_lightning.reporting.verdict_figures import lacks_new_users
+from arnn_lightning.reporting.verdict_text import format_duration
 from arnn_lightning.run_folder import has_record, require_same_settings, task_folder, write_record
 from arnn_lightning.sweeps.plan import (
     MARGIN,

@@ -18,7 +18,7 @@ from pytorch_lightning import Callback
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path, write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
-from arnn_lightning.reporting.verdict import format_duration
+from arnn_lightning.reporting.verdict_text import format_duration
 from arnn_lightning.run_folder import BEST_OF_RUN, has_record, require_equal_config, stored_config
 from arnn_lightning.sweeps.plan import SECONDS_FILE, Job, spent_seconds
 from arnn_lightning.tasks import train

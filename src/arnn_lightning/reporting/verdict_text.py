@@ -1,0 +1,356 @@
+"""The sentences of a verdict: the answer, what to do with the profiles, the figures and what follows from them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.special import stdtrit
+
+from arnn_lightning.evaluation.metrics import metric_label
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people, rounded to its two largest units.
+
+    >>> format_duration(8.3), format_duration(95), format_duration(900), format_duration(7500)
+    ('8s', '1m35s', '15m', '2h05m')
+    """
+    rounded = round(seconds) if seconds < 3600 else 60 * round(seconds / 60)
+    hours, minutes = divmod(rounded // 60, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m" if minutes else f"{hours}h"
+    if minutes:
+        return f"{minutes}m{rounded % 60:02}s" if rounded % 60 else f"{minutes}m"
+    return f"{rounded}s"
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign; never -0.0000.
+
+    >>> signed(0.0123), signed(-0.00001)
+    ('+0.0123', '+0.0000')
+    """
+    return f"{round(value, 4) + 0.0:+.4f}"
+
+
+def format_interval(gain: Mapping[str, Any]) -> str:
+    """The limits of an interval, with their signs."""
+    return f"{signed(gain['low'])} to {signed(gain['high'])}"
+
+
+def format_confidence(verdict: Mapping[str, Any]) -> str:
+    """Of the intervals, in per cent: "95"."""
+    return f"{100 * verdict['bootstrap']['confidence']:g}"
+
+
+def answer(verdict: Mapping[str, Any]) -> str:
+    """The answer in a sentence."""
+    if not verdict["seeds"]:
+        return "Whether profiles help was not tested."
+    if verdict["helps"] == "unclear":
+        source = f"{len(verdict['seeds'])} seeds" if _is_limited_by_seeds(verdict) else "this amount of data"
+        return f"Whether profiles help cannot be decided with {source}."
+    if verdict["helps"] == "no":
+        return "Profiles do not help."
+    return "Profiles help." if verdict["deploy"]["uses_profiles"] else "Profiles help, but the best model uses none."
+
+
+def sentences(verdict: Mapping[str, Any]) -> list[str]:
+    """The paragraph: what is to be done with the profiles, the answer, and the figures that it follows from."""
+    action, *figures = summary(verdict)
+    if not verdict["seeds"]:
+        return [action, *figures]
+    return [action, answer(verdict), *figures, deployment(verdict)]
+
+
+def summary(verdict: Mapping[str, Any]) -> list[str]:
+    """The paragraph without the answer, which is the heading of the page, and without the model to deploy."""
+    if not verdict["seeds"]:
+        needed = verdict["seconds_needed"]
+        return [
+            f"Run the same command with budget={math.ceil(needed / 60)}m or more.",
+            f"The budget of {format_duration(verdict['budget'])} is too short for two seeds of every model, which need "
+            f"about {format_duration(needed)}.",
+        ]
+    is_decided = verdict["helps"] != "unclear"
+    return [
+        profile_advice(verdict)[0],
+        *_size(verdict),
+        *([_source(verdict)] if verdict["helps"] == "yes" else []),
+        *([_new_users(verdict)] if is_decided and verdict["new_users"] is not None else []),
+        *([] if is_decided else [_remedy(verdict)]),
+        *_epochs(verdict),
+    ]
+
+
+def remarks(verdict: Mapping[str, Any]) -> list[str]:
+    """Further sentences about the figures."""
+    is_in_paragraph = verdict["helps"] != "unclear" and verdict["new_users"] is not None
+    return [
+        *_attributes(verdict),
+        *([] if is_in_paragraph else [_new_users(verdict)]),
+        _neighbours(verdict),
+        *_other_leaders(verdict),
+    ]
+
+
+def outcome(verdict: Mapping[str, Any], name: str) -> str:
+    """Whether a gain differs from 0: of a claim, after correction for the number of claims."""
+    gain, claim = verdict["gains"][name], verdict["claims"].get(name)
+    sign = "above 0" if gain["low"] > 0 else "below 0" if gain["high"] < 0 else "not significant"
+    if claim is None or claim["result"] != "not significant" or sign == "not significant":
+        return sign if claim is None else str(claim["result"])
+    return f"{sign} only without correction for {len(verdict['claims'])} comparisons"
+
+
+def _is_limited_by_seeds(verdict: Mapping[str, Any]) -> bool:
+    """Whether an interval is wide because of few trainings rather than few users."""
+    n_seeds = len(verdict["seeds"])
+    gains = [verdict["gains"][name] for name in ("over_session", "over_per_session")]
+    factor = stdtrit(n_seeds - 1, 0.975) / stdtrit(math.inf, 0.975)
+    return n_seeds == 2 or any(gain["low"] <= 0 and factor * gain["seed_error"] > gain["user_error"] for gain in gains)
+
+
+def _gain(gain: Mapping[str, Any]) -> str:
+    relative = "" if gain["relative"] is None else f"{gain['relative']:+.1%}, "
+    return f"{signed(gain['mean'])} ({relative}{format_interval(gain)})"
+
+
+def _mean(gain: Mapping[str, Any]) -> str:
+    return f"{signed(gain['mean'])} ({format_interval(gain)})"
+
+
+def _size(verdict: Mapping[str, Any]) -> list[str]:
+    gains, profile = verdict["gains"], verdict["profile_model"]
+    session, control = gains["over_session"], gains["over_per_session"]
+    metric, smallest = verdict["metric"], verdict["smallest_gain_absolute"]
+    relative = "" if session["relative"] is None else f" ({session['relative']:+.1%})"
+    conclusion = []
+    if verdict["helps"] == "no":
+        below = [name for name, gain in (("first", session), ("second", control)) if gain["high"] < smallest]
+        which = "Both intervals end" if len(below) == 2 else f"The {below[0]} interval ends"
+        conclusion = [f"{which} below {smallest:.4f}, the smallest gain that matters."]
+    if verdict["helps"] == "unclear":
+        conclusion = [
+            f"The two intervals are not both above 0, but both include gains of {smallest:.4f} or more, which would "
+            "matter."
+        ]
+    return [
+        f"{metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} with profiles ({profile}) and "
+        f"{session['base']:.4f} without ({verdict['session_model']}): a difference of {signed(session['mean'])}"
+        f"{relative}, with a {format_confidence(verdict)} % interval over users and {len(verdict['seeds'])} seeds of "
+        f"{format_interval(session)}.",
+        f"Compared with another user's profile in every session, the gain is {_gain(control)}.",
+        *conclusion,
+    ]
+
+
+def _remedy(verdict: Mapping[str, Any]) -> str:
+    n_seeds, more = len(verdict["seeds"]), verdict["more_seeds"]
+    if not _is_limited_by_seeds(verdict):
+        return (
+            f"There are too few test users ({verdict['splits']['test']['users']:,}): use a longer log, or more "
+            "data.split.test_days, in another hydra.run.dir."
+        )
+    limit = f"max_seeds={n_seeds}" if more["limited_by"] == "max_seeds" else "the budget"
+    return (
+        f"There are too few seeds ({n_seeds}, limited by {limit}): run the same command with "
+        f"{' '.join(more['settings'])}, which takes about {format_duration(more['seconds'])} more."
+    )
+
+
+def _source(verdict: Mapping[str, Any]) -> str:
+    content, recognition = verdict["gains"]["content"], verdict["gains"]["recognition"]
+    is_shown = {name: verdict["claims"][name]["result"] == "above 0" for name in ("content", "recognition")}
+    is_too_small = {
+        name: verdict["gains"][name]["high"] < verdict["smallest_gain_absolute"] for name in ("content", "recognition")
+    }
+    if all(is_shown.values()):
+        return (
+            f"Of the latter, {_mean(recognition)} comes from recognising the user, "
+            f"for which any stable label would do, and {_mean(content)} from the content "
+            "of the profile."
+        )
+    permuted = "profiles permuted among users, which only distinguish them,"
+    if is_shown["content"]:
+        joined = (
+            "not from recognising the user"
+            if is_too_small["recognition"]
+            else "while a contribution of recognising the user is not significant"
+        )
+        return (
+            f"It comes from the content of the profile, {_mean(content)}, {joined}: "
+            f"{permuted} gain {_mean(recognition)}."
+        )
+    if is_shown["recognition"]:
+        label = (
+            "which is too little to matter"
+            if is_too_small["content"]
+            else f"{outcome(verdict, 'content')}: any stable label of a user may do as well"
+        )
+        return (
+            f"It comes from recognising the user: {permuted} gain {_mean(recognition)}, and the user's own "
+            f"{signed(content['mean'])} more ({format_interval(content)}), {label}."
+        )
+    parts = "; ".join(
+        f"{title}: {format_interval(gain)}, {outcome(verdict, name)}"
+        for name, title, gain in (
+            ("recognition", "recognising the user", recognition),
+            ("content", "content of the profile", content),
+        )
+    )
+    return f"Whether it comes from recognising the user or from the content of the profile cannot be decided ({parts})."
+
+
+def _attributes(verdict: Mapping[str, Any]) -> list[str]:
+    """The most useful attribute, if the contents of profiles matter: otherwise any label would do."""
+    if verdict["helps"] != "yes" or verdict["claims"]["content"]["result"] != "above 0" or not verdict["attributes"]:
+        return []
+    most = verdict["attributes"][0]
+    if most["low"] <= 0:
+        return []
+    fall = f"{metric_label(verdict['metric'])} falls by {most['mean']:.4f}"
+    return [f"The most useful attribute is {most['attribute']}: without it, {fall}."]
+
+
+def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
+    """Advice on the profiles: which attributes to keep, and which can be dropped."""
+    if verdict["helps"] == "no":
+        return ["No profiles need to be collected for these recommendations."]
+    if verdict["helps"] == "unclear":
+        return ["Keep the existing profiles, but do not collect more until this is decided."]
+    if verdict["deploy"]["uses_profiles"]:
+        return _attribute_advice(verdict)
+    return [
+        f"No profiles are needed for {verdict['deploy']['model']}, the best model on validation.",
+        f"If {verdict['profile_model']} is deployed instead: {' '.join(_attribute_advice(verdict))}",
+    ]
+
+
+def _attribute_advice(verdict: Mapping[str, Any]) -> list[str]:
+    """Which attributes to keep, where profiles help."""
+    if verdict["gains"]["content"]["high"] < verdict["smallest_gain_absolute"]:
+        return ["No attributes need to be collected for these recommendations: any stable label of a user would do."]
+    if outcome(verdict, "recognition") == "above 0" and outcome(verdict, "content") != "above 0":
+        return [  # without an attribute, users are recognised less: a loss is no sign that its content is of use
+            "Keep the existing profiles, but do not collect more: they have only been shown to identify users.",
+            "Any stable label of a user may do as well. The losses without single attributes do not show that their "
+            "content is of use.",
+        ]
+    if not verdict["attributes"]:
+        budget = verdict["more_seeds"]["complete_budget"]
+        return [
+            "Keep the profiles.",
+            f"Which attributes contribute to the gain was not tested; budget={budget} is enough to test it.",
+        ]
+    smallest = verdict["smallest_gain_absolute"]
+    groups: dict[str, list[str]] = {"keep": [], "drop": [], "open": []}
+    for row in verdict["attributes"]:
+        kind = "drop" if row["high"] < smallest else "keep" if row["low"] > 0 else "open"
+        groups[kind].append(row["attribute"])
+    lines = {
+        "keep": "Keep and collect {}.",
+        "drop": f"{{}} can be dropped: the loss without {{}} is below {smallest:.4f}, too small to matter.",
+        "open": f"Keep {{}} for now: the interval of the loss without {{}} contains 0, but also {smallest:.4f}, which "
+        "would matter.",
+    }
+    advice = [
+        text.format(_joined(groups[kind]), "it" if len(groups[kind]) == 1 else "each")
+        for kind, text in lines.items()
+        if groups[kind]
+    ]
+    if len(groups["drop"]) > 1:
+        advice.append("Drop one at a time: attributes with the same content can replace each other.")
+    return advice
+
+
+def _joined(names: Sequence[str]) -> str:
+    """
+    >>> _joined(["age"]), _joined(["age", "region", "level"])
+    ('age', 'age, region and level')
+    """
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
+
+
+def _new_users(verdict: Mapping[str, Any]) -> str:
+    if verdict["new_users"] is None:
+        few = "Too few users without a training session were tested to measure the effect of profiles on them"
+        if verdict["holds_out_users"]:
+            return f"{few}."
+        budget = verdict["more_seeds"]["complete_budget"]
+        return f"{few}: the budget was too short to hold users out of training; budget={budget} is long enough."
+    new, gain, metric = verdict["new_users"], verdict["gains"]["new_users"], metric_label(verdict["metric"])
+    who = "held out of training" if new["held_out"] else "without a training session"
+    return (
+        f"For the {new['users']:,} users {who}, {metric} is {new['with_profiles']:.4f} with profiles and "
+        f"{gain['base']:.4f} without: {_gain(gain)}{_chance(verdict, 'new_users')}."
+    )
+
+
+def _chance(verdict: Mapping[str, Any], name: str) -> str:
+    """Ends the sentence about a gain that is not significantly above 0."""
+    result = outcome(verdict, name)
+    words = {"above 0": "", "below 0": ", a loss", "not significant": ", which is not significant"}
+    p_value = f", {result} (corrected p = {verdict['claims'][name]['adjusted_p_value']:.4f})"
+    return words.get(result, p_value)
+
+
+def _neighbours(verdict: Mapping[str, Any]) -> str:
+    gain, profile = verdict["gains"]["over_counted"], verdict["profile_model"]
+    result = {
+        "above 0": f"is worse than {profile}",
+        "below 0": f"is better than {profile}",
+        "not significant": f"does not differ significantly from {profile}",
+    }.get(
+        outcome(verdict, "over_counted"),
+        f"differs from {profile}, whose gain is {_gain(gain)}{_chance(verdict, 'over_counted')}",
+    )
+    metric = metric_label(verdict["metric"])
+    return (
+        f"{verdict['best_counted']}, the best non-neural model, has a test {metric} of {gain['base']:.4f} and {result}."
+    )
+
+
+def deployment(verdict: Mapping[str, Any]) -> str:
+    """The model to deploy, and what it was chosen from: differences on the test split may be chance."""
+    model, metric = verdict["deploy"]["model"], metric_label(verdict["metric"])
+    values = ", ".join(f"{name} {value:.4f}" for name, value in list(verdict["deploy"]["chosen_from"].items())[:2])
+    if verdict["helps"] == "yes":
+        is_loss = verdict["new_users"] is not None and outcome(verdict, "new_users") == "below 0"
+        others = f"; for users without a training session, {verdict['session_model']}"
+        added = others if is_loss and verdict["deploy"]["uses_profiles"] else ""
+        return f"Deploy {model}, the best model on validation ({metric}: {values}){added}."
+    reason = f"the best on validation of the models without profiles ({metric}: {values})"
+    return f"{'Deploy' if verdict['helps'] == 'no' else 'Until this is decided, deploy'} {model}, {reason}."
+
+
+def _other_leaders(verdict: Mapping[str, Any]) -> list[str]:
+    """Another model that is first by another metric, or the context encoder where it is first."""
+    profile, metric = verdict["profile_model"], verdict["metric"]
+    rows = {profile: verdict["models"]["own"], verdict["session_model"]: verdict["models"]["session"]}
+    if verdict["context_model"] is not None:
+        rows[f"{verdict['context_model']}, the context encoder of {profile},"] = verdict["models"]["context"]
+    rows |= verdict["counted"]
+    metrics = sorted(verdict["models"]["own"]["mean"], key=lambda name: name != metric)
+    leaders = {name: max(rows, key=lambda row: rows[row]["mean"][name]) for name in metrics}
+    lines = []
+    for name, leader in leaders.items():
+        other = leaders[metric] if leader == profile else profile
+        is_context = leader.startswith(f"{verdict['context_model']},")
+        if is_context if name == metric else leader != leaders[metric]:
+            values = [rows[model]["mean"][name] for model in (leader, other)]
+            lines.append(f"By {metric_label(name)}, {leader} is the best ({values[0]:.4f}; {other} {values[1]:.4f}).")
+    return lines
+
+
+def _epochs(verdict: Mapping[str, Any]) -> list[str]:
+    rising = verdict["rising"]
+    if not rising:
+        return []
+    models = " and ".join(f"{row['model']} (epoch {row['epochs']})" for row in rising)
+    remedy = (
+        "a larger trainer.max_epochs, in another hydra.run.dir"
+        if rising[0]["is_capped"]
+        else "model.epochs, which only single runs can set"
+    )
+    return [f"Most runs of {models} were best in their last epoch: longer training may change the answer ({remedy})."]
