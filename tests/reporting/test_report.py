@@ -815,6 +815,37 @@ def test_configurations_show_only_differing_values(workspace: Path) -> None:
     assert "<code>per_session</code>" in section
 
 
+def test_a_model_that_is_also_an_encoder_has_its_own_seconds(workspace: Path, tmp_path: Path) -> None:
+    """Of the run that trained it alone, whichever is read first."""
+    alone, arnn = (
+        write_run(tmp_path / "alone", workspace / "prepared" / "one", 1, "model=gru4rec"),
+        seed_runs(workspace)[0],
+    )
+    shutil.copyfile(arnn / "test_ranks_session.parquet", alone / "test_ranks.parquet")
+    metrics = json.loads((alone / "metrics.json").read_text()) | {"encoders": {}, "baselines": {}}
+    (alone / "metrics.json").write_text(json.dumps(metrics | {"seconds": {"train": 7.0}}))
+    for folders in ([arnn, alone], [alone, arnn]):
+        page = undrawn(folders, workspace).html.replace(' class="number"', "")
+        assert "<td>7.0</td>" in page
+        assert "<td>20.0</td>" in page
+
+
+def test_the_note_on_preparations_names_what_differs(workspace: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "prepared" / "other"
+    shutil.copytree(workspace / "prepared" / "one", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for change, words in (
+        ({"config": manifest["config"] | {"gap": "1h"}}, " (data.gap differs)"),
+        ({"config": manifest["config"] | {"gap": "1h"}, "raw": {"log": "a"}}, " (data.gap, the raw files differ)"),
+        ({"raw": {"log": "a"}}, " (the raw files differ)"),
+    ):
+        (folder / "manifest.json").write_text(json.dumps(manifest | change))
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        other = write_run(tmp_path / "run", folder, 1)
+        page = undrawn([seed_runs(workspace)[0], other], workspace, tmp_path).html
+        assert f"xing was prepared in 2 ways{words}; results on different data are not averaged." in page
+
+
 def test_seconds_of_resumed_runs_are_left_out(workspace: Path, tmp_path: Path) -> None:
     """They are of the last part of the run."""
     for folder in seed_runs(workspace)[:2]:

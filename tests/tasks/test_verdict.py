@@ -484,7 +484,15 @@ def test_verdict_md_has_the_sentences_of_the_page(verdict: SimpleNamespace) -> N
     assert len(headings) == len({*headings}) > 10
 
 
-def test_its_runs_are_ordinary_runs_of_the_report(verdict: SimpleNamespace) -> None:
+def test_its_runs_are_ordinary_runs_of_the_report(
+    verdict: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(verdict.folder.parents[2])
+    monkeypatch.setattr("arnn_lightning.reporting.charts._to_svg", lambda *_, **__: "<svg></svg>")
+    assert arnn_here(["task=report", f"runs={verdict.folder}", "evaluation.bootstrap.resamples=20"], monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(RUNS)} runs: " in printed
+    assert "skipped" not in printed  # the verdict's own folder is no run
     whole = verdict.prepared
     loaded = [load_run(folder, {whole.manifest_sha256: None}) for folder in find_run_dirs([str(verdict.folder)])]
     assert sorted(run.folder.name for run in loaded if isinstance(run, Run)) == sorted(RUNS)

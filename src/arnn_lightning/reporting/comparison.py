@@ -216,19 +216,30 @@ def _label_sections(sections: Sequence[Section]) -> None:
     """Labels the sections of one name by all settings that differ, as on the command line."""
     settings = [section.label_settings for section in sections]
     keys = differing_keys(settings)
-    preparations = len({section.data_key for section in sections})
+    preparations = {section.data_key: section.data for section in sections}
     for section, values in zip(sections, settings, strict=True):
         shown = [f"{key}={'null' if values.get(key) is None else values[key]}" for key in keys]
         section.label = ", ".join(shown)
-        if preparations > 1:
+        if len(preparations) > 1:
             section.notes.append(
-                f"{section.name} was prepared in {preparations} ways (see the manifests); results on different data "
-                "are not averaged"
+                f"{section.name} was prepared in {len(preparations)} ways{_differences([*preparations.values()])}; "
+                "results on different data are not averaged."
             )
     given = [section.label for section in sections]
     for section in sections:
         if given.count(section.label) > 1:
             section.label = ", ".join(filter(None, [section.label, f"data {section.data_key[:10]}"]))
+
+
+def _differences(data_sets: Sequence[DataSet | None]) -> str:
+    """What differs between preparations of one name; empty where one of them is not found."""
+    manifests = [data.manifest for data in data_sets if data is not None]
+    if len(manifests) < len(data_sets):
+        return ""
+    keys = differing_keys([flatten({"data": manifest["config"]}) for manifest in manifests])
+    if len({str([*manifest["raw"].values()]) for manifest in manifests}) > 1:
+        keys.append("the raw files")
+    return f" ({', '.join(keys)} {'differs' if keys == keys[:1] != ['the raw files'] else 'differ'})" if keys else ""
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -284,6 +295,8 @@ def _add_variants(section: Section, ties: str) -> None:
                     f"{entry.result.name}, seed {run.seed}: {variant.runs[run.seed].folder} and {run.folder} have the "
                     "same configuration but different ranks; the first is used"
                 )
+            elif not entry.role and variant.roles[run.seed]:  # the run that trained it, which has its seconds
+                variant.runs[run.seed], variant.roles[run.seed] = run, ""
     section.variants = sorted(variants.values(), key=_table_order)
     seeds = sorted({run.seed for run in section.runs})
     for variant in section.variants:

@@ -78,6 +78,7 @@ DAMAGE = (
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
 )
+NO_TRAINING = "not a training run"
 SETTING_KEYS = ("data.contexts.assignment", "data.contexts.n_attributes", "evaluation.monitor")
 
 
@@ -284,7 +285,7 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
     task = str(flatten(config).get("task._target_"))
     is_external = task.startswith(EVALUATION) and flatten(config).get("lists") is not None
     if not isinstance(config, dict) or not (task.startswith(TRAINING) or is_external):
-        return SkippedRun(folder, "not a training run")
+        return SkippedRun(folder, NO_TRAINING)
     file = folder / "metrics.json"
     if not file.is_file():
         return SkippedRun(folder, "incomplete: no metrics.json (the run is in progress or was interrupted)")

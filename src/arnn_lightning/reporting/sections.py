@@ -294,8 +294,9 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
             line.append(f"{np.mean(seconds):.1f}" if seconds else "")
         lines.append([*line, f"{np.mean([sum(run.metrics['seconds'].values()) for run in runs]):.1f}"])
     caption = (
-        "Seconds, mean over the runs, on the machine of each run, while its other processes ran. Encoders that were "
-        "taken from another run take no time. Resumed runs are left out, since their seconds cover only the last part."
+        "Seconds on the machine of each run, while its other processes ran. The mean of a stage is over the runs that "
+        "executed it: an encoder may have been taken from another run. Resumed runs are left out, since their seconds "
+        "cover only the last part."
     )
     return {"figures": figures, "table": Table(["model", "runs", *stages, "all"], lines, caption)}
 

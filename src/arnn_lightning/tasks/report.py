@@ -14,7 +14,7 @@ from arnn_lightning.evaluation.metrics import LIST_METRICS, metric_names, parse_
 from arnn_lightning.preprocessing.contexts import field_names
 from arnn_lightning.reporting.comparison import Settings, counted
 from arnn_lightning.reporting.console import rich_table
-from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
+from arnn_lightning.reporting.runs import NO_TRAINING, Run, SkippedRun, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import build_report
 from arnn_lightning.run_folder import task_folder
 
@@ -33,9 +33,15 @@ def run(config: DictConfig) -> None:
     data_sets, skipped = load_data_sets(Path(config.paths.data), run_dirs)
     loaded = [load_run(folder, data_sets) for folder in run_dirs]
     runs = [run for run in loaded if isinstance(run, Run)]
-    skipped += [run for run in loaded if isinstance(run, SkippedRun)]
+    parents = {parent for folder in run_dirs for parent in folder.parents}
+    unfinished = [  # without folders of tasks whose runs they contain, such as task=verdict
+        run
+        for run in loaded
+        if isinstance(run, SkippedRun) and not (run.folder in parents and run.reason == NO_TRAINING)
+    ]
+    skipped += unfinished
     if not runs:
-        first = next(run for run in loaded if isinstance(run, SkippedRun))
+        first = unfinished[0]
         raise UserError(f"runs: no finished training run; {first.folder}: {first.reason}")
     _require_known(config, runs)
     groups = [*settings.groups, *(name for run in runs for name in run.config["evaluation"].get("groups", ()))]
