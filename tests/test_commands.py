@@ -170,12 +170,13 @@ def small(command: list[str]) -> list[str]:
     return [*settings, *(["data.raw_dir=journey", "data.items.min_events=1"] if "data=completejourney" in text else [])]
 
 
+STRONG = "data=tabular data.events=clicks.csv 'data.contexts.single=[country]' model=arnn_strong"
 # What was there before the first command of a page.
 BEFORE: dict[str, list[str]] = {
     "README.md": ["model=arnn hydra.run.dir=RUN"],
     "export.md": [
-        "model=arnn hydra.run.dir=RUN",
-        "data=tabular data.events=clicks.csv data.columns.item=product hydra.run.dir=outputs/monday",
+        f"{STRONG} hydra.run.dir=RUN",
+        f"{STRONG} hydra.run.dir=outputs/monday",
     ],
     "many-devices.md": ["model=gru4rec hydra.run.dir=outputs/train/synthetic/gru4rec/TIME"],
     "recommend.md": [

@@ -442,6 +442,8 @@ def checkpoint_file(path: str | Path) -> Path:
             return best
     below = [file for depth in range(1, 6) for file in path.glob("*/" * depth + str(BEST_OF_RUN))]
     below.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    runs = ", ".join(str(file.parents[1]) for file in below[:5])
-    hint = f"newest of {len(below)} below: {runs}" if runs else f"runs save theirs to RUN/{BEST_OF_RUN}"
-    raise UserError(f"no checkpoint at {path / BEST_OF_RUN} ({hint})")
+    if not below:
+        raise UserError(f"no checkpoint at {path / BEST_OF_RUN} (runs save theirs to RUN/{BEST_OF_RUN})")
+    runs = [str(file.parents[1]) for file in below[:5]] + ["..."] * (len(below) > 5)
+    count = "1 run" if len(below) == 1 else f"{len(below)} runs"
+    raise UserError(f"{path} is a folder of {count}, not a run or a checkpoint; choose one: {', '.join(runs)}")

@@ -466,7 +466,7 @@ def test_serve_answers_and_stops_on_a_signal(checkpoints: Checkpoints, items: li
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM  # 143 in a shell
         assert process.stdout is not None
         printed = process.stdout.read()
         assert "Uvicorn running on" in printed

@@ -459,6 +459,8 @@ def test_unknown_attributes_and_values_are_named(with_profiles: Predictor, event
     session.click("no such item")
     session.click(events["item_id"][0])
     assert session.unknown.items == ["no such item"]
+    assert repr(session.unknown).startswith("Unknown(items=['no such item'], attributes=")
+    assert repr(session.unknown).endswith(", users=[])")
     assert session.clicks == 1
     other = with_profiles.session()
     other.click(events["item_id"][0])
@@ -695,7 +697,9 @@ def test_a_folder_of_runs_names_its_five_newest(tmp_path: Path, level: str) -> N
         os.utime(folder / "checkpoints" / "best.ckpt", (1e9 - age, 1e9 - age))
     runs = re.escape(", ".join(map(str, folders[:5])))
     for read in (load, read_checkpoint):
-        with pytest.raises(UserError, match=rf"no checkpoint at .*\(newest of 7 below: {runs}\)$"):
+        with pytest.raises(
+            UserError, match=rf"a folder of 7 runs, not a run or a checkpoint; choose one: {runs}, \.\.\.$"
+        ):
             read(tmp_path)
     checkpoints = folders[0] / "checkpoints"
     assert checkpoint_file(folders[0]) == checkpoint_file(checkpoints) == checkpoints / "best.ckpt"

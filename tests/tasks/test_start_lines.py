@@ -87,9 +87,21 @@ def test_cold_items_advise_item_contexts(model: str, small_dataset: PreparedData
     assert lines(small_dataset, "data=movielens", "model=pop", "data.items.cold=keep") == []
 
 
+@pytest.mark.parametrize(
+    ("val", "test", "few"),
+    [(99, 1, "99 validation sessions and 1 test session"), (0, 3, "3 test sessions"), (1, 100, "1 validation session")],
+)
+def test_few_sessions_of_a_users_log_are_counted(val: int, test: int, few: str, small_dataset: PreparedDataset) -> None:
+    small_dataset.manifest["splits"] = {"val": {"events": val, "sessions": val}, "test": {"sessions": test}}
+    line = f"only {few}: their metrics are uncertain (data.split sets the days or shares)"
+    assert lines(small_dataset, "data=tabular", "data.events=a.csv", "model=pop") == [line]
+    assert lines(small_dataset, "data=movielens", "model=pop") == []
+
+
 @pytest.mark.parametrize("model", ["arnn", "gru4rec"])
 def test_the_papers_loss_on_a_users_log_advises_a_strong_model(model: str, small_dataset: PreparedDataset) -> None:
     data = ["data=tabular", "data.events=a.csv"]
+    small_dataset.manifest["splits"] = {"val": {"events": 900, "sessions": 100}, "test": {"sessions": 100}}
     assert lines(small_dataset, *data, f"model={model}") == [
         f"{model} uses the paper's loss; on your own log, start with model={model}_strong"
     ]

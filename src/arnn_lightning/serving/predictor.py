@@ -165,7 +165,7 @@ class Predictor:
         if on_unknown not in ("warn", "raise", "ignore"):
             raise UserError(f"on_unknown={on_unknown!r}: must be warn, raise or ignore")
         request = self.reader.read(sessions, users)
-        if on_unknown == "raise" and (line := request.unknown.line(self.attributes, refused_only=True)):
+        if on_unknown == "raise" and (line := request.unknown.refused_line(self.attributes)):
             raise UserError(line)
         if on_unknown != "ignore" and (line := request.unknown.line(self.attributes)):
             warnings.warn(f"ignored: {line}", stacklevel=3)

@@ -98,34 +98,25 @@ def check_length(k: Any) -> None:
 
 @dataclass
 class Unknown:
-    """Ignored parts of a request: items that are not in the catalogue, attributes, and their values.
+    """What a session has that the model does not know, and ignores.
 
     Attributes:
         items: ids that are not in the catalogue, one per event.
         attributes: attributes that the model does not use.
         values: (attribute, value) where the value is no category.
-        users: ids of users of the sessions who have no profile: neither the training data nor ``users`` have them.
-        unmatched: ids of ``users`` that no session has; where all are, they are mistyped rather than of other sessions.
-        all_unmatched: whether ``users`` has no other.
-        no_click: number of sessions without an item of the catalogue.
-        columns: columns of the sessions that are attributes of the model, which only profiles have.
+        users: ids of users who have no profile: neither the training data nor the request have one.
     """
 
     items: list[Any] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
     values: list[tuple[str, str]] = field(default_factory=list)
     users: list[Any] = field(default_factory=list)
-    unmatched: list[Any] = field(default_factory=list)
-    all_unmatched: bool = False
-    no_click: int = 0
-    columns: list[str] = field(default_factory=list)
 
-    def line(self, used: Sequence[str], refused_only: bool = False) -> str | None:
-        """One line about what is ignored; None where everything is known.
+    def refused_line(self, used: Sequence[str]) -> str | None:
+        """One line about what ``on_unknown="raise"`` refuses: new visitors may well be meant.
 
         Args:
             used: the model's attributes.
-            refused_only: leaves out what may well be meant: new visitors, profiles of others, further columns.
         """
         parts = []
         if self.items:
@@ -137,10 +128,32 @@ class Unknown:
         if self.values:
             name, value = self.values[0]
             parts.append(f"attribute values not seen in training ({len(self.values):,}), such as {name}={value!r}")
-        if refused_only:
-            return "; ".join(parts) or None
-        if self.users:
-            parts.append(f"users without a profile ({len(self.users):,}), such as {self.users[0]!r}")
+        return "; ".join(parts) or None
+
+    def line(self, used: Sequence[str]) -> str | None:
+        """One line about what is ignored; None where everything is known."""
+        users = [f"users without a profile ({len(self.users):,}), such as {self.users[0]!r}"] if self.users else []
+        return "; ".join(filter(None, [self.refused_line(used), *users])) or None
+
+
+@dataclass
+class UnknownRows(Unknown):
+    """The same of many sessions, and what their frames have besides.
+
+    Attributes:
+        unmatched: ids of ``users`` that no session has; where all are, they are mistyped rather than of other sessions.
+        all_unmatched: whether ``users`` has no other.
+        no_click: number of sessions without an item of the catalogue.
+        columns: columns of the sessions that are attributes of the model, which only profiles have.
+    """
+
+    unmatched: list[Any] = field(default_factory=list)
+    all_unmatched: bool = False
+    no_click: int = 0
+    columns: list[str] = field(default_factory=list)
+
+    def line(self, used: Sequence[str]) -> str | None:
+        parts = [super().line(used)]
         if self.all_unmatched:
             parts.append(
                 f"all {len(self.unmatched):,} rows of users: no session has their ids, such as {self.unmatched[0]!r}"
@@ -148,7 +161,7 @@ class Unknown:
         if self.columns:
             names = ", ".join(self.columns)
             parts.append(f"columns of the sessions that are attributes of the model (give them in users): {names}")
-        return "; ".join(parts) or None
+        return "; ".join(filter(None, parts)) or None
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,7 @@ class Request:
     offset: np.ndarray
     contexts: np.ndarray
     profiles: pl.DataFrame
-    unknown: Unknown
+    unknown: UnknownRows
 
 
 class RequestReader:
@@ -244,7 +257,7 @@ class RequestReader:
             _require_ids(ids, users[key], key)
             users = users.with_columns(ids.alias(key))
         attributes = self.vocabulary.attributes if self.uses_contexts else []
-        unknown = Unknown(columns=[name for name in others if name in attributes and name not in profiled])
+        unknown = UnknownRows(columns=[name for name in others if name in attributes and name not in profiled])
         session_id = events[SESSION_ID].unique(maintain_order=True)
         if key == SESSION_ID:  # sessions without an event so far
             session_id = pl.concat([session_id, users[key].filter(~users[key].is_in(session_id.implode()))])

@@ -1,6 +1,7 @@
 """Checks and notices of task=train before anything is trained."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from arnn_lightning.models.base import Recommender
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 
+FEW_SESSIONS = 100  # of a split; with fewer, the standard error of a recall of one half is .05 or more
 STRONG = ("arnn", "gru4rec")  # presets with a variant <name>_strong
 
 
@@ -38,6 +40,9 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
     if files:
         tuned = ", ".join(f"{package} ({Path(file).stem})" for package, file in files.items())
         lines.append(f"tuned values used: {tuned}; without them: {' '.join(f'~tuned@{package}' for package in files)}")
+    is_own_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
+    if is_own_log:
+        lines += _few_sessions(prepared.manifest["splits"])
     if "optimizer" not in model:
         return lines
     if not prepared.manifest["splits"]["val"]["events"]:
@@ -66,10 +71,20 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
             f"{model.name}: does not distinguish items without training events (data.items.cold=keep); "
             "set model.item_contexts=add"
         )
-    is_other_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
-    if is_other_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
+    if is_own_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
         lines.append(f"{model.name} uses the paper's loss; on your own log, start with model={model.name}_strong")
     return lines
+
+
+def _few_sessions(splits: Mapping[str, Any]) -> list[str]:
+    """A line where the metrics of validation or test are of a handful of sessions."""
+    sessions = {"validation": splits["val"]["sessions"], "test": splits["test"]["sessions"]}
+    few = [
+        f"{number} {name} session{'s' * (number > 1)}" for name, number in sessions.items() if 0 < number < FEW_SESSIONS
+    ]
+    return (
+        [f"only {' and '.join(few)}: their metrics are uncertain (data.split sets the days or shares)"] if few else []
+    )
 
 
 def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> None:
