@@ -772,16 +772,18 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     advice = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows, deploy=with_profiles))
     keep, drop, undecided, one_by_one = advice
     assert keep == "Keep and collect plan."
-    assert drop.startswith("city and country can be dropped: the loss without each is below 0.0020")
+    assert drop.startswith("Attributes that can be dropped: city and country; the loss without each is below 0.0020")
     assert one_by_one.startswith("Drop one at a time: ")
-    assert undecided.startswith("Keep age for now: the interval of the loss without it contains 0, but also 0.0020")
+    assert undecided.startswith(
+        "To be kept for now: age; the interval of the loss without it contains 0, but also 0.0020"
+    )
     without_profiles = shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows, deploy=deploy)
     unused, instead = profile_advice(without_profiles)
     assert unused == "No profiles are needed for vsknn, the best model on validation."
     assert instead == f"If arnn_strong is deployed instead: {' '.join(advice)}"
     assert answer(without_profiles) == "Profiles help, but the best model uses none."
     one = profile_advice(shown_figures("yes", smallest_gain_absolute=0.002, attributes=rows[:2], deploy=with_profiles))
-    assert [line.partition(":")[0] for line in one] == ["Keep and collect plan.", "city can be dropped"]
+    assert [line.partition(":")[0] for line in one] == ["Keep and collect plan.", "Attributes that can be dropped"]
     assert "any stable label" in profile_advice(shown_figures("yes", deploy=with_profiles))[0]
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[], deploy=with_profiles)
     assert profile_advice(untested)[0] == "Keep the profiles."

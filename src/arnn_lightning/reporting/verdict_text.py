@@ -250,9 +250,10 @@ def _attribute_advice(verdict: Mapping[str, Any]) -> list[str]:
         groups[kind].append(row["attribute"])
     lines = {
         "keep": "Keep and collect {}.",
-        "drop": f"{{}} can be dropped: the loss without {{}} is below {smallest:.4f}, too small to matter.",
-        "open": f"Keep {{}} for now: the interval of the loss without {{}} contains 0, but also {smallest:.4f}, which "
-        "would matter.",
+        "drop": f"Attributes that can be dropped: {{}}; the loss without {{}} is below {smallest:.4f}, too small to "
+        "matter.",
+        "open": f"To be kept for now: {{}}; the interval of the loss without {{}} contains 0, but also {smallest:.4f}, "
+        "which would matter.",
     }
     advice = [
         text.format(_joined(groups[kind]), "it" if len(groups[kind]) == 1 else "each")
