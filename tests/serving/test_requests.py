@@ -450,6 +450,18 @@ def test_mistyped_users_are_counted_and_named(
     assert [with_profiles.session(user=value).unknown.users for value in (-5, user[0])] == [[-5], []]
 
 
+def test_a_model_without_contexts_names_all_attributes(gru4rec: Predictor, events: pl.DataFrame) -> None:
+    users = pl.DataFrame({"session_id": events["session_id"][:1], "age": [3], "team": ["a"]})
+    line = "attributes that the model does not use: age, team (it uses none)"
+    with pytest.warns(UserWarning, match=rf"^ignored: {re.escape(line)}$"):
+        lists = gru4rec.recommend(events, users)
+    assert lists.equals(gru4rec.recommend(events))
+    with pytest.raises(UserError, match=re.escape(line)):
+        gru4rec.recommend(events, users, on_unknown="raise")
+    session = gru4rec.session(profile={"age": 3})
+    assert session.unknown.attributes == ["age"]
+
+
 def test_unknown_attributes_and_values_are_named(with_profiles: Predictor, events: pl.DataFrame) -> None:
     single = with_profiles.vocabulary.single[0]
     profile = {single: "nowhere", "agee": 3}

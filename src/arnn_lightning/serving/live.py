@@ -148,6 +148,8 @@ class LiveSessions:
             else:
                 row = predictor.vocabulary.users.row(code, named=True)
                 single, active = [row[f"{PREFIX}{name}"] for name in predictor.vocabulary.single], row["active"]
+        elif profile:
+            unknown.attributes = [*map(str, profile)]
         return LiveSession(self, self.inference.contexts_of(single, active), unknown)
 
     def _restored(self, state: SessionState) -> LiveSession:

@@ -123,8 +123,9 @@ class Unknown:
             events = "1 event" if len(self.items) == 1 else f"{len(self.items):,} events"
             parts.append(f"items that are not in the catalogue ({events}), such as {self.items[0]!r}")
         if self.attributes:
-            hint = nearest(self.attributes[0], used)
-            parts.append(f"attributes that the model does not use: {', '.join(self.attributes)}{hint}")
+            names = ", ".join(self.attributes)
+            hint = nearest(self.attributes[0], used) if used else " (it uses none)"
+            parts.append(f"attributes that the model does not use: {names}{hint}")
         if self.values:
             name, value = self.values[0]
             parts.append(f"attribute values not seen in training ({len(self.values):,}), such as {name}={value!r}")
@@ -190,7 +191,7 @@ class RequestReader:
 
     Args:
         vocabulary: the checkpoint's.
-        uses_contexts: whether the model reads contexts; where not, profiles are ignored.
+        uses_contexts: whether the model reads contexts; where not, all attributes are unknown.
         list_separator: between the values of a multi-valued attribute in one text.
         null_values: strings that mean a missing value.
         date_format: strftime format of dates in text; None: ISO 8601.
@@ -287,6 +288,8 @@ class RequestReader:
                     unknown.all_unmatched = 0 < users.height == len(unknown.unmatched)
             if user_id is not None:
                 unknown.users = user_id.filter(contexts < 0).drop_nulls().unique(maintain_order=True).to_list()
+        else:
+            unknown.attributes = [name for name in profiled if name not in (SESSION_ID, USER_ID)]
         return Request(
             session_id=session_id,
             item=events["item"].to_numpy().astype(np.int64),
