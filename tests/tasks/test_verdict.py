@@ -28,6 +28,7 @@ from arnn_lightning.sweeps.plan import (
     TooSlowError,
     extend_plan,
     make_plan,
+    measured_costs,
     plan_line,
     seconds_of,
     seed_jobs,
@@ -586,6 +587,24 @@ def test_epochs_of_an_earlier_attempt_do_not_make_epochs_look_short() -> None:
     time.sleep(0.05)
     with pytest.raises(TooSlowError):
         callback.on_train_epoch_end(SimpleNamespace(current_epoch=9, max_epochs=10), None)  # type: ignore[arg-type]
+
+
+def test_the_first_run_ends_where_its_epochs_leave_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds of four runs, each as long as five epochs of the mean length so far."""
+    clock = iter([0.0, 2.0, 6.0])
+    monkeypatch.setattr("arnn_lightning.sweeps.plan.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    callback, trainer = FirstEpoch(budget=80.0), SimpleNamespace(max_epochs=5)
+    callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    with pytest.raises(TooSlowError) as too_slow:
+        callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert too_slow.value.args == (120.0,)
+
+
+def test_costs_are_those_of_the_first_runs() -> None:
+    metrics = {"seconds": {"prepare": 1.0, "test": 4.0}}
+    first = {"session": SimpleNamespace(seconds=20.0), "own": SimpleNamespace(seconds=30.0, metrics=lambda: metrics)}
+    counted = [SimpleNamespace(seconds=2.0), SimpleNamespace(seconds=3.0)]
+    assert measured_costs(counted, first, 3) == Costs(5.0, 20.0, 30.0, 12.0)  # type: ignore[arg-type]
 
 
 def test_durations_are_seconds() -> None:
