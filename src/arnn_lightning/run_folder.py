@@ -403,7 +403,7 @@ def _may_differ(key: str) -> bool:
 def _require_equal(key: str, before: Any, after: Any, folder: Path) -> None:
     if before != after and not _may_differ(key):
         raise UserError(
-            f"{key}={_show(after)}: {folder} was started with {_show(before)}; resume it without this setting, or use "
+            f"{key}={_show(after)}: {folder} was started with {_show(before)}; resume it with that value, or use "
             f"another folder{INSTEAD.get(key, '')}"
         )
 

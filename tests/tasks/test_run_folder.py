@@ -68,7 +68,10 @@ def contents(folder: Path) -> dict[Path, str]:
         (["resume=true", "hydra.run.dir=interrupted", "model.optimizer.lr=0.5"], "was started with 0.07; resume it"),
         (["resume=true", "hydra.run.dir=run", "data.contexts.assignment=permuted"], "was started with own; resume"),
         (["resume=true", "hydra.run.dir=run", "performance.steps_per_execution=7"], "was started with 10; resume"),
-        (["resume=true", "hydra.run.dir=run", "checkpoint.users=false"], "started with true; resume it without this"),
+        (
+            ["resume=true", "hydra.run.dir=run", "checkpoint.users=false"],
+            "started with true; resume it with that value",
+        ),
         (["resume=true", "hydra.run.dir=run", "trainer=ddp"], "trainer=ddp: run was started with default"),
         ([*GRU, "hydra.run.dir=run", "resume=true", "model.epochs=1"], "a resumed run may train longer, not shorter"),
         (["task=report", "runs=run", "hydra.run.dir=run"], "contains a run of task=train; use another"),

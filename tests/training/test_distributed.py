@@ -252,7 +252,7 @@ def test_E25_two_devices_match_one(case: str, records: list[Record], dataset: Pr
     assert many["losses"][:STEPS] == pytest.approx(alone["losses"][:STEPS], rel=1e-8)
     assert many["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     for name, weight in alone["weights"].items():
-        assert torch.allclose(many["weights"][name], weight, rtol=0, atol=1e-11), name
+        assert torch.allclose(many["weights"][name], weight, rtol=0, atol=1e-10), name  # rounding, after some 60 steps
 
 
 @pytest.mark.parametrize("case", CASE_PARAMETERS)

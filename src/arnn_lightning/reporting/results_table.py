@@ -53,9 +53,10 @@ def page_table(section: Section, rows: Sequence[Row], metrics: Sequence[str], co
         line += [gain_cell(row, reference, metric) for reference in references for metric in metrics]
         lines.append([*line, str(len(row.metrics[metrics[0]].by_seed))])
     caption = (
-        f"Below each figure its {100 * confidence:g} % interval; after ± the standard deviation over seeds. "
+        f"Below each figure is its {100 * confidence:g} % interval, after ± the standard deviation over seeds. "
         "Differences are paired on the same predictions and seeds; their p values are adjusted for all differences of "
-        "this table (Holm), and the number of resamples bounds them from below. The highest mean of a column is bold."
+        "this table (Holm), and cannot be smaller than the number of resamples allows. The highest mean of a "
+        "column is bold."
     )
     if SESSION_ENCODER in references:
         caption += " The session encoder is the one of the same run."

@@ -132,10 +132,10 @@ def _headline(view: SectionView) -> str | None:
     model, encoder = row.variant.label, f"its session encoder {row.session_name}"
     figures = (
         f"{metric_label(metric)} {estimate.mean:.4f} and {before:.4f}, paired difference {gain.mean:+.4f} "
-        f"({view.settings.percent} interval {format_interval(gain, '+.4f')}, {over})"
+        f"({view.settings.percent} interval {format_interval(gain, '+.4f')}, {over}; corrected p = {gain.p:.3f})"
     )
     place = f"On {view.section.name}"
-    if gain.low <= 0 <= gain.high or not before:
+    if gain.low <= 0 <= gain.high or gain.p >= 1 - view.settings.bootstrap["confidence"] or not before:
         return f"{place}, the results are compatible with no difference between {model} and {encoder}: {figures}."
     direction = "above" if gain.mean > 0 else "below"
     return f"{place}, {model} is {abs(gain.mean) / before:.1%} {direction} {encoder}: {figures}."
@@ -150,7 +150,9 @@ def _data_set(group: Sequence[SectionView], styles: Mapping[str, Style]) -> dict
         "table": _results(main),
         "figures": list(section_charts(main, styles)),
         "groups": group_tables(main),
-        "other_notes": list(dict.fromkeys(note for view in others for note in view.section.notes)),
+        "other_notes": list(
+            dict.fromkeys(note for view in others for note in view.section.notes if note not in main.section.notes)
+        ),
         "other_figures": list(setting_charts(group)) if others else [],
         "other_table": _other_settings(main, others) if others else None,
         "first_items": _first_items(main),
@@ -256,8 +258,8 @@ def _first_items(view: SectionView) -> Table | None:
     metric = metric_label(first["metric"])
     header = ["model", "encoder of profiles", "sessions", f"{metric}, popularity", f"{metric}, profile", "listed"]
     caption = (
-        "On the first events of validation sessions whose user has a profile; means over the seeds. Listed before the "
-        "first click are the most popular items, or where they are better, the items for the user's profile. "
+        "On the first events of validation sessions whose user has a profile; means over the seeds. Before the first "
+        "click, the items for the user's profile are listed where their metric is higher, else the most popular items. "
         "All other numbers on this page are of predictions after a click."
     )
     return Table(header, lines, caption, text_columns=(0, 1, 5))

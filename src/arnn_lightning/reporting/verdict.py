@@ -158,25 +158,27 @@ def _captions(verdict: Mapping[str, Any]) -> dict[str, str]:
     """What the tables show, and the rule by which the answer follows from the intervals."""
     metric, profile, bootstrap = metric_label(verdict["metric"]), verdict["profile_model"], verdict["bootstrap"]
     test = verdict["splits"]["test"]
+    n_predictions = sum(row["predictions"] for row in verdict["groups"]["position"])
     trained = "without the days of validation and test"
-    tasks = "`checkpoint` of task=recommend, task=serve and task=export"
+    tasks, seed = "`checkpoint` of task=recommend, task=serve and task=export", " (the best seed on validation)"
     if verdict["deploy"]["counted"]:
-        tasks = "`checkpoint` of task=recommend and task=serve (task=export takes trained models only)"
+        tasks, seed = "`checkpoint` of task=recommend and task=serve (task=export takes trained models only)", ""
     return {
         "deploy": (
-            f"{verdict['deploy']['model']} is trained already, {trained}, in `{verdict['deploy']['trained']}`: use "
-            f"this folder as the {tasks}. The command that trains it (those of all runs are at the end):"
+            f"{verdict['deploy']['model']} is trained already, {trained}, in `{verdict['deploy']['trained']}`{seed}: "
+            f"use this folder as the {tasks}. To train it again, or on newer days (with data.split.test_days=1), run "
+            "this command; those of all runs are at the end:"
         ),
         "gains": (
-            f"Gain in {metric} of {profile} with the user's own profile. The first two gains decide. A profile "
-            "permuted among users still distinguishes users, but contains no information about them; profiles of "
-            "another user in every session do neither. Intervals are not corrected for multiple testing; the p values "
-            f"are, for {len(verdict['claims'])} comparisons (Holm)."
+            f"Gain in {metric} of {profile} with the user's own profile. The first two gains decide. With the profile "
+            "of one other user, the same in all sessions, users can still be distinguished, but it contains no "
+            "information about them; with that of another user in every session, they cannot. Intervals are not "
+            f"corrected for multiple testing; the p values are, for {len(verdict['claims'])} comparisons (Holm)."
         ),
         "models": (
             f"Test metrics, mean ± standard deviation over {len(verdict['seeds'])} seeds (non-neural models have no "
-            f"seed): {test['sessions']:,} sessions of {test['users']:,} users, a prediction after every event, ranked "
-            "among all items."
+            f"seed): {n_predictions:,} predictions, of all events but the first of each session, in "
+            f"{test['sessions']:,} sessions of {test['users']:,} users, ranked among all items."
         ),
         "attributes": (
             f"Loss in {metric} of {profile} if one attribute is set to unknown. The model is trained with unknown "

@@ -68,9 +68,9 @@ def summary(verdict: Mapping[str, Any]) -> list[str]:
     if not verdict["seeds"]:
         needed = verdict["seconds_needed"]
         return [
-            f"Run the same command with budget={math.ceil(needed / 60)}m or more.",
             f"The budget of {format_duration(verdict['budget'])} is too short for two seeds of every model, which need "
             f"about {format_duration(needed)}.",
+            f"Run the same command with budget={math.ceil(needed / 60)}m or more.",
         ]
     is_decided = verdict["helps"] != "unclear"
     return [
@@ -78,8 +78,8 @@ def summary(verdict: Mapping[str, Any]) -> list[str]:
         *_size(verdict),
         *([_source(verdict)] if verdict["helps"] == "yes" else []),
         *([_new_users(verdict)] if is_decided and verdict["new_users"] is not None else []),
-        *([] if is_decided else [_remedy(verdict)]),
         *_epochs(verdict),
+        *([] if is_decided else [_remedy(verdict)]),
     ]
 
 
@@ -109,6 +109,14 @@ def _is_limited_by_seeds(verdict: Mapping[str, Any]) -> bool:
     gains = [verdict["gains"][name] for name in ("over_session", "over_per_session")]
     factor = stdtrit(n_seeds - 1, 0.975) / stdtrit(math.inf, 0.975)
     return n_seeds == 2 or any(gain["low"] <= 0 and factor * gain["seed_error"] > gain["user_error"] for gain in gains)
+
+
+def _seeds_could_decide(verdict: Mapping[str, Any]) -> bool:
+    """Whether the answer would be yes or no with the same means and any number of seeds."""
+    gains, z = [verdict["gains"][name] for name in ("over_session", "over_per_session")], stdtrit(math.inf, 0.975)
+    is_yes = all(gain["mean"] > z * gain["user_error"] for gain in gains)
+    is_no = any(gain["mean"] + z * gain["user_error"] < verdict["smallest_gain_absolute"] for gain in gains)
+    return is_yes or is_no
 
 
 def _gain(gain: Mapping[str, Any]) -> str:
@@ -150,6 +158,12 @@ def _remedy(verdict: Mapping[str, Any]) -> str:
     if not _is_limited_by_seeds(verdict):
         return (
             f"There are too few test users ({verdict['splits']['test']['users']:,}): use a longer log, or more "
+            "data.split.test_days, in another hydra.run.dir."
+        )
+    if n_seeds > 2 and not _seeds_could_decide(verdict):  # gains over two seeds are too uncertain for this
+        return (
+            f"There are too few seeds ({n_seeds}) and too few test users ({verdict['splits']['test']['users']:,}): "
+            "with the gains measured so far, more seeds alone would not decide it. Use a longer log, or more "
             "data.split.test_days, in another hydra.run.dir."
         )
     limit = f"max_seeds={n_seeds}" if more["limited_by"] == "max_seeds" else "the budget"
@@ -218,7 +232,7 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
     if verdict["helps"] == "no":
         return ["No profiles need to be collected for these recommendations."]
     if verdict["helps"] == "unclear":
-        return ["Keep the existing profiles, but do not collect more until this is decided."]
+        return ["Keep the existing profiles, but do not collect more until it is decided whether they help."]
     if verdict["deploy"]["uses_profiles"]:
         return _attribute_advice(verdict)
     return [
@@ -248,12 +262,14 @@ def _attribute_advice(verdict: Mapping[str, Any]) -> list[str]:
     for row in verdict["attributes"]:
         kind = "drop" if row["high"] < smallest else "keep" if row["low"] > 0 else "open"
         groups[kind].append(row["attribute"])
+    is_content = outcome(verdict, "content") == "above 0"
+    keep = "Keep {}, but do not collect more profiles until it is decided whether their content is of use."
     lines = {
-        "keep": "Keep and collect {}.",
+        "keep": "Keep and collect {}." if is_content else keep,
         "drop": f"Attributes that can be dropped: {{}}; the loss without {{}} is below {smallest:.4f}, too small to "
         "matter.",
-        "open": f"To be kept for now: {{}}; the interval of the loss without {{}} contains 0, but also {smallest:.4f}, "
-        "which would matter.",
+        "open": f"To be kept for now: {{}}; the interval of the loss without {{}} includes 0, but also losses of "
+        f"{smallest:.4f} or more, which would matter.",
     }
     advice = [
         text.format(_joined(groups[kind]), "it" if len(groups[kind]) == 1 else "each")
@@ -320,7 +336,8 @@ def deployment(verdict: Mapping[str, Any]) -> str:
         is_loss = verdict["new_users"] is not None and outcome(verdict, "new_users") == "below 0"
         others = f"; for users without a training session, {verdict['session_model']}"
         added = others if is_loss and verdict["deploy"]["uses_profiles"] else ""
-        return f"Deploy {model}, the best model on validation ({metric}: {values}){added}."
+        candidates = f"{verdict['profile_model']} and the non-neural models"
+        return f"Deploy {model}, the best of {candidates} on validation ({metric}: {values}){added}."
     reason = f"the best on validation of the models without profiles ({metric}: {values})"
     return f"{'Deploy' if verdict['helps'] == 'no' else 'Until this is decided, deploy'} {model}, {reason}."
 
@@ -340,7 +357,11 @@ def _other_leaders(verdict: Mapping[str, Any]) -> list[str]:
         is_context = leader.startswith(f"{verdict['context_model']},")
         if is_context if name == metric else leader != leaders[metric]:
             values = [rows[model]["mean"][name] for model in (leader, other)]
-            lines.append(f"By {metric_label(name)}, {leader} is the best ({values[0]:.4f}; {other} {values[1]:.4f}).")
+            figures = f"({values[0]:.4f}; {other} {values[1]:.4f})"
+            candidate = " It is no candidate for deployment." if is_context else ""
+            lines.append(
+                f"{leader} has the highest test {metric_label(name)} {figures}; the difference was not tested.{candidate}"
+            )
     return lines
 
 
@@ -348,7 +369,7 @@ def _epochs(verdict: Mapping[str, Any]) -> list[str]:
     rising = verdict["rising"]
     if not rising:
         return []
-    models = " and ".join(f"{row['model']} (epoch {row['epochs']})" for row in rising)
+    models = " and ".join(f"{row['model']} ({row['epochs']} epoch{'s' * (row['epochs'] > 1)})" for row in rising)
     remedy = (
         "a larger trainer.max_epochs, in another hydra.run.dir"
         if rising[0]["is_capped"]

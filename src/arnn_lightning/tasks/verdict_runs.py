@@ -98,9 +98,8 @@ class VerdictRuns:
         """
         if job.is_finished:
             return
-        log.info(
-            f"[{format_duration(self.seconds)}] {'resumes' if has_record(job.folder) else 'trains'} {job.description}"
-        )
+        action = "resuming" if has_record(job.folder) else "training"
+        log.info(f"[{format_duration(self.seconds)}] {action} {job.description}")
         config = self._compose(job.overrides, job.seed, job.folder)
         if job.session_from is not None:
             config.pretrained.session = str(job.session_from / BEST_OF_RUN)
