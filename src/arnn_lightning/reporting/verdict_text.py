@@ -358,10 +358,11 @@ def _other_leaders(verdict: Mapping[str, Any]) -> list[str]:
         if is_context if name == metric else leader != leaders[metric]:
             values = [rows[model]["mean"][name] for model in (leader, other)]
             figures = f"({values[0]:.4f}; {other} {values[1]:.4f})"
-            candidate = " It is no candidate for deployment." if is_context else ""
             lines.append(
-                f"{leader} has the highest test {metric_label(name)} {figures}; the difference was not tested.{candidate}"
+                f"{leader} has the highest test {metric_label(name)} {figures}; the difference was not tested."
             )
+            if is_context:
+                lines[-1] += " It is no candidate for deployment."
     return lines
 
 
