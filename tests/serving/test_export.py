@@ -204,7 +204,7 @@ def test_what_cannot_be_exported_is_one_line(checkpoints: Checkpoints, tmp_path:
     for name in (case.name for case in MODELS if not case.is_trained):
         with pytest.raises(UserError, match=f"{name} has no encoder to export"):
             export(checkpoints(BY_NAME[name]), tmp_path / "out")
-    with pytest.raises(UserError, match=r"^k=100000: the catalogue has \d+ items"):
+    with pytest.raises(UserError, match=r"^k=100000: exceeds the catalogue of \d+ items"):
         export(checkpoints(BY_NAME["gru4rec"]), tmp_path / "out", k=100_000)
     assert not names_in(tmp_path)
 

@@ -167,8 +167,8 @@ def test_empty_frames_give_empty_lists_with_their_columns(with_profiles: Predict
         (pl.DataFrame({"session_id": [1, 1], "item_id": [1, 2], "user_id": [5, 6]}), "session 1 has 2 users"),
         (pl.DataFrame({"session_id": [1], "item_id": [1]}).lazy(), "must be a polars or pandas DataFrame"),
         ({"session_id": [1]}, "must be a polars or pandas DataFrame or a pyarrow Table, not dict"),
-        ([1, "a", 2.5, {}], "sessions: unexpected value .*; a list has the item ids of one session"),
-        ([["a"], ["b"]], "a list has the item ids of one session; several are a DataFrame with session_id"),
+        ([1, "a", 2.5, {}], "sessions: unexpected value .*; pass one session as a list of item ids"),
+        ([["a"], ["b"]], "pass one session as a list of item ids, several as a DataFrame with session_id"),
         ("a", "sessions: must be a DataFrame or the list of one session's item ids, not 'a'"),
         (pd.DataFrame({"session_id": [1, 2], "item_id": [1, "x"]}), "sessions: Could not convert 'x' with type str"),
         (None, "must be a polars or pandas DataFrame"),
@@ -626,7 +626,7 @@ def test_models_of_other_items_refuse_a_state(gru4rec: Predictor) -> None:
     other = Predictor(gru4rec.model, gru4rec.vocabulary, gru4rec.metadata)
     items = gru4rec.vocabulary.items
     other.catalogue = Catalogue(items.with_columns(items["id"].reverse()))
-    with pytest.raises(UserError, match="state: of another model"):
+    with pytest.raises(UserError, match="state: belongs to another model"):
         other.session(state=gru4rec.session().state())
 
 
@@ -665,9 +665,9 @@ def test_a_state_that_is_damaged_or_foreign_is_refused(
         flipped[place] ^= 0xFF
         with pytest.raises(UserError, match="state: "):
             with_profiles.session(state=bytes(flipped))
-    with pytest.raises(UserError, match=f"state: of another model .{with_profiles.model_id}"):
+    with pytest.raises(UserError, match=f"state: belongs to another model .{with_profiles.model_id}"):
         gru4rec.session(state=state)
-    with pytest.raises(UserError, match="state: of format 3, not 2; start a new session"):
+    with pytest.raises(UserError, match="state: has format 3, not 2; start a new session"):
         with_profiles.session(state=state[:4] + bytes([3]) + state[5:])
     with pytest.raises(UserError, match="must be the bytes"):
         with_profiles.session(state="text")  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def test_the_frames_of_a_run_are_not_replaced(record: str, tmp_path: Path, monke
     content = raw.read_bytes()
     with pytest.raises(UserError, match="run; pass resume=true"):
         fit_here(EVENTS.head(1))
-    with pytest.raises(UserError, match=r"events: .*events\.parquet has other rows"):
+    with pytest.raises(UserError, match=r"events: .*events\.parquet contains different rows"):
         fit_here(EVENTS.head(1), "resume=true")
     fit_here(EVENTS.to_pandas(), "resume=true")
     assert raw.read_bytes() == content

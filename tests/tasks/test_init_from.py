@@ -36,4 +36,4 @@ def test_all_stages_of_arnn_start_from_the_earlier_run(tmp_path: Path) -> None:
     assert "session/best.ckpt does not exist" in lost
     assert "set pretrained.session" in lost
     pop = error_line(arnn(tmp_path, "model=pop", *SMALL, f"init_from={best}", "hydra.run.dir=fourth", code=2))
-    assert pop == "error: init_from: pop is fitted by counting and has no initial weights"
+    assert pop == "error: init_from: pop is a non-neural model and has no initial weights"

@@ -436,7 +436,7 @@ def require_not_null(frame: pl.DataFrame, column: str, path: object, first_row: 
     """Raises UserError naming the first row in which ``column`` is missing."""
     if frame[column].has_nulls():
         where = describe_missing(frame[column].is_null(), first_row)
-        raise UserError(f"{path}: column {column!r} {where}; fill or remove what is empty")
+        raise UserError(f"{path}: column {column!r} {where}; fill in the empty values or remove their rows")
 
 
 def require_one_of(frame: pl.DataFrame, column: str, allowed: Collection[int | str], path: Path) -> None:

@@ -164,7 +164,8 @@ class EventTable:
                 if self.incomplete == "error":
                     where = describe_missing(missing, file.first_row)
                     raise UserError(
-                        f"{file}: column {column!r} {where}; fill or remove what is empty, or set data.incomplete=drop"
+                        f"{file}: column {column!r} {where}; fill in the empty values or remove their rows, or set "
+                        "data.incomplete=drop"
                     )
                 kept &= ~missing
         if self.incomplete == "drop":

@@ -103,7 +103,7 @@ def export_model(predictor: Predictor, checkpoint: Path, output: Path, k: int, c
     if not isinstance(model, SessionRecommender):
         raise UserError(f"{checkpoint}: {model.name} has no encoder to export; export a trained model")
     if k > model.n_items:
-        raise UserError(f"k={k}: the catalogue has {model.n_items} items")
+        raise UserError(f"k={k}: exceeds the catalogue of {model.n_items} items")
     _require_packages()
     check_output(output)
     dims = predictor.metadata["model"]["dims"]

@@ -321,7 +321,7 @@ class RequestReader:
         if isinstance(sessions, str | bytes):
             raise UserError(f"sessions: must be a DataFrame or the list of one session's item ids, not {sessions!r}")
         if isinstance(sessions, list | tuple):
-            hint = "a list has the item ids of one session; several are a DataFrame with session_id and item_id"
+            hint = "pass one session as a list of item ids, several as a DataFrame with session_id and item_id"
             try:
                 items = pl.Series(sessions or [None])
             except (TypeError, pl.exceptions.PolarsError) as error:
@@ -465,7 +465,8 @@ def _user_of_each_session(events: pl.DataFrame, n_sessions: int) -> pl.Series | 
     several = users.filter(pl.col("different") > 1)
     if several.height:
         raise UserError(
-            f"sessions: session {several['session'][0]!r} has {several['different'][0]} users; a session is of one user"
+            f"sessions: session {several['session'][0]!r} has {several['different'][0]} users; a session must "
+            "belong to one user"
         )
     numbers = pl.DataFrame({"number": pl.int_range(n_sessions, dtype=pl.UInt32, eager=True)})
     return numbers.join(users, on="number", how="left", maintain_order="left")[USER_ID]

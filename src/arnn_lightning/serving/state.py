@@ -76,9 +76,11 @@ class StateFormat:
         if magic != MAGIC or zlib.crc32(body) != checksum:
             raise damaged
         if version != VERSION:
-            raise UserError(f"state: of format {version}, not {VERSION}; start a new session")
+            raise UserError(f"state: has format {version}, not {VERSION}; start a new session")
         if model_id.hex() != self.model_id:
-            raise UserError(f"state: of another model ({model_id.hex()}, not {self.model_id}); start a new session")
+            raise UserError(
+                f"state: belongs to another model ({model_id.hex()}, not {self.model_id}); start a new session"
+            )
         clicks, n_active, n_seen, width = _SIZES.unpack_from(body)
         example = self._example
         templates = [("hidden", part) for part in example.hidden]

@@ -139,7 +139,10 @@ def _write_frames(frames: Mapping[str, "pl.DataFrame"], folder: Path, is_resumed
             with atomic_path(file) as path:
                 frame.write_parquet(path)
         elif not _contains(file, frame):
-            raise UserError(f"{name}: {file} has other rows; resume the run with these, or use another folder")
+            raise UserError(
+                f"{name}: {file} contains different rows; resume the run with the rows of that file, or use another "
+                "folder"
+            )
 
 
 def _contains(file: Path, frame: "pl.DataFrame") -> bool:

@@ -98,7 +98,7 @@ def read_initial_weights(
     if config.get("init_from") is None:
         return {}
     if not isinstance(model, SessionRecommender):
-        raise UserError(f"init_from: {config.model.name} is fitted by counting and has no initial weights")
+        raise UserError(f"init_from: {config.model.name} is a non-neural model and has no initial weights")
     resolved, file = to_container(config.model), None
     initial: dict[str, InitialWeights] = {}
     for role, stage in {"": model, **model.stages}.items():  # the model first: its errors name the file that was given
