@@ -206,7 +206,7 @@ def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> No
             "model.optimizer.betas=[0.9]: must be a list",
         ),
         ("model=itemknn model.alpha=2", "model.alpha=2: must be a number in [0, 1]"),
-        ("trainer.devices=[0,1]", "trainer.devices=[0,1]: a CPU takes a number, as in 1"),
+        ("trainer.devices=[0,1]", "trainer.devices=[0,1]: on a CPU, set their number, as in 1"),
         ("trainer=ddp trainer.num_nodes=0", "trainer.num_nodes=0: must be an integer of at least 1"),
         (
             "trainer=ddp trainer.strategy.timeout_minutes=x",

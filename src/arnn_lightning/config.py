@@ -640,7 +640,7 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
             raise UserError(f"data.raw_dir=null: must be the folder of {Path(path).name}, {config.data.source}")
     devices = config.trainer.get("devices")
     if config.trainer.get("accelerator") == "cpu" and OmegaConf.is_list(devices):
-        raise UserError(f"trainer.devices=[{','.join(map(str, devices))}]: a CPU takes a number, as in 1")
+        raise UserError(f"trainer.devices=[{','.join(map(str, devices))}]: on a CPU, set their number, as in 1")
     for role, path in config.pretrained.items():
         if path is not None and role not in config.model:
             raise UserError(f"pretrained.{role}={path}: model {config.model.get('name')} has no {role} encoder")

@@ -329,7 +329,7 @@ def test_other_attributes_are_one_line(small_dataset: PreparedDataset) -> None:
     }
     ids = ids_of(dims["n_items"], dims["single_sizes"], [f"f{code}" for code in range(dims["n_binary"])])
     other = Ids(ids.items, ["level"], ids.contexts)
-    with pytest.raises(UserError, match=r"data\.contexts\.single=\[level\], this run has \[level,country\]"):
+    with pytest.raises(UserError, match=r"data\.contexts\.single=\[level\], but this run has \[level,country\]"):
         start(ready(model, small_dataset), case, dims, ids, checkpoint, other)
 
 
@@ -343,7 +343,7 @@ def test_item_attributes_that_are_fields_keep_their_order(small_dataset: Prepare
         replace(of_users, of_items=Ids(of_users.items, names, vocabulary([])))
         for names in (["price", "kind"], ["kind", "price"])
     )
-    with pytest.raises(UserError, match=r"data\.item_contexts\.single=\[price,kind\], this run has \[kind,price\]"):
+    with pytest.raises(UserError, match=r"data\.item_contexts\.single=\[price,kind\], but this run has \[kind,price\]"):
         start(model, case, dims, now, checkpoint, then)
 
 

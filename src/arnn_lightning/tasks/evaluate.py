@@ -128,7 +128,7 @@ def _test_data(config: DictConfig, name: str, folder: Path, moved: bool) -> Prep
     prepared = rank_zero_first(lambda: prepare_data(config))
     if prepared.folder.name != name:
         raise UserError(
-            f"{config.checkpoint} was trained on {name}, the raw files here give {prepared.folder.name}; to test it on "
-            "a later log, set paths.data to the folder with its prepared data set"
+            f"{config.checkpoint} was trained on {name}, but the raw files here give {prepared.folder.name}; to test "
+            "it on a later log, set paths.data to the folder with its prepared data set"
         )
     return prepared

@@ -142,7 +142,7 @@ class InitialWeights(Callback):
                 now_listed, then_listed = ",".join(getattr(ours, kind)), ",".join(getattr(theirs, kind))
                 if now_listed != then_listed:
                     raise UserError(
-                        f"init_from: {file} was trained with data.{section}.{kind}=[{then_listed}], this run has "
+                        f"init_from: {file} was trained with data.{section}.{kind}=[{then_listed}], but this run has "
                         f"[{now_listed}]"
                     )
         self.file = file
