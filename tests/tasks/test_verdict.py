@@ -812,6 +812,12 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
     recognised = profile_advice(shown_figures("yes", content=False, smallest_gain_absolute=0.002, deploy=with_profiles))
     assert recognised[0].startswith("Keep the existing profiles, but do not collect more: they have only been shown")
     assert "region" not in " ".join(recognised)
+    undecided = shown_figures(
+        "yes", content=False, recognition=False, smallest_gain_absolute=0.002, deploy=with_profiles
+    )
+    assert profile_advice(undecided) == [
+        "Keep region, but do not collect more profiles until it is decided whether their content is of use."
+    ]
     assert profile_advice(shown_figures("no")) == ["No profiles need to be collected for these recommendations."]
     assert "until it is decided" in profile_advice(shown_figures("unclear"))[0]
 
