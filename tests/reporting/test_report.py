@@ -97,7 +97,7 @@ def write_run(folder: Path, prepared: Path, seed: int, *overrides: str, skill: f
         "seed": seed,
         "test": {key: value for key, value in metrics_of[""].items() if key != "model"},
         "val": {},
-        "encoders": {role: metrics_of[role] for role in ("session", "context")},
+        "encoders": {role: metrics_of[role] for role in ("session", "context") if role in config.model},
         "baselines": {"itemknn": metrics_of["itemknn"]},
         "manifest": hashlib.sha256((prepared / "manifest.json").read_bytes()).hexdigest(),
         "seconds": {"prepare": 1.0, "train": 20.0},
@@ -530,7 +530,7 @@ def test_page_needs_no_network_and_is_small(whole: Report) -> None:
     fetched = re.findall(r"""(?:\ssrc=|<link[^>]*\shref=|url\(|@import)\s*["']?([^"')\s>]*)""", html)
     assert all(place.startswith(("data:", "#")) for place in fetched), fetched
     assert "<script" not in html
-    assert "python -m arnn_lightning hydra.mode=RUN seed=2" in html
+    assert "python -m arnn_lightning seed=2" in html
 
 
 def test_reports_are_deterministic(workspace: Path, whole: Report) -> None:
@@ -813,6 +813,63 @@ def test_configurations_show_only_differing_values(workspace: Path) -> None:
     assert re.search(r"<td>data.<wbr>contexts.<wbr>assignment</td>", section)  # a row per key
     assert "<code>own</code> <i>now/0, now/1, now/2</i>" in section
     assert "<code>per_session</code>" in section
+
+
+def test_configurations_of_models_are_compared_within_a_model(workspace: Path, tmp_path: Path) -> None:
+    prepared = workspace / "prepared" / "one"
+    runs = [write_run(tmp_path / "own", prepared, 4), write_run(tmp_path / "sr", prepared, 4, "model=sr")]
+    page = undrawn([*seed_runs(workspace), *runs], workspace).html.replace("<wbr>", "")
+    assert "<td>model." not in page
+    runs.append(write_run(tmp_path / "other", prepared, 5, "model=sr", "model.steps=7"))
+    page = undrawn([*seed_runs(workspace), *runs], workspace).html.replace("<wbr>", "")
+    assert re.findall(r"<td>(model\..*?)</td>", page) == ["model.steps"]
+    values = page[page.index("<td>model.steps") :].split("</tr>")[0]
+    folders = [f"{tmp_path.name}/{run}" for run in ("sr", "other")]
+    assert re.findall(r"<code>(\d+)</code> <i>(.*?)</i>", values) == list(zip(("10", "7"), folders, strict=True))
+
+
+def test_stages_are_named_in_words(workspace: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", workspace / "prepared" / "one", 1)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["seconds"] |= {"train_session": 3.0, "test_context": 4.0}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = undrawn([run], workspace).html.replace(' class="number"', "")
+    header = page[page.index('id="speed"') :].split("</tr>")[0]
+    assert re.findall(r">([^<>]+)</th>", header)[2:] == [
+        *("prepare", "train", "train the session encoder", "test the context encoder", "total"),
+    ]
+
+
+def test_whose_contexts_are_given_is_explained_where_it_is_a_setting(workspace: Path) -> None:
+    explained = "permuted (those of one other user, the same in all sessions)"
+    assert explained in undrawn([*seed_runs(workspace), workspace / "per_session"], workspace).html
+    assert explained not in undrawn(seed_runs(workspace), workspace).html
+
+
+def test_one_epoch_is_no_learning_curve(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", workspace / "prepared" / "one", 1)
+    titles: list[str] = []
+    monkeypatch.setattr(charts, "lines", lambda title, *_, **__: titles.append(title) or "")
+    undrawn([run], workspace)
+    assert titles[0] == "Learning curves"
+    lines_of_file = (run / "metrics.csv").read_text().splitlines()
+    (run / "metrics.csv").write_text("\n".join(line for line in lines_of_file if not line.startswith("1,")) + "\n")
+    titles.clear()
+    undrawn([run], workspace)
+    assert titles[0] == "Recall by K"
+
+
+def test_only_runs_of_experiments_are_reproduced_as_single_runs(workspace: Path, tmp_path: Path) -> None:
+    """An experiment may be a multirun."""
+    prepared = workspace / "prepared" / "one"
+    run = write_run(tmp_path / "run", prepared, 1)
+    for stored, command in (
+        (["task=train", "pretrained.session=a.ckpt", "seed=1"], "seed=1"),
+        (["experiment=table2", "seed=1"], "hydra.mode=RUN experiment=table2 seed=1"),
+    ):
+        OmegaConf.save(OmegaConf.create(stored), run / ".hydra" / "overrides.yaml")
+        (loaded,), _ = load_runs([run], prepared)
+        assert loaded.command == f"python -m arnn_lightning {command}"
 
 
 def test_a_model_that_is_also_an_encoder_has_its_own_seconds(workspace: Path, tmp_path: Path) -> None:

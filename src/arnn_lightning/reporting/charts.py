@@ -3,7 +3,6 @@
 import io
 import math
 import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -194,7 +193,21 @@ def _wrap_label(name: str) -> str:
     if len(name) <= 18:
         return name
     lines = name.replace(": ", ":\n").replace(" (", "\n(").replace(", ", ",\n").split("\n")
-    return "\n".join(textwrap.fill(line, 26) for line in lines)
+    return "\n".join(_filled(line) for line in lines)
+
+
+def _filled(line: str, width: int = 26) -> str:
+    """A line broken where words, or the words of a key, end.
+
+    >>> _filled("an_encoder_with_a_long_name of=mine", width=16).split("\\n")
+    ['an_encoder_with_', 'a_long_name of=', 'mine']
+    """
+    filled = [""]
+    for piece in re.split(r"(?<=[ _.=/-])", line):
+        if filled[-1] and len(filled[-1] + piece.rstrip()) > width:
+            filled.append("")
+        filled[-1] += piece
+    return "\n".join(part.rstrip() for part in filled)
 
 
 def _figure(title: str, x_label: str, y_label: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:

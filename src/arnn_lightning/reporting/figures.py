@@ -84,7 +84,7 @@ def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup |
             spread = (values.mean(0), values.min(0), values.max(0))
             series.append(Series(variant.label, [e + 1 for e in epochs], *(line.tolist() for line in spread)))
     series = series[:MAX_SERIES]
-    if not series:
+    if max((len(line.x) for line in series), default=0) < 2:  # a point is no curve
         return None
     ticks = range(1, max(int(line.x[-1]) for line in series) + 1)
     y_label = f"validation {metric_label(monitor)}"

@@ -199,10 +199,12 @@ class Run:
 
     @property
     def command(self) -> str:
-        """Reproduces this run, with its parts trained again; hydra.mode=RUN, since an experiment may be a multirun."""
-        skipped = ("pretrained.", "hydra.", "resume=")
+        """Reproduces this run, with its parts trained again."""
+        skipped = ("pretrained.", "hydra.", "resume=", "task=")
         overrides = [override for override in self.overrides if not override.startswith(skipped)]
-        return f"python -m arnn_lightning hydra.mode=RUN {shlex.join(overrides)}".strip()
+        if any(override.startswith("experiment=") for override in overrides):  # it may be a multirun
+            overrides.insert(0, "hydra.mode=RUN")
+        return f"python -m arnn_lightning {shlex.join(overrides)}".strip()
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ from arnn_lightning.reporting.results_table import (
 from arnn_lightning.reporting.runs import Run, SkippedRun, flatten
 
 MAX_NAMED_RUNS = 3
-OUTSIDE_CONFIGURATION = ("seed", "paths.", "data.raw_dir", "logger.", "resume", "evaluation.groups", "search.", "task.")
+OUTSIDE_CONFIGURATION = (
+    *("seed", "paths.", "data.raw_dir", "logger.", "resume", "pretrained.", "evaluation.groups", "search.", "task."),
+)
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,11 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
         f"{main.section.label}, paired by prediction and seed, if both are on the same data. Models unaffected by the "
         "setting are omitted. p values are adjusted for all differences under the same setting (Holm)."
     )
+    if any(ASSIGNMENT in view.section.label for view in others):
+        caption += (
+            f" {ASSIGNMENT} is whose contexts a session gets: own (its user's), permuted (those of one other user, the "
+            "same in all sessions), per_session (those of another user in every session), unknown (none)."
+        )
     return Table(header, lines, caption, text_columns=(0, 1))
 
 
@@ -300,7 +307,17 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
         "executed it: an encoder may have been taken from another run. Resumed runs are left out, since their seconds "
         "cover only the last part."
     )
-    return {"figures": figures, "table": Table(["model", "runs", *stages, "all"], lines, caption)}
+    header = ["model", "runs", *map(_stage_title, stages), "total"]
+    return {"figures": figures, "table": Table(header, lines, caption)}
+
+
+def _stage_title(stage: str) -> str:
+    """
+    >>> _stage_title("test"), _stage_title("train_session")
+    ('test', 'train the session encoder')
+    """
+    action, _, role = stage.partition("_")
+    return f"{action} the {role} encoder" if role in ("session", "context") else stage
 
 
 def _configurations(name: str, group: Sequence[SectionView]) -> dict[str, Any]:
@@ -316,11 +333,19 @@ def _configurations(name: str, group: Sequence[SectionView]) -> dict[str, Any]:
     ]
     rows = []
     for key in differing_keys(configs):
-        runs_of: dict[str, list[Run]] = {}
+        by_model: dict[str, dict[str, list[Run]]] = {}  # the runs with each value
         for config, run in zip(configs, runs, strict=True):
-            runs_of.setdefault(config.get(key, "not set"), []).append(run)
-        by_count = sorted(runs_of.items(), key=lambda item: -len(item[1]))
-        rows.append((key, [(value, _names(having)) for value, having in by_count]))
+            of_model = by_model.setdefault(config["model.name"], {})
+            of_model.setdefault(config.get(key, "not set"), []).append(run)
+        if key.startswith("model."):  # that two models differ in it says nothing
+            by_model = {model: of_value for model, of_value in by_model.items() if len(of_value) > 1}
+        runs_of: dict[str, list[Run]] = {}
+        for of_value in by_model.values():
+            for value, having in of_value.items():
+                runs_of.setdefault(value, []).extend(having)
+        if runs_of:
+            by_count = sorted(runs_of.items(), key=lambda item: -len(item[1]))
+            rows.append((key, [(value, _names(having)) for value, having in by_count]))
     return {"name": name, "rows": rows, "seeds": ", ".join(dict.fromkeys(str(run.seed) for run in runs))}
 
 
