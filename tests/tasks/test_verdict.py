@@ -660,6 +660,8 @@ def test_a_larger_plan_names_what_limits_the_seeds() -> None:
         plan = make_plan(budget, costs, 4, True)
         more = extend_plan(plan, plan.n_seeds, budget, 0, costs, 4, True)
         enough = next((60 * int(text[7:-1]) for text in more.settings if text.startswith("budget=")), budget)
+        larger = make_plan(enough, costs, more.n_seeds, True)
+        assert plan.seconds + more.seconds == pytest.approx(larger.seconds)  # with what it adds to earlier seeds
         assert make_plan(enough, costs, max(4, more.n_seeds), True).n_seeds >= more.n_seeds > plan.n_seeds
         complete = make_plan(60 * int(more.complete_budget[:-1]), costs, 4, True)
         assert complete.holds_out_users

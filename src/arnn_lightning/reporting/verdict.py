@@ -190,7 +190,7 @@ def _captions(verdict: Mapping[str, Any]) -> dict[str, str]:
         "groups": (
             f"Gain in {metric} over the session model. These intervals are not corrected for the number of groups: of "
             "twenty groups without a gain, about one has an interval that excludes 0. A group of fewer than 10 users "
-            "has no interval."
+            "has no interval. Values of an attribute are in the order of their predictions, the rarest left out."
         ),
         "rule": (
             "Yes: the intervals of both gains, over the session model and over the same model with profiles of another "

@@ -217,7 +217,7 @@ class Extension(NamedTuple):
         n_seeds: of the larger verdict.
         settings: of its command line, those that differ: ``max_seeds``, ``budget``.
         limited_by: what the number of seeds was limited by, ``max_seeds`` or ``budget``.
-        seconds: of the additional seeds.
+        seconds: that it takes in addition.
         complete_budget: a budget that has time for held-out users and for tests without each attribute, too.
     """
 
@@ -240,12 +240,16 @@ def extend_plan(
         costs, max_seeds, lacks_new_users: as of ``make_plan``.
     """
     larger = 3 if n_seeds == 2 else 5 if n_seeds < 5 else 2 * n_seeds
-    seconds = (larger - n_seeds) * _per_seed(costs, plan.holds_out_users, plan.hides_attributes)
     totals = sorted(costs.counted + larger * _per_seed(costs, *added) for added in _additions(lacks_new_users))
     rounded = [60.0 * math.ceil(total / 60 + 1e-9) for total in totals]
     budgets = (enough for enough in (budget, *rounded) if enough >= budget)
     enough = next(enough for enough in budgets if make_plan(enough, costs, larger, lacks_new_users).n_seeds == larger)
-    enough = max(enough, spent + seconds)
+    planned = costs.counted + n_seeds * _per_seed(costs, plan.holds_out_users, plan.hides_attributes)
+    while True:  # a larger budget may add tests, of the finished seeds, too
+        seconds = make_plan(enough, costs, larger, lacks_new_users).seconds - planned
+        if spent + seconds <= enough:
+            break
+        enough = 60.0 * math.ceil((spent + seconds) / 60)
     settings = [f"max_seeds={larger}"] if larger > max_seeds else []
     settings += [f"budget={in_minutes(enough)}"] if enough > budget else []
     complete = costs.counted + max(min(3, max_seeds), n_seeds) * _per_seed(costs, lacks_new_users, True)

@@ -118,15 +118,17 @@ class Verdict:
         first = self._jobs(first_seed)
         of_seeds = [job for seed in self._all_seeds() for job in seed_jobs(self.folder, seed, True).values()]
         self.runs.require_comparable([*self.counted, *of_seeds])
-        log.info(
-            f"budget {format_duration(self.budget)}; measured first: non-neural models, {SESSION_MODEL} and "
-            f"{PROFILE_MODEL} with seed {first_seed}"
-        )
+        if not all(job.is_finished for job in (*self.counted, first["session"], first["own"])):
+            log.info(
+                f"budget {format_duration(self.budget)}; measured first: non-neural models, {SESSION_MODEL} and "
+                f"{PROFILE_MODEL} with seed {first_seed}"
+            )
         try:
             self.runs.execute(first["session"], FirstEpoch(self.budget))
             for job in (*self.counted, first["own"]):
                 self.runs.execute(job)
         except TooSlowError as error:
+            log.info(f"stopped after the first epoch of {SESSION_MODEL}: budget={self.config.budget} is too short")
             self._conclude([], float(error.args[0]))
             return
         costs = self.costs = measured_costs(self.counted, first, len(self.attributes))
