@@ -61,12 +61,16 @@ def run(config: DictConfig) -> None:
         else:
             stream.sink_parquet(temporary)
     unknown = request.unknown
+    of_profiles = (
+        ("users without a profile", unknown.users),
+        ("rows of users without a session", unknown.unmatched),
+        ("attributes in input, not used", unknown.columns),
+    )
+    ignored_rows = "".join(f"{title}: {len(rows):,}; " for title, rows in of_profiles if rows)
     Console(soft_wrap=True, markup=False).print(
         f"sessions: {n_sessions:,} ({unknown.no_click:,} without a known item); events of unknown items: "
         f"{len(unknown.items):,}; unknown attributes and values: {len(unknown.attributes) + len(unknown.values):,}; "
-        f"users without a profile: {len(unknown.users):,}; rows of users without a session: "
-        f"{len(unknown.unmatched):,}; attributes in input, not used: {len(unknown.columns):,}; "
-        f"{time.perf_counter() - started:.1f} s; {output}"
+        f"{ignored_rows}{time.perf_counter() - started:.1f} s; {output}"
     )
 
 
