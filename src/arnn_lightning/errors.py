@@ -14,6 +14,23 @@ class UserError(Exception):
     """
 
 
+class MissingColumnError(UserError):
+    """A file without a column.
+
+    Args:
+        file: as it is named in the message.
+        column: the one that is missing.
+        columns: those of the file.
+        hint: what follows the column in the message; None: the nearest of ``columns``.
+    """
+
+    def __init__(self, file: object, column: str, columns: Iterable[str], hint: str | None = None) -> None:
+        columns = [*columns]
+        hint = nearest(column, columns) if hint is None else hint
+        super().__init__(f"{file}: no column {column!r}{hint}; its columns: {', '.join(columns)}")
+        self.column = column
+
+
 def one_line(error: Exception) -> str | None:
     r"""The message of an error that a user can fix, in one line; None for any other.
 

@@ -27,6 +27,7 @@ from arnn_lightning.readers.tabular import TabularReader
 from helpers import compose_config
 
 NOON = int(datetime(2015, 11, 3, 12, 0, tzinfo=UTC).timestamp())
+USABLE = ("data.columns.user=uid", "data.columns.item=sku", "data.columns.time=ts")
 
 
 def reader(events: Any, *overrides: str) -> TabularReader:
@@ -99,6 +100,33 @@ def test_columns_are_named_by_the_config(log: Any) -> None:
     assert read(path, *names).events.rows() == [("u1", "a", NOON)]
     with pytest.raises(UserError, match=r"clicks\.csv: no column 'uids' \(did you mean .uid.\?\)"):
         read(path, "data.columns.user=uids", *names[1:])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "column", "key"),
+    [
+        ([], "user", r"user \(null: a log without users\)"),
+        (["data.columns.user=uid"], "item", "item"),
+        (["data.columns.user=uid", "data.columns.item=sku"], "time", "time"),
+        ([*USABLE, "data.columns.order=n"], "n", "order"),
+        (["data.session=given", *USABLE], "session", "session"),
+        ([*USABLE, "data.users=users.csv"], "uid", "user_in_users"),
+        ([*USABLE, "data.titles=users.csv"], "sku", "item_in_titles"),
+        ([*USABLE, "data.titles=users.csv", "data.columns.item_in_titles=id"], "title", "title"),
+        ([*USABLE, "data.contexts.single=[title]"], "title", None),
+        ([*USABLE, "data.where={session: [1]}"], "session", None),
+    ],
+)
+def test_the_setting_of_a_missing_column_is_named(
+    overrides: list[str], column: str, key: str | None, tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = log(f"uid,sku,ts\nu1,a,{NOON}\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "users.csv").write_text("id\na\n")
+    with pytest.raises(UserError) as error:
+        read(path, *overrides)
+    setting = "" if key is None else f"; if it has another name, set data.columns.{key}"
+    assert re.fullmatch(rf".*\.csv: no column '{column}'.*; its columns: \w+(, \w+)*{setting}", str(error.value))
 
 
 def test_several_files_and_globs_are_one_table(tmp_path: Path, log: Any) -> None:

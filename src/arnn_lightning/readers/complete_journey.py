@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.errors import MissingColumnError, UserError
 from arnn_lightning.readers.delimited import decompressed, file_format, file_rows, require_files
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 
@@ -99,8 +99,7 @@ def _read_parquet(path: Path, name: str, columns: Sequence[str]) -> pl.DataFrame
             available = table.collect_schema().names()
             for column in columns:
                 if column not in available:
-                    hint = nearest(column, available)
-                    raise UserError(f"{path}: no column {column!r}{hint}; its columns: {', '.join(available)}")
+                    raise MissingColumnError(path, column, available)
             return table.select(columns).collect()
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error

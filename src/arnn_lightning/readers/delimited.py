@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.errors import MissingColumnError, UserError, nearest
 
 DType = pl.DataType | type[pl.DataType]
 SEPARATORS = (",", ";", "\t", "|", "::")
@@ -538,4 +538,4 @@ def _column_index(path: Path, column: str, aliases: Sequence[str], header: Seque
     hint = nearest(column, unprefixed)
     if not hint and any(name.isdigit() for name in unprefixed):
         hint = " (is the first line a header? if not, set data.header)"
-    raise UserError(f"{path}: no column {column!r}{hint}; its columns: {', '.join(unprefixed)}")
+    raise MissingColumnError(path, column, unprefixed, hint)

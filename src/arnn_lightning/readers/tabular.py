@@ -4,13 +4,14 @@
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from arnn_lightning.errors import UserError
+from arnn_lightning.errors import MissingColumnError, UserError
 from arnn_lightning.readers.delimited import require_not_null
 from arnn_lightning.readers.schema import ITEM, SESSION, TITLE, USER, RawData
 from arnn_lightning.readers.tabular_events import EventTable, as_list
@@ -205,7 +206,8 @@ class TabularReader:
             UserError: a missing column, a missing or ambiguous id, an invalid or ambiguous time, or an attribute that
                 changes within a user; names file, column, row and value.
         """
-        log = self._event_table.read(self._files("events"))
+        with self._naming_settings("user", "item", "time", "order", *(["session"] if self.session == "given" else [])):
+            log = self._event_table.read(self._files("events"))
         users, row_location = log.users, dict[str, Callable[[int], str]]()
         if users is None:
             users, row_location["users"] = self._read_table(
@@ -230,6 +232,18 @@ class TabularReader:
             notes=log.notes,
         )
 
+    @contextmanager
+    def _naming_settings(self, *names: str) -> Iterator[None]:
+        """Adds the setting of a missing column to the error, if it is one of these keys of ``columns``."""
+        try:
+            yield
+        except MissingColumnError as error:
+            key = next((name for name in names if self.columns[name] == error.column), None)
+            if key is None:
+                raise
+            optional = " (null: a log without users)" if key == "user" else ""
+            raise UserError(f"{error}; if it has another name, set data.columns.{key}{optional}") from error
+
     def _read_table(
         self, table: str, id_name: str, id_key: str, attributes: Sequence[tuple[str, str, str]]
     ) -> tuple[pl.DataFrame, Callable[[int], str]]:
@@ -239,9 +253,11 @@ class TabularReader:
             UserError: a missing id.
         """
         id_column, files, table_format = str(self.columns[id_key]), self._files(table), self._format
+        named = [id_key, "title"] if table == "titles" else [id_key]
         parts = []
         for file in files:
-            frame = table_format.read(file, [id_column, *(column for _, column, _ in attributes)], [id_column])
+            with self._naming_settings(*named):
+                frame = table_format.read(file, [id_column, *(column for _, column, _ in attributes)], [id_column])
             require_not_null(frame, id_column, file, file.first_row)
             parts.append(
                 frame.select(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from arnn_lightning.errors import UserError, nearest
+from arnn_lightning.errors import MissingColumnError, UserError
 from arnn_lightning.readers.delimited import file_format, read_delimited
 from arnn_lightning.readers.schema import parse_dates, to_dates, with_decimal_point
 from arnn_lightning.readers.tabular_files import TableFile
@@ -54,8 +54,7 @@ class TableFormat:
                 available |= _fields(name, pl.col(name), dtype)
             for column in columns:
                 if column not in available:
-                    hint = nearest(column, available)
-                    raise UserError(f"{file}: no column {column!r}{hint}; its columns: {', '.join(available)}")
+                    raise MissingColumnError(file, column, available)
             frame = table.select(available[column].alias(column) for column in columns).collect()
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
