@@ -300,7 +300,7 @@ RULES = TRAINING_RULES | {
     "budget": text("a duration such as 90s, 15m or 2h", DURATION),
     "max_seeds": integer(2),
     "smallest_gain": PROBABILITY,
-    "counted": list_of(TEXT, "non-neural models, as in [pop,vsknn]"),
+    "non_neural": list_of(TEXT, "non-neural models, as in [pop,vsknn]"),
     "trials": integer(0),
     "workers": integer(1),
     "pruner": NULL,
@@ -407,7 +407,7 @@ READ_BY_TASK = {
     ),
     "verdict": (
         (
-            *("budget", "max_seeds", "smallest_gain", "counted", "data", "evaluation", "performance", "trainer"),
+            *("budget", "max_seeds", "smallest_gain", "non_neural", "data", "evaluation", "performance", "trainer"),
             *("paths", "seed", "logger", "published"),
         ),
         "task=verdict trains its models with their own settings",
@@ -458,7 +458,7 @@ def _has_no_validation(config: DictConfig, model: DictConfig) -> bool:
     return not config.data.split.val_days and not config.data.split.val_share
 
 
-def _is_counted(config: DictConfig, model: DictConfig) -> bool:
+def _has_no_optimizer(config: DictConfig, model: DictConfig) -> bool:
     return "optimizer" not in config.model and str(config.model._target_).startswith(OWN)
 
 
@@ -494,7 +494,9 @@ UNUSED = (
     ),
     Unused(r"performance\.cache_mb", where("model.freeze_encoders", False, "???"), "no encoder is frozen"),
     Unused(
-        r"checkpoint\..*|performance\.compile|trainer\.(precision|max_steps)", _is_counted, "the model has no optimizer"
+        r"checkpoint\..*|performance\.compile|trainer\.(precision|max_steps)",
+        _has_no_optimizer,
+        "the model has no optimizer",
     ),
     Unused(r"data\.gap", where("data.session", "day", "given"), "data.session is not gap"),
     Unused(r"data\.columns\.session", where("data.session", "day", "gap"), "data.session is not given"),

@@ -820,9 +820,7 @@ def test_held_out_users_are_the_only_ones_validated_and_tested(tmp_path: Path) -
     assert len(users["val"] & users["test"]) > 3
     users_of_log = {row.user for row in log}
     assert len(users["val"] | users["test"]) <= round(0.3 * len(users_of_log))
-    assert (
-        0 < step(prepared, "of held-out users after training")["events"] < step(everybody, "of popular items")["events"]
-    )
+    assert 0 < step(prepared, "after holding out users")["events"] < step(everybody, "of popular items")["events"]
     known = pl.read_parquet(prepared.folder / "contexts.parquet").filter(pl.col("attribute") == "country")
     train_users = pl.read_parquet(prepared.folder / "users.parquet").filter(pl.col("user").is_in(list(users["train"])))
     assert (

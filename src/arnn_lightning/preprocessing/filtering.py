@@ -156,7 +156,7 @@ def filter_events(
         events = filter_log.record("without immediate repeats", drop_repeats(events))
     if data["held_out_user_share"]:
         events = hold_out_users(events, data["held_out_user_share"], in_log)
-        filter_log.record("of held-out users after training", events)
+        filter_log.record("after holding out users", events)
     item_counts = {"log": log_item_counts, "window": filter_log.item_counts}  # window: without the rows dropped above
     is_popular = _popular_items(events, data["items"], item_counts)
     # Of the others, those that are known by their attributes have no training event: they can be recommended.

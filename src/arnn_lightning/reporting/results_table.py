@@ -53,8 +53,8 @@ def page_table(section: Section, rows: Sequence[Row], metrics: Sequence[str], co
         line += [gain_cell(row, reference, metric) for reference in references for metric in metrics]
         lines.append([*line, str(len(row.metrics[metrics[0]].by_seed))])
     caption = (
-        f"Below each figure is its {100 * confidence:g} % interval, after ± the standard deviation over seeds. "
-        "Differences are paired on the same predictions and seeds; their p values are adjusted for all differences of "
+        f"Below each figure is its {100 * confidence:g} % interval; the standard deviation over seeds follows ±. "
+        "Differences are paired on the same predictions and seeds; their p values are corrected for all differences of "
         "this table (Holm), and cannot be smaller than the number of resamples allows. The highest mean of a "
         "column is bold."
     )

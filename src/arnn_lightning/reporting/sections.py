@@ -43,6 +43,12 @@ from arnn_lightning.reporting.results_table import (
 from arnn_lightning.reporting.runs import Run, SkippedRun, flatten
 
 MAX_NAMED_RUNS = 3
+TIES = {
+    "conservative": "ties rank the target last",
+    "standard": "ties rank the target first",
+    "median": "ties rank the target in the middle",
+}
+
 OUTSIDE_CONFIGURATION = (
     *("seed", "paths.", "data.raw_dir", "logger.", "resume", "pretrained.", "evaluation.groups", "search.", "task."),
 )
@@ -84,6 +90,7 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
     html = environment.get_template("report.html.j2").render(
         names=", ".join(by_data),
         settings=settings,
+        ties=TIES[settings.ties],
         headlines=[headline for group in by_data.values() if (headline := _headline(group[0]))],
         skipped=skipped,
         data_sets=data_sets,
@@ -196,7 +203,7 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
     caption = (
         f"{settings.percent} intervals below. Minus the first setting: a model's result minus its result under "
         f"{main.section.label}, paired by prediction and seed, if both are on the same data. Models unaffected by the "
-        "setting are omitted. p values are adjusted for all differences under the same setting (Holm)."
+        "setting are omitted. p values are corrected for all differences under the same setting (Holm)."
     )
     if any(ASSIGNMENT in view.section.label for view in others):
         caption += (
@@ -263,11 +270,11 @@ def _first_items(view: SectionView) -> Table | None:
     if not lines:
         return None
     metric = metric_label(first["metric"])
-    header = ["model", "encoder of profiles", "sessions", f"{metric}, popularity", f"{metric}, profile", "listed"]
+    header = ["model", "context encoder", "sessions", f"{metric}, popularity", f"{metric}, profile", "list used"]
     caption = (
-        "On the first events of validation sessions whose user has a profile; means over the seeds. Before the first "
-        "click, the items for the user's profile are listed where their metric is higher, else the most popular items. "
-        "All other numbers on this page are of predictions after a click."
+        "On the first events of validation sessions whose user has a profile; means over the seeds. In each run, the "
+        "list with the higher metric is used before the first click: that for the user's profile, or the most popular "
+        "items. All other numbers on this page are of predictions after a click."
     )
     return Table(header, lines, caption, text_columns=(0, 1, 5))
 
@@ -289,7 +296,7 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
         values = {f"{name}: {label}": speed for (name, label), speed in speeds.items()}
         colors = [styles[label][0] for _, label in speeds]
         svg = charts.bars("Training", "events per second, inside training steps", values, colors)
-        caption = "The last stage of a model: the merging layer of an ARNN, not its encoders."
+        caption = "Speed of a model's last stage: for ARNN, that of the merging layer, not of its encoders."
         figures.append(Figure(Markup(svg), caption))
     stages = list(dict.fromkeys(stage for runs in timed.values() for run in runs for stage in run.metrics["seconds"]))
     lines = []
@@ -303,9 +310,9 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
             line.append(f"{np.mean(seconds):.1f}" if seconds else "")
         lines.append([*line, f"{np.mean([sum(run.metrics['seconds'].values()) for run in runs]):.1f}"])
     caption = (
-        "Seconds on the machine of each run, while its other processes ran. The mean of a stage is over the runs that "
-        "executed it: an encoder may have been taken from another run. Resumed runs are left out, since their seconds "
-        "cover only the last part."
+        "Wall-clock seconds on the machine of each run, which other processes may have used, too. The mean of a stage "
+        "is over the runs that executed it: an encoder may have been taken from another run. Resumed runs are left "
+        "out, since their seconds cover only the last part."
     )
     header = ["model", "runs", *map(_stage_title, stages), "total"]
     return {"figures": figures, "table": Table(header, lines, caption)}

@@ -38,7 +38,7 @@ GAINS = {
     "recognition": "of which by recognising the user",
     "content": "of which by the content of the profile",
     "new_users": "over the session model, for users without a training session",
-    "over_counted": "over the best non-neural model",
+    "over_non_neural": "over the best non-neural model",
 }
 GROUPS = {  # what they are by, and what their names mean
     "position": ("number of events before the recommendation", ""),
@@ -119,14 +119,14 @@ def _model_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     titles = dict.fromkeys(ARMS, profile) | {"session": verdict["session_model"]}
     titles["context"] = f"{verdict['context_model']}, the context encoder of {profile}"
     rows = [{"title": titles[arm], "profiles": ARMS[arm]} | row for arm, row in verdict["models"].items()]
-    for name, row in verdict["counted"].items():
+    for name, row in verdict["non_neural"].items():
         rows.append({"title": name, "profiles": ARMS["own" if row["uses_profiles"] else "session"]} | row)
     return rows
 
 
 def _gain_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The gains in the order of ``GAINS``: ``title``, ``adjusted_p_value``, ``outcome`` and their figures."""
-    titles = GAINS | {"over_counted": f"{GAINS['over_counted']}, {verdict['best_counted']}"}
+    titles = GAINS | {"over_non_neural": f"{GAINS['over_non_neural']}, {verdict['best_non_neural']}"}
     if verdict["new_users"] is not None and verdict["new_users"]["held_out"]:
         titles["new_users"] = "over the session model, for users held out of training"
     p_values = {name: claim["adjusted_p_value"] for name, claim in verdict["claims"].items()}
@@ -159,21 +159,22 @@ def _captions(verdict: Mapping[str, Any]) -> dict[str, str]:
     metric, profile, bootstrap = metric_label(verdict["metric"]), verdict["profile_model"], verdict["bootstrap"]
     test = verdict["splits"]["test"]
     n_predictions = sum(row["predictions"] for row in verdict["groups"]["position"])
-    trained = "without the days of validation and test"
+    trained = "without the validation and test days"
     tasks, seed = "`checkpoint` of task=recommend, task=serve and task=export", " (the best seed on validation)"
-    if verdict["deploy"]["counted"]:
-        tasks, seed = "`checkpoint` of task=recommend and task=serve (task=export takes trained models only)", ""
+    if verdict["deploy"]["non_neural"]:
+        tasks, seed = "`checkpoint` of task=recommend and task=serve (task=export takes neural models only)", ""
     return {
         "deploy": (
-            f"{verdict['deploy']['model']} is trained already, {trained}, in `{verdict['deploy']['trained']}`{seed}: "
-            f"use this folder as the {tasks}. To train it again, or on newer days (with data.split.test_days=1), run "
-            "this command; those of all runs are at the end:"
+            f"{verdict['deploy']['model']} has already been trained, {trained}, in `{verdict['deploy']['trained']}`"
+            f"{seed}: use this folder as the {tasks}. To train it again, run this command; add data.split.test_days=1 "
+            "to train on more recent days. The commands of all runs are at the end:"
         ),
         "gains": (
             f"Gain in {metric} of {profile} with the user's own profile. The first two gains decide. With the profile "
-            "of one other user, the same in all sessions, users can still be distinguished, but it contains no "
-            "information about them; with that of another user in every session, they cannot. Intervals are not "
-            f"corrected for multiple testing; the p values are, for {len(verdict['claims'])} comparisons (Holm)."
+            "of one other user, the same in all sessions, users can still be distinguished, but the profile contains "
+            "no information about them. With the profile of another user in every session, users cannot be "
+            "distinguished either. Intervals are not corrected for multiple testing; the p values are, for "
+            f"{len(verdict['claims'])} comparisons (Holm)."
         ),
         "models": (
             f"Test metrics, mean ± standard deviation over {len(verdict['seeds'])} seeds (non-neural models have no "
@@ -181,25 +182,24 @@ def _captions(verdict: Mapping[str, Any]) -> dict[str, str]:
             f"{test['sessions']:,} sessions of {test['users']:,} users, ranked among all items."
         ),
         "attributes": (
-            f"Loss in {metric} of {profile} if one attribute is set to unknown. The model is trained with unknown "
+            f"Decrease in {metric} of {profile} if one attribute is set to unknown. The model is trained with unknown "
             "attributes, too. Attributes with the same content can replace each other: removing one then costs little."
         ),
         "no_attributes": (
-            f"Not tested: the budget was too short; budget={verdict['more_seeds']['complete_budget']} is long enough."
+            f"Not tested: the budget was too small; budget={verdict['more_seeds']['complete_budget']} is large enough."
         ),
         "groups": (
             f"Gain in {metric} over the session model. These intervals are not corrected for the number of groups: of "
             "twenty groups without a gain, about one has an interval that excludes 0. A group of fewer than 10 users "
-            "has no interval. Values of an attribute are in the order of their predictions, the rarest left out."
+            "has no interval. Values of an attribute are sorted by number of predictions; the rarest are left out."
         ),
         "rule": (
-            "Yes: the intervals of both gains, over the session model and over the same model with profiles of another "
-            "user in every session, are above 0. No: one of the two intervals ends below "
-            f"{100 * verdict['smallest_gain']:g} % of the session model's {metric}, the smallest gain that matters "
-            f"(`smallest_gain`). Otherwise the answer is unclear. These are {format_confidence(verdict)} % intervals "
-            f"over {bootstrap['unit']}s (bootstrap, {bootstrap['resamples']:,} resamples) and seeds. The best "
-            "non-neural model and the model to deploy are chosen on validation, where small differences may be due "
-            f"to chance. The runs took {format_duration(verdict['seconds'])} of a budget of "
-            f"{format_duration(verdict['budget'])}."
+            "There are two gains: over the session model, and over the same model with profiles of another user in "
+            f"every session. No: one of their intervals ends below {100 * verdict['smallest_gain']:g} % of the session "
+            f"model's {metric}, the smallest gain that matters (`smallest_gain`). Otherwise, yes: both intervals are "
+            f"above 0. Otherwise, unclear. These are {format_confidence(verdict)} % intervals over "
+            f"{bootstrap['unit']}s (bootstrap, {bootstrap['resamples']:,} resamples) and seeds. The best non-neural "
+            "model and the model to deploy are chosen on validation, where small differences may be due to chance. The "
+            f"runs took {format_duration(verdict['seconds'])} of a budget of {format_duration(verdict['budget'])}."
         ),
     }

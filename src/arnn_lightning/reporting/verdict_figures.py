@@ -25,7 +25,7 @@ GAINS = {  # the model, and the one that it is compared with
     "content": ("own", "permuted"),
     "recognition": ("permuted", "per_session"),
 }
-CLAIMS = ("content", "recognition", "over_counted", "new_users")  # a family of tests: corrected for their number
+CLAIMS = ("content", "recognition", "over_non_neural", "new_users")  # a family of tests: corrected for their number
 
 
 def lacks_new_users(prepared: PreparedDataset) -> bool:
@@ -60,7 +60,7 @@ class VerdictFigures:
     def compute(
         self,
         models: Mapping[str, Sequence[EvaluationResult]],
-        counted: Mapping[str, EvaluationResult],
+        non_neural: Mapping[str, EvaluationResult],
         validation: Mapping[str, float],
         held_out: tuple[Sequence[EvaluationResult], Sequence[EvaluationResult]] | None,
         without_attribute: Iterable[tuple[str, Sequence[EvaluationResult]]],
@@ -70,7 +70,7 @@ class VerdictFigures:
         Args:
             models: S results each of ``session``, the model without profiles, and of the model with the user's
                 ``own``, ``permuted`` and ``per_session`` profiles; and of ``context``, its context encoder.
-            counted: the result of each non-neural model.
+            non_neural: the result of each non-neural model.
             validation: the validation metric of all of these but ``context``, a mean over seeds.
             held_out: S results of the models with and without profiles, for users held out of training; None where
                 the test split has enough new users.
@@ -79,9 +79,9 @@ class VerdictFigures:
         """
         own, session = models["own"], models["session"]
         values = paired_values(own, session, self.metric)
-        best = max(counted, key=validation.__getitem__)
+        best = max(non_neural, key=validation.__getitem__)
         gains = {name: self._gain(models[model], models[base]) for name, (model, base) in GAINS.items()}
-        gains["over_counted"] = self._gain(own, [counted[best]])
+        gains["over_non_neural"] = self._gain(own, [non_neural[best]])
         new_users, gain = self._new_users(*(held_out or (own, session)), held_out is not None)
         if gain is not None:
             gains["new_users"] = gain
@@ -90,8 +90,8 @@ class VerdictFigures:
             "helps": decide(gains["over_session"], gains["over_per_session"], self.smallest_gain),
             "smallest_gain_absolute": self.smallest_gain * gains["over_session"].base,
             "models": {name: self._model_row(results, validation.get(name)) for name, results in models.items()},
-            "counted": {name: self._model_row([result], validation[name]) for name, result in counted.items()},
-            "best_counted": best,
+            "non_neural": {name: self._model_row([result], validation[name]) for name, result in non_neural.items()},
+            "best_non_neural": best,
             "gains": {name: asdict(gain) | {"relative": gain.relative} for name, gain in gains.items()},
             "claims": check_claims(claims, self.bootstrap["confidence"]),
             "new_users": new_users,

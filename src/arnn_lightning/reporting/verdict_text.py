@@ -46,7 +46,7 @@ def format_confidence(verdict: Mapping[str, Any]) -> str:
 def answer(verdict: Mapping[str, Any]) -> str:
     """The answer in a sentence."""
     if not verdict["seeds"]:
-        return "Whether profiles help was not tested."
+        return "Profiles were not tested."
     if verdict["helps"] == "unclear":
         source = f"{len(verdict['seeds'])} seeds" if _is_limited_by_seeds(verdict) else "this amount of data"
         return f"Whether profiles help cannot be decided with {source}."
@@ -68,7 +68,7 @@ def summary(verdict: Mapping[str, Any]) -> list[str]:
     if not verdict["seeds"]:
         needed = verdict["seconds_needed"]
         return [
-            f"The budget of {format_duration(verdict['budget'])} is too short for two seeds of every model, which need "
+            f"The budget of {format_duration(verdict['budget'])} is too small for two seeds, which need "
             f"about {format_duration(needed)}.",
             f"Run the same command with budget={math.ceil(needed / 60)}m or more.",
         ]
@@ -107,16 +107,22 @@ def _is_limited_by_seeds(verdict: Mapping[str, Any]) -> bool:
     """Whether an interval is wide because of few trainings rather than few users."""
     n_seeds = len(verdict["seeds"])
     gains = [verdict["gains"][name] for name in ("over_session", "over_per_session")]
-    factor = stdtrit(n_seeds - 1, 0.975) / stdtrit(math.inf, 0.975)
+    factor = _upper_quantile(verdict, n_seeds - 1) / _upper_quantile(verdict, math.inf)
     return n_seeds == 2 or any(gain["low"] <= 0 and factor * gain["seed_error"] > gain["user_error"] for gain in gains)
 
 
 def _seeds_could_decide(verdict: Mapping[str, Any]) -> bool:
     """Whether the answer would be yes or no with the same means and any number of seeds."""
-    gains, z = [verdict["gains"][name] for name in ("over_session", "over_per_session")], stdtrit(math.inf, 0.975)
+    gains = [verdict["gains"][name] for name in ("over_session", "over_per_session")]
+    z = _upper_quantile(verdict, math.inf)
     is_yes = all(gain["mean"] > z * gain["user_error"] for gain in gains)
     is_no = any(gain["mean"] + z * gain["user_error"] < verdict["smallest_gain_absolute"] for gain in gains)
     return is_yes or is_no
+
+
+def _upper_quantile(verdict: Mapping[str, Any], degrees_of_freedom: float) -> float:
+    """Of Student's t distribution, for a two-sided interval."""
+    return float(stdtrit(degrees_of_freedom, (1 + verdict["bootstrap"]["confidence"]) / 2))
 
 
 def _gain(gain: Mapping[str, Any]) -> str:
@@ -146,7 +152,7 @@ def _size(verdict: Mapping[str, Any]) -> list[str]:
     return [
         f"{metric_label(metric)} is {verdict['models']['own']['mean'][metric]:.4f} with profiles ({profile}) and "
         f"{session['base']:.4f} without ({verdict['session_model']}): a difference of {signed(session['mean'])}"
-        f"{relative}, with a {format_confidence(verdict)} % interval over users and {len(verdict['seeds'])} seeds of "
+        f"{relative}, with a {format_confidence(verdict)} % interval (over users and {len(verdict['seeds'])} seeds) of "
         f"{format_interval(session)}.",
         f"Compared with another user's profile in every session, the gain is {_gain(control)}.",
         *conclusion,
@@ -157,14 +163,14 @@ def _remedy(verdict: Mapping[str, Any]) -> str:
     n_seeds, more = len(verdict["seeds"]), verdict["more_seeds"]
     if not _is_limited_by_seeds(verdict):
         return (
-            f"There are too few test users ({verdict['splits']['test']['users']:,}): use a longer log, or more "
-            "data.split.test_days, in another hydra.run.dir."
+            f"There are too few test users ({verdict['splits']['test']['users']:,}): use a longer log or a larger "
+            "data.split.test_days, with another hydra.run.dir."
         )
     if n_seeds > 2 and not _seeds_could_decide(verdict):  # gains over two seeds are too uncertain for this
         return (
             f"There are too few seeds ({n_seeds}) and too few test users ({verdict['splits']['test']['users']:,}): "
-            "with the gains measured so far, more seeds alone would not decide it. Use a longer log, or more "
-            "data.split.test_days, in another hydra.run.dir."
+            "with the gains measured so far, more seeds alone would not decide it. Use a longer log or a larger "
+            "data.split.test_days, with another hydra.run.dir."
         )
     limit = f"max_seeds={n_seeds}" if more["limited_by"] == "max_seeds" else "the budget"
     return (
@@ -200,7 +206,7 @@ def _source(verdict: Mapping[str, Any]) -> str:
         label = (
             "which is too little to matter"
             if is_too_small["content"]
-            else f"{outcome(verdict, 'content')}: any stable label of a user may do as well"
+            else f"{outcome(verdict, 'content')}: any stable label of a user may work just as well"
         )
         return (
             f"It comes from recognising the user: {permuted} gain {_mean(recognition)}, and the user's own "
@@ -248,14 +254,14 @@ def _attribute_advice(verdict: Mapping[str, Any]) -> list[str]:
     if outcome(verdict, "recognition") == "above 0" and outcome(verdict, "content") != "above 0":
         return [  # without an attribute, users are recognised less: a loss is no sign that its content is of use
             "Keep the existing profiles, but do not collect more: they have only been shown to identify users.",
-            "Any stable label of a user may do as well. The losses without single attributes do not show that their "
-            "content is of use.",
+            "Any stable label of a user may work just as well. That the metric falls without an attribute does not "
+            "show that its content is useful.",
         ]
     if not verdict["attributes"]:
         budget = verdict["more_seeds"]["complete_budget"]
         return [
             "Keep the profiles.",
-            f"Which attributes contribute to the gain was not tested; budget={budget} is enough to test it.",
+            f"Which attributes contribute to the gain was not tested; budget={budget} is large enough to test it.",
         ]
     smallest = verdict["smallest_gain_absolute"]
     groups: dict[str, list[str]] = {"keep": [], "drop": [], "open": []}
@@ -263,22 +269,25 @@ def _attribute_advice(verdict: Mapping[str, Any]) -> list[str]:
         kind = "drop" if row["high"] < smallest else "keep" if row["low"] > 0 else "open"
         groups[kind].append(row["attribute"])
     is_content = outcome(verdict, "content") == "above 0"
-    keep = "Keep {}, but do not collect more profiles until it is decided whether their content is of use."
+    keep = "Keep the {}, but do not collect more profiles until it is decided whether their content is useful."
     lines = {
-        "keep": "Keep and collect {}." if is_content else keep,
-        "drop": f"Attributes that can be dropped: {{}}; the loss without {{}} is below {smallest:.4f}, too small to "
-        "matter.",
-        "open": f"To be kept for now: {{}}; the interval of the loss without {{}} includes 0, but also losses of "
+        "keep": "Keep and collect the {}." if is_content else keep,
+        "drop": f"The {{}} can be dropped: the decrease without {{}} is below {smallest:.4f}, too small to matter.",
+        "open": f"Keep the {{}} for now: the interval of the decrease without {{}} includes 0, but also decreases of "
         f"{smallest:.4f} or more, which would matter.",
     }
-    advice = [
-        text.format(_joined(groups[kind]), "it" if len(groups[kind]) == 1 else "each")
-        for kind, text in lines.items()
-        if groups[kind]
-    ]
+    advice = [text.format(*_attributes_and_pronoun(groups[kind])) for kind, text in lines.items() if groups[kind]]
     if len(groups["drop"]) > 1:
         advice.append("Drop one at a time: attributes with the same content can replace each other.")
     return advice
+
+
+def _attributes_and_pronoun(names: Sequence[str]) -> tuple[str, str]:
+    """
+    >>> _attributes_and_pronoun(["age"]), _attributes_and_pronoun(["age", "region"])
+    (('attribute age', 'it'), ('attributes age and region', 'each'))
+    """
+    return ("attribute " if len(names) == 1 else "attributes ") + _joined(names), "it" if len(names) == 1 else "each"
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -295,7 +304,7 @@ def _new_users(verdict: Mapping[str, Any]) -> str:
         if verdict["holds_out_users"]:
             return f"{few}."
         budget = verdict["more_seeds"]["complete_budget"]
-        return f"{few}: the budget was too short to hold users out of training; budget={budget} is long enough."
+        return f"{few}: the budget was too small to hold users out of training; budget={budget} is large enough."
     new, gain, metric = verdict["new_users"], verdict["gains"]["new_users"], metric_label(verdict["metric"])
     who = "held out of training" if new["held_out"] else "without a training session"
     return (
@@ -313,19 +322,18 @@ def _chance(verdict: Mapping[str, Any], name: str) -> str:
 
 
 def _neighbours(verdict: Mapping[str, Any]) -> str:
-    gain, profile = verdict["gains"]["over_counted"], verdict["profile_model"]
+    gain, profile = verdict["gains"]["over_non_neural"], verdict["profile_model"]
     result = {
         "above 0": f"is worse than {profile}",
         "below 0": f"is better than {profile}",
         "not significant": f"does not differ significantly from {profile}",
     }.get(
-        outcome(verdict, "over_counted"),
-        f"differs from {profile}, whose gain is {_gain(gain)}{_chance(verdict, 'over_counted')}",
+        outcome(verdict, "over_non_neural"),
+        f"differs from {profile}, whose gain is {_gain(gain)}{_chance(verdict, 'over_non_neural')}",
     )
     metric = metric_label(verdict["metric"])
-    return (
-        f"{verdict['best_counted']}, the best non-neural model, has a test {metric} of {gain['base']:.4f} and {result}."
-    )
+    best = f"{verdict['best_non_neural']}, the best non-neural model,"
+    return f"{best} has a test {metric} of {gain['base']:.4f} and {result}."
 
 
 def deployment(verdict: Mapping[str, Any]) -> str:
@@ -348,7 +356,7 @@ def _other_leaders(verdict: Mapping[str, Any]) -> list[str]:
     rows = {profile: verdict["models"]["own"], verdict["session_model"]: verdict["models"]["session"]}
     if verdict["context_model"] is not None:
         rows[f"{verdict['context_model']}, the context encoder of {profile},"] = verdict["models"]["context"]
-    rows |= verdict["counted"]
+    rows |= verdict["non_neural"]
     metrics = sorted(verdict["models"]["own"]["mean"], key=lambda name: name != metric)
     leaders = {name: max(rows, key=lambda row: rows[row]["mean"][name]) for name in metrics}
     lines = []
@@ -362,7 +370,7 @@ def _other_leaders(verdict: Mapping[str, Any]) -> list[str]:
                 f"{leader} has the highest test {metric_label(name)} {figures}; the difference was not tested."
             )
             if is_context:
-                lines[-1] += " It is no candidate for deployment."
+                lines[-1] += " A context encoder alone is not a candidate for deployment."
     return lines
 
 
@@ -372,8 +380,8 @@ def _epochs(verdict: Mapping[str, Any]) -> list[str]:
         return []
     models = " and ".join(f"{row['model']} ({row['epochs']} epoch{'s' * (row['epochs'] > 1)})" for row in rising)
     remedy = (
-        "a larger trainer.max_epochs, in another hydra.run.dir"
+        "set a larger trainer.max_epochs and another hydra.run.dir"
         if rising[0]["is_capped"]
-        else "model.epochs, which only single runs can set"
+        else "set model.epochs, in single runs"
     )
     return [f"Most runs of {models} were best in their last epoch: longer training may change the answer ({remedy})."]

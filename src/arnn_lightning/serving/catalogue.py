@@ -121,7 +121,7 @@ class Catalogue:
         columns = {
             key.name: key.gather(np.repeat(np.arange(len(key)), is_listed_NK.sum(1))),
             ITEM_ID: items["id"],
-            "score": score_NK.numpy()[is_listed_NK].astype(np.float32),  # counted models have float64
+            "score": score_NK.numpy()[is_listed_NK].astype(np.float32),  # non-neural models have float64
             "rank": (is_listed_NK.cumsum(1))[is_listed_NK],
         }
         return pl.DataFrame(columns | ({"title": items["title"]} if "title" in items.columns else {}))

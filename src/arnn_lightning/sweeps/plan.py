@@ -104,9 +104,9 @@ def spent_seconds(folder: Path) -> dict[str, float]:
     return seconds
 
 
-def counted_jobs(folder: Path, models: Sequence[str], seed: int) -> list[Job]:
+def non_neural_jobs(folder: Path, models: Sequence[str], seed: int) -> list[Job]:
     """The runs of the non-neural models, in folders below ``folder``."""
-    return [Job(folder / f"counted-{model}", (f"model={model}",), seed, model) for model in dict.fromkeys(models)]
+    return [Job(folder / f"non_neural-{model}", (f"model={model}",), seed, model) for model in dict.fromkeys(models)]
 
 
 def seed_jobs(folder: Path, seed: int, holds_out_users: bool) -> dict[str, Job]:
@@ -126,9 +126,9 @@ def seed_jobs(folder: Path, seed: int, holds_out_users: bool) -> dict[str, Job]:
 
 
 class Costs(NamedTuple):
-    """Measured seconds: of all counted models, of one training of each model, and of tests without each attribute."""
+    """Measured seconds: of all non-neural models, of one training of each model, of tests without each attribute."""
 
-    counted: float
+    non_neural: float
     session: float
     profile: float
     attributes: float
@@ -150,16 +150,16 @@ class Plan(NamedTuple):
     seconds: float
 
 
-def measured_costs(counted: Sequence[Job], first: Mapping[str, Job], n_attributes: int) -> Costs:
+def measured_costs(non_neural: Sequence[Job], first: Mapping[str, Job], n_attributes: int) -> Costs:
     """The costs that finished runs have recorded.
 
     Args:
-        counted: the runs of the non-neural models.
+        non_neural: the runs of the non-neural models.
         first: the runs of the first seed, of which ``session`` and ``own`` are finished.
         n_attributes: number of attributes without each of which a model is tested.
     """
     test = float(first["own"].metrics()["seconds"]["test"])
-    seconds = sum(job.seconds for job in counted)
+    seconds = sum(job.seconds for job in non_neural)
     return Costs(seconds, first["session"].seconds, first["own"].seconds, test * n_attributes)
 
 
@@ -203,10 +203,10 @@ def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool
     for at_least in (min(3, max_seeds), 2):
         for holds_out, hides in _additions(lacks_new_users):
             per_seed = _per_seed(costs, holds_out, hides)
-            n_seeds = min(int((budget - costs.counted) / per_seed), max_seeds)
+            n_seeds = min(int((budget - costs.non_neural) / per_seed), max_seeds)
             if n_seeds >= at_least:
-                return Plan(n_seeds, holds_out, hides, costs.counted + n_seeds * per_seed)
-            smallest = costs.counted + 2 * per_seed
+                return Plan(n_seeds, holds_out, hides, costs.non_neural + n_seeds * per_seed)
+            smallest = costs.non_neural + 2 * per_seed
     return Plan(0, False, False, smallest)
 
 
@@ -240,11 +240,11 @@ def extend_plan(
         costs, max_seeds, lacks_new_users: as of ``make_plan``.
     """
     larger = 3 if n_seeds == 2 else 5 if n_seeds < 5 else 2 * n_seeds
-    totals = sorted(costs.counted + larger * _per_seed(costs, *added) for added in _additions(lacks_new_users))
+    totals = sorted(costs.non_neural + larger * _per_seed(costs, *added) for added in _additions(lacks_new_users))
     rounded = [60.0 * math.ceil(total / 60 + 1e-9) for total in totals]
     budgets = (enough for enough in (budget, *rounded) if enough >= budget)
     enough = next(enough for enough in budgets if make_plan(enough, costs, larger, lacks_new_users).n_seeds == larger)
-    planned = costs.counted + n_seeds * _per_seed(costs, plan.holds_out_users, plan.hides_attributes)
+    planned = costs.non_neural + n_seeds * _per_seed(costs, plan.holds_out_users, plan.hides_attributes)
     while True:  # a larger budget may add tests, of the finished seeds, too
         seconds = make_plan(enough, costs, larger, lacks_new_users).seconds - planned
         if spent + seconds <= enough:
@@ -252,7 +252,7 @@ def extend_plan(
         enough = 60.0 * math.ceil((spent + seconds) / 60)
     settings = [f"max_seeds={larger}"] if larger > max_seeds else []
     settings += [f"budget={in_minutes(enough)}"] if enough > budget else []
-    complete = costs.counted + max(min(3, max_seeds), n_seeds) * _per_seed(costs, lacks_new_users, True)
+    complete = costs.non_neural + max(min(3, max_seeds), n_seeds) * _per_seed(costs, lacks_new_users, True)
     return Extension(
         larger,
         tuple(settings),
@@ -283,7 +283,7 @@ def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int, three_se
     """
     measured = (
         f"measured: {SESSION_MODEL} {format_duration(costs.session)}, {PROFILE_MODEL} "
-        f"{format_duration(costs.profile)}, non-neural models {format_duration(costs.counted)}"
+        f"{format_duration(costs.profile)}, non-neural models {format_duration(costs.non_neural)}"
     )
     if not plan.n_seeds:
         return (

@@ -30,10 +30,10 @@ from arnn_lightning.sweeps.plan import (
     Job,
     Plan,
     TooSlowError,
-    counted_jobs,
     extend_plan,
     make_plan,
     measured_costs,
+    non_neural_jobs,
     plan_line,
     seconds_of,
     seed_jobs,
@@ -60,7 +60,7 @@ def run(config: DictConfig) -> None:
         raise UserError("evaluation.bootstrap.unit: task=verdict resamples users, who have profiles; leave it out")
     if HydraConfig.get().runtime.choices.get("experiment") is not None:
         raise UserError("experiment: is not supported with task=verdict, which sets the models; choose data=NAME")
-    require_counted(config.counted)
+    require_non_neural(config.non_neural)
     with task_folder(config) as folder:
         if has_record(folder):
             require_same_settings(config, folder, ("budget", "max_seeds", "smallest_gain"))
@@ -71,15 +71,15 @@ def run(config: DictConfig) -> None:
             raise
 
 
-def require_counted(models: Sequence[str]) -> None:
+def require_non_neural(models: Sequence[str]) -> None:
     """Raises UserError where one of the models does not exist, or is trained."""
     options = GlobalHydra.instance().config_loader().get_group_options("model")
     known = [name for name in options if not name.startswith("_")]
     for name in models:
         if name not in known:
-            raise UserError(f"counted={name}: no such model{nearest(name, known)}")
+            raise UserError(f"non_neural={name}: no such model{nearest(name, known)}")
         if "optimizer" in compose(f"model/{name}").model:
-            raise UserError(f"counted={name}: is trained; counted takes non-neural models, such as sr")
+            raise UserError(f"non_neural={name}: is trained; non_neural takes non-neural models, such as sr")
 
 
 class Verdict:
@@ -104,7 +104,7 @@ class Verdict:
             raise UserError(f"data={config.data.name} has no validation split: set data.split.val_days")
         self.runs = VerdictRuns(config, folder, self.prepared)
         self.budget = seconds_of(config.budget)
-        self.counted = counted_jobs(folder, config.counted, config.seed)
+        self.non_neural = non_neural_jobs(folder, config.non_neural, config.seed)
         self.plan, self.costs = Plan(0, False, False, 0.0), Costs(0.0, 0.0, 0.0, 0.0)
         self.lacks_new_users = lacks_new_users(self.prepared)
 
@@ -117,21 +117,21 @@ class Verdict:
         first_seed = self.config.seed
         first = self._jobs(first_seed)
         of_seeds = [job for seed in self._all_seeds() for job in seed_jobs(self.folder, seed, True).values()]
-        self.runs.require_comparable([*self.counted, *of_seeds])
-        if not all(job.is_finished for job in (*self.counted, first["session"], first["own"])):
+        self.runs.require_comparable([*self.non_neural, *of_seeds])
+        if not all(job.is_finished for job in (*self.non_neural, first["session"], first["own"])):
             log.info(
                 f"budget {format_duration(self.budget)}; measured first: non-neural models, {SESSION_MODEL} and "
                 f"{PROFILE_MODEL} with seed {first_seed}"
             )
         try:
             self.runs.execute(first["session"], FirstEpoch(self.budget))
-            for job in (*self.counted, first["own"]):
+            for job in (*self.non_neural, first["own"]):
                 self.runs.execute(job)
         except TooSlowError as error:
             log.info(f"stopped after the first epoch of {SESSION_MODEL}: budget={self.config.budget} is too short")
             self._conclude([], float(error.args[0]))
             return
-        costs = self.costs = measured_costs(self.counted, first, len(self.attributes))
+        costs = self.costs = measured_costs(self.non_neural, first, len(self.attributes))
         self.plan = make_plan(self.budget, costs, self.config.max_seeds, self.lacks_new_users)
         n_finished = sum(all(job.is_finished for job in self._jobs(seed).values()) for seed in self._all_seeds())
         if n_finished >= 2:  # with a larger budget, earlier
@@ -141,7 +141,7 @@ class Verdict:
         if not self.plan.n_seeds:
             self._conclude([], self.plan.seconds)
             return
-        per_seed = (self.plan.seconds - costs.counted) / self.plan.n_seeds / MARGIN
+        per_seed = (self.plan.seconds - costs.non_neural) / self.plan.n_seeds / MARGIN
         seeds: list[int] = []  # whose runs are complete
         for number, seed in enumerate(self._all_seeds()[: self.plan.n_seeds]):
             jobs = self._jobs(seed)
@@ -183,7 +183,7 @@ class Verdict:
         }
         if seeds:
             jobs = [self._jobs(seed) for seed in seeds]
-            results = VerdictResults(self.config, self.prepared, self.attributes, self.plan, self.counted, jobs)
+            results = VerdictResults(self.config, self.prepared, self.attributes, self.plan, self.non_neural, jobs)
             verdict |= results.figures(self.runs.given)
             verdict["more_seeds"] = self._extension(len(seeds), self.runs.seconds)._asdict()
         paragraph = write_verdict(verdict, self.folder)

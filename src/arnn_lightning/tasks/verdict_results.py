@@ -28,7 +28,7 @@ class VerdictResults:
         prepared: the data set of the runs.
         attributes: names of the user attributes that the models use.
         plan: what was trained and tested.
-        counted: the runs of the non-neural models.
+        non_neural: the runs of the non-neural models.
         jobs: of every seed, its runs by name.
     """
 
@@ -36,7 +36,7 @@ class VerdictResults:
     prepared: PreparedDataset
     attributes: Sequence[str]
     plan: Plan
-    counted: Sequence[Job]
+    non_neural: Sequence[Job]
     jobs: Sequence[Mapping[str, Job]]
 
     @property
@@ -52,11 +52,11 @@ class VerdictResults:
         models = {name: self._results(name) for name in names}
         if context is not None:
             models["context"] = [_read(context, folder, "context") for folder in folders]
-        counted = {job.description: _read(job.description, job.folder) for job in self.counted}
+        non_neural = {job.description: _read(job.description, job.folder) for job in self.non_neural}
         validation = {
             name: float(np.mean([self._validation(of_seed[name]) for of_seed in self.jobs])) for name in names
         }
-        validation |= {job.description: self._validation(job) for job in self.counted}
+        validation |= {job.description: self._validation(job) for job in self.non_neural}
         held_out = None
         if self.plan.holds_out_users:
             held_out = self._results("new_users"), self._results("new_users", "session")
@@ -68,10 +68,10 @@ class VerdictResults:
             bootstrap=to_container(self.config.evaluation.bootstrap),
             seed=self.config.seed,
             smallest_gain=self.config.smallest_gain,
-        ).compute(models, counted, validation, held_out, self._without_attribute())
-        for job in self.counted:
-            figures["counted"][job.description]["uses_profiles"] = uses_profiles(stored_config(job.folder).model)
-        jobs = [*self.counted, *(job for of_seed in self.jobs for job in of_seed.values())]
+        ).compute(models, non_neural, validation, held_out, self._without_attribute())
+        for job in self.non_neural:
+            figures["non_neural"][job.description]["uses_profiles"] = uses_profiles(stored_config(job.folder).model)
+        jobs = [*self.non_neural, *(job for of_seed in self.jobs for job in of_seed.values())]
         return figures | {
             "context_model": context,
             "holds_out_users": self.plan.holds_out_users,
@@ -113,18 +113,18 @@ class VerdictResults:
         """The model that is best on validation: where profiles help, of all, else of those without profiles."""
         helps = figures["helps"] == "yes"
         arm, trained = ("own", PROFILE_MODEL) if helps else ("session", SESSION_MODEL)
-        counted = {name: row["uses_profiles"] for name, row in figures["counted"].items()}
-        values = {trained: validation[arm]} | {name: validation[name] for name in counted if helps or not counted[name]}
+        others = {name: row["uses_profiles"] for name, row in figures["non_neural"].items()}
+        values = {trained: validation[arm]} | {name: validation[name] for name in others if helps or not others[name]}
         values = dict(sorted(values.items(), key=lambda item: -item[1]))
         model = next(iter(values))
-        candidates = [job for job in self.counted if job.description == model] or [
+        candidates = [job for job in self.non_neural if job.description == model] or [
             of_seed[arm] for of_seed in self.jobs
         ]
         job = max(candidates, key=self._validation)
         return {
             "model": model,
-            "counted": model in counted,
-            "uses_profiles": counted.get(model, helps),
+            "non_neural": model in others,
+            "uses_profiles": others.get(model, helps),
             "chosen_from": values,
             "command": job.command(given),
             "trained": os.path.relpath(job.folder),

@@ -26,7 +26,7 @@ from arnn_lightning.training.checkpoint import build_model, load_weights, read_c
 from arnn_lightning.training.stage import evaluate_model, run_settings
 
 log = logging.getLogger(__name__)
-TASK_KEYS = ("task", "budget", "max_seeds", "smallest_gain", "counted", "seed")
+TASK_KEYS = ("task", "budget", "max_seeds", "smallest_gain", "non_neural", "seed")
 
 
 class VerdictRuns:
