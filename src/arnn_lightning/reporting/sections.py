@@ -344,7 +344,7 @@ def _configurations(name: str, group: Sequence[SectionView]) -> dict[str, Any]:
         for config, run in zip(configs, runs, strict=True):
             of_model = by_model.setdefault(config["model.name"], {})
             of_model.setdefault(config.get(key, "not set"), []).append(run)
-        if key.startswith("model."):  # that two models differ in it says nothing
+        if key.startswith("model."):  # models have different settings anyway
             by_model = {model: of_value for model, of_value in by_model.items() if len(of_value) > 1}
         runs_of: dict[str, list[Run]] = {}
         for of_value in by_model.values():

@@ -125,7 +125,7 @@ class Measure:
 class JsonRoute(APIRoute):
     """A route with a body, whose valid requests skip FastAPI's resolution of parameters: a seventh of a request's time.
 
-    All others are handled by FastAPI, which says what is wrong with them.
+    All others are handled by FastAPI, whose errors state what is wrong with them.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -1,4 +1,4 @@
-"""What the process that has the model and the one that speaks HTTP send to each other."""
+"""The messages between the process that serves HTTP and the one that has the model."""
 
 import pickle
 from collections.abc import Sequence
