@@ -841,6 +841,8 @@ def test_stages_are_named_in_words(workspace: Path, tmp_path: Path) -> None:
 
 
 def test_whose_contexts_are_given_is_explained_where_it_is_a_setting(workspace: Path) -> None:
+    page = undrawn([*seed_runs(workspace), workspace / "per_session"], workspace).html.replace("<wbr>", "")
+    assert '<td class="text">assignment=per_session</td>' in page  # the label is short
     explained = "permuted (those of one other user, the same in all sessions)"
     assert explained in undrawn([*seed_runs(workspace), workspace / "per_session"], workspace).html
     assert explained not in undrawn(seed_runs(workspace), workspace).html

@@ -1,5 +1,6 @@
 """Comparable results: models on one data set under one setting, averaged over seeds only."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -152,6 +153,11 @@ class Section:
     @property
     def title(self) -> str:
         return f"{self.name} ({self.label})" if self.label else self.name
+
+    @property
+    def short_label(self) -> str:
+        """The label without the sections of the keys: ``n_attributes=2, devices=1``."""
+        return re.sub(r"[\w.]+\.(?=\w+=)", "", self.label)
 
     @property
     def data(self) -> DataSet | None:

@@ -195,7 +195,7 @@ def setting_charts(group: Sequence[SectionView]) -> Iterator[Figure]:
         )
         yield Figure(Markup(svg), f"Mean over seeds with {settings.percent} bands; small dots are single seeds.")
     controls = [
-        (view.section.label, row)
+        (view.section.short_label, row)
         for view in group
         if (row := view.main_model) is not None and view.section.settings.get(N_ATTRIBUTES) is None
     ]

@@ -193,7 +193,7 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
             if main_variant is not None and _same_ranks(row.variant, main_variant):
                 continue
             estimate = row.metrics[metric]
-            line: list[str | Cell] = [_short(view.section.label), row.variant.label]
+            line: list[str | Cell] = [view.section.short_label, row.variant.label]
             line.append(Cell(f"{estimate.mean:.4f}", subtext=format_interval(estimate, ".4f")))
             line += [gain_cell(row, reference, metric) for reference in references]
             line.append(_paired_to(main_variant, row.variant, main))
@@ -211,15 +211,6 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
             "same in all sessions), per_session (those of another user in every session), unknown (none)."
         )
     return Table(header, lines, caption, text_columns=(0, 1))
-
-
-def _short(label: str) -> str:
-    """A label of settings without the sections of their keys.
-
-    >>> _short("data.contexts.n_attributes=2, trainer.devices=1")
-    'n_attributes=2, devices=1'
-    """
-    return re.sub(r"[\w.]+\.(?=\w+=)", "", label)
 
 
 def _same_ranks(variant: Variant, main_variant: Variant) -> bool:
