@@ -3,7 +3,7 @@
     python experiments/fusions_table.py run FOLDER ENCODER [OVERRIDE ...]      # FOLDER: one per data set
     python experiments/fusions_table.py table FOLDER
 
-`run` trains, with the session encoder ENCODER (gru or sasrec): the encoder alone, ARNN on it (product) and the fusions
+`run` trains, with the session encoder ENCODER (gru or sasrec): the encoder alone, ARNN on it (arnn) and the fusions
 that it takes, for own, permuted and per-session contexts, and for own contexts with attributes of items; and on gru
 the encoder and ARNN for users held out of training, and for items that training does not have, by their attributes
 and by permuted ones. Seeds 1, 2, 3, three epochs, the best on validation kept. A finished run is not repeated.
@@ -32,7 +32,7 @@ ENCODERS = {
     "gru": ["gru4rec_strong"],
     "sasrec": ["sasrec", "hidden_size=64", "last_n_events=5", "blocks=1"],  # a step takes about as long as gru's
 }
-FUSIONS = {"product": "arnn_strong"} | {name: name for name in ("latent_cross", "init_state", "input_concat", "prefix")}
+FUSIONS = {"arnn": "arnn_strong"} | {name: name for name in ("latent_cross", "init_state", "input_concat", "prefix")}
 # sasrec has neither a hidden state nor an input beside the item; tokens in front of the session are for it alone.
 REFUSED = {"gru": ("prefix",), "sasrec": ("init_state", "input_concat")}
 SETTINGS = {  # the columns contexts and attributes of items of the table, and what they stand for
@@ -103,12 +103,12 @@ class Runs:
             within = [f"model={model}", f"model@model.session={self.model}"]
             within += [f"model.session.{setting}" for setting in self.settings]
             pretrained, context, settings = [self.session("own", 0)], [], [*CONTROLS, ATTRIBUTES]
-            if fusion == "product":
+            if fusion == "arnn":
                 settings += new
                 context = [f"model.context{key[5:]}" for key in self.overrides if key.startswith("model.")]
                 options = (*within, *context, *pretrained, "model.epochs=1")
                 rate = self.search(fusion, "model.context", *options, stage="context/")
-                searched = self.folder / f"search/product-context/{rate.rpartition('=')[2]}"
+                searched = self.folder / f"search/arnn-context/{rate.rpartition('=')[2]}"
                 pretrained.append(f"pretrained.context={searched / 'checkpoints' / 'context' / 'best.ckpt'}")
                 context += [rate, "model.context.epochs=3"]
             within.append(self.search(fusion, "model", *within, *pretrained))
