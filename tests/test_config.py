@@ -38,7 +38,7 @@ def error(*overrides: str) -> str:
 @pytest.mark.parametrize("many", ["hydra.mode=MULTIRUN", "task=tune", "task=verdict"])
 def test_many_runs_are_not_one_run_of_weights_and_biases(many: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    assert error(many, "logger=wandb").startswith("WANDB_RUN_ID: unset it, or choose logger=csv")
+    assert error(many, "logger=wandb").startswith("WANDB_RUN_ID: would merge all runs into one; unset it, or choose")
     assert error(many, "logger=csv") == error("logger=wandb") == ""
 
 
@@ -103,8 +103,8 @@ def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) 
         ("data.split.test_days=1.5", "an integer of at least 0"),
         ("data.window_days=0", "an integer of at least 1, or null"),
         ("data.gap=1x", "a duration such as 90s, 30m, 1h or 1d, or a number of seconds, or null"),
-        ("data.name=a/b", "letters, digits, _, . and - only, . not first, since it names folders"),
-        ("data.name=..", "letters, digits, _, . and - only, . not first, since it names folders"),
+        ("data.name=a/b", "letters, digits, _, . and -, and must not start with ., since it names folders"),
+        ("data.name=..", "letters, digits, _, . and -, and must not start with ., since it names folders"),
         ("data.timezone=[UTC]", "a time zone such as Europe/Berlin"),
         ("data.context_strength=3", "a number in [0, 1]"),
         ("data.generate.noise_rate=much", "a number of at least 0"),
@@ -193,7 +193,7 @@ def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> No
     ("overrides", "message"),
     [
         ("+trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0: must be an integer of at least 1"),
-        ("model.optimizer=adam", "model.optimizer=adam: must be a mapping; choose a config by model/optimizer=adam"),
+        ("model.optimizer=adam", "model.optimizer=adam: must be a mapping; choose a config with model/optimizer=adam"),
         ("evaluation.bootstrap=false", "evaluation.bootstrap=false: must be a mapping"),
         ("baselines=[]", "baselines=[]: must be a mapping; set its keys, as in baselines.KEY=VALUE; to leave out"),
         ("model.hidden_size", "model.hidden_size: must be KEY=VALUE"),
@@ -206,7 +206,7 @@ def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> No
             "model.optimizer.betas=[0.9]: must be a list",
         ),
         ("model=itemknn model.alpha=2", "model.alpha=2: must be a number in [0, 1]"),
-        ("trainer.devices=[0,1]", "trainer.devices=[0,1]: on a CPU, set their number, as in 1"),
+        ("trainer.devices=[0,1]", "trainer.devices=[0,1]: on a CPU, set a number of processes, such as 1"),
         ("trainer=ddp trainer.num_nodes=0", "trainer.num_nodes=0: must be an integer of at least 1"),
         (
             "trainer=ddp trainer.strategy.timeout_minutes=x",
@@ -239,12 +239,12 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
     [
         ("++seed=3", "+seed: leave out the +"),
         ("+trainer.callbacks=[]", "trainer.callbacks: cannot be set; add callbacks"),
-        ("+trainer.profiler=simple", "trainer.profiler=simple: its report goes to no file; name one, as in"),
+        ("+trainer.profiler=simple", "trainer.profiler=simple: its report would be in no file; name one, as in"),
         ("+trainer.gradient_clip_val=1", "trainer.gradient_clip_val: cannot be set; set model.clip_norm"),
         ("+trainer.limit_test_batches=1", "trainer.limit_test_batches: cannot be set; metrics need every prediction"),
         ("+trainer.limit_val_batches=0", "trainer.limit_val_batches: cannot be set; metrics need every prediction"),
         ("+trainer.plugins=foo", "trainer.plugins: cannot be set; the package has its own"),
-        ("+trainer.sync_batchnorm=true", "trainer.sync_batchnorm: cannot be set; batch norms have"),
+        ("+trainer.sync_batchnorm=true", "trainer.sync_batchnorm: cannot be set; batch norms already use"),
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: cannot be set; set trainer.max_epochs=1"),
         ("+trainer.overfit_batches=1", "trainer.overfit_batches: cannot be set; set +trainer.limit_train_batches=1"),
         ("model=gru4rek", 'no model gru4rek (did you mean "gru4rec"?)'),
@@ -253,9 +253,15 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
         ("~baselines", "baselines is required; to leave out baselines, remove each, as in ~baselines.pop"),
         ("~performance.threads", "~performance.threads: is required"),
         ("hydra/launcher=nowhere", "no hydra/launcher nowhere"),
-        ("hydra/job_logging=stdout", "hydra/job_logging=stdout: has no log file; choose default, and for the console"),
+        (
+            "hydra/job_logging=stdout",
+            "hydra/job_logging=stdout: has no log file; choose default (to log to the console",
+        ),
         ("hydra.output_subdir=.hydra", "hydra.output_subdir=.hydra: cannot be set"),
-        ("hydra.job.chdir=true", "hydra.job.chdir=true: cannot be set; relative paths are of the current folder"),
+        (
+            "hydra.job.chdir=true",
+            "hydra.job.chdir=true: cannot be set; relative paths refer to the folder of the command",
+        ),
         ("model=gru4rec pretrained.session=a.ckpt", "pretrained.session=a.ckpt: model gru4rec has no session encoder"),
         ("model=null", "a config group cannot be null"),
         ("model/loss=null", "a config group cannot be null"),
@@ -265,7 +271,7 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
             "model@model.sesion=gru4rec",
             "Could not override 'model@model.sesion'. Did you mean to override one of model,",
         ),
-        ("~data", "data is required; choose one by data=NAME"),
+        ("~data", "data is required; choose one with data=NAME"),
         ("~seed", "seed is required"),
         ("~task", "task is required"),
         ("~model.hidden_size", "~model.hidden_size: is required"),
@@ -275,7 +281,7 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
         ("model.scheduler={T_max:3}", "model.scheduler: needs a _target_"),
         ("model.scheduler={_target_:torch.optim.lr_scheduler.StepLR}", "model.scheduler: needs _partial_: true"),
         ("+callbacks.x=1", "callbacks.x: needs a _target_"),
-        ("checkpoint=a.ckpt", "checkpoint=a.ckpt: is a key of task=evaluate"),
+        ("checkpoint=a.ckpt", "checkpoint=a.ckpt: task=train reads none"),
         ("model.name=a=b", "model.name=a=b: the value cannot be parsed; quote special characters"),
         ("model.clip_norm=choice(null,1.0)", "model.clip_norm=choice(null,1.0): choice takes no null; list the values"),
         ("task=prepare data=synthetc", 'no data synthetc (did you mean "synthetic"?)'),
@@ -320,18 +326,18 @@ def test_a_zone_that_polars_does_not_know_is_refused(zone: str) -> None:
 def test_a_key_of_version_0_1_0_names_the_new_one(old: str) -> None:
     task = {"schema": ["task=generate", "output=x"]}.get(old.partition(".")[0], [])
     assert error(*task, f"{'' if old.startswith('logger') else '++'}{old}=1").startswith(
-        f"no key {old}; it is {RENAMED[old]} now"
+        f"no key {old}; it is now {RENAMED[old]}"
     )
 
 
 def test_a_renamed_key_of_an_encoder_names_the_encoders_key() -> None:
-    assert error("model.session.lanes=3") == "no key model.session.lanes; it is model.session.batch_size now"
+    assert error("model.session.lanes=3") == "no key model.session.lanes; it is now model.session.batch_size"
     assert error("model/los=top1") == "no key model/los; did you mean model/loss?"
-    assert error("data.generate.stray=.1") == "no key data.generate.stray; it is data.generate.noise_rate now"
+    assert error("data.generate.stray=.1") == "no key data.generate.stray; it is now data.generate.noise_rate"
 
 
 NO_EFFECT = [
-    ("model.dims.n_items=3", "it is measured from the data"),
+    ("model.dims.n_items=3", "it is derived from the data"),
     ("model=gru4rec ~tuned@model model.sample_alpha=0.5", "n_sample is 0"),
     ("model=gru4rec model/loss=cross_entropy_full model.n_sample=3", "the loss scores all items"),
     ("model=gru4rec model/loss=cross_entropy_full model.loss.accidental_hits=keep", "the loss scores all items"),

@@ -44,7 +44,7 @@ HYDRA_ERRORS = ("Only one of --", "The --resolve flag", "No completion plugin", 
 HELP = """\
 arnn: does knowing who a visitor is improve the next recommendation of a session?
 
-Trains ARNN and what it is compared with (GRU4REC, PNN, POP, ItemKNN, SR, VSKNN) and reports Recall, MRR and their
+Trains ARNN and the models it is compared with (GRU4REC, PNN, POP, ItemKNN, SR, VSKNN) and reports Recall, MRR and their
 confidence intervals. Everything is a setting: KEY=VALUE for a value, GROUP=NAME for a config of a group.
 
   arnn                                      train ARNN and its baselines on simulated data
@@ -107,7 +107,7 @@ def check(config: DictConfig, job: Any) -> list[str]:
     has_many_runs = job.mode is RunMode.MULTIRUN or job.runtime.choices["task"] in ("tune", "verdict")
     loggers = [str(logger.get("_target_")) for logger in config.logger.values()]
     if "WANDB_RUN_ID" in os.environ and has_many_runs and any(target.endswith("WandbLogger") for target in loggers):
-        raise UserError("WANDB_RUN_ID: unset it, or choose logger=csv: it would merge all runs into one")
+        raise UserError("WANDB_RUN_ID: would merge all runs into one; unset it, or choose logger=csv")
     for key in config:
         is_replaced = key == "checkpoint" and config.get("lists") is not None  # of task=evaluate
         if OmegaConf.is_missing(config, key) and not is_replaced:
@@ -130,14 +130,16 @@ def check(config: DictConfig, job: Any) -> list[str]:
 def _check_hydra(job: Any) -> None:
     """Raises UserError for what the package needs of Hydra."""
     if job.output_subdir is not None:
-        raise UserError(f"hydra.output_subdir={job.output_subdir}: cannot be set; a run's settings are in its .hydra")
+        raise UserError(
+            f"hydra.output_subdir={job.output_subdir}: cannot be set; a run's settings must be in its .hydra"
+        )
     if job.job.chdir:
-        raise UserError("hydra.job.chdir=true: cannot be set; relative paths are of the current folder")
+        raise UserError("hydra.job.chdir=true: cannot be set; relative paths refer to the folder of the command")
     log_file = OmegaConf.select(job, "job_logging.handlers.file")
     if log_file is not None and "class" not in log_file:  # but what config.yaml adds to Hydra's
         raise UserError(
-            f"hydra/job_logging={job.runtime.choices['hydra/job_logging']}: has no log file; choose default, "
-            "and for the console alone hydra.job_logging.root.handlers=[console]"
+            f"hydra/job_logging={job.runtime.choices['hydra/job_logging']}: has no log file; choose default "
+            "(to log to the console only, add hydra.job_logging.root.handlers=[console])"
         )
 
 
@@ -322,7 +324,7 @@ def composition_error(error: Exception) -> str | None:
         if present := re.match(r"Could not append to config\. An item is already at '([^']+)'", message):
             return f"+{present[1]}: leave out the +"
         if required := re.match(r"Error resolving interpolation '\$\{(\w+)\}'", message):
-            return f"{required[1]} is required; choose one by {required[1]}=NAME"
+            return f"{required[1]} is required; choose one with {required[1]}=NAME"
         return message.replace("No match in the defaults list.", "The chosen configs have no such group.")
     if isinstance(error, ValueError) and str(error).startswith(HYDRA_ERRORS):
         return " ".join(str(error).split())

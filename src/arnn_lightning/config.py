@@ -202,7 +202,9 @@ RULES = TRAINING_RULES | {
     "model.loss.logq": UNIT_INTERVAL,
     "model.loss.bpreg": NOT_NEGATIVE,
     # data
-    "data.name": text("letters, digits, _, . and - only, . not first, since it names folders", r"[\w-][\w.-]*"),
+    "data.name": text(
+        "letters, digits, _, . and -, and must not start with ., since it names folders", r"[\w-][\w.-]*"
+    ),
     "data.note": either(TEXT, NULL),
     "data.raw_dir": either(TEXT, NULL),
     "data.events": PATHS,
@@ -381,20 +383,20 @@ REQUIRED = (
 # Arguments of Lightning's Trainer that the project sets itself, and where to set them instead.
 RESERVED = {
     "callbacks": "add callbacks, as in '+callbacks.stop={_target_: mymodule.Stop}'",
-    "logger": "choose one by logger=csv, or add one, as in '+logger.x={_target_: mymodule.Logger}'",
+    "logger": "choose one with logger=csv, or add one, as in '+logger.x={_target_: mymodule.Logger}'",
     "default_root_dir": "set hydra.run.dir",
     "enable_checkpointing": "checkpoints are always saved",
     "enable_progress_bar": "the bar is shown on terminals only",
     "gradient_clip_val": "set model.clip_norm",
     "accumulate_grad_batches": "set model.batch_size",
-    "limit_val_batches": "metrics need every prediction; validate less often by +trainer.check_val_every_n_epoch=2",
+    "limit_val_batches": "metrics need every prediction; validate less often with +trainer.check_val_every_n_epoch=2",
     "limit_test_batches": "metrics need every prediction",
     "fast_dev_run": "set trainer.max_epochs=1 and +trainer.limit_train_batches=1",
     "overfit_batches": "set +trainer.limit_train_batches=1",
     "barebones": "a run must log its metrics",
     "plugins": "the package has its own; trainer.precision sets the precision",
     "gradient_clip_algorithm": "model.clip_norm clips by the norm",
-    "sync_batchnorm": "batch norms have the statistics of all devices",
+    "sync_batchnorm": "batch norms already use the statistics of all devices",
     "limit_predict_batches": "recommendations are made by task=recommend",
 }
 # Where a task does not read every setting: the sections that it reads, and why the others have no effect.
@@ -463,7 +465,7 @@ def _has_no_optimizer(config: DictConfig, model: DictConfig) -> bool:
 
 
 UNUSED = (
-    Unused(r"model\.dims\..*", lambda *_: True, "it is measured from the data"),
+    Unused(r"model\.dims\..*", lambda *_: True, "it is derived from the data"),
     Unused(r"model\.sample_alpha", where(".n_sample", 0), "n_sample is 0"),
     Unused(
         r"model\.(n_sample|sample_alpha|negatives|loss\.accidental_hits)",
@@ -485,12 +487,12 @@ UNUSED = (
     Unused(
         r"model\.(patience|clip_norm|scheduler|scheduler_interval|optimizer\..*|loss\..*)",
         _is_pretrained,
-        "this encoder is pretrained, not trained",
+        "this encoder is pretrained, not trained in this run",
     ),
     Unused(  # a fusion is trained with those of its session encoder, unless it has others
         r"model\.(batch_size|epochs)",
         lambda config, model: _is_pretrained(config, model) and "fusion" not in config.model,
-        "this encoder is pretrained, not trained",
+        "this encoder is pretrained, not trained in this run",
     ),
     Unused(r"performance\.cache_mb", where("model.freeze_encoders", False, "???"), "no encoder is frozen"),
     Unused(
@@ -634,7 +636,7 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
             raise UserError(f"{key}: needs _partial_: true, since the optimizer is added to its arguments")
     if str(config.task._target_).startswith(f"{OWN}tasks.train.") and isinstance(config.checkpoint, str):
         raise UserError(
-            f"checkpoint={config.checkpoint}: is a key of task=evaluate; encoders are set by pretrained.session"
+            f"checkpoint={config.checkpoint}: task=train reads none; for a trained encoder set pretrained.session"
         )
     data: Any = OmegaConf.to_container(config.data, resolve=False)
     for path in (data.get(table) for table in ("events", "users", "titles")):
@@ -642,7 +644,9 @@ def check_settings(config: DictConfig, overrides: Sequence[str], groups: Iterabl
             raise UserError(f"data.raw_dir=null: must be the folder of {Path(path).name}, {config.data.source}")
     devices = config.trainer.get("devices")
     if config.trainer.get("accelerator") == "cpu" and OmegaConf.is_list(devices):
-        raise UserError(f"trainer.devices=[{','.join(map(str, devices))}]: on a CPU, set their number, as in 1")
+        raise UserError(
+            f"trainer.devices=[{','.join(map(str, devices))}]: on a CPU, set a number of processes, such as 1"
+        )
     for role, path in config.pretrained.items():
         if path is not None and role not in config.model:
             raise UserError(f"pretrained.{role}={path}: model {config.model.get('name')} has no {role} encoder")
@@ -719,7 +723,7 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     >>> print(no_key("model.session.lr", config))
     no key model.session.lr; did you mean model.session.optimizer.lr?
     >>> print(no_key("model.session.lanes", config))
-    no key model.session.lanes; it is model.session.batch_size now
+    no key model.session.lanes; it is now model.session.batch_size
 
     Args:
         key: the key.
@@ -733,7 +737,7 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
 
     new = RENAMED.get(canonical(key))
     if new is not None:
-        return UserError(f"no key {key}; it is {in_section(new) if new.startswith(f'{section}.') else new} now")
+        return UserError(f"no key {key}; it is now {in_section(new) if new.startswith(f'{section}.') else new}")
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     siblings = {str(sibling) for sibling in (*(node or ()), *known) if sibling != name}
@@ -876,7 +880,7 @@ def _wrong_value(key: str, value: Any, rule: Rule) -> UserError:
 def _not_a_setting(config: DictConfig, key: str, name: str, value: Any) -> UserError:
     if any(rule.startswith(f"{name}.") for rule in (*RULES, *FREE)) or name in FREE:
         choose = (
-            f"choose a config by {key.replace('.', '/')}={value}" if name in ("model.optimizer", "model.loss") else ""
+            f"choose a config with {key.replace('.', '/')}={value}" if name in ("model.optimizer", "model.loss") else ""
         )
         return UserError(f"{key}={_show(value)}: must be a mapping; {choose or f'set its keys, as in {key}.KEY=VALUE'}")
     return no_key(key, config)
@@ -923,7 +927,7 @@ def _check_trainer_key(key: str, config: DictConfig) -> None:
         advice = (
             "'+trainer.profiler={_target_: pytorch_lightning.profilers.SimpleProfiler, dirpath: ., filename: profile}'"
         )
-        raise UserError(f"{key}={value}: its report goes to no file; name one, as in {advice}")
+        raise UserError(f"{key}={value}: its report would be in no file; name one, as in {advice}")
     if config.trainer.get("_target_") == "pytorch_lightning.Trainer":
         # Read, not imported: a mistake costs no import of torch.
         (package,) = getattr(find_spec("pytorch_lightning"), "submodule_search_locations", None) or ("",)

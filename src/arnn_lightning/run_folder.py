@@ -45,7 +45,9 @@ MAY_DIFFER = (
     *(f"data.{key}" for key in ("raw_dir", "events", "users", "titles")),
     *(f"data.reader.{key}" for key in ("raw_dir", "events", "users", "titles")),
 )
-INSTEAD = {"checkpoint.users": "; an export (task=export) contains no users"}  # of a setting that must be equal
+INSTEAD = {
+    "checkpoint.users": "; to share the model without users, export it (task=export)"
+}  # of a setting that must be equal
 MAY_GROW = re.compile(r"model(\.\w+)*\.epochs|trainer\.max_epochs")
 _multirun_lock: FileLock | None = None  # of this process, until it ends
 _new_folders: list[Path] = []  # that did not exist when this process started, the innermost first

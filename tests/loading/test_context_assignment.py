@@ -123,7 +123,7 @@ def test_E28_unknown_has_the_events_of_dropped_attributes(tmp_path: Path) -> Non
     [
         (
             "seed=1",
-            "attributes that are unknown in test events but in no training event: country 40.0%, tags 60.0%",
+            "attributes that are unknown in some test events but in no training event: country 40.0%, tags 60.0%",
         ),
         ("model.attribute_dropout=0.1", None),  # trained
         ("data.contexts.dropout=0.1", None),

@@ -1267,7 +1267,9 @@ def test_an_attribute_is_marked_where_most_are_unknown(unknown: int, marked: boo
 @pytest.mark.parametrize(("owner", "section"), [("user", "data.contexts"), ("item", "data.item_contexts")])
 def test_an_attribute_like_an_id_names_the_setting_of_its_owner(owner: str, section: str) -> None:
     profile = {"name": "price", "kind": "single", "categories": 20, "known": 20, "unknown": 0}
-    assert attribute_remarks([profile], owner)["price"].endswith(f"numbers and dates: {section}.numeric")
+    assert attribute_remarks([profile], owner)["price"].endswith(
+        f"is it an id? Numbers and dates belong in {section}.numeric"
+    )
     assert bool(attribute_remarks([profile | {"name": "user"}], owner)) == (owner == "item")
 
 

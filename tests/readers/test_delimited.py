@@ -237,7 +237,7 @@ def test_a_damaged_archive_of_other_files_is_ignored(tmp_path: Path) -> None:
 
 def test_a_parquet_file_where_text_is_expected_is_one_line(file: Path) -> None:
     pl.DataFrame({"user_id": [1], "name": ["a"]}).write_parquet(file)
-    with pytest.raises(UserError, match=r"log\.csv: a parquet file; here it must be text"):
+    with pytest.raises(UserError, match=r"log\.csv: is a parquet file; this file must be text"):
         read_delimited(file, COLUMNS, separator=",")
 
 

@@ -148,7 +148,7 @@ def test_unix_times_that_are_not_all_dates_are_unix_times() -> None:
 @pytest.mark.parametrize(
     ("values", "dtype", "words"),
     [
-        (["20151103"], None, r"'20151103' is ambiguous: could be a date \(Ymd\).*data\.time_format, as '%Y%m%d'"),
+        (["20151103"], None, r"'20151103' is ambiguous: could be a date \(Ymd\).*data\.time_format, such as '%Y%m%d'"),
         ([201511031705], None, r"201511031705 is ambiguous: could be a date \(YmdHM\).*'%Y%m%d%H%M'"),
         (["20151103170509"], None, r"is ambiguous: could be a date \(YmdHMS\).*'%Y%m%d%H%M%S'"),
         ([2015110317], None, r"is ambiguous: could be a date \(YmdH\)"),
@@ -158,7 +158,7 @@ def test_unix_times_that_are_not_all_dates_are_unix_times() -> None:
             None,
             r"could be \.NET ticks of 2015-11-03, not unix nanoseconds; .*data\.time_unit=ns",
         ),
-        (["20151103T120000Z"], None, r"set data\.time_format, as '%Y%m%dT%H%M%SZ'"),
+        (["20151103T120000Z"], None, r"set data\.time_format, such as '%Y%m%dT%H%M%SZ'"),
         ([42311.71, 42312.0], None, r"42311\.71 is ambiguous: could be an Excel serial date.*time_unit"),
         (["42311.71"], None, r"could be an Excel serial date"),
         ([NOON], pl.Float32, r"a 32-bit float, which cannot represent the seconds"),

@@ -104,7 +104,7 @@ def test_log_table_marks_what_looks_wrong() -> None:
 
 
 def test_log_table_names_a_time_window_where_there_is_one() -> None:
-    note = "sessions, times and items are those of the time window"
+    note = "counts of sessions, times and items cover the time window only"
     assert note in render(log_table(LOG, {}))
     assert note not in render(log_table(LOG | {"log_events": LOG["events"]}, {}))
 

@@ -418,7 +418,7 @@ def test_an_address_that_cannot_be_served_is_refused_before_loading(
     assert arnn_here([*arguments, "host=no-such-host.invalid", "public=true"], monkeypatch) == 2
     assert capsys.readouterr().err.startswith("error: host=no-such-host.invalid port=8000: ")
     for host in ("a..b", "a" * 64 + ".org"):
-        with pytest.raises(UserError, match=rf"^host={host} port=1: not a name of a host; choose another host"):
+        with pytest.raises(UserError, match=rf"^host={host} port=1: not a valid host name; choose another host"):
             check_address(host, 1)
     check_address("127.0.0.1", port)  # free again
     check_address("localhost", port)

@@ -441,7 +441,9 @@ def test_mistyped_users_are_counted_and_named(
     assert (others.users, others.unmatched) == ([], [-6, -7])  # a table of all users is the usual case
     with pytest.warns(UserWarning, match=r"^ignored: users without a profile \(1\), such as -5$"):
         with_profiles.recommend(mistyped, on_unknown="raise")  # may be a new visitor
-    with pytest.warns(UserWarning, match=r"such as -5; all 2 rows of users: no session has their ids, such as -6$"):
+    with pytest.warns(
+        UserWarning, match=r"such as -5; all 2 rows of users, since no session has their ids, such as -6$"
+    ):
         with_profiles.recommend(mistyped, users.tail(2), on_unknown="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

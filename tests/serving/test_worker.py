@@ -1,4 +1,4 @@
-"""The process of the model: what is asked there is answered here."""
+"""The model process: its answers to requests."""
 
 import asyncio
 import logging
@@ -160,7 +160,7 @@ def test_the_service_ends_with_the_process_of_the_model(
     monkeypatch.setattr(os, "_exit", codes.append)
     asyncio.run(asyncio.wait_for(end(), 20))
     assert codes == [1]
-    assert "the process of the model has ended: killed by signal 9" in caplog.text
+    assert "the model process has ended: killed by signal 9" in caplog.text
 
 
 def test_a_process_that_still_computes_is_ended(worker: Worker) -> None:

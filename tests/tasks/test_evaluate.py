@@ -224,10 +224,15 @@ def test_sessions_of_the_trained_log_are_left_out_later(tmp_path: Path) -> None:
     at_the_end: list[Row] = [("r", item, 6 * 86_400 + 3 + n, "r-end") for n, item in enumerate("abcd")]
     prepared, notice = later_log(tmp_path, [*visits(range(9), "uvw"), *at_the_end])
     assert sessions_of(prepared) == ["abcd"] * 6
-    assert "22 of 28 sessions are dropped, since they start before the trained log ends (2015-11-17 12:00:03)" in notice
+    assert (
+        "22 of 28 sessions are dropped, since they start before the end of the training log (2015-11-17 12:00:03)"
+        in notice
+    )
     assert "0 of 24 events are dropped" in notice
     assert "1 of 3 users are new" in notice
-    with pytest.raises(UserError, match=r"later\.parquet: no session starts after the trained log ends \(2015-11-17"):
+    with pytest.raises(
+        UserError, match=r"later\.parquet: no session starts after the end of the training log \(2015-11-17"
+    ):
         later_log(tmp_path, visits(range(7), "uv"))
 
 

@@ -18,13 +18,13 @@ def lines(prepared: PreparedDataset, *overrides: str, dims: dict[str, Any] | Non
 
 def test_tuned_files_of_a_run_are_named(small_dataset: PreparedDataset) -> None:
     (line,) = lines(small_dataset, *NO_BASELINES, "model=gru4rec")
-    assert line == "tuned values used: model (synthetic_gru4rec_top1_adagrad); without them: ~tuned@model"
+    assert line == "tuned values used: model (synthetic_gru4rec_top1_adagrad); to leave them out, add ~tuned@model"
     assert lines(small_dataset, *NO_BASELINES, "model=gru4rec", "model/optimizer=adam") == []
     (line,) = lines(small_dataset, "model=pop")
     assert line.startswith(
         "tuned values used: baselines.vsknn (synthetic_vsknn), baselines.sr (synthetic_sr), baselines.item"
     )
-    assert line.endswith("without them: ~tuned@baselines.vsknn ~tuned@baselines.sr ~tuned@baselines.itemknn")
+    assert line.endswith("to leave them out, add ~tuned@baselines.vsknn ~tuned@baselines.sr ~tuned@baselines.itemknn")
 
 
 def test_what_looks_wrong_in_the_settings_of_the_data_is_shown(small_dataset: PreparedDataset) -> None:
@@ -44,8 +44,8 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path) -> None:
 def test_keys_of_the_merging_stage_alone_are_named(small_dataset: PreparedDataset) -> None:
     arnn = ["data=movielens", "model.epochs=2", "model.optimizer.lr=1", "model.freeze_encoders=false"]
     assert lines(small_dataset, *arnn) == [
-        "model.epochs: of the merging stage alone; model.session.epochs=10",
-        "model.epochs: of the merging stage alone; model.context.epochs=10",
+        "model.epochs: for the merging stage only; its session encoder has model.session.epochs=10",
+        "model.epochs: for the merging stage only; its context encoder has model.context.epochs=10",
     ]
     assert len(lines(small_dataset, *arnn, "pretrained.session=a.ckpt")) == 1
     shared = ["model.item_contexts=add", "model.attribute_dropout=0.2"]  # the encoders take the model's value
@@ -57,7 +57,7 @@ def test_what_a_fusion_does_not_share_with_its_control_is_named(small_dataset: P
     fusion = ["data=movielens", "model=latent_cross"]
     assert lines(small_dataset, *fusion) == []
     assert lines(small_dataset, *fusion, "model.epochs=2") == [
-        "model.epochs: of latent_cross alone; model.session.epochs=10"
+        "model.epochs: for latent_cross only; its session encoder has model.session.epochs=10"
     ]
     other_loss = "latent_cross: model.loss differs from model.session.loss, the loss of its control"
     assert lines(small_dataset, *fusion, "model@model.session=gru4rec") == [other_loss]

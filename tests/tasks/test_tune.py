@@ -99,7 +99,7 @@ def test_a_tuned_file_is_of_its_loss_and_optimizer_and_log(
     assert metrics_of(Path("same_log"))["tuned"]["model"] == str(tuned.absolute())
     capfd.readouterr()
     assert arnn_here([*SMALL, *adam, "data.generate.seed=7", "hydra.run.dir=other_log"], monkeypatch) == 2
-    assert f"error: {tuned} was tuned on another log; leave it out by ~tuned@model" in capfd.readouterr().err
+    assert f"error: {tuned} was tuned on another log; leave it out with ~tuned@model" in capfd.readouterr().err
     assert not list(Path("other_log").rglob("*.ckpt"))
     other = [*SMALL, *adam, "data.generate.seed=7", "~tuned@model", "hydra.run.dir=untuned"]
     assert arnn_here(other, monkeypatch) == 0
@@ -110,7 +110,7 @@ def test_a_tuned_file_is_of_its_loss_and_optimizer_and_log(
 def test_trials_are_pruned_after_an_epoch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     pruner = ["pruner._target_=optuna.pruners.ThresholdPruner", "+pruner.lower=0.9"]
     assert arnn_here([*TUNE, *pruner, "model=gru4rec", "trials=2", "trainer.max_epochs=2"], monkeypatch) == 2
-    assert "no trial is complete" in capfd.readouterr().err
+    assert "no trial has completed" in capfd.readouterr().err
     pruned = trials("synthetic_gru4rec")
     assert [trial.state.name for trial in pruned] == ["PRUNED"] * 2
     assert [list(trial.intermediate_values) for trial in pruned] == [[0], [0]]
@@ -157,7 +157,7 @@ def test_a_study_is_refused_when_its_log_has_changed(
             'model=itemknn has no key model.alpah to search (did you mean "model.alpha"?)',
         ),
         slow(["model=itemknn", "space=[model.alpha]"], "space=model.alpha: must be KEY=SPACE"),
-        slow(["model=itemknn", "trials=0"], "studies/synthetic_itemknn.db: no trial is complete"),
+        slow(["model=itemknn", "trials=0"], "studies/synthetic_itemknn.db: no trial has completed"),
     ],
 )
 def test_a_study_that_cannot_start_is_one_line(

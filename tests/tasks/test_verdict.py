@@ -553,7 +553,7 @@ def test_a_budget_for_less_than_two_seeds_is_no_answer(monkeypatch: pytest.Monke
         ("max_seeds=1", "max_seeds=1: must be an integer of at least 2"),
         (
             "data.contexts.assignment=unknown",
-            "data.contexts.assignment: task=verdict sets it, run by run; leave it out",
+            "data.contexts.assignment: task=verdict sets it for each run; leave it out",
         ),
         (
             "evaluation.bootstrap.unit=session",
@@ -654,7 +654,7 @@ def test_a_larger_plan_names_what_limits_the_seeds() -> None:
     more = extend_plan(two, 2, 300, 263, costs, 5, False)
     assert (more.n_seeds, more.settings, more.limited_by) == (3, ("budget=7m",), "budget")
     line = plan_line(two, costs, "300s", 2, " ".join(more.settings))
-    assert line.endswith("; two seeds are seldom enough; three need budget=7m")
+    assert line.endswith("; two seeds are seldom enough; for three, set budget=7m")
     assert "seldom" not in plan_line(make_plan(3600, costs, 5, False), costs, "1h", 2, "")
     assert extend_plan(two, 2, 300, 263, costs, 2, False).settings == ("max_seeds=3", "budget=7m")
     assert extend_plan(two, 3, 300, 1000, costs, 5, False).settings == ("budget=21m",)  # slower than measured
@@ -785,7 +785,9 @@ def test_figures_are_clear_without_the_answer_before_them() -> None:
 
 
 def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
-    assert "), not from recognising the user: profiles permuted" in paragraph("yes", content=True, recognition=False)
+    assert "), not from recognising the user: with profiles permuted" in paragraph(
+        "yes", content=True, recognition=False
+    )
     figures = shown_figures("yes", content=True, recognition=False, smallest_gain_absolute=0.002)
     assert "while a contribution of recognising the user is not significant" in " ".join(sentences(figures))
     figures = shown_figures("yes", content=False, recognition=True, smallest_gain_absolute=0.002)

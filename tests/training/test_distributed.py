@@ -611,14 +611,14 @@ def test_ctrl_c_saves_and_ends_all_processes(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
-        (["trainer.devices=2"], {}, "2 devices need trainer=ddp"),
+        (["trainer.devices=2"], {}, "2 devices: add trainer=ddp"),
         (["trainer=ddp", "trainer.accelerator=gpu"], {}, "trainer: No supported gpu backend found!"),
         slow(["model=gru4rec", "model.negatives=some"], {}, "model.negatives=some: must be one of global, local"),
         slow(["-m", *TWO, "seed=1"], {}, "--multirun is not supported with trainer=ddp"),
         (TWO, TORCHRUN | {"WORLD_SIZE": "4"}, "trainer.devices=2 x trainer.num_nodes=1 does not match the 4 processes"),
         slow(TWO, TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1"}, "rank 0 is not reachable at 127.0.0.1:1"),
         slow(TWO, {"SLURM_NTASKS": "2"}, "trainer: You set `--ntasks=2`"),
-        slow([], TORCHRUN, "torchrun started several processes: trainer=ddp makes them one run"),
+        slow([], TORCHRUN, "torchrun started several processes; add trainer=ddp"),
     ],
 )
 def test_impossible_devices_are_user_errors(

@@ -267,39 +267,44 @@ def test_new_rows_have_no_optimizer_state(name: str) -> None:
             "gru4rec",
             "gru4rec",
             ("model.hidden_size=9",),
-            r"does not fit this model: model\.hidden_size was 8 there and is 9 here",
+            r"does not fit this model: model\.hidden_size is 8 in the checkpoint and 9 in this run",
         ),
         (
             "gru4rec",
             "gru4rec",
             ("model.layers=2",),
-            r"does not fit this model: model\.layers was 1 there and is 2 here",
+            r"does not fit this model: model\.layers is 1 in the checkpoint and 2 in this run",
         ),
         (
             "gru4rec",
             "gru4rec",
             ("model.embedding=tied",),
-            r"does not fit this model: model\.embedding was onehot there and is tied",
+            r"does not fit this model: model\.embedding is onehot in the checkpoint and tied",
         ),
         (
             "sasrec",
             "sasrec",
             ("model.heads=4",),
-            r"its weights mean something else in this model: model\.heads was 2 there and is 4 here",
+            r"its weights cannot be used in this model: model\.heads is 2 in the checkpoint and 4 in this run",
         ),
-        ("narm", "narm", ("model.last_n_events=5",), r"something else in this model: model\.last_n_events was 3 there"),
+        (
+            "narm",
+            "narm",
+            ("model.last_n_events=5",),
+            r"cannot be used in this model: model\.last_n_events is 3 in the checkpoint",
+        ),
         ("gru4rec", "pnn", (), "then.ckpt is a checkpoint of gru4rec, but this run trains pnn"),
         (
             "latent_cross",
             "latent_cross",
             ("model.session.hidden_size=9",),
-            r"does not fit this model: model\.session\.hidden_size was 8 there and is 9 here",
+            r"does not fit this model: model\.session\.hidden_size is 8 in the checkpoint and 9 in this run",
         ),
         (
             "latent_cross",
             "init_state",
             (),
-            r"does not fit this model \(latent_cross there, init_state here\): model\.fusion\._target_ was .*LatentCr",
+            r"does not fit this model \(latent_cross in the checkpoint, init_state in this run\): model\.fusion",
         ),
     ],
 )
@@ -358,5 +363,7 @@ def test_a_pretrained_encoder_that_computes_others_is_one_line(small_dataset: Pr
     config = OmegaConf.create({"pretrained": {"session": "then.ckpt"}, "model": {"session": trained}})
     load_pretrained(model, small_dataset, config, sources)
     config.model.session.heads = 4
-    with pytest.raises(UserError, match=r"^pretrained\.session: then\.ckpt: .*: model\.session\.heads was 2 there"):
+    with pytest.raises(
+        UserError, match=r"^pretrained\.session: then\.ckpt: .*: model\.session\.heads is 2 in the checkpoint"
+    ):
         load_pretrained(model, small_dataset, config, sources)

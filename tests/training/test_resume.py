@@ -144,7 +144,7 @@ def test_a_stage_stopped_in_its_first_epoch_is_trained_no_further(prepared: Prep
 def test_a_stage_is_not_resumed_with_fewer_epochs(prepared: PreparedDataset, tmp_path: Path) -> None:
     run(prepared, tmp_path / "run", epochs=2)
     (tmp_path / "run" / DONE_MARKER).unlink()  # killed before it was written
-    with pytest.raises(UserError, match=r"last\.ckpt was trained for 2 epochs, more than the 1 of its stage"):
+    with pytest.raises(UserError, match=r"last\.ckpt was trained for 2 epochs, more than the 1 of its stage; raise"):
         run(prepared, tmp_path / "run", "resume=true", epochs=1)
 
 

@@ -67,7 +67,7 @@ class SessionEncoder(nn.Module):
         return None
 
     def profile_encoder(self, item_events_I: Tensor) -> Callable[[Contexts], Tensor] | None:
-        """What encodes users by their contexts alone, before the first click of a session.
+        """A function that encodes users by their contexts alone, before the first click of a session.
 
         Args:
             item_events_I: (I,) training events of every item.
@@ -82,7 +82,7 @@ class SessionEncoder(nn.Module):
 def check_encoder(encoder: nn.Module) -> None:
     """Raises UserError for an encoder that is no ``SessionEncoder``, lacks its width, or starts with an unusual state.
 
-    What would be an error of shapes in the first step, or train another model than intended without one.
+    Otherwise the first step would fail with an error of shapes, or another model than intended would be trained.
     """
     name = type(encoder).__name__
     if not isinstance(encoder, SessionEncoder):

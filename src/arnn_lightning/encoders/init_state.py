@@ -20,8 +20,8 @@ from arnn_lightning.errors import UserError
 class InitStateEncoder(FusionEncoder):
     """A recurrent session encoder whose hidden states start at tanh(W c + b) (after Quadrana et al. 2017).
 
-    States are reset to 0 at session starts, so one more, (B, 1), marks slots whose session has begun: 0 at its first
-    event, 1 after it.
+    States are reset to 0 at session starts, so another state, (B, 1), marks slots whose session has begun: 0 at its
+    first event, 1 after it.
 
     Args:
         session: the session encoder, with ``n_hidden_states``.

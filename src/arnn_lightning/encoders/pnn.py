@@ -95,7 +95,7 @@ class PNNEncoder(SessionEncoder):
             return step.user_terms + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
 
     def user_terms(self, contexts: Contexts) -> Tensor:
-        """(N, H), or (N, 1 + D T, H) where the layer is folded: after it, what the item's fields are multiplied with.
+        """(N, H): the terms of the users' fields; (N, 1 + D T, H) if the layer is folded, with factors of the item's.
 
         A session is then served by one small product per event, whatever the number of fields. Training caches the
         terms of all users, and takes the smaller ones.

@@ -13,7 +13,7 @@ from arnn_lightning.encoders.base import SessionEncoder
 
 
 class WindowEncoder(SessionEncoder):
-    """Its state is the window: (B, L) item codes + 1, the most recent event last, 0 before the session's first.
+    """An encoder whose state is the window: (B, L) item codes + 1, the most recent last, 0 before the session's first.
 
     A subclass implements ``embed`` and ``encode_window``.
 

@@ -32,6 +32,9 @@ class BPRMax(RankingLoss):
         candidates: ``batch`` or ``all``.
         accidental_hits: ``mask`` or ``keep``.
         logq: must be 0.
+
+    Raises:
+        UserError: as in RankingLoss.
     """
 
     def __init__(

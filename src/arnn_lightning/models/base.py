@@ -29,7 +29,7 @@ class RunSettings:
         headline: the metrics that are shown during training.
         monitor: the validation metric that selects the best epoch.
         tie_mode: how a target that ties with other items is ranked (V5).
-        list_length: of the lists whose items are counted in the test, for coverage and the like.
+        list_length: of the recommended lists, from which coverage, novelty and others are computed in the test.
         bf16: runs the matrix products of training in bfloat16; losses, updates and ranks stay in float32.
         compile: compiles the training step.
         cache_mb: size limit of the cache of frozen encoder outputs, in MB.

@@ -30,7 +30,9 @@ _BLOCK_QUERIES, _BLOCK_ITEMS = 256, 1 << 18  # scored at once: predictions, item
 
 
 class SessionNeighbours(WindowRecommender):
-    """Without weights of a subclass every item of the window, and every neighbour, counts the same.
+    """Scores items by the training sessions most similar to the current one (session-based kNN).
+
+    Unless a subclass sets weights, every item of the window, and every neighbour, counts the same.
 
     Only sessions that can be candidates are kept: those that are among the ``sample_size`` most recent of an item.
 
@@ -46,7 +48,7 @@ class SessionNeighbours(WindowRecommender):
         is_cosine: whether a similarity is divided by the root of the neighbour's number of items.
         decay_days: a similarity falls by a factor of e per ``decay_days`` of the neighbour's age; None: it does not.
         idf_weight: of an item's inverse document frequency, log(sessions / events of the item).
-        context_weight: a similarity grows by this share where all known attributes of both users are equal.
+        context_weight: a similarity is multiplied by 1 + context_weight x the cosine of both users' sets of attributes.
     """
 
     is_cosine = True

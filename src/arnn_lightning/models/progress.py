@@ -66,7 +66,7 @@ class TrainingProgress:
             if saved.shape == random_state(device).shape:
                 set_random_state(saved, device)
             else:
-                log.info("resumed on another kind of device: dropout continues with other random numbers")
+                log.info("resumed on another kind of device: dropout uses other random numbers from here on")
             self._saved = None
 
     def state_dict(self, device: torch.device) -> dict[str, Any]:

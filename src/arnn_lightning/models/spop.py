@@ -12,7 +12,7 @@ from arnn_lightning.preprocessing.sessions import Sessions
 
 
 class SPOP(WindowRecommender):
-    """Scores events of the session + n / (1 + n), n an item's training events.
+    """Scores an item by its number of events in the session plus n / (1 + n), n its number of training events.
 
     session-rec adds n / (1 + n) to the 100 most popular items only, so that less popular items of a session tie.
 

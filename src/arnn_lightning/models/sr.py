@@ -20,7 +20,7 @@ _ROWS_PER_BLOCK = 512  # items whose rules are counted at once
 class SR(ItemNeighbours):
     """Scores from the last item i alone: every j that follows i by d events in a training session adds weighting(d).
 
-    As session-rec runs it, of each item's rules only the strongest are kept, which the article does not state.
+    As in session-rec, of each item's rules only the strongest are kept, which the article does not state.
 
     Args:
         name: the model's name.

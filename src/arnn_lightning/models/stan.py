@@ -8,9 +8,9 @@ from arnn_lightning.models.neighbours import SessionNeighbours
 
 
 class STAN(SessionNeighbours):
-    """Three weights that each fall by a factor of e per lambda; None leaves a weight out.
+    """Session-based kNN with three weights that each fall by a factor of e per lambda; None leaves a weight out.
 
-    As session-rec runs it: the shared item of a neighbour from which distances are counted is the last in the
+    As in session-rec, the shared item of a neighbour from which distances are counted is the last in the
     neighbour, not the one that is last in the current session.
 
     Args:

@@ -52,7 +52,8 @@ class SessionRecommender(Recommender):
         scheduler_interval: whether the schedule advances after every ``epoch`` or every ``step``.
         clip_norm: the largest norm of a step's gradient; None: no clipping.
         item_contexts: how the attributes of items are used: ``none``; ``add``: their vectors are added to the item's
-            where items are read and scored; ``fields``: likewise, but an encoder of fields has one for each.
+            where items are read and scored; ``fields``: likewise, but encoders of fields (PNN, Concat) have a field for
+            each.
         settings: of the run.
         scorer: the item scorer; None: a new one.
 
@@ -103,7 +104,7 @@ class SessionRecommender(Recommender):
     # Contexts of items
 
     def item_tables(self) -> Iterator[EmbeddingTable]:
-        """The tables of item vectors that this model trains, those of a model trained before excepted."""
+        """The tables of item vectors that this model trains, except those of a model that was trained earlier."""
         for module in self.modules():
             if isinstance(module, EmbeddingTable) and module.ids == "item" and module.weight.dim() == 2:
                 yield module
@@ -148,7 +149,7 @@ class SessionRecommender(Recommender):
         return self
 
     def profile_scorer(self, item_events_I: Tensor) -> Callable[[Contexts], Tensor] | None:
-        """What scores items by the users' contexts alone, before the first click of a session.
+        """A function that scores items by the users' contexts alone, before the first click of a session.
 
         Args:
             item_events_I: (I,) training events of every item.
@@ -295,7 +296,7 @@ class SessionRecommender(Recommender):
             self.place_unseen(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def place_unseen(self, data: Any) -> None:
-        """Sets what has no training event to a neutral place (E28); ``data``: as in ``set_contexts``, None: nothing."""
+        """Sets what has no training event to a neutral value (E28); ``data``: as in ``set_contexts``, None: nothing."""
         if self._unseen is None and data is not None:
             self._unseen = UnseenRows(data, self.uses_contexts, self.device)
         if self._unseen is not None:
@@ -307,7 +308,7 @@ class SessionRecommender(Recommender):
             step = int(self.mini_batches) + int((~finite_K).nonzero()[0]) + 1
             advice = "the last checkpoint is unaffected: lower model.optimizer.lr or use another loss"
             if step == 1:
-                advice = "it is so with the initial weights: check the loss and the encoder"
+                advice = "this happens with the initial weights already: check the loss and the encoder"
             raise UserError(
                 f"the loss of {self.settings.log_prefix}{self.name} is {losses_K[~finite_K][0].item()} at mini-batch "
                 f"{step} (epoch {self.trainer.current_epoch + 1}); {advice}"

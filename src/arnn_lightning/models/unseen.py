@@ -9,7 +9,7 @@ from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes
 
 
 class UnseenRows:
-    """Sets the rows of a model's tables that no training step reads to a neutral place.
+    """Sets the rows of a model's tables that no training step reads to a neutral value.
 
     Categories, "unknown" included, get the mean of their field over training events. Items get the mean
     over items: an item without a click is not a popular one.

@@ -11,8 +11,8 @@ from arnn_lightning.models.neighbours import SessionNeighbours
 class VSKNN(SessionNeighbours):
     """Later events weigh more in similarities, and neighbours with a later shared item weigh more in scores.
 
-    Differs from session-rec in ``linear``, which has a place where it becomes negative; idf weights are session-rec's,
-    the article has none.
+    Differs from session-rec in ``linear``, which is 0 where session-rec's becomes negative; the idf weights are
+    session-rec's, the article has none.
 
     Args:
         similarity: ``dot`` (the article's; session-rec's ``vec``) or ``cosine``.

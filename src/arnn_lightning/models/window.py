@@ -13,7 +13,7 @@ from arnn_lightning.models.base import Recommender, RunSettings
 
 
 class WindowRecommender(Recommender):
-    """Its state is the window: (B, L) item codes + 1, the most recent event last, 0 before the session's first.
+    """A model whose state is the window: (B, L) item codes + 1, the most recent last, 0 before the session's first.
 
     Args:
         name: the model's name.

@@ -148,7 +148,7 @@ class CompiledTrainStep(TrainStep):
         return loss, next_state
 
     def _stay_eager(self, reason: str) -> None:
-        log.warning(f"performance.compile: {reason}; the training stays eager")
+        log.warning(f"performance.compile: {reason}; training continues without compilation")
         self._stays_eager = True
 
     def _mutables(self) -> list[Tensor]:
@@ -263,5 +263,5 @@ def make_train_step(loss: StepLoss, optimizer: Optimizer, clip_norm: float | Non
         reason = CompiledTrainStep.unsupported(optimizer)
         if reason is None:
             return CompiledTrainStep(loss, optimizer, clip_norm)
-        log.warning(f"performance.compile: {reason}; training stays eager")
+        log.warning(f"performance.compile: {reason}; training continues without compilation")
     return TrainStep(loss, optimizer, clip_norm)

@@ -54,7 +54,7 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     events = assign_session_ids(log, cast(int, log[TIME].min()), rule)
     splits = [pl.read_parquet(trained.folder / f"{name}.parquet", columns=[TIME], glob=False) for name in SPLITS]
     last = cast(int, pl.concat(splits)[TIME].max())
-    end = f"the trained log ends ({datetime.fromtimestamp(last, ZoneInfo(data['timezone'])):%Y-%m-%d %H:%M:%S})"
+    end = f"the end of the training log ({datetime.fromtimestamp(last, ZoneInfo(data['timezone'])):%Y-%m-%d %H:%M:%S})"
     later = events.filter(pl.col(TIME).min().over(SESSION_ID) > last)
     if later.is_empty():
         raise UserError(
@@ -63,7 +63,10 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
         )
     test = _kept_events(later, data, len(items))
     if test.is_empty():
-        raise UserError(f"{source}: no session with {data['min_session_length']} events of items known from training")
+        raise UserError(
+            f"{source}: no later session has {data['min_session_length']} events of items known from training; "
+            "check the ids, or train on a newer log"
+        )
     is_kept = {USER: np.ones(len(users) + len(new_ids), bool), ITEM: np.ones(len(items), bool)}
     test = recode_events(test.with_columns(pl.lit(2).alias(SPLIT)), is_kept)
     new_users = pl.DataFrame({"user": range(len(users), len(users) + len(new_ids)), "id": new_ids})

@@ -155,7 +155,7 @@ def log_remarks(log: Mapping[str, Any], data: Mapping[str, Any], today: date) ->
     if date.fromisoformat(log["last_day"]) > today:
         remarks["last_day"] = "in the future: is this the time column, in the right unit?"
     if log["users"] > 5 and log.get("largest_user_events", 0) >= log["log_events"] / 5:
-        remarks["largest_user_events"] = "a fifth of the log or more: a placeholder or a crawler?"
+        remarks["largest_user_events"] = "a fifth of the log or more: is it a placeholder or a crawler?"
     if sessions > 1 and log["shortest_session"] == log["longest_session"]:
         remarks["longest_session"] = f"every session has {log['longest_session']}: is data.session right?"
     elif log["longest_session"] > LONG_SESSION and data["max_session_length"] is None:
@@ -163,7 +163,7 @@ def log_remarks(log: Mapping[str, Any], data: Mapping[str, Any], today: date) ->
     if log["single_event_sessions"] > sessions / 2:
         remarks["single_event_sessions"] = "most sessions are lost: see data.session, data.gap"
     if log["tied_times"] > events / 2:
-        remarks["tied_times"] = "their order is the file's"
+        remarks["tied_times"] = "kept in the order of the file"
     if log["duplicates"] > events / 100 and data["duplicates"] == "keep":
         remarks["duplicates"] = "data.duplicates=drop drops them"
     if log["repeats"] > events / 4 and data["repeats"] == "keep":
@@ -184,7 +184,7 @@ def attribute_remarks(attributes: Sequence[Mapping[str, Any]], owner: str = "use
         elif (
             attribute["kind"] == "single" and not name == owner == USER and categories >= 20 and categories > known / 2
         ):
-            remarks[name] = f"nearly a category per {owner}: an id? numbers and dates: {section}.numeric"
+            remarks[name] = f"nearly a category per {owner}: is it an id? Numbers and dates belong in {section}.numeric"
         elif categories > 1 and attribute.get("several") == 0:
             remarks[name] = f"no {owner} has two values: is data.list_separator right?"
         elif categories == 1 and not attribute["unknown"]:

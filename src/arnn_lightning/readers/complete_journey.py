@@ -87,7 +87,7 @@ def _products(path: Path) -> pl.DataFrame:
 
 
 def _read_parquet(path: Path, name: str, columns: Sequence[str]) -> pl.DataFrame:
-    """Columns of a parquet file, plain or packed; ``name``: the file of a zip archive.
+    """Columns of a parquet file, plain or compressed; ``name``: the file of a zip archive.
 
     Raises:
         UserError: not a parquet file, or a column that it does not have.

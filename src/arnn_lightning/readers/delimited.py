@@ -1,4 +1,4 @@
-"""Typed reading of delimited files, plain or packed, with errors that name file, column, row and value."""
+"""Typed reading of delimited files, plain or compressed, with errors that name file, column, row and value."""
 
 import bz2
 import codecs
@@ -51,7 +51,7 @@ PACKED = (*OPEN, "zst")
 def require_files(
     raw_dir: str | Path | None, expected: Mapping[str, str], source_hint: str, optional: Collection[str] = ()
 ) -> dict[str, Path]:
-    """The path of each of ``expected`` (file name -> its contents) in ``raw_dir``: plain, packed, or in a zip archive.
+    """The path of each of ``expected`` (file name -> its contents) in ``raw_dir``, plain, compressed or in a zip file.
 
     A zip archive that contains several of them is the path of each. Files of ``optional`` may be missing.
 
@@ -76,7 +76,7 @@ def require_files(
 
 
 def find_file(path: Path) -> Path | None:
-    """The file ``path``, else ``path`` packed (``log.csv.gz``), else a zip archive of its folder that contains it."""
+    """The file ``path``, else its compressed form (``log.csv.gz``), else a zip archive of its folder that has it."""
     for suffix in ("", *(f".{kind}" for kind in PACKED)):
         if (candidate := path.with_name(path.name + suffix)).is_file():
             return candidate
@@ -100,7 +100,7 @@ def _members(archive: Path) -> list[str]:
 
 
 def file_format(path: Path) -> str | None:
-    """How a file is packed, ``parquet``, or None; detected from magic bytes, since extensions are unreliable."""
+    """How a file is compressed, ``parquet``, or None; detected from magic bytes, since extensions are unreliable."""
     with path.open("rb") as file:
         start = file.read(6)
     return next((kind for magic, kind in MAGIC_BYTES.items() if start.startswith(magic)), None)
@@ -111,7 +111,7 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
     """``path`` itself, or its contents in a temporary file that exists inside the context.
 
     Args:
-        path: a plain file, one packed by gzip, bzip2, xz or zstd, or a ``.zip`` archive.
+        path: a plain file, one compressed by gzip, bzip2, xz or zstd, or a ``.zip`` archive.
         name: the file of the archive; None: the only one.
 
     Raises:
@@ -122,7 +122,7 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
         yield path
         return
     if kind == "parquet":
-        raise UserError(f"{path}: a parquet file; here it must be text, such as CSV")
+        raise UserError(f"{path}: is a parquet file; this file must be text, such as CSV")
     with tempfile.TemporaryDirectory(prefix="arnn-") as folder:
         plain = Path(folder) / "plain"
         try:
@@ -135,7 +135,7 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
                 if not members:
                     raise UserError(f"{path}: contains no {name or 'file'}")
                 if len(members) > 1:
-                    raise UserError(f"{path}: expected an archive of one file, not of {len(members)}; unpack it")
+                    raise UserError(f"{path}: must contain one file, not {len(members)}; unpack it")
                 with zipfile.ZipFile(path) as archive, archive.open(members[0]) as packed, plain.open("wb") as file:
                     shutil.copyfileobj(packed, file, SCAN_BYTES)
             else:
@@ -207,7 +207,7 @@ def read_delimited(
     Blank lines at the end of the file are no rows.
 
     Args:
-        path: the file, plain or packed; a header such as ``table.user_id`` is read as ``user_id``.
+        path: the file, plain or compressed; a header such as ``table.user_id`` is read as ``user_id``.
         columns: name -> type of the columns to read; the result has them in this order.
         separator: the field separator; None: the one of SEPARATORS that yields most of the columns.
         quote: the quote character; None: quotes have no meaning.
@@ -471,7 +471,7 @@ def _require_text(start: bytes, is_utf8: bool, path: Path, has_header: bool) -> 
         raise UserError(f"{path}: JSON; convert it to CSV or parquet, as with polars' read_ndjson or read_json")
     if (has_header and re.match(rb"#[^,;\t|]*\r?\n", text)) or re.match(rb"(?i)sep=.\r?\n", text):
         line = text.splitlines()[0][:80].decode(errors="replace")
-        raise UserError(f"{path}: row 1 is {line!r}, must be the header; remove the lines before it (tail -n +2)")
+        raise UserError(f"{path}: row 1 is {line!r}; it must be the header; remove the lines before it (tail -n +2)")
 
 
 class _FirstRow(NamedTuple):

@@ -191,7 +191,7 @@ def first_day(years: float) -> str:
 
 
 def with_decimal_point(text: pl.Series, decimal: str) -> pl.Series:
-    """Texts of numbers, where ``decimal`` is a comma with a decimal point and without dots between thousands.
+    """Numbers in text; if ``decimal`` is a comma, dots between thousands are removed, and it becomes a point.
 
     >>> with_decimal_point(pl.Series(["1.234.567,8", "3,5", "12.000", "1.5"]), ",").to_list()
     ['1234567.8', '3.5', '12000', '1.5']
@@ -210,5 +210,5 @@ def _require_id_type(schema: Mapping[str, pl.DataType], events: pl.DataFrame, co
     if schema[column] != events[column].dtype:
         raise UserError(
             f"{column} ids are {events[column].dtype} in the events but {schema[column]} in the {name} table; "
-            "convert them to one type"
+            "convert them to the same type"
         )

@@ -27,8 +27,8 @@ class TabularReader:
     """Reads tables whose columns are named in the config.
 
     A table is one file, a glob, or a list of them: parquet, or delimited text, whose separator is detected, plain or
-    packed (gz, bz2, xz, zst, zip). Ids in text files are strings: ``007`` and ``7`` are different users. The files of a
-    glob are read in the order of their names.
+    compressed (gz, bz2, xz, zst, zip). Ids in text files are strings: ``007`` and ``7`` are different users. The files
+    of a glob are read in the order of their names.
 
     Without a users table, attributes are columns of the events that are constant within a user. Events are in file
     order; where their times are finer than seconds, or there is a column for the order, in order of time.

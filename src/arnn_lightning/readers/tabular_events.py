@@ -44,7 +44,8 @@ class EventLog:
     """The events of all files.
 
     Attributes:
-        events: canonical events, in file order; where there is more than seconds to order them by, in order of time.
+        events: canonical events, in file order; in order of time, if times are finer
+            than seconds or there is a column for the order.
         users: one row per user, with the attributes that are columns of the events; None: they have a table.
         n_rows: number of rows of the files.
         dropped: what was required -> number of rows that were dropped.
@@ -159,7 +160,7 @@ class EventTable:
             if missing is not None and missing.any():
                 if self.incomplete == "error" and missing.all():
                     raise UserError(
-                        f"{file}: column {column!r} is empty in all rows; does the header have their delimiter?"
+                        f"{file}: column {column!r} is empty in all rows; is the header delimited like the rows?"
                     )
                 if self.incomplete == "error":
                     where = describe_missing(missing, file.first_row)
@@ -174,7 +175,7 @@ class EventTable:
 
 
 def _require_no_copies(parts: Sequence[_Part]) -> None:
-    """Raises UserError for a file with the events of another one, in whatever form it is packed."""
+    """Raises UserError for a file with the events of another one, compressed or not."""
     for first, second in combinations(parts, 2):
         if first.n_rows == second.n_rows and first.events.height and first.events.equals(second.events):
             raise UserError(f"data.events: {second.file} is a copy of {first.file}; its rows would be counted twice")

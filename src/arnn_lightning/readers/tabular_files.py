@@ -1,4 +1,4 @@
-"""The files of a table: found by path, glob or list, plain or packed, and none of them twice."""
+"""The files of a table: found by path, glob or list, plain or compressed, and none of them twice."""
 
 import glob
 from bisect import bisect_right
@@ -74,7 +74,7 @@ def resolve_files(
 
 
 def _require_distinct(name: str, files: Sequence[TableFile]) -> None:
-    """Raises UserError for a file that is listed twice: by two paths, or plain and packed."""
+    """Raises UserError for a file that is listed twice: by two paths, or plain and compressed."""
     by_name: dict[tuple[Path, str | None], TableFile] = {}
     for file in files:
         path = file.path.resolve()

@@ -74,8 +74,8 @@ class TableFormat:
             return lists.list.eval(element.filter(is_known)).list.unique(maintain_order=True)
         if is_list:
             raise UserError(
-                f"{file}: column {column.name!r} is a list and must be listed under data.contexts.multi, that of items "
-                "under data.item_contexts.multi"
+                f"{file}: column {column.name!r} is a list; name it in data.contexts.multi (users) or "
+                "data.item_contexts.multi (items)"
             )
         if kind == "numeric":
             dates = parse_dates(column, self.date_format)
@@ -154,7 +154,7 @@ class TableFormat:
         limit = 2**24 if column.dtype == pl.Float32 else 2**53
         for is_invalid, problem in (
             ((column != column.floor()) | column.is_infinite(), "not a valid id; ids must be integers or strings"),
-            (column.abs() > limit, f"a float beyond {limit}, which stands for several ids; store integers or strings"),
+            (column.abs() > limit, f"a float above {limit}, where ids are not exact; store integers or strings"),
         ):
             if is_invalid.any():
                 row = is_invalid.arg_true()[0]
@@ -188,7 +188,8 @@ def _require_digits(ids: pl.Series, file: TableFile) -> None:
     if is_scientific.any():
         row = is_scientific.arg_true()[0]
         raise UserError(
-            f"{file.location(ids.name, row)}: {ids[row]!r} lacks digits of the id; export the column as text"
+            f"{file.location(ids.name, row)}: {ids[row]!r} is in scientific notation, without some digits of the id; "
+            "export the column as text"
         )
 
 
@@ -255,7 +256,7 @@ def plain_text(column: pl.Series) -> pl.Series:
 
 
 def as_text(value: object, is_number: bool = False) -> str:
-    """A value as text files have it; of a column of numbers, as ``plain_text`` has it.
+    """A value as it is written in text files; with ``is_number``, as ``plain_text`` writes it.
 
     >>> as_text(True), as_text(3.0), as_text("view"), as_text(3.0, is_number=True)
     ('true', '3.0', 'view', '3')

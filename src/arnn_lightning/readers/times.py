@@ -105,7 +105,7 @@ class TimeParser:
         number = number.fill_null(whole.cast(pl.Int64, strict=False))
         is_scientific = number.is_null() & text.str.contains("[eE]") & text.str.contains(NUMBER)
         advice = "export the column again as integers"
-        fail_if(is_scientific.fill_null(False), fail, "in scientific notation, which lacks digits", advice)
+        fail_if(is_scientific.fill_null(False), fail, "in scientific notation, which drops digits", advice)
         advice = "fix or remove the row, or set data.time_format"
         fail_if(number.is_null() & known, fail, "not a unix time", advice)
         return self._from_unix(number, _nanoseconds(fraction), fail)
@@ -143,7 +143,7 @@ class TimeParser:
             digits = number.drop_nulls().unique().cast(pl.String) if "%y" in time_format else None
             if digits is None or not digits.str.to_datetime(time_format, strict=False).has_nulls():
                 problem = f"ambiguous: could be a date ({time_format.replace('%', '')}), not a unix time"
-                fail(number.is_not_null(), problem, f"set data.time_format, as '{time_format}', or data.time_unit")
+                fail(number.is_not_null(), problem, f"set data.time_format, such as '{time_format}', or data.time_unit")
         start, per_second = TICKS
         if _year_of_ticks(low) >= FIRST_YEAR and _year_of_ticks(high) <= datetime.now(UTC).year:
             problem = (
@@ -168,8 +168,8 @@ class TimeParser:
             raise UserError(f"data.time_format={self.time_format}: {str(error).splitlines()[0]}") from error
         if "%Z" in time_format and self.timezone == "UTC":  # polars ignores the name
             is_zone = ~original.str.contains(r"(UTC|GMT|[\d\s]Z)$")
-            advice = "set data.timezone, as Europe/Berlin, by which all times are read"
-            fail_if(is_zone.fill_null(False), fail, "not in UTC, and names of zones are ambiguous", advice)
+            advice = "set data.timezone, such as Europe/Berlin, in which all times are interpreted"
+            fail_if(is_zone.fill_null(False), fail, "not in UTC, and time zone names are ambiguous", advice)
         is_invalid = text.is_not_null() & (time.dt.year() < 1000).fill_null(True)  # %Y accepts two digits too
         fail_if(is_invalid, fail, f"not in the format {self.time_format}", "fix the row or data.time_format")
         return self._from_datetimes(time)[0], finest.dt.nanosecond().cast(pl.Int64)
@@ -198,13 +198,13 @@ class TimeParser:
             basic = (text.str.contains(r"^\d{8}T\d{6}Z?$") & is_invalid).fill_null(False)
             if basic.any():
                 end = "Z" if text[basic.arg_true()[0]].endswith("Z") else ""
-                fail(basic, problem, f"set data.time_format, as '%Y%m%dT%H%M%S{end}'")
+                fail(basic, problem, f"set data.time_format, such as '%Y%m%dT%H%M%S{end}'")
             zone_name = (
                 text.str.contains(r"\d\s*[A-Za-z]+[A-Za-z/_\[\]]*$") & ~text.str.contains(r"(?i)[ap]m$") & is_invalid
             ).fill_null(False)
             if zone_name.any():
-                advice = "set data.timezone, and data.time_format with %Z for the name, as '%Y-%m-%d %H:%M:%S %Z'"
-                fail(zone_name, f"{problem}: names of zones are ambiguous", advice)
+                advice = "set data.timezone, and data.time_format with %Z for the name, such as '%Y-%m-%d %H:%M:%S %Z'"
+                fail(zone_name, f"{problem}: time zone names are ambiguous", advice)
             fail(is_invalid, problem, advice)
         has_fraction = times["fraction"].null_count() < len(times)
         return seconds, _nanoseconds(times["fraction"]) if has_fraction else None

@@ -25,6 +25,9 @@ class TmallReader:
     Only clicks (action_type 0) are kept: they are the 48.6M transactions of the paper's Table 1. ``time_stamp`` is MMDD
     of 2014 without a leading zero, so an event's time is midnight (UTC) of its day, and events of a day keep their
     order in the file. Sellers, brands and categories are not read.
+
+    Attributes:
+        raw_dir: the folder of both files.
     """
 
     raw_dir: str | None

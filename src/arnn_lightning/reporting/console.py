@@ -198,7 +198,9 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
         number = log[name] if whole is None else f"{log[name]:,}"
         share = "" if whole is None else f"{log[name] / log[whole]:.1%}"
         table.add_row(_marked(label, name in remarks), number, share)
-    notes = ["sessions, times and items are those of the time window"] if log["events"] < log["log_events"] else []
+    notes = (
+        ["counts of sessions, times and items cover the time window only"] if log["events"] < log["log_events"] else []
+    )
     lines = [*map(Text, notes), *(_marked(f"{labels[name]}: {remarks[name]}", True) for name in remarks)]
     table.caption = Text("\n").join(lines)
     return table

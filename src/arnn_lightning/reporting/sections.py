@@ -239,9 +239,10 @@ def _extra_metrics(view: SectionView) -> Table:
     ]
     caption = (
         "Macro: mean over sessions. Tie rate: share of predictions whose target is tied with another item. "
-        "Of the recommended lists, right or not: coverage, the share of the catalogue that is recommended at least "
-        "once; novelty, the mean of -log2 of a recommended item's share of training events; Gini index of how often "
-        "each item is recommended (0: all equally often); mean popularity, the training events of a recommended item."
+        "Computed from all recommended lists, whether or not they contain the target: coverage, the share of the "
+        "catalogue that is recommended at least once; novelty, the mean of -log2 of a recommended item's share of "
+        "training events; Gini index of how often each item is recommended (0: all equally often); mean popularity, "
+        "the training events of a recommended item."
     )
     return Table(["model", *names], lines, caption)
 
@@ -286,7 +287,7 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
     if len(speeds) > 1:
         values = {f"{name}: {label}": speed for (name, label), speed in speeds.items()}
         colors = [styles[label][0] for _, label in speeds]
-        svg = charts.bars("Training", "events per second, inside training steps", values, colors)
+        svg = charts.bars("Training", "events per second in training steps", values, colors)
         caption = "Speed of a model's last stage: for ARNN, that of the merging layer, not of its encoders."
         figures.append(Figure(Markup(svg), caption))
     stages = list(dict.fromkeys(stage for runs in timed.values() for run in runs for stage in run.metrics["seconds"]))

@@ -187,21 +187,18 @@ def _source(verdict: Mapping[str, Any]) -> str:
     }
     if all(is_shown.values()):
         return (
-            f"Of the latter, {_mean(recognition)} comes from recognising the user, "
+            f"Of this gain, {_mean(recognition)} comes from recognising the user, "
             f"for which any stable label would do, and {_mean(content)} from the content "
             "of the profile."
         )
-    permuted = "profiles permuted among users, which only distinguish them,"
+    permuted = "with profiles permuted among users, which can only distinguish users, the gain is"
     if is_shown["content"]:
         joined = (
             "not from recognising the user"
             if is_too_small["recognition"]
             else "while a contribution of recognising the user is not significant"
         )
-        return (
-            f"It comes from the content of the profile, {_mean(content)}, {joined}: "
-            f"{permuted} gain {_mean(recognition)}."
-        )
+        return f"It comes from the content of the profile, {_mean(content)}, {joined}: {permuted} {_mean(recognition)}."
     if is_shown["recognition"]:
         label = (
             "which is too little to matter"
@@ -209,8 +206,8 @@ def _source(verdict: Mapping[str, Any]) -> str:
             else f"{outcome(verdict, 'content')}: any stable label of a user may work just as well"
         )
         return (
-            f"It comes from recognising the user: {permuted} gain {_mean(recognition)}, and the user's own "
-            f"{signed(content['mean'])} more ({format_interval(content)}), {label}."
+            f"It comes from recognising the user: {permuted} {_mean(recognition)}, and the user's own "
+            f"profile adds {signed(content['mean'])} ({format_interval(content)}), {label}."
         )
     parts = "; ".join(
         f"{title}: {format_interval(gain)}, {outcome(verdict, name)}"

@@ -82,7 +82,7 @@ class LiveSession:
             exclude_items: leaves these out.
 
         Raises:
-            UserError: ``k`` is not a positive integer, or no item is left to recommend.
+            UserError: ``k`` is not a positive integer, an id of a wrong type, or no item is left to recommend.
         """
         return self._sessions.top([self], k, exclude_seen, items, exclude_items)[0]
 
@@ -96,7 +96,7 @@ class LiveSession:
 
 
 class LiveSessions:
-    """Opens sessions, and clicks and lists many in one batch.
+    """Opens live sessions, and handles clicks and recommendations of many in one batch.
 
     Args:
         predictor: the model.
@@ -126,7 +126,8 @@ class LiveSessions:
             state: what ``LiveSession.state`` returned.
 
         Raises:
-            UserError: a profile that is no mapping, or a ``state`` that is damaged, of another model, or not alone.
+            UserError: a profile that is no mapping, or a ``state`` that is damaged, of another
+                model, or given together with ``profile`` or ``user``.
         """
         if state is not None:
             if profile is not None or user is not None:
@@ -216,7 +217,8 @@ class LiveSessions:
             exclude_items: leaves these out, in all sessions.
 
         Raises:
-            UserError: ``k`` is not a positive integer, no item is left to recommend, or a session of another model.
+            UserError: ``k`` is not a positive integer, an id of a wrong type, no item is left to recommend, or a
+                session of another model.
         """
         return self.top_allowed(sessions, k, exclude_seen, self._catalogue.allowed(items, exclude_items))
 

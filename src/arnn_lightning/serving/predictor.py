@@ -53,8 +53,8 @@ class Predictor:
     The rank of an item is its rank in the evaluation of the model: the place in the full catalogue by score. Items with
     equal scores are listed in the order of the catalogue (sorted ids), so that among ties a rank lies between the
     standard and the conservative one. Sessions without an item of the catalogue get the most popular items of the
-    training data, with numbers of training events as scores; or the items of PNN for the user's profile, if these were
-    better on the validation sessions of the training.
+    training data, scored by their number of training events. If the model's encoder of profiles (PNN in ARNN) was
+    better on the validation sessions, they get its items for the user's profile instead.
 
     Args:
         model: the trained model.
@@ -125,8 +125,9 @@ class Predictor:
         """The ``k`` best next items of every session.
 
         Args:
-            sessions: a frame with session_id and item_id, one row per event in its order, or with time; user_id where
-                users are known from training or have a row in ``users``. Or a list: the item ids of one session.
+            sessions: a frame with session_id and item_id, one row per event, in order or with a column time;
+                user_id if users are known from training or have a row in ``users``. Or a list: the item ids of one
+                session.
             users: a frame with session_id or user_id and the attributes of users who are not in the training data or
                 have changed. A multi-valued attribute is a list, or a text with separators as in training.
             k: length of the lists; they are shorter where fewer items are left.
@@ -134,8 +135,8 @@ class Predictor:
             items: recommends these only.
             exclude_items: leaves these out.
             on_unknown: what happens where an item, an attribute or a value is not known, and thus ignored. Users
-                without a profile, rows of ``users`` without a session and attributes among the columns of
-                ``sessions`` may be meant: ``raise`` warns of them, too.
+                without a profile, rows of ``users`` without a session, and attributes among the columns of
+                ``sessions`` may be intentional: for these, ``raise`` only warns.
 
         Returns:
             a frame of the library of ``sessions``: session_id, item_id, score, rank and, where the data set has titles,
@@ -218,7 +219,7 @@ class Predictor:
 
     @cached_property
     def live(self) -> LiveSessions:
-        """Clicks and lists many live sessions in one batch: ``live.click(sessions, items)``, ``live.top(sessions)``."""
+        """Many live sessions in one batch: ``live.click(sessions, items)``, ``live.top(sessions)``."""
         return LiveSessions(self)
 
     def session(
@@ -229,19 +230,20 @@ class Predictor:
         Args:
             profile: attribute -> value, or list of values of a multi-valued attribute.
             user: id of a user of the training data, whose stored contexts are used where there is no ``profile``.
-            state: what ``LiveSession.state`` returned; the other arguments are then not read.
+            state: what ``LiveSession.state`` returned; ``profile`` and ``user`` must then be None.
 
         Raises:
-            UserError: a profile that is not a mapping, or a ``state`` that is damaged or of another model.
+            UserError: a profile that is not a mapping, or a ``state`` that is damaged, of another model, or given
+                together with ``profile`` or ``user``.
         """
         return self.live.open(profile, user, state)
 
     # Items
 
     def similar_items(self, items: Sequence[Any], k: int = 20) -> pl.DataFrame:
-        """The ``k`` items most similar to each of ``items``, itself left out.
+        """The ``k`` items most similar to each of ``items``, without the item itself.
 
-        Similarity is the cosine of the vectors with which the model scores items; ItemKNN has its own.
+        Similarity is the cosine of the vectors with which the model scores items; ItemKNN and SR have their own.
 
         Args:
             items: ids of the log's type.
@@ -251,7 +253,8 @@ class Predictor:
             item_id, similar_item_id, score, rank and, where the data set has titles, title (of the similar item).
 
         Raises:
-            UserError: an item that is not in the catalogue, or a model that does not compare items (POP).
+            UserError: ``k`` is not a positive integer, an id of a wrong type, an item that is not in the catalogue, or
+                a model that does not compare items (such as POP).
         """
         check_length(k)
         ids = to_ids(items, "items")

@@ -75,7 +75,7 @@ def to_ids(ids: Any, name: str) -> pl.Series:
         column = ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=None if len(ids) else pl.Null)
         return stripped(column)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{name}: must be a list of ids of one type: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{name}: must be a list of ids of the same type: {str(error).splitlines()[0]}") from error
 
 
 def find_codes(ids: pl.Series, known: pl.Series, name: str) -> pl.Series:
@@ -157,7 +157,8 @@ class UnknownRows(Unknown):
         parts = [super().line(used)]
         if self.all_unmatched:
             parts.append(
-                f"all {len(self.unmatched):,} rows of users: no session has their ids, such as {self.unmatched[0]!r}"
+                f"all {len(self.unmatched):,} rows of users, since no session has their ids, such as "
+                f"{self.unmatched[0]!r}"
             )
         if self.columns:
             names = ", ".join(self.columns)

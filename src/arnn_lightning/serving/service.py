@@ -258,7 +258,7 @@ class ReloadingPredictor:
             _ = predictor.live, predictor.model_id
         except Exception as error:  # a defect, too, ends neither the service nor this watch
             is_defect = one_line(error) is None
-            log.warning(f"{self.file}: not loaded, the previous model is kept: {error}", exc_info=is_defect)
+            log.warning(f"{self.file}: not loaded: {error}; the previous model is kept", exc_info=is_defect)
             return False
         self.current = predictor
         log.info(f"{self.file}: loaded model {predictor.model_id}")

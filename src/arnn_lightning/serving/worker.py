@@ -67,7 +67,7 @@ class Worker(asyncio.Protocol):
         while not values:
             data = self._socket.recv(READ_BYTES)
             if not data:
-                raise UserError(f"the process of the model ended before the model was loaded{self._reason()}")
+                raise UserError(f"the model process ended before the model was loaded{self._reason()}")
             values = self._receive(data)
         if isinstance(values[0], Exception):
             raise values[0]
@@ -139,7 +139,7 @@ class Worker(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._is_closing:
-            log.error(f"the process of the model has ended{self._reason()}; the service ends, too")
+            log.error(f"the model process has ended{self._reason()}; stopping the service")
             os._exit(1)  # what a supervisor restarts
 
 

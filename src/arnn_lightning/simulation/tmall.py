@@ -108,7 +108,7 @@ class TmallSimulator(Simulator):
             ("intent_switch_prob", 0 <= self.intent_switch_prob <= 1, "in [0, 1]"),
             ("noise_rate", 0 <= self.noise_rate <= 1, "in [0, 1]"),
             ("head_share", 0 < self.head_share < 0.5, "between 0 and 0.5"),
-            ("events", self.events >= 1_000, "at least 1000 (fewer leave nothing after preparing)"),
+            ("events", self.events >= 1_000, "at least 1000 (with fewer, no events remain after preparation)"),
             ("seed", self.seed >= 0, "at least 0"),
             ("class_skew", self.class_skew >= 0, "at least 0"),
             ("topic_width", self.topic_width >= 0, "at least 0"),

@@ -92,7 +92,7 @@ class XingSimulator(Simulator):
             ("context_strength", 0 <= self.context_strength <= 1, "in [0, 1]"),
             ("own_role_prob", 0 <= self.own_role_prob <= 1, "in [0, 1]"),
             ("noise_rate", 0 <= self.noise_rate <= 1, "in [0, 1]"),
-            ("events", self.events >= 1_000, "at least 1000 (fewer leave nothing after preparing)"),
+            ("events", self.events >= 1_000, "at least 1000 (with fewer, no events remain after preparation)"),
             ("job_roles", self.job_roles >= CLUSTERS, f"at least {CLUSTERS}, one for each cluster"),
             ("n_candidates", self.n_candidates >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),

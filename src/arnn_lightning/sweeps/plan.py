@@ -291,10 +291,10 @@ def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int, three_se
             f"{format_duration(plan.seconds)}: nothing more is trained"
         )
     parts = [f"{SESSION_MODEL} and {PROFILE_MODEL} with own, permuted and per-session profiles"]
-    parts += [f"{PROFILE_MODEL} without a fifth of the users"] if plan.holds_out_users else []
-    parts += [f"tests without each of {n_attributes} attributes"] if plan.hides_attributes else []
+    parts += [f"{PROFILE_MODEL} trained without a fifth of the users"] if plan.holds_out_users else []
+    parts += [f"tests without each of {n_attributes} attributes in turn"] if plan.hides_attributes else []
     line = f"{measured}; plan: {plan.n_seeds} seeds of {', '.join(parts)}: {format_duration(plan.seconds)} in all"
-    return line if plan.n_seeds > 2 else f"{line}; two seeds are seldom enough; three need {three_seeds}"
+    return line if plan.n_seeds > 2 else f"{line}; two seeds are seldom enough; for three, set {three_seeds}"
 
 
 class TooSlowError(Exception):

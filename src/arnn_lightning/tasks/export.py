@@ -39,7 +39,7 @@ def run(config: DictConfig) -> None:
         f"{predictor.name}, {predictor.n_items:,} items; step.onnx differs from the model by {difference:.0e}"
     )
     if evidence.result is None:
-        console.print("no test result in the checkpoint's run folder: the model card is without figures")
+        console.print("no test result in the checkpoint's run folder: the model card has no metrics")
     if evidence.prepared is None:
         console.print(f"{predictor.metadata['prepared']} is not in {config.paths.data}: the card has no data hashes")
     console.print(f"exported: {output}", soft_wrap=True)

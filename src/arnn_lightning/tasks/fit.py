@@ -68,15 +68,19 @@ def fit(
     instead; a higher level of the logger ``arnn_lightning`` silences it.
 
     Args:
-        events: one row per event: a frame of polars, pandas or pyarrow, or the path of CSV or parquet files.
+        events: one row per event: a frame of polars, pandas or pyarrow, or the path of CSV or parquet files, or a
+            list of paths.
         users: one row per user, as a frame or path; None if the attributes are columns of the events.
-        titles: one row per item with its title, as a frame or path; None: no titles.
+        titles: one row per item with its title and attributes, as a frame or path; None: no titles.
         model: a config of the group ``model``.
         columns: the names of columns that differ from user, item, time, ... (docs/data.md), as in ``{"item": "sku"}``.
         contexts: the attributes: ``{"single": [names], "multi": [names], "numeric": {name: number of intervals}}``, or
             the edges of the intervals of a numeric one.
         overrides: settings as on the command line, as in ``["model.epochs=3", "data.gap=1h"]``.
         folder: the run folder; None: a new one below outputs/.
+
+    Returns:
+        The finished run.
 
     Raises:
         UserError: an error that the user can fix, as the command line reports it.

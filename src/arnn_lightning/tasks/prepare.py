@@ -61,7 +61,7 @@ def run(config: DictConfig) -> None:
     console.print(f"prepared data set: {prepared.folder}", soft_wrap=True)
     if config.id_tables is not None:
         prepared.write_id_tables(Path(config.id_tables))
-        console.print(f"train, val and test with the log's ids: {config.id_tables}", soft_wrap=True)
+        console.print(f"train, val and test splits with the log's ids: {config.id_tables}", soft_wrap=True)
 
 
 def prepare_data(config: DictConfig) -> PreparedDataset:

@@ -102,7 +102,7 @@ def check_address(host: str, port: int) -> None:
                     server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 server.bind(address)
     except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is empty or too long
-        reason = error.strerror if isinstance(error, OSError) else "not a name of a host"
+        reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
         raise UserError(f"host={host} port={port}: {reason}; choose another host or port") from error
 
 

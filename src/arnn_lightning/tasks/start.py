@@ -39,7 +39,9 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
     files = applied_files(config, job.runtime)
     if files:
         tuned = ", ".join(f"{package} ({Path(file).stem})" for package, file in files.items())
-        lines.append(f"tuned values used: {tuned}; without them: {' '.join(f'~tuned@{package}' for package in files)}")
+        lines.append(
+            f"tuned values used: {tuned}; to leave them out, add {' '.join(f'~tuned@{package}' for package in files)}"
+        )
     is_own_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
     if is_own_log:
         lines += _few_sessions(prepared.manifest["splits"])
@@ -59,7 +61,9 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
         if shared:
             values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
             stage = "the merging stage" if "context" in model else model.name
-            lines.append(f"{', '.join(f'model.{key}' for key in shared)}: of {stage} alone; {values}")
+            lines.append(
+                f"{', '.join(f'model.{key}' for key in shared)}: for {stage} only; its {role} encoder has {values}"
+            )
     if "fusion" in model and model.loss != model.session.loss:
         lines.append(f"{model.name}: model.loss differs from model.session.loss, the loss of its control")
     if "session" in model and not (model.dims.single_sizes or model.dims.n_binary):
@@ -97,8 +101,9 @@ def check_tuned(config: DictConfig, runtime: Any, prepared: PreparedDataset) -> 
     if files:
         names = ", ".join(sorted({os.path.relpath(file) for file in files.values()}))
         raise UserError(
-            f"{names} was tuned on another log; leave it out by {' '.join(f'~tuned@{package}' for package in files)}, "
-            "delete it to tune again, or delete its line tuned_on to use it on every log"
+            f"{names} was tuned on another log; leave it out with "
+            f"{' '.join(f'~tuned@{package}' for package in files)}, delete it to tune again, or delete its line "
+            "tuned_on to use it on every log"
         )
 
 
@@ -112,6 +117,6 @@ def check_item_contexts(settings: DictConfig, model: Recommender) -> None:
     for path, (part, recommender) in parts.items():
         if part.item_contexts == "fields" and not recommender.has_item_fields:
             raise UserError(
-                f"{path}.item_contexts=fields: {part.name} has no encoder of fields, as PNN and Concat are; set "
+                f"{path}.item_contexts=fields: {part.name} does not encode fields, as PNN and Concat do; set "
                 f"{path}.item_contexts=add"
             )

@@ -128,7 +128,7 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     """
     states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
     if not states["complete"]:
-        raise UserError(f"{file}: no trial is complete")
+        raise UserError(f"{file}: no trial has completed; set more trials")
     best = [*_fixed(model), *(f"{key}={value}" for key, value in study.best_params.items())]
     config = _compose(best)
     choices = config.hydra.runtime.choices
@@ -144,7 +144,7 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     metric = metric_label(config.evaluation.monitor)
     header = f"# Best trial of {file} ({counts}): validation {metric} {study.best_value:.4f}.\n"
     header += (
-        f"# Data set: {prepared.folder.name}. With other raw files than those of tuned_on, this file is an error.\n"
+        f"# Data set: {prepared.folder.name}. Runs on raw files other than those of tuned_on stop with an error.\n"
     )
     text = header + OmegaConf.to_yaml(values)
     tuned = USER_CONFIG_DIR / "tuned" / f"{choices_name('model', 'loss', 'optimizer', _root_=choices)}.yaml"

@@ -53,9 +53,9 @@ def run(config: DictConfig) -> None:
         UserError: no attributes, no validation split, unknown models, a folder with other settings or of another log.
     """
     if config.trainer.get("strategy") is not None:
-        raise UserError("task=verdict is not supported with trainer=ddp: its runs are one process each")
+        raise UserError("task=verdict is not supported with trainer=ddp: each of its runs is a single process")
     if config.data.contexts.assignment != "own":
-        raise UserError("data.contexts.assignment: task=verdict sets it, run by run; leave it out")
+        raise UserError("data.contexts.assignment: task=verdict sets it for each run; leave it out")
     if config.evaluation.bootstrap.unit != "user":
         raise UserError("evaluation.bootstrap.unit: task=verdict resamples users, who have profiles; leave it out")
     if HydraConfig.get().runtime.choices.get("experiment") is not None:

@@ -96,7 +96,7 @@ def make_trainer(config: DictConfig, **settings: Any) -> Trainer:
             raise UserError(f"trainer: {' '.join(str(error.__cause__).split())}") from error
         raise
     if trainer.world_size > 1 and not isinstance(trainer.strategy, ManualDDPStrategy):
-        raise UserError(f"{trainer.world_size} devices need trainer=ddp")
+        raise UserError(f"{trainer.world_size} devices: add trainer=ddp")
     return trainer
 
 
@@ -120,7 +120,7 @@ def distributed_run(config: DictConfig, folder: Path) -> Iterator[Path]:
     strategy = trainer.strategy
     if trainer.world_size == 1 or not isinstance(strategy, ManualDDPStrategy):
         if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() > 1:
-            raise UserError("torchrun started several processes: trainer=ddp makes them one run")
+            raise UserError("torchrun started several processes; add trainer=ddp to make them one run")
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning reads RANK, and its loggers are silent
         with locked(folder):
             yield folder

@@ -161,7 +161,11 @@ class InitialWeights(Callback):
         for name in self._names:  # before anything is trained
             earlier_weight = self._weights.get(name)
             if earlier_weight is None or self._start(model, name).shape != model.state_dict()[name].shape:
-                models = "" if then["name"] == config["name"] else f" ({then['name']} there, {config['name']} here)"
+                models = (
+                    ""
+                    if then["name"] == config["name"]
+                    else f" ({then['name']} in the checkpoint, {config['name']} in this run)"
+                )
                 raise UserError(f"init_from: {file}: {name} does not fit this model{models}{_differing(then, config)}")
         require_same_scores(then, config, f"init_from: {file}")
 
@@ -280,7 +284,7 @@ def _differing(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "mod
             if text := _differing(earlier, value, f"{path}.{key}", only):
                 return text
         elif not only or key in only:
-            return f": {path}.{key} was {earlier} there and is {value} here"
+            return f": {path}.{key} is {earlier} in the checkpoint and {value} in this run"
     return ""
 
 
@@ -294,4 +298,4 @@ def require_same_scores(then: Mapping[str, Any], now: Mapping[str, Any], source:
         path: of the model's config, for the message.
     """
     if text := _differing(then, now, path, SHAPELESS_KEYS):
-        raise UserError(f"{source}: its weights mean something else in this model{text}")
+        raise UserError(f"{source}: its weights cannot be used in this model{text}")

@@ -138,8 +138,8 @@ def warn_of_untrained_unknowns(prepared: PreparedDataset, config: DictConfig) ->
     lacking = [f"{name} {share:.1%}" for name, share in test.items() if share and not train[name]]
     if lacking and not data.attribute_dropout:
         log.warning(
-            f"attributes that are unknown in test events but in no training event: {', '.join(lacking)}; "
-            "consider data.contexts.dropout=0.2, which prepares the model for such events"
+            f"attributes that are unknown in some test events but in no training event: {', '.join(lacking)}; "
+            "consider data.contexts.dropout=0.2, which trains the model on unknown attributes"
         )
 
 
@@ -320,7 +320,8 @@ def _fit(
         checkpoint = load_checkpoint_into(model, last, prepared)
         if checkpoint["epoch"] >= epochs:
             raise UserError(
-                f"{last} was trained for {checkpoint['epoch'] + 1} epochs, more than the {epochs} of its stage"
+                f"{last} was trained for {checkpoint['epoch'] + 1} epochs, more than the {epochs} of its stage; "
+                "raise its number of epochs, or use a new folder"
             )
         has_stopped = any(state.get("stopping_reason") for state in checkpoint["callbacks"].values())
         if has_stopped and checkpoint["epoch"] + 1 >= (trainer.min_epochs or 0):
