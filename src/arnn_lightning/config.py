@@ -722,6 +722,8 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     no key model.optimizer.lr; did you mean model.session.optimizer.lr?
     >>> print(no_key("model.session.lr", config))
     no key model.session.lr; did you mean model.session.optimizer.lr?
+    >>> print(no_key("model.size", OmegaConf.create({"model": {"sizes": 1, "encoder": {"size": 2}}})))
+    no key model.size; did you mean model.encoder.size?
     >>> print(no_key("model.session.lanes", config))
     no key model.session.lanes; it is now model.session.batch_size
 
@@ -744,7 +746,10 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     if "/" in name:  # a group within a group, such as model/loss
         groups = [group for group in resources.files("arnn_lightning.conf").iterdir() if group.is_dir()]
         siblings |= {f"{group.name}/{part.name}" for group in groups for part in group.iterdir() if part.is_dir()}
-    suggestions = [f"{parent}.{match}".lstrip(".") for match in difflib.get_close_matches(name, sorted(siblings), n=1)]
+    suggestions = _deeper(config, parent, name)
+    if not suggestions:
+        matches = difflib.get_close_matches(name, sorted(siblings), n=1)
+        suggestions = [f"{parent}.{match}".lstrip(".") for match in matches]
     if not suggestions:  # the right name at another depth
         depths = {rule.rpartition(".")[2]: in_section(rule) for rule in RULES if rule.startswith(f"{section}.")}
         similar = [depths[match] for match in difflib.get_close_matches(name, depths, n=1)]
@@ -760,6 +765,20 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     elif parent in OPEN_SECTIONS and not hint:
         hint = f"; +{key}=... adds it"
     return UserError(f"no key {key}{hint}")
+
+
+def _deeper(config: DictConfig, parent: str, name: str) -> list[str]:
+    """The nearest other key with this name below ``parent``, or below the nearest section above it that exists."""
+    wanted = f"{parent}.{name}"
+    while parent and not OmegaConf.is_dict(OmegaConf.select(config, parent)):
+        parent = parent.rpartition(".")[0]
+    level = [parent] if parent else []
+    while level:
+        keys = [f"{section}.{key}" for section in level for key in OmegaConf.select(config, section)]
+        if found := [key for key in keys if key.rpartition(".")[2] == name and key != wanted]:
+            return found[:1]
+        level = [key for key in keys if OmegaConf.is_dict(OmegaConf.select(config, key))]
+    return []
 
 
 def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
