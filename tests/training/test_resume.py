@@ -132,6 +132,16 @@ def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDat
         assert torch.load(last, weights_only=True)["epoch"] == before
 
 
+def test_a_stage_that_stopped_early_is_trained_to_min_epochs(prepared: PreparedDataset, tmp_path: Path) -> None:
+    model = ("model.optimizer.lr=0",)
+    run(prepared, tmp_path / "run", epochs=9, model=model)
+    before = torch.load(tmp_path / "run" / LAST, weights_only=True)["epoch"]
+    for min_epochs in (before + 1, before + 3):
+        (tmp_path / "run" / DONE_MARKER).unlink()
+        run(prepared, tmp_path / "run", "resume=true", f"+trainer.min_epochs={min_epochs}", epochs=9, model=model)
+        assert torch.load(tmp_path / "run" / LAST, weights_only=True)["epoch"] == min_epochs - 1
+
+
 def test_a_stage_stopped_in_its_first_epoch_is_trained_no_further(prepared: PreparedDataset, tmp_path: Path) -> None:
     stop = "monitor: val/recall@20, mode: max, stopping_threshold: -1"
     stop = f"+callbacks.stop={{_target_: pytorch_lightning.callbacks.EarlyStopping, {stop}}}"
