@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class MissingColumnError(UserError):
-    """A file without a column.
+    """A column that a file lacks.
 
     Args:
         file: as it is named in the message.

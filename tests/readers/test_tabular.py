@@ -125,7 +125,7 @@ def test_the_setting_of_a_missing_column_is_named(
     (tmp_path / "users.csv").write_text("id\na\n")
     with pytest.raises(UserError) as error:
         read(path, *overrides)
-    setting = "" if key is None else f"; if it has another name, set data.columns.{key}"
+    setting = "" if key is None else f"; if the column has another name, set data.columns.{key}"
     assert re.fullmatch(rf".*\.csv: no column '{column}'.*; its columns: \w+(, \w+)*{setting}", str(error.value))
 
 

@@ -44,8 +44,8 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path) -> None:
 def test_keys_of_the_merging_stage_alone_are_named(small_dataset: PreparedDataset) -> None:
     arnn = ["data=movielens", "model.epochs=2", "model.optimizer.lr=1", "model.freeze_encoders=false"]
     assert lines(small_dataset, *arnn) == [
-        "model.epochs: for the merging stage only; its session encoder has model.session.epochs=10",
-        "model.epochs: for the merging stage only; its context encoder has model.context.epochs=10",
+        "model.epochs: for the merging stage only; the session encoder has model.session.epochs=10",
+        "model.epochs: for the merging stage only; the context encoder has model.context.epochs=10",
     ]
     assert len(lines(small_dataset, *arnn, "pretrained.session=a.ckpt")) == 1
     shared = ["model.item_contexts=add", "model.attribute_dropout=0.2"]  # the encoders take the model's value
@@ -57,7 +57,7 @@ def test_what_a_fusion_does_not_share_with_its_control_is_named(small_dataset: P
     fusion = ["data=movielens", "model=latent_cross"]
     assert lines(small_dataset, *fusion) == []
     assert lines(small_dataset, *fusion, "model.epochs=2") == [
-        "model.epochs: for latent_cross only; its session encoder has model.session.epochs=10"
+        "model.epochs: for latent_cross only; the session encoder has model.session.epochs=10"
     ]
     other_loss = "latent_cross: model.loss differs from model.session.loss, the loss of its control"
     assert lines(small_dataset, *fusion, "model@model.session=gru4rec") == [other_loss]

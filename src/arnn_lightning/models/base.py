@@ -129,7 +129,7 @@ class Recommender(LightningModule):
         Raises:
             UserError: a model that does not compare items.
         """
-        raise UserError(f"{self.name} does not compare items; similar items need a trained model or itemknn")
+        raise UserError(f"{self.name} does not compare items; similar items need a neural model, itemknn or sr")
 
     def fit(self, sessions: Sessions) -> None:
         """Fits the model to the training ``sessions`` by counting; only for non-neural models."""

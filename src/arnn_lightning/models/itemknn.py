@@ -74,8 +74,8 @@ class ItemKNN(ItemNeighbours):
         dims: ``n_items``.
         neighbours: neighbours kept per item.
         shrinkage: lambda, added to both items' counts.
-        alpha: in [0, 1]; the score of j after i is n_ij / ((n_i + lambda)^alpha (n_j + lambda)^(1 - alpha)), for 0.5
-            the cosine.
+        alpha: in [0, 1]; the score of j after i is n_ij / ((n_i + lambda)^alpha (n_j + lambda)^(1 - alpha));
+            with 0.5 and lambda 0 the cosine.
         settings: of the run.
     """
 

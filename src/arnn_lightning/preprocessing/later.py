@@ -64,8 +64,8 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     test = _kept_events(later, data, len(items))
     if test.is_empty():
         raise UserError(
-            f"{source}: no later session has {data['min_session_length']} events of items known from training; "
-            "check the ids, or train on a newer log"
+            f"{source}: no later session has enough events of items known from training (data.min_session_length="
+            f"{data['min_session_length']}); check the ids, or train on a newer log"
         )
     is_kept = {USER: np.ones(len(users) + len(new_ids), bool), ITEM: np.ones(len(items), bool)}
     test = recode_events(test.with_columns(pl.lit(2).alias(SPLIT)), is_kept)

@@ -242,7 +242,7 @@ class TabularReader:
             if key is None:
                 raise
             optional = " (null: a log without users)" if key == "user" else ""
-            raise UserError(f"{error}; if it has another name, set data.columns.{key}{optional}") from error
+            raise UserError(f"{error}; if the column has another name, set data.columns.{key}{optional}") from error
 
     def _read_table(
         self, table: str, id_name: str, id_key: str, attributes: Sequence[tuple[str, str, str]]

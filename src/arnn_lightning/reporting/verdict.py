@@ -191,15 +191,16 @@ def _captions(verdict: Mapping[str, Any]) -> dict[str, str]:
         "groups": (
             f"Gain in {metric} over the session model. These intervals are not corrected for the number of groups: of "
             "twenty groups without a gain, about one has an interval that excludes 0. A group of fewer than 10 users "
-            "has no interval. Values of an attribute are sorted by number of predictions; the rarest are left out."
+            "has no interval. Of an attribute, the values with the most predictions are shown, at most eight."
         ),
         "rule": (
             "There are two gains: over the session model, and over the same model with profiles of another user in "
             f"every session. No: one of their intervals ends below {100 * verdict['smallest_gain']:g} % of the session "
-            f"model's {metric}, the smallest gain that matters (`smallest_gain`). Otherwise, yes: both intervals are "
-            f"above 0. Otherwise, unclear. These are {format_confidence(verdict)} % intervals over "
-            f"{bootstrap['unit']}s (bootstrap, {bootstrap['resamples']:,} resamples) and seeds. The best non-neural "
-            "model and the model to deploy are chosen on validation, where small differences may be due to chance. The "
-            f"runs took {format_duration(verdict['seconds'])} of a budget of {format_duration(verdict['budget'])}."
+            f"model's {metric}, the smallest gain that matters (`smallest_gain`). Yes: otherwise, if both intervals "
+            "are above 0. In all other cases, the answer is unclear. All intervals are "
+            f"{format_confidence(verdict)} % intervals over {bootstrap['unit']}s (bootstrap, "
+            f"{bootstrap['resamples']:,} resamples) and seeds. The best non-neural model and the model to deploy are "
+            "chosen on validation, where small differences may be due to chance. The runs took "
+            f"{format_duration(verdict['seconds'])} of a budget of {format_duration(verdict['budget'])}."
         ),
     }

@@ -217,7 +217,7 @@ class Extension(NamedTuple):
         n_seeds: of the larger verdict.
         settings: of its command line, those that differ: ``max_seeds``, ``budget``.
         limited_by: what the number of seeds was limited by, ``max_seeds`` or ``budget``.
-        seconds: that it takes in addition.
+        seconds: that the larger verdict takes in addition.
         complete_budget: a budget that has time for held-out users and for tests without each attribute, too.
     """
 
@@ -263,7 +263,7 @@ def extend_plan(
 
 
 def in_minutes(seconds: float) -> str:
-    """A budget that is long enough.
+    """A budget in whole minutes that is large enough.
 
     >>> in_minutes(95)
     '2m'
@@ -287,12 +287,13 @@ def plan_line(plan: Plan, costs: Costs, budget: str, n_attributes: int, three_se
     )
     if not plan.n_seeds:
         return (
-            f"{measured}; budget={budget} is too short for two seeds, which need about "
+            f"{measured}; budget={budget} is too small for two seeds, which need about "
             f"{format_duration(plan.seconds)}: nothing more is trained"
         )
     parts = [f"{SESSION_MODEL} and {PROFILE_MODEL} with own, permuted and per-session profiles"]
     parts += [f"{PROFILE_MODEL} trained without a fifth of the users"] if plan.holds_out_users else []
-    parts += [f"tests without each of {n_attributes} attributes in turn"] if plan.hides_attributes else []
+    attributes = "the attribute" if n_attributes == 1 else f"each of {n_attributes} attributes in turn"
+    parts += [f"tests without {attributes}"] if plan.hides_attributes else []
     line = f"{measured}; plan: {plan.n_seeds} seeds of {', '.join(parts)}: {format_duration(plan.seconds)} in all"
     return line if plan.n_seeds > 2 else f"{line}; two seeds are seldom enough; for three, set {three_seeds}"
 

@@ -62,7 +62,7 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
             values = ", ".join(f"model.{role}.{key}={model[role][key]}" for key in shared)
             stage = "the merging stage" if "context" in model else model.name
             lines.append(
-                f"{', '.join(f'model.{key}' for key in shared)}: for {stage} only; its {role} encoder has {values}"
+                f"{', '.join(f'model.{key}' for key in shared)}: for {stage} only; the {role} encoder has {values}"
             )
     if "fusion" in model and model.loss != model.session.loss:
         lines.append(f"{model.name}: model.loss differs from model.session.loss, the loss of its control")

@@ -128,7 +128,7 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     """
     states = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
     if not states["complete"]:
-        raise UserError(f"{file}: no trial has completed; set more trials")
+        raise UserError(f"{file}: no trial has completed; set a larger number of trials, earlier ones included")
     best = [*_fixed(model), *(f"{key}={value}" for key, value in study.best_params.items())]
     config = _compose(best)
     choices = config.hydra.runtime.choices

@@ -128,7 +128,7 @@ class Verdict:
             for job in (*self.non_neural, first["own"]):
                 self.runs.execute(job)
         except TooSlowError as error:
-            log.info(f"stopped after the first epoch of {SESSION_MODEL}: budget={self.config.budget} is too short")
+            log.info(f"stopped after the first epoch of {SESSION_MODEL}: budget={self.config.budget} is too small")
             self._conclude([], float(error.args[0]))
             return
         costs = self.costs = measured_costs(self.non_neural, first, len(self.attributes))
