@@ -828,6 +828,18 @@ def test_configurations_of_models_are_compared_within_a_model(workspace: Path, t
     assert re.findall(r"<code>(\d+)</code> <i>(.*?)</i>", values) == list(zip(("10", "7"), folders, strict=True))
 
 
+def test_runs_whose_configs_refer_to_sizes_of_the_data_are_read(workspace: Path, tmp_path: Path) -> None:
+    """As those of an own encoder do; a config is stored before the sizes are known."""
+    run = write_run(tmp_path / "run", workspace / "prepared" / "one", 4)
+    config = OmegaConf.load(run / ".hydra" / "config.yaml")
+    config.model.encoder = {"n_items": "${..dims.n_items}", "hidden_size": 3}
+    OmegaConf.save(config, run / ".hydra" / "config.yaml")
+    assert OmegaConf.is_missing(config.model.dims, "n_items")
+    (loaded,), skipped = load_runs([run], workspace)
+    assert not skipped
+    assert loaded.config["model"]["encoder"] == {"n_items": None, "hidden_size": 3}
+
+
 def test_stages_are_named_in_words(workspace: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", workspace / "prepared" / "one", 1)
     metrics = json.loads((run / "metrics.json").read_text())

@@ -339,7 +339,7 @@ def test_a_card_compares_equal_predictions_only(checkpoints: Checkpoints, monkey
         ({}, "test is the last 1 day(s), validation the 2 day(s) before."),
         (
             {"test_days": None, "val_days": None, "test_share": 0.2, "val_share": 0.1},
-            "the share 0.2 that starts last is the test split, the share\n0.1 before it validation.",
+            "the share 0.2 that starts last is for testing, the share\n0.1 before it for validation.",
         ),
     ],
 )

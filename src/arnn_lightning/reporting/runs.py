@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -277,10 +277,22 @@ def _data_dir(folder: Path) -> Path | None:
     return Path(path) if isinstance(path, str) and Path(path).is_absolute() else None
 
 
+def _read_config(file: Path) -> Any:
+    """A stored config. It is stored before the sizes of the data are known: they, and what refers to them, are None."""
+
+    def without_missing(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: without_missing(value) for key, value in node.items()}
+        return None if node == MISSING else node
+
+    config = OmegaConf.to_container(OmegaConf.load(file))
+    return OmegaConf.to_container(OmegaConf.create(without_missing(config)), resolve=True)
+
+
 def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun:
     """Reads one run folder; ``data_sets`` by the sha256 of their manifest's bytes."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
+        config = _read_config(folder / ".hydra" / "config.yaml")
         overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     except DAMAGE as error:
         return SkippedRun(folder, f"cannot read .hydra: {_first_line(error)}")
@@ -391,7 +403,7 @@ def _pretrained_config(
     for folder in checkpoint.parents:
         file = folder / ".hydra" / "config.yaml"
         if file.is_file():
-            trained = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+            trained = _read_config(file)
             assert isinstance(trained, dict)
             name = checkpoint.parent.name  # RUN/checkpoints/best.ckpt, or RUN/checkpoints/ROLE/best.ckpt
             model = _model_config(trained["model"] if name == "checkpoints" else trained["model"][name])
