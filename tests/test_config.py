@@ -282,6 +282,8 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
         ("model.scheduler={_target_:torch.optim.lr_scheduler.StepLR}", "model.scheduler: needs _partial_: true"),
         ("+callbacks.x=1", "callbacks.x: needs a _target_"),
         ("checkpoint=a.ckpt", "checkpoint=a.ckpt: task=train reads none"),
+        ("data.events=clicks.csv", "no key data.events; it belongs to data=tabular"),
+        ("data.columns.user=uid", "no key data.columns; it belongs to data=tabular"),
         ("model.name=a=b", "model.name=a=b: the value cannot be parsed; quote special characters"),
         ("model.clip_norm=choice(null,1.0)", "model.clip_norm=choice(null,1.0): choice takes no null; list the values"),
         ("task=prepare data=synthetc", 'no data synthetc (did you mean "synthetic"?)'),

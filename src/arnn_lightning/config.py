@@ -760,6 +760,10 @@ def no_key(key: str, config: DictConfig, known: Iterable[str] = ()) -> UserError
     for task in tasks:
         if task.name.endswith(".yaml") and key in set(OmegaConf.create(task.read_text())):
             hint = f"; it belongs to task={task.name.removesuffix('.yaml')}"
+    if section == "data" and config.data.get(rest.partition(".")[0]) is None:
+        tabular = OmegaConf.create((resources.files("arnn_lightning.conf") / "data" / "tabular.yaml").read_text())
+        if rest.partition(".")[0] in [*tabular]:
+            hint = "; it belongs to data=tabular"
     if canonical(parent) in COLUMNS:  # Hydra merges mappings, and adds keys only with a +
         hint += f"; +{key}=... adds it" + "".join(f", ~{parent}.{other!s} removes {other!s}" for other in node or ())
     elif parent in OPEN_SECTIONS and not hint:

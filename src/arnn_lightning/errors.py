@@ -25,10 +25,9 @@ class MissingColumnError(UserError):
     """
 
     def __init__(self, file: object, column: str, columns: Iterable[str], hint: str | None = None) -> None:
-        columns = [*columns]
-        hint = nearest(column, columns) if hint is None else hint
-        super().__init__(f"{file}: no column {column!r}{hint}; its columns: {', '.join(columns)}")
-        self.column = column
+        self.column, self.columns = column, [*columns]
+        hint = nearest(column, self.columns) if hint is None else hint
+        super().__init__(f"{file}: no column {column!r}{hint}; its columns: {', '.join(self.columns)}")
 
 
 def one_line(error: Exception) -> str | None:

@@ -48,6 +48,7 @@ MAY_DIFFER = (
 INSTEAD = {
     "checkpoint.users": "; to share the model without users, export it (task=export)"
 }  # of a setting that must be equal
+NO_RUN = "; leave out resume=true to start one there"
 MAY_GROW = re.compile(r"model(\.\w+)*\.epochs|trainer\.max_epochs")
 _multirun_lock: FileLock | None = None  # of this process, until it ends
 _new_folders: list[Path] = []  # that did not exist when this process started, the innermost first
@@ -191,8 +192,8 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
     else:
         if not has_record(folder):
             instead = shlex.quote(as_override("hydra.sweep.dir", folder))
-            hint = f"but a multirun: add {instead} instead" if (folder / MULTIRUN).is_file() else ""
-            raise UserError(f"resume=true: {folder} contains no run {hint}".rstrip())
+            hint = f" but a multirun: add {instead} instead" if (folder / MULTIRUN).is_file() else NO_RUN
+            raise UserError(f"resume=true: {folder} contains no run{hint}")
         stored = list(stored_config(folder, "overrides"))
         choices = stored_config(folder, "hydra").hydra.runtime.choices
         for key in given.keys() & choices.keys():  # another data set or model may not even compose with the rest
@@ -366,7 +367,7 @@ def require_new_or_resumed(config: DictConfig, folder: Path) -> None:
     """Raises UserError where a new run would write into the folder of another, or there is no run to resume."""
     if config.resume:
         if not has_record(folder) and HydraConfig.get().mode is not RunMode.MULTIRUN:  # a job may not have started
-            raise UserError(f"resume=true: {folder} contains no run")
+            raise UserError(f"resume=true: {folder} contains no run{NO_RUN}")
         return
     require_new(folder)
 

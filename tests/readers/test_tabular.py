@@ -105,27 +105,32 @@ def test_columns_are_named_by_the_config(log: Any) -> None:
 @pytest.mark.parametrize(
     ("overrides", "column", "key"),
     [
-        ([], "user", r"user \(null: a log without users\)"),
-        (["data.columns.user=uid"], "item", "item"),
+        ([], "user", r"user \(null: a log without users\); likewise data.columns.item, data.columns.time"),
+        (["data.columns.user=uid"], "item", "item; likewise data.columns.time"),
         (["data.columns.user=uid", "data.columns.item=sku"], "time", "time"),
         ([*USABLE, "data.columns.order=n"], "n", "order"),
         (["data.session=given", *USABLE], "session", "session"),
         ([*USABLE, "data.users=users.csv"], "uid", "user_in_users"),
-        ([*USABLE, "data.titles=users.csv"], "sku", "item_in_titles"),
+        ([*USABLE, "data.titles=users.csv"], "sku", "item_in_titles; likewise data.columns.title"),
         ([*USABLE, "data.titles=users.csv", "data.columns.item_in_titles=id"], "title", "title"),
-        ([*USABLE, "data.contexts.single=[title]"], "title", None),
-        ([*USABLE, "data.where={session: [1]}"], "session", None),
+        ([*USABLE, "data.contexts.single=[title]"], "title", "data.contexts names it"),
+        (
+            [*USABLE, "data.users=users.csv", "data.columns.user_in_users=id", "data.contexts.multi=[x]"],
+            "x",
+            "data.contexts names it",
+        ),
+        ([*USABLE, "data.where={session: [1]}"], "session", "data.where names it"),
     ],
 )
 def test_the_setting_of_a_missing_column_is_named(
-    overrides: list[str], column: str, key: str | None, tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], column: str, key: str, tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = log(f"uid,sku,ts\nu1,a,{NOON}\n")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "users.csv").write_text("id\na\n")
     with pytest.raises(UserError) as error:
         read(path, *overrides)
-    setting = "" if key is None else f"; if the column has another name, set data.columns.{key}"
+    setting = f"; {key}" if "names it" in key else f"; if the column has another name, set data.columns.{key}"
     assert re.fullmatch(rf".*\.csv: no column '{column}'.*; its columns: \w+(, \w+)*{setting}", str(error.value))
 
 

@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[Path, str]:
         ([*GRU, "hydra.run.dir=run"], "contains a finished run; pass resume=true to show"),
         ([*GRU, "hydra.run.dir=interrupted"], "contains an interrupted run; pass resume=true to resume it"),
         (["resume=true"], "resume=true needs the folder to resume: add hydra.run.dir=FOLDER"),
-        (["resume=true", "hydra.run.dir=rum"], "resume=true: rum contains no run"),
+        (["resume=true", "hydra.run.dir=rum"], "resume=true: rum contains no run; leave out resume=true"),
         (["resume=true", "hydra.run.dir=grid"], "contains no run but a multirun: add hydra.sweep.dir=grid instead"),
         (["resume=true", "hydra.run.dir=run", "seed=9"], "seed=9: "),
         (["resume=true", "hydra.run.dir=run", "performance.threads=2"], "was started with 1; resume"),

@@ -876,6 +876,12 @@ def test_the_best_non_neural_model_is_judged(result: str, words: str) -> None:
     assert f"vsknn, the best non-neural model, has a test MRR@20 of 0.2000 and {words}." in remarks(figures)
 
 
+def test_a_recommended_budget_exceeds_the_estimate_by_a_quarter() -> None:
+    """With the budget that a first verdict names, a second must not find that a few seconds are missing."""
+    figures = {"seeds": [], "seconds_needed": 175.0, "budget": 60.0}
+    assert sentences(figures)[-1] == "Run the same command with budget=4m or more."
+
+
 def test_untested_new_users_name_the_budget() -> None:
     figures = shown_figures("yes", new_users=None, holds_out_users=False)
     assert "budget=9m is large enough" in " ".join(remarks(figures))

@@ -234,15 +234,22 @@ class TabularReader:
 
     @contextmanager
     def _naming_settings(self, *names: str) -> Iterator[None]:
-        """Adds the setting of a missing column to the error, if it is one of these keys of ``columns``."""
+        """Adds to the error of a missing column its setting: one of these keys of ``columns``, or what lists it."""
         try:
             yield
         except MissingColumnError as error:
-            key = next((name for name in names if self.columns[name] == error.column), None)
+            missing = [name for name in names if self.columns[name] not in (None, *error.columns)]
+            key = next((name for name in missing if self.columns[name] == error.column), None)
             if key is None:
-                raise
+                listed = {"data.where": self.where or {}, "data.contexts": self._user_kinds}
+                listed |= {"data.item_contexts": self._item_kinds}
+                (section,) = [name for name, columns in listed.items() if error.column in columns][:1]
+                raise UserError(f"{error}; {section} names it") from error
             optional = " (null: a log without users)" if key == "user" else ""
-            raise UserError(f"{error}; if the column has another name, set data.columns.{key}{optional}") from error
+            others = "".join(f", data.columns.{name}" for name in missing if name != key)
+            likewise = f"; likewise{others[1:]}" if others else ""
+            setting = f"data.columns.{key}{optional}{likewise}"
+            raise UserError(f"{error}; if the column has another name, set {setting}") from error
 
     def _read_table(
         self, table: str, id_name: str, id_key: str, attributes: Sequence[tuple[str, str, str]]

@@ -70,7 +70,8 @@ def summary(verdict: Mapping[str, Any]) -> list[str]:
         return [
             f"The budget of {format_duration(verdict['budget'])} is too small for two seeds, which need "
             f"about {format_duration(needed)}.",
-            f"Run the same command with budget={math.ceil(needed / 60)}m or more.",
+            # An estimate: with the budget that it gives, the runs must not be found to take a little longer.
+            f"Run the same command with budget={math.ceil(1.25 * needed / 60)}m or more.",
         ]
     is_decided = verdict["helps"] != "unclear"
     return [
