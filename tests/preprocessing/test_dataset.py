@@ -230,7 +230,7 @@ def reference(rows: int, events: Sequence[Event], people: Profiles, data: Mappin
         return sessions
 
     gap = {"1h": 3600, None: 0}[data["gap"]]
-    count("events of the modelled kind", cut_sessions(events, data["session"], gap))
+    count("events kept by the reader", cut_sessions(events, data["session"], gap))
     in_log = Counter(event.item for event in events)
     if data["window_days"] is not None:
         events = window(events, data["window_days"], data["session"], gap)
@@ -1448,7 +1448,7 @@ def test_V15_the_manifest_contains_the_origin_of_the_data(raw: Path) -> None:
     assert manifest["version"] == arnn_lightning.__version__
     assert [counts["step"] for counts in manifest["funnel"]] == [
         "rows in the file",
-        "events of the modelled kind",
+        "events kept by the reader",
         "in the time window",
         "of popular items",
         "in sessions of 2 events or more",

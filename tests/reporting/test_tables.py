@@ -28,7 +28,7 @@ MANIFEST: dict[str, Any] = {
     "name": "tmall",
     "funnel": [
         {"step": "rows in the file", "events": 5_000, "sessions": None, "users": None, "items": None},
-        {"step": "events of the modelled kind", **COUNTS},
+        {"step": "events kept by the reader", **COUNTS},
         {"step": "in the time window", **COUNTS, "events": 2_000},
     ],
     "splits": {"train": COUNTS, "val": dict.fromkeys(COUNTS, 0), "test": COUNTS},

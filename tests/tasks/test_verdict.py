@@ -791,7 +791,7 @@ def test_recognition_is_excluded_only_below_the_smallest_gain() -> None:
     figures = shown_figures("yes", content=True, recognition=False, smallest_gain_absolute=0.002)
     assert "while a contribution of recognising the user is not significant" in " ".join(sentences(figures))
     figures = shown_figures("yes", content=False, recognition=True, smallest_gain_absolute=0.002)
-    assert ": any stable label of a user may work" in " ".join(sentences(figures))
+    assert ": any persistent user ID may work" in " ".join(sentences(figures))
 
 
 def test_the_page_states_what_to_do_with_the_profiles() -> None:
@@ -817,7 +817,7 @@ def test_the_page_states_what_to_do_with_the_profiles() -> None:
         "Keep and collect the attribute plan.",
         "The attribute city can be dropped",
     ]
-    assert "any stable label" in profile_advice(shown_figures("yes", deploy=with_profiles))[0]
+    assert "any persistent user ID" in profile_advice(shown_figures("yes", deploy=with_profiles))[0]
     untested = shown_figures("yes", smallest_gain_absolute=0.002, attributes=[], deploy=with_profiles)
     assert profile_advice(untested)[0] == "Keep the profiles."
     assert profile_advice(untested)[1].endswith("was not tested; budget=9m is large enough to test it.")
@@ -921,7 +921,7 @@ def test_a_validation_metric_that_still_improves_is_named() -> None:
 def test_the_paragraph_names_the_source_of_a_gain() -> None:
     assert "It comes from the content of the profile" in paragraph("yes", content=True, recognition=False)
     assert "which is too little to matter" in paragraph("yes", content=False, recognition=True)
-    assert "for which any stable label would do" in paragraph("yes", content=True, recognition=True)
+    assert "for which any persistent user ID would do" in paragraph("yes", content=True, recognition=True)
     assert "cannot be decided" in paragraph("yes", content=False, recognition=False)
     assert "comes from" not in paragraph("no", content=True, recognition=True)
     assert "Both intervals end below 0.0600" in paragraph("no", content=True, recognition=True)

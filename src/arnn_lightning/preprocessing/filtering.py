@@ -139,7 +139,7 @@ def filter_events(
     window = executor.submit(_cut_window, log, data["window_days"], rule, timezone)
     user_counts = count_codes(log[USER], filter_log.n_users)
     in_log = user_counts > 0
-    filter_log.record("events of the modelled kind", log, n_users=int(np.count_nonzero(in_log)))
+    filter_log.record("events kept by the reader", log, n_users=int(np.count_nonzero(in_log)))
     log_item_counts = filter_log.item_counts
     start, events, start_time = window.result()
     n_before = executor.submit(count_sessions_before, log, start, events, rule)

@@ -189,7 +189,7 @@ def _source(verdict: Mapping[str, Any]) -> str:
     if all(is_shown.values()):
         return (
             f"Of this gain, {_mean(recognition)} comes from recognising the user, "
-            f"for which any stable label would do, and {_mean(content)} from the content "
+            f"for which any persistent user ID would do, and {_mean(content)} from the content "
             "of the profile."
         )
     permuted = "with profiles permuted among users, which can only distinguish users, the gain is"
@@ -204,7 +204,7 @@ def _source(verdict: Mapping[str, Any]) -> str:
         label = (
             "which is too little to matter"
             if is_too_small["content"]
-            else f"{outcome(verdict, 'content')}: any stable label of a user may work just as well"
+            else f"{outcome(verdict, 'content')}: any persistent user ID may work just as well"
         )
         return (
             f"It comes from recognising the user: {permuted} {_mean(recognition)}, and the user's own "
@@ -248,11 +248,11 @@ def profile_advice(verdict: Mapping[str, Any]) -> list[str]:
 def _attribute_advice(verdict: Mapping[str, Any]) -> list[str]:
     """Which attributes to keep, where profiles help."""
     if verdict["gains"]["content"]["high"] < verdict["smallest_gain_absolute"]:
-        return ["No attributes need to be collected for these recommendations: any stable label of a user would do."]
+        return ["No attributes need to be collected for these recommendations: any persistent user ID would do."]
     if outcome(verdict, "recognition") == "above 0" and outcome(verdict, "content") != "above 0":
         return [  # without an attribute, users are recognised less: a loss is no sign that its content is of use
             "Keep the existing profiles, but do not collect more: they have only been shown to identify users.",
-            "Any stable label of a user may work just as well. That the metric falls without an attribute does not "
+            "Any persistent user ID may work just as well. That the metric falls without an attribute does not "
             "show that its content is useful.",
         ]
     if not verdict["attributes"]:
