@@ -120,6 +120,14 @@ def test_columns_are_named_by_the_config(log: Any) -> None:
             "data.contexts names it",
         ),
         ([*USABLE, "data.where={session: [1]}"], "session", "data.where names it"),
+        (
+            [
+                *(*USABLE, "data.users=users.csv", "data.columns.user_in_users=id"),
+                *(f"data.where={{ts: [{NOON}]}}", "data.contexts.single=[ts]"),  # the events have it
+            ],
+            "ts",
+            "data.contexts names it",
+        ),
     ],
 )
 def test_the_setting_of_a_missing_column_is_named(

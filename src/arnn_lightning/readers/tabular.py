@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +206,8 @@ class TabularReader:
             UserError: a missing column, a missing or ambiguous id, an invalid or ambiguous time, or an attribute that
                 changes within a user; names file, column, row and value.
         """
-        with self._naming_settings("user", "item", "time", "order", *(["session"] if self.session == "given" else [])):
+        keys = ["user", "item", "time", "order", *(["session"] if self.session == "given" else [])]
+        with self._naming_settings(keys, {"data.where": self.where or {}, "data.contexts": self._user_kinds}):
             log = self._event_table.read(self._files("events"))
         users, row_location = log.users, dict[str, Callable[[int], str]]()
         if users is None:
@@ -233,22 +234,19 @@ class TabularReader:
         )
 
     @contextmanager
-    def _naming_settings(self, *names: str) -> Iterator[None]:
-        """Adds to the error of a missing column its setting: one of these keys of ``columns``, or what lists it."""
+    def _naming_settings(self, keys: Sequence[str], lists: Mapping[str, Collection[str]]) -> Iterator[None]:
+        """Adds to the error of a missing column its setting: one of ``keys`` of ``columns``, or one of ``lists``."""
         try:
             yield
         except MissingColumnError as error:
-            missing = [name for name in names if self.columns[name] not in (None, *error.columns)]
-            key = next((name for name in missing if self.columns[name] == error.column), None)
+            missing = [key for key in keys if self.columns[key] not in (None, *error.columns)]
+            key = next((key for key in missing if self.columns[key] == error.column), None)
             if key is None:
-                listed = {"data.where": self.where or {}, "data.contexts": self._user_kinds}
-                listed |= {"data.item_contexts": self._item_kinds}
-                (section,) = [name for name, columns in listed.items() if error.column in columns][:1]
-                raise UserError(f"{error}; {section} names it") from error
+                setting = next(setting for setting, columns in lists.items() if error.column in columns)
+                raise UserError(f"{error}; {setting} names it") from error
             optional = " (null: a log without users)" if key == "user" else ""
-            others = "".join(f", data.columns.{name}" for name in missing if name != key)
-            likewise = f"; likewise{others[1:]}" if others else ""
-            setting = f"data.columns.{key}{optional}{likewise}"
+            others = ", ".join(f"data.columns.{other}" for other in missing if other != key)
+            setting = f"data.columns.{key}{optional}{f'; likewise {others}' if others else ''}"
             raise UserError(f"{error}; if the column has another name, set {setting}") from error
 
     def _read_table(
@@ -260,10 +258,11 @@ class TabularReader:
             UserError: a missing id.
         """
         id_column, files, table_format = str(self.columns[id_key]), self._files(table), self._format
-        named = [id_key, "title"] if table == "titles" else [id_key]
+        keys = [id_key, "title"] if table == "titles" else [id_key]
+        lists = {"data.item_contexts": self._item_kinds} if table == "titles" else {"data.contexts": self._user_kinds}
         parts = []
         for file in files:
-            with self._naming_settings(*named):
+            with self._naming_settings(keys, lists):
                 frame = table_format.read(file, [id_column, *(column for _, column, _ in attributes)], [id_column])
             require_not_null(frame, id_column, file, file.first_row)
             parts.append(

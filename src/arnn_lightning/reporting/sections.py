@@ -334,7 +334,7 @@ def _configurations(name: str, group: Sequence[SectionView]) -> dict[str, Any]:
     for key in differing_keys(configs):
         by_model: dict[str, dict[str, list[Run]]] = {}  # the runs with each value
         for config, run in zip(configs, runs, strict=True):
-            of_model = by_model.setdefault(config["model.name"], {})
+            of_model = by_model.setdefault(config.get("model.name", ""), {})
             of_model.setdefault(config.get(key, "not set"), []).append(run)
         if key.startswith("model."):  # models have different settings anyway
             by_model = {model: of_value for model, of_value in by_model.items() if len(of_value) > 1}
