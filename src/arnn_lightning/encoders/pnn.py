@@ -69,8 +69,8 @@ class PNNEncoder(SessionEncoder):
         self.item_embedding = ItemFields(n_items, embedding_size, item_single_sizes, item_multi_sizes)
         self.single_embedding = EmbeddingTable(n_categories, embedding_size, ids="single")
         nn.init.xavier_uniform_(self.single_embedding.weight)
-        n_item = self.item_embedding.n_fields
-        self.product = ProductLayer(n_binary, n_single, n_item, embedding_size, hidden_size, products, product_method)
+        n_fields = n_binary, n_single, self.item_embedding.n_fields
+        self.product = ProductLayer(*n_fields, embedding_size, hidden_size, products, product_method)
         self.norm = MaskedBatchNorm(hidden_size)
 
     def encode(self, step: StepInput, state: State) -> tuple[Tensor, State]:
@@ -95,10 +95,10 @@ class PNNEncoder(SessionEncoder):
             return step.user_terms + self.product.item_terms(step.contexts.active, single_BSD, item_BDT)
 
     def user_terms(self, contexts: Contexts) -> Tensor:
-        """(N, H): the terms of the users' fields; (N, 1 + D T, H) if the layer is folded, with factors of the item's.
+        """(N, H): the terms of the users' fields, which training caches for all users.
 
-        A session is then served by one small product per event, whatever the number of fields. Training caches the
-        terms of all users, and takes the smaller ones.
+        If the layer is folded (N, 1 + D T, H): row 0 are these terms, the others what the values of the item's fields
+        are multiplied with. A session is then served by one small product per event, whatever the number of fields.
         """
         single_NSD = self.single_embedding(contexts.single)
         terms_NH = self.product.user_terms(contexts.active, single_NSD)

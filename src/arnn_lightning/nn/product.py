@@ -1,7 +1,8 @@
 """The PNN's product layer (paper 3.3; Qu et al. 2016): FC([z; p]), z all field embeddings, p all inner products.
 
 Shapes: B batch slots; the fields are M binary and S single-valued ones of the user, and T of the previous item: the
-item and, where they are fields, its attributes; D embedding, H hidden.
+item itself and, where they are fields, its attributes; N = M + S + T; D embedding, H hidden; A binary fields that are
+present in a slot, n in all slots; P pairs of fields.
 
 Two exact ways to compute it:
 
@@ -24,13 +25,13 @@ from torch import Tensor, nn
 from arnn_lightning.nn.tracing import is_tracing
 
 Method = Literal["auto", "gram", "closed"]
-# B x M from which the closed form is taken (benchmarks/product.py): it wins from B = 600 with M = 41, 130 with 100,
-# 70 with 200, 25 with 355.
-CLOSED_FORM_MIN_SIZE = 12_000
+# B x M x M from which the closed form is faster (benchmarks/product.py): from B = 220 with M = 41, 45 with 70, 35 with
+# 100, 5 with 355. The Gram matrices cost B x M x M, the sums over weights M x M.
+CLOSED_FORM_MIN_SIZE = 500_000
 
 
-class Sums(NamedTuple):
-    """Sums over weights alone.
+class FoldedWeights(NamedTuple):
+    """The closed form's sums over weights, which ``fold`` computes once.
 
     Attributes:
         item: (D, T H) what the item's embeddings are multiplied with, whoever the user is.
@@ -60,7 +61,7 @@ class ProductLayer(nn.Module):
     Args:
         n_binary: M.
         n_single: S.
-        n_item: T.
+        n_item_fields: T.
         embedding_size: D.
         hidden_size: H.
         products: False leaves p out (an ablation).
@@ -71,14 +72,14 @@ class ProductLayer(nn.Module):
         self,
         n_binary: int,
         n_single: int,
-        n_item: int,
+        n_item_fields: int,
         embedding_size: int,
         hidden_size: int,
         products: bool = True,
         method: Method = "auto",
     ) -> None:
         super().__init__()
-        M, S, T, D, H = n_binary, n_single, n_item, embedding_size, hidden_size
+        M, S, T, D, H = n_binary, n_single, n_item_fields, embedding_size, hidden_size
         self.products = products
         self.method: Method = method
         self.values = nn.Parameter(torch.empty(M, 2, D))  # embeddings of absent, present
@@ -102,14 +103,10 @@ class ProductLayer(nn.Module):
         for weight in weights:
             _glorot(weight, fan_in, H)
         upper_M, upper_S, upper_T = (torch.triu_indices(n, n, 1) for n in (M, S, T))
-        pair_MM = torch.zeros(M, M, dtype=torch.int64)
-        pair_MM[upper_M[0], upper_M[1]] = torch.arange(M * (M - 1) // 2)
-        self.register_buffer("single_pairs_index", upper_S[0] * S + upper_S[1], persistent=False)
-        self.register_buffer("attribute_pairs_index", upper_T[0] * T + upper_T[1], persistent=False)
-        self.register_buffer("item_columns", torch.arange(T), persistent=False)
-        self.register_buffer("pair_index", pair_MM + pair_MM.T, persistent=False)
-        N = M + S + T
-        place_NN = torch.arange(N * N).view(N, N)
+        row_MM = torch.zeros(M, M, dtype=torch.int64)
+        row_MM[upper_M[0], upper_M[1]] = torch.arange(M * (M - 1) // 2)
+        row_MM += row_MM.T.clone()
+        place_NN = torch.arange((M + S + T) ** 2).view(M + S + T, M + S + T)
         pairs = [
             place_NN[upper_M[0], upper_M[1]],
             place_NN[:M, M : M + S].flatten(),
@@ -117,18 +114,28 @@ class ProductLayer(nn.Module):
             place_NN[: M + S, M + S :].flatten(),
             place_NN[M + S + upper_T[0], M + S + upper_T[1]],
         ]
-        self.register_buffer("pairs_index", torch.cat(pairs), persistent=False)  # in the order of the weights
-        self.pairs_index: Tensor
-        self.single_pairs_index: Tensor
-        self.attribute_pairs_index: Tensor
+        # Rows of binary_pairs: (M, M) of two fields, (M, M - 1) of one with each other one; (2, P) the fields of a row.
+        self.register_buffer("row_of_pair", row_MM, persistent=False)
+        self.register_buffer("rows_of_field", _off_diagonal(row_MM), persistent=False)
+        self.register_buffer("fields_of_row", upper_M, persistent=False)
+        # Places of pairs in flattened Gram matrices: (N, N), in the order of the weights; (S, S); (T, T).
+        self.register_buffer("gram_places", torch.cat(pairs), persistent=False)
+        self.register_buffer("single_places", upper_S[0] * S + upper_S[1], persistent=False)
+        self.register_buffer("attribute_places", upper_T[0] * T + upper_T[1], persistent=False)
+        self.register_buffer("item_columns", torch.arange(T), persistent=False)
+        self.row_of_pair: Tensor
+        self.rows_of_field: Tensor
+        self.fields_of_row: Tensor
+        self.gram_places: Tensor
+        self.single_places: Tensor
+        self.attribute_places: Tensor
         self.item_columns: Tensor
-        self.pair_index: Tensor
-        self._folded: Sums | None = None
+        self._folded: FoldedWeights | None = None
 
     def forward(self, active_BA: Tensor, single_BSD: Tensor, item_BDT: Tensor) -> Tensor:
-        """Two-valued fields present (B, A), padded with -1; embeddings of the single-valued and the item's fields."""
+        """(B, H). ``active_BA``: indices of the binary fields that are present, padded with -1."""
         if self._folded is None:
-            is_small = len(active_BA) * len(self.values) < CLOSED_FORM_MIN_SIZE
+            is_small = len(active_BA) * len(self.values) ** 2 < CLOSED_FORM_MIN_SIZE
             if self.method == "gram" or (self.method == "auto" and is_small):
                 return self._gram(active_BA, single_BSD, item_BDT)
         return self.user_terms(active_BA, single_BSD) + self.item_terms(active_BA, single_BSD, item_BDT)
@@ -143,7 +150,7 @@ class ProductLayer(nn.Module):
         weights = [self.binary_fields.flatten(0, 1), self.single_fields.flatten(0, 1), item_weight]
         if self.products:
             gram_BNN = field_BND @ field_BND.transpose(1, 2)
-            inputs.append(gram_BNN.flatten(1).index_select(1, self.pairs_index))
+            inputs.append(gram_BNN.flatten(1).index_select(1, self.gram_places))
             item_pairs = self.item_pairs.view(-1, H)
             weights += [self.binary_pairs, self.cross_pairs.flatten(0, 1), self.single_pairs, item_pairs]
             weights += [self.attribute_pairs] if T > 1 else []
@@ -165,7 +172,7 @@ class ProductLayer(nn.Module):
         weight_SDH = self._single_weight() if self._folded is None else self._folded.single
         out_BH = torch.addmm(out_BH, single_BSD.flatten(1), weight_SDH.flatten(0, 1))
         if self.products and S > 1:
-            gram_BP = (single_BSD @ single_BSD.transpose(1, 2)).flatten(1).index_select(1, self.single_pairs_index)
+            gram_BP = (single_BSD @ single_BSD.transpose(1, 2)).flatten(1).index_select(1, self.single_places)
             out_BH = torch.addmm(out_BH, gram_BP, self.single_pairs)
         if self.products and M:
             slot, field, mask_n1 = _active_entries(active_BA)
@@ -182,14 +189,14 @@ class ProductLayer(nn.Module):
         out_BH = item_BDT.flatten(1) @ item_weight.view(-1, H)
         if not self.products:
             return out_BH
-        binary_pairs, single_pairs = self.item_pairs[:M], self.item_pairs[M:]
+        with_binary, with_single = self.item_pairs[:M], self.item_pairs[M:]
         if S:  # ONNX cannot reshape what has no element
-            out_BH = torch.addmm(out_BH, (single_BSD @ item_BDT).flatten(1), single_pairs.view(-1, H))
+            out_BH = torch.addmm(out_BH, (single_BSD @ item_BDT).flatten(1), with_single.view(-1, H))
         out_BH = self.add_attribute_pairs(out_BH, item_BDT)
         if M:
             field_BA = active_BA.clamp(min=0)
             product_BAT = (F.embedding(field_BA, self._delta()) @ item_BDT) * (active_BA >= 0)[:, :, None]
-            weight, row, product = binary_pairs.view(-1, H), field_BA, product_BAT.flatten(1)
+            weight, row, product = with_binary.view(-1, H), field_BA, product_BAT.flatten(1)
             if T > 1:
                 row = (field_BA[:, :, None] * T + self.item_columns).flatten(1)
             if is_tracing():  # a loop over the slots in ONNX
@@ -202,7 +209,7 @@ class ProductLayer(nn.Module):
         """``out_BH`` plus the terms of the item's fields with each other."""
         if not self.products or item_BDT.shape[2] == 1:
             return out_BH
-        gram_BP = (item_BDT.transpose(1, 2) @ item_BDT).flatten(1).index_select(1, self.attribute_pairs_index)
+        gram_BP = (item_BDT.transpose(1, 2) @ item_BDT).flatten(1).index_select(1, self.attribute_places)
         return torch.addmm(out_BH, gram_BP, self.attribute_pairs)
 
     def item_weights(self, active_BA: Tensor, single_BSD: Tensor) -> Tensor:
@@ -234,7 +241,7 @@ class ProductLayer(nn.Module):
         weight_SDH: Tensor = self.single_fields + absent_DSH.transpose(0, 1)
         return weight_SDH
 
-    def _binary_fields(self) -> tuple[Tensor, Tensor]:
+    def _binary_field_sums(self) -> tuple[Tensor, Tensor]:
         """constant (H) and linear (M, H) of the binary fields alone."""
         constant_H = self.bias + torch.einsum("md,mdh->h", self.values[:, 0], self.binary_fields)
         return constant_H, (self._delta()[:, None] @ self.binary_fields)[:, 0]
@@ -248,28 +255,29 @@ class ProductLayer(nn.Module):
         if self._folded is not None:
             out_BH = torch.addmm(self._folded.constant, present_BM, self._folded.linear)
             return self._add_present_pairs(out_BH, active_BA) if self.products and M > 1 else out_BH
-        constant_H, linear_MH = self._binary_fields()
+        constant_H, linear_MH = self._binary_field_sums()
         out_BH = torch.addmm(constant_H, present_BM, linear_MH)
         if not self.products or M < 2:
             return out_BH
-        return out_BH + self._binary_pairs(active_BA, present_BM)
+        return out_BH + self._binary_pair_terms(active_BA, present_BM)
 
-    def _binary_pairs(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
+    def _binary_pair_terms(self, active_BA: Tensor, present_BM: Tensor) -> Tensor:
         absent_MD, delta_MD = self.values[:, 0], self._delta()
         slot, first, second, mask_n1 = _active_pairs(active_BA)
-        linear_MH, constant_H, weight_nH = self._pair_sums(absent_MD, delta_MD, self.pair_index[first, second])
+        linear_MH, constant_H, weight_nH = self._pair_sums(absent_MD, delta_MD, self.row_of_pair[first, second])
         out_BH = torch.addmm(constant_H, present_BM, linear_MH)
         return out_BH.index_add(0, slot, weight_nH * _pair_products(delta_MD, first, second, mask_n1))
 
     def _add_present_pairs(self, out_BH: Tensor, active_BA: Tensor) -> Tensor:
         """``out_BH`` with the pairs of binary fields that are both present."""
         slot, first, second, mask_n1 = _active_pairs(active_BA)
-        weight_nH = self.binary_pairs.index_select(0, self.pair_index[first, second])
+        weight_nH = self.binary_pairs.index_select(0, self.row_of_pair[first, second])
         return out_BH.index_add(0, slot, weight_nH * _pair_products(self._delta(), first, second, mask_n1))
 
-    def _pair_sums(self, absent_MD: Tensor, delta_MD: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _pair_sums(self, absent_MD: Tensor, delta_MD: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        factors = delta_MD @ absent_MD.T, absent_MD @ absent_MD.T
         sums: tuple[Tensor, Tensor, Tensor] = _PairSums.apply(  # type: ignore[no-untyped-call]
-            self.binary_pairs, delta_MD @ absent_MD.T, absent_MD @ absent_MD.T, pairs
+            self.binary_pairs, *factors, rows, self.fields_of_row, self.rows_of_field
         )
         return sums
 
@@ -280,14 +288,14 @@ class ProductLayer(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Computes the closed form's sums over weights once: for a layer that serves or is exported, not trained."""
-        constant_H, linear_MH = self._binary_fields()
+        constant_H, linear_MH = self._binary_field_sums()
         if self.products and len(self.values) > 1:
-            pairs_MH, pairs_H, _ = self._pair_sums(self.values[:, 0], self._delta(), self.pair_index.new_zeros(0))
+            pairs_MH, pairs_H, _ = self._pair_sums(self.values[:, 0], self._delta(), self.row_of_pair.new_zeros(0))
             constant_H, linear_MH = constant_H + pairs_H, linear_MH + pairs_MH
         delta_MD, item_weight = self._delta(), self._item_weight()
         pairs = self.item_pairs[: len(delta_MD)] if self.products else item_weight.new_zeros(1, item_weight.shape[1])
         item_linear = (delta_MD[:, :, None] * pairs[:, None]).flatten(1)
-        self._folded = Sums(item_weight, self._single_weight(), constant_H, linear_MH, delta_MD, item_linear)
+        self._folded = FoldedWeights(item_weight, self._single_weight(), constant_H, linear_MH, delta_MD, item_linear)
 
 
 def _pair_products(delta_MD: Tensor, first: Tensor, second: Tensor, mask_n1: Tensor | None) -> Tensor:
@@ -296,53 +304,57 @@ def _pair_products(delta_MD: Tensor, first: Tensor, second: Tensor, mask_n1: Ten
 
 
 class _PairSums(torch.autograd.Function):
-    """The sums over pairs i < j of the closed form, row by row, so that no row leaves the processor's cache.
+    """The sums over pairs i < j of the closed form.
 
-    (w (P, H), c (M, M), a (M, M), pairs (n,)) ->
-    linear (M, H): sum_{j != i} w_ij c_ij;  constant (H): sum_{i<j} w_ij a_ij;  the weights of ``pairs`` (n, H).
-    The backward pass is written out, since autograd would keep M x M x H products and add dense gradients up.
+    (w (P, H), c (M, M), a (M, M), rows (n,), fields_of_row (2, P), rows_of_field (M, M - 1)) ->
+    linear (M, H): sum_{j != i} w_ij c_ij;  constant (H): sum_{i<j} w_ij a_ij;  w[rows] (n, H).
+    The backward pass is written out, since that of an embedding bag sorts its indices in every step.
     """
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, weight_PH: Tensor, c_MM: Tensor, a_MM: Tensor, pairs: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        weight_PH: Tensor,
+        c_MM: Tensor,
+        a_MM: Tensor,
+        rows: Tensor,
+        fields_of_row: Tensor,
+        rows_of_field: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(weight_PH, c_MM, a_MM, pairs)
-        M = len(c_MM)
-        linear_MH = weight_PH.new_zeros(M, weight_PH.shape[1])
-        constant_H = weight_PH.new_zeros(weight_PH.shape[1])
-        upper_M2M, lower_MM1 = torch.stack([c_MM, a_MM], 1), c_MM.T[:, :, None]
-        for i, weight_nH in enumerate(weight_PH.split(list(range(M - 1, 0, -1)))):
-            partial_2H = upper_M2M[i, :, i + 1 :] @ weight_nH
-            linear_MH[i] += partial_2H[0]
-            constant_H += partial_2H[1]
-            linear_MH[i + 1 :].addcmul_(weight_nH, lower_MM1[i, i + 1 :])
-        return linear_MH, constant_H, weight_PH.index_select(0, pairs)
+        ctx.save_for_backward(weight_PH, c_MM, a_MM, rows, fields_of_row)
+        linear_MH = F.embedding_bag(rows_of_field, weight_PH, mode="sum", per_sample_weights=_off_diagonal(c_MM))
+        i, j = fields_of_row
+        return linear_MH, a_MM[i, j] @ weight_PH, weight_PH.index_select(0, rows)
 
     @staticmethod
     def backward(
-        ctx: torch.autograd.function.FunctionCtx, linear_MH: Tensor, constant_H: Tensor, grad_pairs_nH: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
-        weight_PH, c_MM, a_MM, pairs = ctx.saved_tensors  # type: ignore[attr-defined]
-        M = len(c_MM)
-        rows = list(range(M - 1, 0, -1))
-        grad_weight_PH, grad_c_MM, grad_a_MM = (
-            torch.empty_like(weight_PH),
-            torch.zeros_like(c_MM),
-            torch.zeros_like(a_MM),
-        )
-        upper_MM2, lower_MM1 = torch.stack([c_MM, a_MM], 2), c_MM.T[:, :, None]
-        gradient_M2H = torch.stack([linear_MH, constant_H.expand_as(linear_MH)], 1)
-        blocks = zip(weight_PH.split(rows), grad_weight_PH.split(rows), strict=True)
-        for i, (weight_nH, grad_weight_nH) in enumerate(blocks):
-            torch.mm(upper_MM2[i, i + 1 :], gradient_M2H[i], out=grad_weight_nH)
-            grad_weight_nH.addcmul_(linear_MH[i + 1 :], lower_MM1[i, i + 1 :])
-            grad_upper_n2 = weight_nH @ gradient_M2H[i].T
-            grad_c_MM[i, i + 1 :] = grad_upper_n2[:, 0]
-            grad_a_MM[i, i + 1 :] = grad_upper_n2[:, 1]
-            grad_c_MM[i + 1 :, i] = (weight_nH * linear_MH[i + 1 :]).sum(1)
-        grad_weight_PH.index_add_(0, pairs, grad_pairs_nH)
-        return grad_weight_PH, grad_c_MM, grad_a_MM, None
+        ctx: torch.autograd.function.FunctionCtx, grad_linear_MH: Tensor, grad_constant_H: Tensor, grad_rows_nH: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        weight_PH, c_MM, a_MM, rows, fields_of_row = ctx.saved_tensors  # type: ignore[attr-defined]
+        i, j = fields_of_row
+        # The gradient of w_ij is c_ij G_i + c_ji G_j + a_ij g, G and g those of linear and constant: a bag of three
+        # rows. Those of c_ij, c_ji and a_ij are the products of the three rows with w_ij: the bag's own gradients.
+        row_P3 = torch.stack([i, j, torch.full_like(i, len(c_MM))], 1)
+        factor_P3 = torch.stack([c_MM[i, j], c_MM[j, i], a_MM[i, j]], 1)
+        with torch.enable_grad():
+            bag_PH = F.embedding_bag(
+                row_P3,
+                torch.cat([grad_linear_MH, grad_constant_H[None]]),
+                mode="sum",
+                per_sample_weights=factor_P3.requires_grad_(),
+            )
+            (grad_P3,) = torch.autograd.grad(bag_PH, factor_P3, weight_PH)
+        grad_c_MM, grad_a_MM = torch.zeros_like(c_MM), torch.zeros_like(a_MM)
+        grad_c_MM[i, j], grad_c_MM[j, i], grad_a_MM[i, j] = grad_P3.unbind(1)
+        return bag_PH.detach().index_add_(0, rows, grad_rows_nH), grad_c_MM, grad_a_MM, None, None, None
+
+
+def _off_diagonal(square_MM: Tensor) -> Tensor:
+    """(M, M - 1): each row without its entry on the diagonal."""
+    M = len(square_MM)
+    if M < 2:
+        return square_MM.new_zeros(M, 0)
+    return square_MM.flatten()[1:].view(M - 1, M + 1)[:, :-1].reshape(M, M - 1)
 
 
 def _glorot(weight: Tensor, fan_in: int, fan_out: int) -> None:
