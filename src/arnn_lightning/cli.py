@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from arnn_lightning import __version__
 from arnn_lightning.config import USER_CONFIG_DIR, WITHOUT, check_settings, install_hint, no_key, unused_settings
@@ -96,11 +96,11 @@ def check(config: DictConfig, job: Any) -> list[str]:
     """Checks the settings of one job; ``job`` is its ``hydra`` part.
 
     Returns:
-        what has no effect in this job though others of its multirun use it, or though a training command has it, to
-        which task=prepare was added.
+        a line for every setting without an effect. A job of a multirun may have some, which other jobs use, and
+        task=prepare, which may be added to a training command.
 
     Raises:
-        UserError: a setting that is wrong, or that has no effect.
+        UserError: a setting that is wrong; elsewhere, the first that has no effect.
     """
     _check_hydra(job)
     check_settings(config, job.overrides.task, job.runtime.choices)
@@ -128,7 +128,7 @@ def check(config: DictConfig, job: Any) -> list[str]:
 
 
 def _check_hydra(job: Any) -> None:
-    """Raises UserError for what the package needs of Hydra."""
+    """Raises UserError for settings of Hydra with which the package cannot work."""
     if job.output_subdir is not None:
         raise UserError(
             f"hydra.output_subdir={job.output_subdir}: cannot be set; a run's settings must be in its .hydra"
@@ -136,7 +136,7 @@ def _check_hydra(job: Any) -> None:
     if job.job.chdir:
         raise UserError("hydra.job.chdir=true: cannot be set; relative paths refer to the folder of the command")
     log_file = OmegaConf.select(job, "job_logging.handlers.file")
-    if log_file is not None and "class" not in log_file:  # but what config.yaml adds to Hydra's
+    if log_file is not None and "class" not in log_file:  # it has only the keys that config.yaml adds
         raise UserError(
             f"hydra/job_logging={job.runtime.choices['hydra/job_logging']}: has no log file; choose default "
             "(to log to the console only, add hydra.job_logging.root.handlers=[console])"
@@ -189,9 +189,14 @@ def main() -> None:
             _main(sys.argv[1:])
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader has what it wanted, as in "arnn --help | head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        try:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has what it wanted, as in "arnn --help | head"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        raise  # of another pipe or socket
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -208,7 +213,7 @@ def _main(arguments: Sequence[str]) -> None:
         if {"-h", "--help"} & set(arguments):
             sys.stdout.write(help_page(arguments))
             return
-        sys.argv[1:] = add_stored_overrides(quote_spaces(_options_first(arguments)))
+        sys.argv[1:] = add_stored_overrides(quote_spaces([*map(_expand_home, _options_first(arguments))]))
         main_job()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -222,6 +227,11 @@ def _main(arguments: Sequence[str]) -> None:
     except Exception as error:  # a defect is raised again
         _exit_on_user_error(error)
         raise
+
+
+def _expand_home(argument: str) -> str:
+    """Replaces ~ at the start of every path of an override, as a shell does not: ``data.events=[~/a.csv,~/b.csv]``."""
+    return re.sub(r"""(?<=[=,\[\s"'])~(?=/)""", lambda _: str(Path.home()), argument) if "=" in argument else argument
 
 
 def _options_first(arguments: Sequence[str]) -> list[str]:
@@ -258,14 +268,16 @@ def help_page(arguments: Sequence[str]) -> str:
     )
 
 
-def _unusable_yaml() -> Path | None:
-    """The first YAML of the user that is not UTF-8, or neither a mapping nor a list."""
+def _unusable_yaml(kind: type[Exception]) -> Path | None:
+    """The first YAML of the user that cannot be read: UnicodeDecodeError, or that is a plain value: OSError."""
     folders = filter(None, (UserConfigSearchPath.config_dir, USER_CONFIG_DIR))
     for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
         try:
             OmegaConf.load(file)
-        except (UnicodeDecodeError, OSError):
+        except kind:
             return file
+        except (OSError, UnicodeDecodeError, YAMLError):
+            continue
     return None
 
 
@@ -306,9 +318,10 @@ def composition_error(error: Exception) -> str | None:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}: line {mark.line + 1} is not valid YAML: {error.problem}"
-    if isinstance(error, UnicodeDecodeError | OSError) and (file := _unusable_yaml()) is not None:
-        is_text = isinstance(error, OSError)
-        return f"{file}: must be a mapping" if is_text else f"{file}: not UTF-8 text; save it in this encoding"
+    if isinstance(error, UnicodeDecodeError) and (file := _unusable_yaml(UnicodeDecodeError)) is not None:
+        return f"{file}: not UTF-8 text; save it in this encoding"
+    if str(error).startswith("Invalid loaded object type") and (file := _unusable_yaml(OSError)) is not None:
+        return f"{file}: must be a mapping"
     cause = error.__cause__
     if isinstance(error, CompactHydraException) and isinstance(cause, OmegaConfBaseException):
         if "not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):

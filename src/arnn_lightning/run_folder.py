@@ -29,9 +29,10 @@ from arnn_lightning.io import write_text
 
 RECORD = ".hydra"  # Hydra's name for it, and its files: config.yaml, hydra.yaml, overrides.yaml
 LOCK = ".lock"
-STORED_KEYS = {"config": ("task._target_",), "hydra": ("hydra.runtime.choices",), "overrides": ()}  # that are read
+# Without these keys a file of the record is damaged.
+STORED_KEYS = {"config": ("task._target_",), "hydra": ("hydra.runtime.choices",), "overrides": ()}
 MULTIRUN = "multirun.yaml"  # Hydra's record of a multirun
-# What is read, and the last: Hydra does not write atomically.
+# Keys that are read, and the last of the file: without it, Hydra was interrupted while it wrote.
 MULTIRUN_KEYS = ("hydra.overrides.task", "hydra.overrides.hydra", "hydra.sweep", "hydra.job.config", "hydra.verbose")
 DAMAGED = "missing or damaged; start a new run in another folder"
 BEST_OF_RUN = Path("checkpoints", "best.ckpt")
@@ -45,10 +46,8 @@ MAY_DIFFER = (
     *(f"data.{key}" for key in ("raw_dir", "events", "users", "titles")),
     *(f"data.reader.{key}" for key in ("raw_dir", "events", "users", "titles")),
 )
-INSTEAD = {
-    "checkpoint.users": "; to share the model without users, export it (task=export)"
-}  # of a setting that must be equal
-NO_RUN = "; leave out resume=true to start one there"
+HINTS = {"checkpoint.users": "; to share the model without users, export it (task=export)"}  # where a setting differs
+START_HINT = "; leave out resume=true to start one there"
 MAY_GROW = re.compile(r"model(\.\w+)*\.epochs|trainer\.max_epochs")
 _multirun_lock: FileLock | None = None  # of this process, until it ends
 _new_folders: list[Path] = []  # that did not exist when this process started, the innermost first
@@ -71,7 +70,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        files = list(folder.iterdir())
+        files = list(folder.iterdir()) if folder.is_dir() else []
         if all(file.name == LOCK or file.suffix == ".log" for file in files):
             _remove(folder, files)
         else:
@@ -103,7 +102,10 @@ def _acquire(folder: Path, key: str) -> FileLock:
 
 
 def _write_owner(lock: FileLock, owner: str | None = None) -> None:
-    """Writes who owns the lock (this process) into its file, which must stay the same file, for errors of others."""
+    """Names the owner (default: this process) in the lock file, for errors of other processes.
+
+    In place: a new file would not have the lock.
+    """
     with suppress(OSError):  # a disk that is full; Windows
         Path(lock.lock_file).write_text(f"process {os.getpid()} on {platform.node()}" if owner is None else owner)
 
@@ -192,7 +194,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
     else:
         if not has_record(folder):
             instead = shlex.quote(as_override("hydra.sweep.dir", folder))
-            hint = f" but a multirun: add {instead} instead" if (folder / MULTIRUN).is_file() else NO_RUN
+            hint = f" but a multirun: add {instead} instead" if (folder / MULTIRUN).is_file() else START_HINT
             raise UserError(f"resume=true: {folder} contains no run{hint}")
         stored = list(stored_config(folder, "overrides"))
         choices = stored_config(folder, "hydra").hydra.runtime.choices
@@ -222,7 +224,7 @@ def resumed_config(config: DictConfig, folder: Path) -> tuple[DictConfig, bool]:
     """The stored settings, with what a resumed run may change as in ``config``.
 
     Returns:
-        the config, and whether it has more epochs than the stored one.
+        the config, and whether its limits of epochs differ from the stored ones.
 
     Raises:
         UserError: a setting of the command line differs from the stored one.
@@ -233,13 +235,13 @@ def resumed_config(config: DictConfig, folder: Path) -> tuple[DictConfig, bool]:
         "now": dict(HydraConfig.get().runtime.choices),
     }
     OmegaConf.set_struct(now, False)
+    given = _by_key(sorted({*HydraConfig.get().overrides.task} - {*stored_config(folder, "overrides")}))
     for key in MAY_DIFFER:
         node = OmegaConf.select(now, key, throw_on_missing=False)
-        if node is not None:
+        if node is not None or key in given:
             OmegaConf.update(stored, key, node, merge=False, force_add=True)
-    given = {*HydraConfig.get().overrides.task} - {*stored_config(folder, "overrides")}
     grown = False
-    for key in _by_key(sorted(given)):
+    for key in given:
         if any(key in names for names in choices.values()):
             before, after = (names.get(key) for names in choices.values())
         else:
@@ -346,15 +348,21 @@ def _require_new_or_resumed_multirun(config: DictConfig, folder: Path) -> None:
             _require_growth(key, stored[key].value(), override.value(), folder)
 
 
-def as_override(key: str, value: object) -> str:
-    """KEY=VALUE, quoted where Hydra needs it; for a shell, add ``shlex.quote``.
+def as_override(key: str, value: str | Path) -> str:
+    """KEY=VALUE, quoted where Hydra would not read the same text; for a shell, add ``shlex.quote``.
 
     >>> print(as_override("hydra.run.dir", "runs/1"), as_override("hydra.run.dir", "my runs/a,b"))
     hydra.run.dir=runs/1 hydra.run.dir="my runs/a,b"
+    >>> print(as_override("hydra.run.dir", "20261129_103200"))
+    hydra.run.dir="20261129_103200"
     """
-    if re.fullmatch(r"[\w./:@%+-]+", str(value), re.ASCII):
-        return f"{key}={value}"
-    return f'{key}="' + str(value).replace('"', '\\"') + '"'
+    text = str(value)
+    plain = f"{key}={text}"
+    parsed = _by_key([plain]).get(key) if re.fullmatch(r"[\w./:@%+-]+", text, re.ASCII) else None
+    if parsed is not None and parsed.value() == text:
+        return plain
+    # In quotes, backslashes are doubled before a quote and at the end only.
+    return f'{key}="' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'
 
 
 def multirun_folder() -> Path:
@@ -367,7 +375,7 @@ def require_new_or_resumed(config: DictConfig, folder: Path) -> None:
     """Raises UserError where a new run would write into the folder of another, or there is no run to resume."""
     if config.resume:
         if not has_record(folder) and HydraConfig.get().mode is not RunMode.MULTIRUN:  # a job may not have started
-            raise UserError(f"resume=true: {folder} contains no run{NO_RUN}")
+            raise UserError(f"resume=true: {folder} contains no run{START_HINT}")
         return
     require_new(folder)
 
@@ -400,14 +408,14 @@ def _text(override: Override) -> str:
 
 
 def _may_differ(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)
+    return any(f"{key}.".startswith(f"{other}.") for other in MAY_DIFFER)
 
 
 def _require_equal(key: str, before: Any, after: Any, folder: Path) -> None:
     if before != after and not _may_differ(key):
         raise UserError(
             f"{key}={_show(after)}: {folder} was started with {_show(before)}; resume it with that value, or use "
-            f"another folder{INSTEAD.get(key, '')}"
+            f"another folder{HINTS.get(key, '')}"
         )
 
 

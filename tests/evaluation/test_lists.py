@@ -23,7 +23,7 @@ def lists_of(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
 
 
 def evaluated(lists: pl.DataFrame, prepared: PreparedDataset, **settings: Any) -> tuple[EvaluationResult, int]:
-    arguments = {"ties": "conservative", "k": 5, "source": "lists.csv"} | settings
+    arguments = {"ties": "conservative", "k": 5, "file": Path("lists.csv")} | settings
     test = pl.read_parquet(prepared.folder / "test.parquet")
     return evaluate_lists("theirs", lists, test, IDS, **arguments)
 
@@ -81,23 +81,29 @@ def test_of_equal_scores_the_first_items_are_recommended(small_dataset: Prepared
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ((32, 1, "item-99", 1.0), "row 2: item_id item-99 is not in the catalogue of 12 items"),
-        ((32, 1, None, 1.0), r"row 2: item_id \(empty\) is not in the catalogue"),
-        ((32, 1, "item-1", float("nan")), "row 2: score NaN must be a finite number"),
-        ((32, 1, "item-1", float("inf")), "row 2: score inf must be a finite number"),
-        ((32, 1, "item-1", "high"), "row 2: score high must be a finite number"),
-        (("a", 1, "item-1", 1.0), "row 2: session_id a must be an integer"),
-        ((32, None, "item-1", 1.0), r"row 2: position \(empty\) must be an integer"),
-        ((3, 1, "item-1", 1.0), r"row 2: session_id 3 is not a session of the test split \(32 to 47\)"),
-        ((32, 0, "item-1", 1.0), "row 2: position 0 is not a prediction of its session"),
-        ((32, 50, "item-1", 1.0), "row 2: position 50 is not a prediction of its session"),
-        ((32, 1, "item-0", 2.0), "row 2: item_id item-0 occurs twice in its list"),
+        ((32, 1, "item-99", 1.0), "row 3: item_id item-99 is not in the catalogue of 12 items"),
+        ((32, 1, None, 1.0), r"row 3: item_id \(empty\) is not in the catalogue"),
+        ((32, 1, "item-1", float("nan")), "row 3: score NaN must be a finite number"),
+        ((32, 1, "item-1", float("inf")), "row 3: score inf must be a finite number"),
+        ((32, 1, "item-1", "high"), "row 3: score high must be a finite number"),
+        (("a", 1, "item-1", 1.0), "row 3: session_id a must be an integer"),
+        ((32, None, "item-1", 1.0), r"row 3: position \(empty\) must be an integer"),
+        ((3, 1, "item-1", 1.0), r"row 3: session_id 3 is not a session of the test split \(32 to 47\)"),
+        ((32, 0, "item-1", 1.0), "row 3: position 0 is not a prediction of its session"),
+        ((32, 50, "item-1", 1.0), "row 3: position 50 is not a prediction of its session"),
+        ((32, 1, "item-0", 2.0), "row 3: item_id item-0 occurs twice in its list"),
     ],
 )
 def test_a_wrong_row_of_a_list_is_one_line(row: tuple[Any, ...], message: str, small_dataset: PreparedDataset) -> None:
     with pytest.raises(UserError, match=rf"^lists\.csv, {message}") as error:
         evaluated(lists_of([(32, 1, "item-0", 1.0), row]), small_dataset)
     assert "\n" not in str(error.value)
+
+
+def test_rows_of_a_parquet_file_are_counted_from_its_first(small_dataset: PreparedDataset) -> None:
+    """In a text file the header is row 1."""
+    with pytest.raises(UserError, match=r"^lists\.parquet, row 1: score NaN"):
+        evaluated(lists_of([(32, 1, "item-1", float("nan"))]), small_dataset, file=Path("lists.parquet"))
 
 
 def test_files_of_lists_are_read_as_csv_or_parquet(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import torch
 from omegaconf import OmegaConf
 
 import arnn_lightning
-from arnn_lightning import conf
+from arnn_lightning import cli, conf
 from arnn_lightning.evaluation.result import RANKS
 from arnn_lightning.reporting.console import first_items_line
+from arnn_lightning.tasks.train import _absolute
 from commandline import NO_BASELINES, SMALL, Command, arnn, arnn_here, error_line, metrics_of
 
 
@@ -76,6 +77,46 @@ def test_help_into_a_closed_pipe_has_no_traceback() -> None:
     )
     os.close(write)
     assert done.stderr == ""
+
+
+def test_a_broken_pipe_within_a_task_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def send(_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_main", send)
+    with pytest.raises(BrokenPipeError):
+        cli.main()
+
+
+@pytest.mark.parametrize("content", [b"a: [1", "name: caf\u00e9\n".encode("latin-1"), b"3\n"])
+def test_a_full_disk_is_no_error_of_a_users_yaml(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "arnn_conf" / "model").mkdir(parents=True)
+    (tmp_path / "arnn_conf" / "model" / "mine.yaml").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    assert cli.composition_error(OSError(28, "No space left on device")) is None
+
+
+def test_a_tilde_at_the_start_of_a_path_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, expanded in (
+        ("data.events=~/a.csv", "data.events=/home/me/a.csv"),
+        ("data.events=[~/a.csv, '~/b.csv']", "data.events=[/home/me/a.csv, '/home/me/b.csv']"),
+        ("hydra.run.dir=runs/~/1", "hydra.run.dir=runs/~/1"),
+        ("~baselines.pop", "~baselines.pop"),
+    ):
+        assert cli._expand_home(given) == expanded
+
+
+def test_paths_of_a_checkpoint_are_absolute_but_those_in_raw_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir("/")
+    written = ["${.raw_dir}/a.csv", "b.csv", "~/c.csv"]
+    paths = ["raw/a.csv", "b.csv", "~/c.csv"]
+    assert _absolute(written, paths) == ["${.raw_dir}/a.csv", "/b.csv", "/home/me/c.csv"]
+    assert _absolute("${.raw_dir}/a.csv", "raw/a.csv") == "${.raw_dir}/a.csv"
+    assert _absolute("${..events}", ["a.csv", "/b.csv"]) == ["/a.csv", "/b.csv"]
 
 
 def test_a_closed_standard_stream_is_no_error(tmp_path: Path) -> None:

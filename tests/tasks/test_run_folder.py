@@ -15,6 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from arnn_lightning import run_folder
+from arnn_lightning.run_folder import as_override, locked, resumed_config
 from arnn_lightning.tasks import train
 from arnn_lightning.training.callbacks import EpochProgress
 from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
@@ -227,6 +229,52 @@ def test_the_command_that_resumes_is_quoted(monkeypatch: pytest.MonkeyPatch) -> 
         config.mode = mode
         override = OverridesParser.create().parse_override(shlex.split(train._how_to_resume())[-1])
         assert (override.key_or_group, override.value()) == (key, path)
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/1", "20261129_103200", "1e3", "null", "true", "-1", "a b,c", 'a"b', 'a\\"b', "a\\", "a\\\\", "C:\\x"]
+)
+def test_paths_of_overrides_are_read_as_written(path: str) -> None:
+    override = OverridesParser.create().parse_override(as_override("hydra.run.dir", path))
+    assert override.value() == path
+
+
+def test_a_resumed_run_may_set_a_path_to_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra = SimpleNamespace(runtime=SimpleNamespace(choices={}), overrides=SimpleNamespace(task=["data.titles=null"]))
+    monkeypatch.setattr(run_folder, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    config = OmegaConf.load("run/.hydra/config.yaml")
+    shutil.copytree("run/.hydra", "titled/.hydra")
+    OmegaConf.update(config, "data.titles", "items.csv", force_add=True)
+    OmegaConf.save(config, "titled/.hydra/config.yaml")
+    config.data.titles = None
+    resumed, is_longer = resumed_config(config, Path("titled"))
+    assert (resumed.data.titles, is_longer) == (None, False)
+
+
+def test_an_error_in_a_folder_that_vanished_is_raised(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def remove() -> None:
+        with locked(folder):
+            shutil.rmtree(folder)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        remove()
+
+
+def test_a_trial_that_is_resumed_has_no_table(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("run", "trial")
+    metrics = {"data": "synthetic", "model": "gru4rec", "seed": 1, "val": {"mrr@20": 0.1}}
+    Path("trial/metrics.json").write_text(json.dumps(metrics))
+    assert arnn_here(["resume=true", "hydra.run.dir=trial"], monkeypatch) == 0
+    assert "trial is a trial: its validation metrics are in metrics.json, it has no test" in capfd.readouterr().out
+    Path("trial/metrics.json").write_text("{}")
+    assert arnn_here(["resume=true", "hydra.run.dir=trial"], monkeypatch) == 2
+    assert "trial: its results are missing or damaged" in capfd.readouterr().err
 
 
 def test_settings_that_changed_since_are_those_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,9 @@ def assert_resumes_as_if_not_interrupted(
     assert last["lr_schedulers"] == resumed_last["lr_schedulers"]
 
 
-def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDataset, tmp_path: Path) -> None:
+def test_a_stage_that_stopped_early_is_not_trained_further(
+    prepared: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = ("model.optimizer.lr=0",)
     run(prepared, tmp_path / "run", epochs=9, model=model)
     last = tmp_path / "run" / LAST
@@ -130,6 +132,8 @@ def test_a_stage_that_stopped_early_is_not_trained_further(prepared: PreparedDat
             (tmp_path / "run" / DONE_MARKER).write_text(marker)
         run(prepared, tmp_path / "run", "resume=true", epochs=epochs, model=model)
         assert torch.load(last, weights_only=True)["epoch"] == before
+        assert f"stopped early after epoch {before + 1}, not trained further" in caplog.text
+        caplog.clear()
 
 
 def test_a_stage_that_stopped_early_is_trained_to_min_epochs(prepared: PreparedDataset, tmp_path: Path) -> None:

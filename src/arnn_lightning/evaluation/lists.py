@@ -42,7 +42,7 @@ def read_lists(file: Path) -> pl.DataFrame:
 
 
 def evaluate_lists(
-    name: str, lists: pl.DataFrame, test: pl.DataFrame, item_ids: pl.Series, ties: str, k: int, source: str
+    name: str, lists: pl.DataFrame, test: pl.DataFrame, item_ids: pl.Series, ties: str, k: int, file: Path
 ) -> tuple[EvaluationResult, int]:
     """The ranks that lists give to the targets of the test split.
 
@@ -56,7 +56,7 @@ def evaluate_lists(
         item_ids: (I,) the id of every item code.
         ties: how a target is ranked that has the score of other items of its list.
         k: how many items of every list are counted as recommended.
-        source: names the file in errors.
+        file: that the lists were read from, for errors.
 
     Returns:
         The result, and the number of predictions without a list.
@@ -66,7 +66,7 @@ def evaluate_lists(
             position that are not a prediction of the test split, or an item that is twice in a list.
     """
     targets = next_item_targets(test)
-    rows = _match(lists, targets, item_ids, source)
+    rows = _match(lists, targets, item_ids, file)
     target_score = pl.col("value").filter(pl.col("item") == pl.col("target")).first()
     counts = targets.join(
         rows.group_by("session", position="place").agg(
@@ -87,7 +87,7 @@ def evaluate_lists(
     return result, int(counts["has_list"].null_count())
 
 
-def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, source: str) -> pl.DataFrame:
+def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, file: Path) -> pl.DataFrame:
     """The rows of lists with session, place (the position), value (the score), item and target as numbers and codes.
 
     Raises:
@@ -128,7 +128,8 @@ def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, sour
     ):
         wrong = rows.select(is_wrong).to_series().arg_true()
         if len(wrong):
-            raise UserError(f"{source}, row {wrong[0] + 1}: {column} {_show(lists[column][wrong[0]])} {message}")
+            row = wrong[0] + (1 if file.suffix == ".parquet" else 2)  # in a text file, the header is row 1
+            raise UserError(f"{file}, row {row}: {column} {_show(lists[column][wrong[0]])} {message}")
     return rows
 
 

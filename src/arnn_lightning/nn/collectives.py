@@ -16,6 +16,11 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes files and the console."""
+    return rank_and_world_size()[0] == 0
+
+
 def all_reduce_gradients(gradients: list[Tensor]) -> None:
     """Sums dense gradients over all processes, in place, in one flat all-reduce.
 

@@ -61,7 +61,7 @@ def require_files(
     contents = ", ".join(f"{name} ({what})" for name, what in expected.items())
     if raw_dir is None:
         raise UserError(f"data.raw_dir=null: must be the folder of the raw files: {contents}; {source_hint}")
-    folder = Path(raw_dir)
+    folder = Path(raw_dir).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; expected: {contents}; {source_hint}; set data.raw_dir or ARNN_DATA")
     paths = {name: path for name in (*expected, *optional) if (path := find_file(folder / name)) is not None}

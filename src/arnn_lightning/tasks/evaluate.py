@@ -13,7 +13,7 @@ from rich.console import Console
 from arnn_lightning.config import check_targets, instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
-from arnn_lightning.nn.collectives import rank_and_world_size
+from arnn_lightning.nn.collectives import is_rank_zero
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset, hash_files
 from arnn_lightning.preprocessing.later import prepare_later_log
 from arnn_lightning.reporting.console import results_table
@@ -40,7 +40,7 @@ def run(config: DictConfig) -> None:
     if config.lists is not None:
         return run_lists(config)
     with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
-        if rank_and_world_size()[0] == 0:
+        if is_rank_zero():
             require_same_task(config, folder)
         broadcast_from_rank_zero(None)
         _evaluate(config, folder)
@@ -67,7 +67,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     model = build_model(metadata["model"], run_settings(config), metadata_maker(config, prepared))
     load_weights(model, checkpoint, config.checkpoint)
     result = evaluate_model(model, prepared, config)
-    if rank_and_world_size()[0] != 0:
+    if not is_rank_zero():
         return
     result.write(folder)
     groups = run_tables(config, prepared).groups([result])
@@ -121,7 +121,7 @@ def _test_data(config: DictConfig, name: str, folder: Path, moved: bool) -> Prep
         if [*hash_files(files, lambda _: None).values()] == [*trained.manifest["raw"].values()]:  # whatever their names
             return trained
         later = folder / "prepared"
-        if rank_and_world_size()[0] == 0:
+        if is_rank_zero():
             log.info(prepare_later_log(to_container(config.data), trained, later))
         broadcast_from_rank_zero(None)
         return PreparedDataset(later)

@@ -32,7 +32,7 @@ def run_lists(config: DictConfig) -> None:
 
 
 def _evaluate_lists(config: DictConfig, folder: Path) -> None:
-    file = Path(config.lists)
+    file = Path(config.lists).expanduser()
     lists = read_lists(file)
     prepared = prepare_data(config)
     check_evaluation(config, prepared)
@@ -43,7 +43,7 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
         pl.read_parquet(prepared.folder / "items.parquet", glob=False)["id"],
         config.evaluation.ties,
         max(config.evaluation.cutoffs),
-        str(file),
+        file,
     )
     result = result.with_lists(prepared.item_popularity(), max(config.evaluation.cutoffs))
     result.write(folder)

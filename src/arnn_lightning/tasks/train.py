@@ -28,7 +28,7 @@ from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import Recommender
 from arnn_lightning.models.trained import SessionRecommender
-from arnn_lightning.nn.collectives import rank_and_world_size
+from arnn_lightning.nn.collectives import is_rank_zero
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset
 from arnn_lightning.reporting.console import (
     data_notes,
@@ -77,7 +77,7 @@ def run(config: DictConfig) -> float | None:
     try:
         return train(config, [])
     except KeyboardInterrupt:
-        if rank_and_world_size()[0] == 0:
+        if is_rank_zero():
             sys.stderr.write(_how_to_resume())
         raise
 
@@ -94,7 +94,7 @@ def train(config: DictConfig, callbacks: Sequence[Callback], test: bool = True) 
         UserError: the folder is another run's, or a setting differs from that of the run that is resumed.
     """
     with distributed_run(config, Path(HydraConfig.get().runtime.output_dir)) as folder:
-        if rank_and_world_size()[0] == 0:
+        if is_rank_zero():
             require_new_or_resumed(config, folder)
         is_resumed, is_finished = broadcast_from_rank_zero((has_record(folder), (folder / METRICS_FILE).is_file()))
         is_longer = False
@@ -146,7 +146,7 @@ class Record(Callback):
     def __init__(self, config: DictConfig, folder: Path, is_resumed: bool, is_pending: bool) -> None:
         self.folder = folder
         self.is_resumed = is_resumed
-        is_pending = is_pending and rank_and_world_size()[0] == 0
+        is_pending = is_pending and is_rank_zero()
         self._pending = copy.deepcopy(config) if is_pending else None
 
     def write(self) -> None:
@@ -167,11 +167,10 @@ def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback], test
     check_tuned(config, HydraConfig.get().runtime, prepared)
     check_evaluation(config, prepared)
     fill_dims(config, prepared)
-    first = rank_and_world_size()[0] == 0
-    if first:
+    if is_rank_zero():
         for line in start_lines(config, prepared, HydraConfig.get()):
             log.info(line)
-    with open_loggers(config.logger if first else {}, folder, to_container(config)) as loggers:
+    with open_loggers(config.logger if is_rank_zero() else {}, folder, to_container(config)) as loggers:
         return _train_and_test(config, folder, prepared, stopwatch, loggers, callbacks, test, record)
 
 
@@ -196,31 +195,30 @@ def _train_and_test(
     )
     model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
     check_item_contexts(config.model, model)
-    if model.uses_contexts and rank_and_world_size()[0] == 0:
+    if model.uses_contexts and is_rank_zero():
         warn_of_untrained_unknowns(prepared, config)
     sources = Sources(folder)
     load_pretrained(model, prepared, config, sources)
     initial = read_initial_weights(model, config, settings.vocabulary, folder, sources)
-    first = rank_and_world_size()[0] == 0
     if not (folder / METRICS_FILE).is_file():
         record.write()
-    if first:
+    if is_rank_zero():
         sources.write()
     encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch, initial, test, record)
     callbacks = [*callbacks, record, *([initial[""]] if "" in initial else [])]
     train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
     stopwatch.lap("train")
-    record.write()
+    record.write()  # of a model that is not fitted by a Trainer
     validation = validate_model(model, prepared, config)
     if not test:
-        if first:
+        if is_rank_zero():
             record_of_trial = {"data": config.data.name, "model": config.model.name, "seed": config.seed}
             write_json(folder / METRICS_FILE, record_of_trial | {"val": validation})
         return validation.get(config.evaluation.monitor)
     result = evaluate_model(model, prepared, config, loggers)
     baselines = _evaluate_baselines(config, prepared)
     stopwatch.lap("test")
-    if first:
+    if is_rank_zero():
         speed = model.progress.events_per_second if isinstance(model, SessionRecommender) else None
         notes: dict[str, Any] = {"resumed": True} if record.is_resumed else {}
         if started_from := sources.of("init_from"):
@@ -291,7 +289,7 @@ class Stopwatch:
 
 
 def published_results(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
-    """The paper's Table 2 where the data set is one of the paper's."""
+    """The paper's Table 2 where the data set is one of the paper's; else empty."""
     figures: Mapping[str, Mapping[str, float]] = to_container(config.published).get("table2", {})
     return figures
 
@@ -304,7 +302,7 @@ def run_tables(config: DictConfig, prepared: PreparedDataset) -> RunTables:
 
 
 def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:
-    """Sizes measured from data have one place in the config, ``dims``."""
+    """Writes the sizes that are measured from the data set into ``dims`` of the model and of every baseline."""
     _, dims = prepared.user_contexts(config.data.contexts.n_attributes)
     config.model.dims = dims
     for baseline in config.baselines.values():
@@ -316,8 +314,8 @@ def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Any:
     data = OmegaConf.to_container(config.data, resolve=False)
     assert isinstance(data, dict)
     for key in PATH_KEYS:  # absolute: a checkpoint is used from any folder
-        if data.get(key) is not None and "{.raw_dir}" not in str(data[key]):  # such files are where raw_dir is
-            data[key] = _absolute(config.data[key])
+        if data.get(key) is not None:
+            data[key] = _absolute(data[key], config.data[key])
     published = to_container(config.published)
     version = prepared.manifest["version"]
     return lambda model: {
@@ -330,8 +328,13 @@ def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Any:
     }
 
 
-def _absolute(paths: Any) -> Any:
-    return str(Path(paths).absolute()) if isinstance(paths, str) else [str(Path(path).absolute()) for path in paths]
+def _absolute(written: Any, paths: Any) -> Any:
+    """Absolute ``paths``, but for those that are written as ``${.raw_dir}/...``: these are where raw_dir is."""
+    if isinstance(written, str) and "{.raw_dir}" in written:
+        return written
+    if isinstance(paths, str):
+        return str(Path(paths).expanduser().absolute())
+    return [*map(_absolute, written if isinstance(written, list) else [""] * len(paths), paths)]
 
 
 def _train_encoders(
@@ -397,7 +400,7 @@ def _print_results(
     groups_bootstrap: Mapping[str, Any],
     first_items: str | None,
 ) -> None:
-    if rank_and_world_size()[0] != 0:
+    if not is_rank_zero():
         return
     console = Console(markup=False)
     bootstrap, metrics = to_container(config.evaluation.bootstrap), headline_metrics(config)
@@ -419,6 +422,13 @@ def _print_results(
 def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
     with results_of(folder):
         metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
+        value = metrics["val"].get(config.evaluation.monitor)
+        validation = None if value is None else float(value)
+        if "test" not in metrics:
+            log.info(
+                f"{os.path.relpath(folder)} is a trial: its validation metrics are in {METRICS_FILE}, it has no test"
+            )
+            return validation
         entries = [*metrics["baselines"].items(), *metrics["encoders"].items()]
         entries.append(("", {"model": metrics["model"]} | metrics["test"]))
         results = [replace(EvaluationResult.read(entry["model"], folder, role), lists=entry) for role, entry in entries]
@@ -430,5 +440,4 @@ def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
     # The metrics of groups are not computed again, which needs the data set.
     bootstrap = metrics.get("bootstrap") or to_container(config.evaluation.bootstrap)
     _print_results(config, folder, results, groups, bootstrap, first_items)
-    value = metrics["val"].get(config.evaluation.monitor)
-    return None if value is None else float(value)
+    return validation

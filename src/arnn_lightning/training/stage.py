@@ -28,7 +28,7 @@ from arnn_lightning.io import write_text
 from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
-from arnn_lightning.nn.collectives import rank_and_world_size
+from arnn_lightning.nn.collectives import is_rank_zero, rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.training.callbacks import (
     AtomicCheckpointIO,
@@ -62,7 +62,8 @@ for _warning in (
     warnings.filterwarnings("ignore", message=f".*{_warning}.*")
 log = logging.getLogger(__name__)
 BEST, LAST, DONE_MARKER = "best.ckpt", "last.ckpt", "done"
-CHECKS_SETTINGS = re.compile(r"pytorch_lightning/(callbacks/\w+|loops/fit_loop)\.py")  # where any error is of a setting
+# Modules of Lightning whose errors are about the settings of the trainer or of callbacks.
+SETTING_CHECKERS = re.compile(r"pytorch_lightning/(callbacks/\w+|loops/fit_loop)\.py")
 
 
 def to_container(config: Any) -> Any:
@@ -132,7 +133,7 @@ def make_datamodule(
 
 
 def warn_of_untrained_unknowns(prepared: PreparedDataset, config: DictConfig) -> None:
-    """One line where users of the test split lack attributes that every user of the training split has."""
+    """Warns of attributes that are unknown in some test events but in no training event, without attribute dropout."""
     data = make_datamodule(prepared, config, config.model)
     train, test = (data.unknown_shares(split) for split in ("train", "test"))
     lacking = [f"{name} {share:.1%}" for name, share in test.items() if share and not train[name]]
@@ -163,30 +164,33 @@ def train_stage(
             with its marker is not repeated, unless it is to have more epochs.
         loggers: of the run.
         callbacks: added to the stage's own.
+
+    Raises:
+        UserError: a checkpoint of another data set, one that was trained longer, or a setting that Lightning refuses.
+        KeyboardInterrupt: interrupted; ``last.ckpt`` resumes it.
     """
-    rank = rank_and_world_size()[0]
     is_done = config.resume and (folder / DONE_MARKER).is_file() and not is_extended(config, stage, folder)
     if not broadcast_from_rank_zero(is_done):
         folder.mkdir(parents=True, exist_ok=True)
-        seed_everything(_rank_seed(config.seed, rank), verbose=False)
+        seed_everything(_rank_seed(config.seed, rank_and_world_size()[0]), verbose=False)
         if isinstance(model, SessionRecommender):
             _fit(model, prepared, config, stage, folder, loggers, callbacks)
         else:
             fit_counts(model, prepared, config)
-            if rank == 0:
+            if is_rank_zero():
                 save_model(model, folder / BEST)
                 shutil.copyfile(folder / BEST, folder / LAST)
-        if rank == 0:
+        if is_rank_zero():
             write_text(folder / DONE_MARKER, f"{n_epochs(config, stage)}\n")
         broadcast_from_rank_zero(None)  # the other processes wait for the files
     checkpoint = load_checkpoint_into(model, folder / BEST, prepared)
     broadcast_from_rank_zero(None)  # all have read it
-    if rank == 0 and FIRST_ITEMS not in checkpoint and isinstance(model, SessionRecommender):
+    if is_rank_zero() and FIRST_ITEMS not in checkpoint and isinstance(model, SessionRecommender):
         store_first_items(model, make_datamodule(prepared, config), checkpoint, folder / BEST)
 
 
 def fit_counts(model: Recommender, prepared: PreparedDataset, config: DictConfig) -> None:
-    """Fits a non-neural model on the training sessions and the contexts that these get."""
+    """Fits a non-neural model on the training sessions, with contexts as ``data.contexts.assignment`` gives them."""
     data = make_datamodule(prepared, config)
     model.set_contexts(data)
     model.fit(data.sessions("train"))
@@ -207,7 +211,7 @@ def is_extended(config: DictConfig, stage: Mapping[str, Any], folder: Path) -> b
 
 def restart_stage(folder: Path) -> None:
     """Makes ``train_stage`` start from the beginning."""
-    if rank_and_world_size()[0] == 0:
+    if is_rank_zero():
         for name in (DONE_MARKER, LAST):
             (folder / name).unlink(missing_ok=True)
 
@@ -224,7 +228,7 @@ def evaluate_model(
     model: Recommender, prepared: PreparedDataset, config: DictConfig, loggers: Sequence[Logger] = ()
 ) -> EvaluationResult:
     """Ranks of every prediction of the test split, and the metrics of the recommended lists."""
-    _quick_trainer(config, loggers).test(model, datamodule=make_datamodule(prepared, config), verbose=False)
+    _evaluation_trainer(config, loggers).test(model, datamodule=make_datamodule(prepared, config), verbose=False)
     split = pl.read_parquet(prepared.folder / "test.parquet", glob=False)
     assert model.recommended is not None  # counted in every test
     result = EvaluationResult.from_counts(
@@ -238,11 +242,11 @@ def validate_model(model: Recommender, prepared: PreparedDataset, config: DictCo
     data = make_datamodule(prepared, config)
     if not data.has_validation:
         return {}
-    (values,) = _quick_trainer(config).validate(model, datamodule=data, verbose=False)
+    (values,) = _evaluation_trainer(config).validate(model, datamodule=data, verbose=False)
     return {name.removeprefix(f"{model.settings.log_prefix}val/"): value for name, value in values.items()}
 
 
-def _quick_trainer(config: DictConfig, loggers: Sequence[Logger] = ()) -> Trainer:
+def _evaluation_trainer(config: DictConfig, loggers: Sequence[Logger] = ()) -> Trainer:
     return _trainer(config, Path(), loggers, [])
 
 
@@ -258,7 +262,7 @@ def _trainer(
     callbacks: Sequence[Callback],
     **settings: Any,
 ) -> Trainer:
-    """The configured Trainer."""
+    """A Trainer with the run's settings; sets torch's number of threads, too."""
     if config.performance.threads is not None:
         torch.set_num_threads(int(config.performance.threads))
     return make_trainer(
@@ -284,7 +288,7 @@ def _refused_settings() -> Iterator[None]:
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         raised_by = "/".join(Path(frames[-1].filename).parts[-3:])
-        if not isinstance(error, MisconfigurationException) and not CHECKS_SETTINGS.fullmatch(raised_by):
+        if not isinstance(error, MisconfigurationException) and not SETTING_CHECKERS.fullmatch(raised_by):
             raise
         raise UserError(f"trainer or callbacks: {' '.join(str(error).split())}") from error
 
@@ -307,7 +311,7 @@ def _fit(
         RelocatableCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False),
         # After every epoch, validated or not, and with the state of "best" and of what validation has stopped.
         RelocatableCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
-        EpochProgress(epochs, show_bar=sys.stdout.isatty() and rank_and_world_size()[0] == 0),
+        EpochProgress(epochs, show_bar=sys.stdout.isatty() and is_rank_zero()),
         interval,
         *(instantiate(callback) for callback in config.callbacks.values()),
         *extra_callbacks,
@@ -325,7 +329,9 @@ def _fit(
             )
         has_stopped = any(state.get("stopping_reason") for state in checkpoint["callbacks"].values())
         if has_stopped and checkpoint["epoch"] + 1 >= (trainer.min_epochs or 0):
-            return  # ended by EarlyStopping; it would train one more epoch
+            # It would train one more epoch.
+            log.info(f"{model.stage_name}: stopped early after epoch {checkpoint['epoch'] + 1}, not trained further")
+            return
     try:
         with interval.handle_sigint(), _refused_settings():
             trainer.fit(model, datamodule=data, ckpt_path=str(last) if resuming else None, weights_only=True)
