@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from arnn_lightning.batch import Contexts
+from arnn_lightning.config import to_container
 from arnn_lightning.loading.datamodule import SessionDataModule
 from arnn_lightning.loading.datasets import SessionParallelDataset, TrainDataset
 from arnn_lightning.loading.negatives import PopularitySampler
@@ -24,7 +25,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.preprocessing.sessions import Sessions
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.training.checkpoint import build_model
-from arnn_lightning.training.stage import make_datamodule, run_settings, to_container
+from arnn_lightning.training.stage import make_datamodule, run_settings
 
 SINGLE, PRESENT = 12, 4  # single-valued fields; binary fields that a user has
 ITEMS, USERS, STEPS = 13_259, 5_000, 10  # STEPS: mini-batches of a chunk

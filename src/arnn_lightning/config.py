@@ -810,6 +810,11 @@ def check_targets(config: Any, trusted_modules: Sequence[str] = ()) -> None:
             check_targets(value, trusted_modules)
 
 
+def to_container(config: Any) -> Any:
+    """A config as plain Python values, interpolations resolved."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
 def instantiate(config: Any, **arguments: Any) -> Any:
     """Calls the ``_target_`` of ``config``, as ``hydra.utils.instantiate`` does.
 

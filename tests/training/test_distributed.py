@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from arnn_lightning.batch import BatchChunk, Candidates, ChunkSpec, Contexts, RowSource
+from arnn_lightning.config import to_container
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.metrics import metric_names
 from arnn_lightning.loading.datasets import SessionParallelDataset, TrainDataset
@@ -39,7 +40,6 @@ from arnn_lightning.training.stage import (
     evaluate_model,
     make_datamodule,
     run_settings,
-    to_container,
     train_stage,
 )
 from commandline import SMALL, Command, arnn, arnn_here, metrics_of, start_server

@@ -67,13 +67,13 @@ def evaluate_lists(
     """
     targets = next_item_targets(test)
     rows = _match(lists, targets, item_ids, file)
-    target_score = pl.col("value").filter(pl.col("item") == pl.col("target")).first()
+    target_score = pl.col("score").filter(pl.col("item") == pl.col("target")).first()
     counts = targets.join(
-        rows.group_by("session", position="place").agg(
+        rows.group_by("session", "position").agg(
             pl.lit(True).alias("has_list"),
             target_score.alias("score"),
-            higher=(pl.col("value") > target_score).sum(),
-            equal=(pl.col("value") == target_score).sum(),
+            higher=(pl.col("score") > target_score).sum(),
+            equal=(pl.col("score") == target_score).sum(),
         ),
         on=["session", "position"],
         how="left",
@@ -88,31 +88,33 @@ def evaluate_lists(
 
 
 def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, file: Path) -> pl.DataFrame:
-    """The rows of lists with session, place (the position), value (the score), item and target as numbers and codes.
+    """The rows of lists (session, position, score, item, target), ids as codes.
 
     Raises:
         UserError: as ``evaluate_lists``.
     """
     ids = pl.DataFrame({ITEM: item_ids.cast(pl.String), "item": np.arange(len(item_ids))})
     rows = (
-        lists.with_columns(
-            pl.col(SESSION, POSITION).cast(pl.Int64, strict=False).name.suffix("_code"),
-            value=pl.col(SCORE).cast(pl.Float64, strict=False),
+        lists.select(
+            ITEM,
+            session=pl.col(SESSION).cast(pl.Int64, strict=False),
+            position=pl.col(POSITION).cast(pl.Int64, strict=False),
+            score=pl.col(SCORE).cast(pl.Float64, strict=False),
         )
-        .rename({f"{SESSION}_code": "session", f"{POSITION}_code": "place"})
         .join(ids, on=ITEM, how="left", maintain_order="left")
         .join(
-            targets.select("session", place="position", target="item"),
-            on=["session", "place"],
+            targets.select("session", "position", target="item"),
+            on=["session", "position"],
             how="left",
             maintain_order="left",
         )
+        .drop(ITEM)
     )
     sessions = targets["session"].unique(maintain_order=True)
     for is_wrong, column, message in (
         (pl.col("session").is_null(), SESSION, "must be an integer"),
-        (pl.col("place").is_null(), POSITION, "must be an integer"),
-        (~pl.col("value").is_finite().fill_null(False), SCORE, "must be a finite number"),
+        (pl.col("position").is_null(), POSITION, "must be an integer"),
+        (~pl.col("score").is_finite().fill_null(False), SCORE, "must be a finite number"),
         (pl.col("item").is_null(), ITEM, f"is not in the catalogue of {len(item_ids)} items"),
         (
             ~pl.col("session").is_in(sessions.implode()),
@@ -124,7 +126,7 @@ def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, file
             POSITION,
             "is not a prediction of its session (1 is the first, after one event)",
         ),
-        (pl.struct("session", "place", "item").is_first_distinct().not_(), ITEM, "occurs twice in its list"),
+        (pl.struct("session", "position", "item").is_first_distinct().not_(), ITEM, "occurs twice in its list"),
     ):
         wrong = rows.select(is_wrong).to_series().arg_true()
         if len(wrong):
@@ -136,7 +138,9 @@ def _match(lists: pl.DataFrame, targets: pl.DataFrame, item_ids: pl.Series, file
 def _count_items(rows: pl.DataFrame, n_items: int, k: int) -> torch.Tensor:
     """(I,) how often each item is among the ``k`` best of a list; of equal scores the first in the catalogue are."""
     best = (
-        rows.sort("value", "item", descending=[True, False]).group_by("session", "place", maintain_order=True).head(k)
+        rows.sort("score", "item", descending=[True, False])
+        .group_by("session", "position", maintain_order=True)
+        .head(k)
     )
     return torch.from_numpy(np.bincount(best["item"].to_numpy(), minlength=n_items))
 

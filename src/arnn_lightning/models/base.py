@@ -26,7 +26,7 @@ class RunSettings:
     Args:
         log_prefix: of the names of logged values: ``session/`` and ``context/`` for ARNN's encoders.
         metrics: computed in validation and test, such as ``recall@20``.
-        headline: the metrics that are shown during training.
+        shown: the metrics that are shown during training.
         monitor: the validation metric that selects the best epoch.
         tie_mode: how a target that ties with other items is ranked (V5).
         list_length: of the recommended lists, from which coverage, novelty and others are computed in the test.
@@ -41,7 +41,7 @@ class RunSettings:
         self,
         log_prefix: str = "",
         metrics: Sequence[str] = ("recall@20", "mrr@20"),
-        headline: Sequence[str] = ("recall@20", "mrr@20"),
+        shown: Sequence[str] = ("recall@20", "mrr@20"),
         monitor: str = "mrr@20",
         tie_mode: str = "conservative",
         list_length: int = 20,
@@ -53,7 +53,7 @@ class RunSettings:
     ) -> None:
         self.log_prefix = log_prefix
         self.metrics = list(dict.fromkeys([*metrics, monitor]))
-        self.headline = list(headline)
+        self.shown = list(shown)
         self.monitor = monitor
         self.tie_mode = tie_mode
         self.list_length = list_length
@@ -208,7 +208,7 @@ class Recommender(LightningModule):
     def _log_metrics(self, split: str) -> None:
         for name, value in self._compute_metrics().items():
             if name not in ("events", "sessions"):
-                self.log(f"{self.settings.log_prefix}{split}/{name}", value, prog_bar=name in self.settings.headline)
+                self.log(f"{self.settings.log_prefix}{split}/{name}", value, prog_bar=name in self.settings.shown)
 
     def on_validation_epoch_start(self) -> None:
         self._reset_ranks()

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from arnn_lightning.config import check_targets, instantiate
+from arnn_lightning.config import check_targets, instantiate, to_container
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.nn.collectives import is_rank_zero
@@ -29,7 +29,7 @@ from arnn_lightning.tasks.train import (
 )
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
-from arnn_lightning.training.stage import all_metrics, evaluate_model, headline_metrics, run_settings, to_container
+from arnn_lightning.training.stage import all_metrics, evaluate_model, headline_metrics, run_settings
 
 log = logging.getLogger(__name__)
 PATHS = tuple(f"data.{key}" for key in PATH_KEYS)

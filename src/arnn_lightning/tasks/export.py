@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from arnn_lightning.config import to_container
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.reporting.runs import find_run_dirs
@@ -14,7 +15,7 @@ from arnn_lightning.run_folder import checkpoint_file, stored_config
 from arnn_lightning.serving.card import find_evidence, model_card
 from arnn_lightning.serving.export import check_output, export_model
 from arnn_lightning.serving.predictor import load
-from arnn_lightning.training.stage import prediction_metrics, to_container
+from arnn_lightning.training.stage import prediction_metrics
 
 
 def run(config: DictConfig) -> None:

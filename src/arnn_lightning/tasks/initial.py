@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from arnn_lightning.config import to_container
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.models import Recommender, SessionRecommender
@@ -18,7 +19,7 @@ from arnn_lightning.run_folder import DAMAGED, RECORD, checkpoint_file
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset
 from arnn_lightning.training.initial import Ids, InitialWeights, require_same_scores
-from arnn_lightning.training.stage import LAST, is_extended, to_container
+from arnn_lightning.training.stage import LAST, is_extended
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from arnn_lightning.config import to_container
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.lists import evaluate_lists, read_lists
 from arnn_lightning.io import write_json
@@ -20,7 +21,7 @@ from arnn_lightning.tasks.train import (
     published_results,
     run_tables,
 )
-from arnn_lightning.training.stage import all_metrics, headline_metrics, to_container
+from arnn_lightning.training.stage import all_metrics, headline_metrics
 
 
 def run_lists(config: DictConfig) -> None:

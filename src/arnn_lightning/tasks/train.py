@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, seed_everything
 from rich.console import Console
 
-from arnn_lightning.config import applied_files
+from arnn_lightning.config import applied_files, to_container
 from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
@@ -63,7 +63,6 @@ from arnn_lightning.training.stage import (
     prediction_metrics,
     restart_stage,
     run_settings,
-    to_container,
     train_stage,
     validate_model,
     warn_of_untrained_unknowns,

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
+from arnn_lightning.config import to_container
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.preprocessing.contexts import attribute_names
 from arnn_lightning.reporting.console import data_notes
@@ -41,7 +42,6 @@ from arnn_lightning.sweeps.plan import (
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.verdict_results import VerdictResults
 from arnn_lightning.tasks.verdict_runs import VerdictRuns
-from arnn_lightning.training.stage import to_container
 
 log = logging.getLogger(__name__)
 

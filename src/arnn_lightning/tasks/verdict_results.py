@@ -11,12 +11,13 @@ import polars as pl
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from arnn_lightning.config import to_container
 from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.reporting.verdict_figures import VerdictFigures
 from arnn_lightning.run_folder import stored_config
 from arnn_lightning.sweeps.plan import CONTROLS, PROFILE_MODEL, SESSION_MODEL, Job, Plan
-from arnn_lightning.training.stage import n_epochs, prediction_metrics, to_container
+from arnn_lightning.training.stage import n_epochs, prediction_metrics
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class EpochProgress(Callback):
         prefix = pl_module.settings.log_prefix
         validation = {
             name: float(trainer.callback_metrics[f"{prefix}val/{name}"])
-            for name in pl_module.settings.headline
+            for name in pl_module.settings.shown
             if self._is_validated and f"{prefix}val/{name}" in trainer.callback_metrics
         }
         speed = pl_module.progress.events_per_second

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
@@ -66,11 +66,6 @@ BEST, LAST, DONE_MARKER = "best.ckpt", "last.ckpt", "done"
 SETTING_CHECKERS = re.compile(r"pytorch_lightning/(callbacks/\w+|loops/fit_loop)\.py")
 
 
-def to_container(config: Any) -> Any:
-    """A config as plain Python values, interpolations resolved."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-
 def run_settings(config: DictConfig) -> RunSettings:
     """The settings of the run's config for every model.
 
@@ -82,7 +77,7 @@ def run_settings(config: DictConfig) -> RunSettings:
     parse_metric(config.evaluation.monitor)
     return RunSettings(
         metrics=[name for name in all_metrics(config) if not is_of_lists(name)],
-        headline=prediction_metrics(config),
+        shown=prediction_metrics(config),
         monitor=config.evaluation.monitor,
         tie_mode=config.evaluation.ties,
         list_length=max(config.evaluation.cutoffs),
