@@ -23,7 +23,7 @@ from arnn_lightning.preprocessing.contexts import OTHER
 from arnn_lightning.run_folder import checkpoint_file
 from arnn_lightning.serving.catalogue import Catalogue
 from arnn_lightning.serving.predictor import BLOCK_SESSIONS, Predictor, load
-from arnn_lightning.serving.requests import Unknown, one_row
+from arnn_lightning.serving.profiles import one_row
 from arnn_lightning.serving.vocabulary import Vocabulary, store_vocabulary
 from arnn_lightning.training.checkpoint import read_checkpoint
 from commandline import arnn_here
@@ -389,7 +389,7 @@ def test_a_profile_of_a_stored_user_is_of_that_user(tmp_path: Path) -> None:
 def test_a_value_like_which_training_has_none_is_unknown(checkpoints: Checkpoints) -> None:
     """One of a multi-valued attribute whose "other" values have no training event."""
     loaded = load(checkpoints(BY_NAME["arnn"]))
-    name, events = loaded.reader.multi[0], pl.when(pl.col("category") == OTHER).then(0).otherwise("events")
+    name, events = loaded.profile_reader.multi[0], pl.when(pl.col("category") == OTHER).then(0).otherwise("events")
     loaded.vocabulary.contexts = loaded.vocabulary.contexts.with_columns(events=events)
     predictor = Predictor(loaded.model, loaded.vocabulary, loaded.metadata)
     clicks = predictor.catalogue.ids.head(2).to_list()
@@ -416,17 +416,17 @@ VALUES = st.one_of(
 @given(data=st.data())
 def test_one_profile_is_encoded_as_frames_of_profiles_are(with_profiles: Predictor, data: st.DataObject) -> None:
     profile = data.draw(st.dictionaries(st.sampled_from([*with_profiles.attributes, "agee"]), VALUES))
-    encoded, unknowns = [], [Unknown(), Unknown()]
+    reader = with_profiles.profile_reader
     try:
-        row = with_profiles.reader.encode(one_row(profile or {"agee": None}), None, unknowns[0]).row(0, named=True)
-        encoded = [row[f"context.{name}"] for name in with_profiles.vocabulary.single], row["active"]
+        codes, unseen = reader.encode(one_row(profile or {"agee": None}))
     except UserError:
         with pytest.raises(UserError):
-            with_profiles.reader.encode_one(profile, unknowns[1])
+            reader.encode_one(profile)
     else:
-        assert with_profiles.reader.encode_one(profile, unknowns[1]) == encoded
-        assert unknowns[1].values == unknowns[0].values
-        assert profile == {} or unknowns[1].attributes == unknowns[0].attributes
+        row = codes.row(0, named=True)
+        single = [row[f"context.{name}"] for name in with_profiles.vocabulary.single]
+        assert reader.encode_one(profile) == (single, row["active"], unseen)
+        assert with_profiles.session(profile).unknown.attributes == [name for name in profile if name == "agee"]
 
 
 def test_mistyped_users_are_counted_and_named(

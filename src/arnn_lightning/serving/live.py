@@ -14,7 +14,7 @@ from arnn_lightning.preprocessing.contexts import PREFIX
 from arnn_lightning.readers.schema import USER
 from arnn_lightning.serving import MAX_SEEN
 from arnn_lightning.serving.catalogue import IdCodes, Recommendation
-from arnn_lightning.serving.requests import Unknown, check_length
+from arnn_lightning.serving.requests import SESSION_ID, USER_ID, Unknown, check_length
 from arnn_lightning.serving.state import SessionState, StateFormat
 
 if TYPE_CHECKING:
@@ -141,7 +141,9 @@ class LiveSessions:
         if predictor.uses_contexts and profile:
             if user is not None and USER in predictor.vocabulary.single:
                 profile = {USER: user, **profile}
-            single, active = predictor.reader.encode_one(profile, unknown)
+            single, active, unknown.values = predictor.profile_reader.encode_one(profile)
+            known = (*predictor.attributes, SESSION_ID, USER_ID)
+            unknown.attributes = [name for name in dict.fromkeys(map(str, profile)) if name not in known]
         elif predictor.uses_contexts and user is not None:
             code = self._users.find(user, "user")
             if code is None:

@@ -19,6 +19,7 @@ from arnn_lightning.run_folder import checkpoint_file
 from arnn_lightning.serving.catalogue import Catalogue
 from arnn_lightning.serving.inference import Inference
 from arnn_lightning.serving.live import LiveSession, LiveSessions
+from arnn_lightning.serving.profiles import ProfileReader
 from arnn_lightning.serving.requests import ITEM_ID, Request, RequestReader, check_length, find_codes, like, to_ids
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
@@ -71,13 +72,11 @@ class Predictor:
         data = metadata["data"]
         # A model that was trained with unknown contexts only has not learnt the others.
         self.uses_contexts = model.uses_contexts and data["contexts"]["assignment"] != "unknown"
+        self.profile_reader = ProfileReader(vocabulary, data)
         self.reader = RequestReader(
             vocabulary,
+            self.profile_reader,
             self.uses_contexts,
-            data.get("list_separator", ","),
-            data.get("null_values", [""]),
-            data.get("date_format"),
-            data.get("decimal", "."),
             [data.get("columns", {}).get(key) for key in ("user_in_users", "user")],
             TimeParser(data.get("time_format"), "auto", data.get("timezone", "UTC"), ANY_YEARS),
         )

@@ -1,6 +1,5 @@
 """Requests for recommendations: frames of any library -> codes of items and contexts. S sessions."""
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError, nearest
-from arnn_lightning.preprocessing.contexts import OTHER, PREFIX, encode_profiles, other_code
-from arnn_lightning.readers.schema import USER, decimal_years, parse_dates, with_decimal_point
+from arnn_lightning.readers.schema import USER
 from arnn_lightning.readers.times import TimeParser
+from arnn_lightning.serving.profiles import ProfileReader
 from arnn_lightning.serving.vocabulary import Vocabulary
 
 SESSION_ID, ITEM_ID, TIME, USER_ID = "session_id", "item_id", "time", "user_id"
@@ -192,11 +191,8 @@ class RequestReader:
 
     Args:
         vocabulary: the checkpoint's.
+        profile_reader: of the same vocabulary.
         uses_contexts: whether the model reads contexts; where not, all attributes are unknown.
-        list_separator: between the values of a multi-valued attribute in one text.
-        null_values: strings that mean a missing value.
-        date_format: strftime format of dates in text; None: ISO 8601.
-        decimal: the decimal separator of numbers in text.
         user_columns: names of columns of user ids in the log, for errors.
         time_parser: of times that are strings, as in the log.
     """
@@ -204,32 +200,17 @@ class RequestReader:
     def __init__(
         self,
         vocabulary: Vocabulary,
+        profile_reader: ProfileReader,
         uses_contexts: bool,
-        list_separator: str,
-        null_values: Iterable[str],
-        date_format: str | None,
-        decimal: str,
         user_columns: Iterable[str | None],
         time_parser: TimeParser,
     ) -> None:
         self.vocabulary = vocabulary
+        self.profile_reader = profile_reader
         self.uses_contexts = uses_contexts
-        self.list_separator = list_separator
-        self.null_values = ["", *null_values]  # as in reading the data
-        self.date_format = date_format
-        self.decimal = decimal
+        self._attributes = vocabulary.attributes if uses_contexts else []
         self.user_columns = user_columns
         self.time_parser = time_parser
-        self.multi = [name for name in vocabulary.attributes if name not in vocabulary.single]
-        is_numeric = pl.col("kind") == "numeric"
-        self.numeric = set(vocabulary.contexts.filter(is_numeric)["attribute"])
-        rows = {name: vocabulary.contexts.filter(pl.col("attribute") == name) for name in self.multi}
-        self._other = {name: other_code(categories) for name, categories in rows.items()}
-        self._codes: dict[str, dict[str, int]] = {name: {} for name in vocabulary.attributes}
-        self._lows: dict[str, list[float]] = {name: [] for name in vocabulary.attributes}
-        for name, code, category, low in vocabulary.contexts.select("attribute", "code", "category", "low").iter_rows():
-            self._codes[name][category] = code
-            self._lows[name].append(low)
 
     def read(self, sessions: Any, users: Any) -> Request:
         """Codes of sessions and their users.
@@ -241,56 +222,23 @@ class RequestReader:
         Raises:
             UserError: a missing column, ids of a wrong type, a session of two users, a user who occurs twice.
         """
-        events, others = self._events(sessions)
-        profiled: list[str] = []
-        key = None
-        if users is not None:
-            users = to_polars(users, "users")
-            profiled = users.columns
-            key = next((name for name in (SESSION_ID, USER_ID) if name in users.columns), None)
-            if key is None or key not in events.columns:
-                where, names = ("users", profiled) if key is None else ("sessions", others)
-                renamed = next((f"its column {name}" for name in self.user_columns if name in names), None)
-                raise UserError(
-                    f"{where}: no column {key or 'session_id or user_id'}; profiles are matched by it; rename "
-                    f"{renamed or 'the column of user ids'} to user_id"
-                )
-            ids = cast_ids(users[key], events[key].dtype, f"users: {key}")
-            _require_ids(ids, users[key], key)
-            users = users.with_columns(ids.alias(key))
-        attributes = self.vocabulary.attributes if self.uses_contexts else []
-        unknown = UnknownRows(columns=[name for name in others if name in attributes and name not in profiled])
+        events, others = _read_events(sessions)
+        given, key = self._read_users(users, events, others)
         session_id = events[SESSION_ID].unique(maintain_order=True)
         if key == SESSION_ID:  # sessions without an event so far
-            session_id = pl.concat([session_id, users[key].filter(~users[key].is_in(session_id.implode()))])
+            session_id = pl.concat([session_id, given[key].filter(~given[key].is_in(session_id.implode()))])
         numbers = pl.DataFrame({SESSION_ID: session_id}).with_row_index("number")
         events = events.join(numbers, on=SESSION_ID, how="left", maintain_order="left")
         order = self._order(events[TIME]) if TIME in events.columns else []
         events = events.sort("number", *order, maintain_order=True)
         user_id = _user_of_each_session(events, len(session_id))
         item = find_codes(stripped(events[ITEM_ID]), self.vocabulary.items["id"], f"sessions: {ITEM_ID}")
-        unknown.items = events.filter(item.is_null() & events[ITEM_ID].is_not_null())[ITEM_ID].to_list()
+        unknown_items = events.filter(item.is_null() & events[ITEM_ID].is_not_null())[ITEM_ID].to_list()
         events = events.select("number", item=item).drop_nulls("item")
         lengths = np.bincount(events["number"].to_numpy(), minlength=len(session_id))
-        unknown.no_click = int((lengths == 0).sum())
-        contexts = np.full(len(session_id), -1)
-        profiles = self.vocabulary.users.drop("id")
-        if self.uses_contexts:
-            if user_id is not None:
-                contexts = _places(find_codes(stripped(user_id), self.vocabulary.users["id"], f"sessions: {USER_ID}"))
-            if key is not None:
-                given = self.encode(users, key, unknown)
-                owner = session_id if user_id is None or key == SESSION_ID else user_id
-                place = _places(find_codes(owner, users[key], key))
-                contexts = np.where(place >= 0, place + profiles.height, contexts)
-                profiles = pl.concat([profiles, given])
-                if key == USER_ID:
-                    unknown.unmatched = users[key].filter(~users[key].is_in(owner.implode())).to_list()
-                    unknown.all_unmatched = 0 < users.height == len(unknown.unmatched)
-            if user_id is not None:
-                unknown.users = user_id.filter(contexts < 0).drop_nulls().unique(maintain_order=True).to_list()
-        else:
-            unknown.attributes = [name for name in profiled if name not in (SESSION_ID, USER_ID)]
+        contexts, profiles, unknown = self._contexts(session_id, user_id, given, key)
+        unknown.items, unknown.no_click = unknown_items, int((lengths == 0).sum())
+        unknown.columns = [name for name in others if name in self._attributes and name not in given.columns]
         return Request(
             session_id=session_id,
             item=events["item"].to_numpy().astype(np.int64),
@@ -299,6 +247,54 @@ class RequestReader:
             profiles=profiles,
             unknown=unknown,
         )
+
+    def _read_users(self, users: Any, events: pl.DataFrame, others: list[str]) -> tuple[pl.DataFrame, str | None]:
+        """``users`` with valid ids, and the column that these are in; ``others``: other columns of the sessions."""
+        if users is None:
+            return pl.DataFrame(), None
+        users = to_polars(users, "users")
+        key = next((name for name in (SESSION_ID, USER_ID) if name in users.columns), None)
+        if key is None or key not in events.columns:
+            where, names = ("users", users.columns) if key is None else ("sessions", others)
+            renamed = next((f"its column {name}" for name in self.user_columns if name in names), None)
+            raise UserError(
+                f"{where}: no column {key or 'session_id or user_id'}; profiles are matched by it; rename "
+                f"{renamed or 'the column of user ids'} to user_id"
+            )
+        ids = cast_ids(users[key], events[key].dtype, f"users: {key}")
+        if ids.has_nulls():
+            row = ids.is_null().arg_true()[0]
+            raise UserError(f"users: column {key}, row {row + 1}: {users[key][row]!r} is not a valid id")
+        if ids.n_unique() < len(ids):
+            twice = ids.filter(ids.is_duplicated())[0]
+            raise UserError(f"users: {key} {twice!r} occurs more than once; keep one row of it")
+        return users.with_columns(ids.alias(key)), key
+
+    def _contexts(
+        self, session_id: pl.Series, user_id: pl.Series | None, users: pl.DataFrame, key: str | None
+    ) -> tuple[np.ndarray, pl.DataFrame, UnknownRows]:
+        """The contexts and profiles of a Request, by the users of sessions and by ``users``; and what is unknown."""
+        known = (*self._attributes, SESSION_ID, USER_ID)
+        unknown = UnknownRows(attributes=[name for name in users.columns if name not in known])
+        contexts, profiles = np.full(len(session_id), -1), self.vocabulary.users.drop("id")
+        if not self.uses_contexts:
+            return contexts, profiles, unknown
+        if user_id is not None:
+            contexts = _places(find_codes(stripped(user_id), self.vocabulary.users["id"], f"sessions: {USER_ID}"))
+        if key is not None:
+            if key == USER_ID and USER in self.vocabulary.single and USER not in users.columns:
+                users = users.with_columns(pl.col(USER_ID).cast(pl.String).alias(USER))
+            given, unknown.values = self.profile_reader.encode(users)
+            owner = session_id if user_id is None or key == SESSION_ID else user_id
+            place = _places(find_codes(owner, users[key], key))
+            contexts = np.where(place >= 0, place + profiles.height, contexts)
+            profiles = pl.concat([profiles, given])
+            if key == USER_ID:
+                unknown.unmatched = users[key].filter(~users[key].is_in(owner.implode())).to_list()
+                unknown.all_unmatched = 0 < users.height == len(unknown.unmatched)
+        if user_id is not None:
+            unknown.users = user_id.filter(contexts < 0).drop_nulls().unique(maintain_order=True).to_list()
+        return contexts, profiles, unknown
 
     def _order(self, time: pl.Series) -> list[pl.Series]:
         """By what the events of a session are sorted: strings as the numbers or the times that they are."""
@@ -317,140 +313,37 @@ class RequestReader:
             raise UserError(f"{problem}; write numbers, ISO 8601 times or times in the log's format") from error
         return [part for part in parts if part is not None]
 
-    def _events(self, sessions: Any) -> tuple[pl.DataFrame, list[str]]:
-        """The columns of ``sessions`` that are read, validated; the names of the others."""
-        if isinstance(sessions, str | bytes):
-            raise UserError(f"sessions: must be a DataFrame or the list of one session's item ids, not {sessions!r}")
-        if isinstance(sessions, list | tuple):
-            hint = "pass one session as a list of item ids, several as a DataFrame with session_id and item_id"
-            try:
-                items = pl.Series(sessions or [None])
-            except (TypeError, pl.exceptions.PolarsError) as error:
-                raise UserError(f"sessions: {str(error).splitlines()[0]}; {hint}") from error
-            if items.dtype.is_nested():
-                raise UserError(f"sessions: {hint}")
-            return pl.DataFrame({SESSION_ID: pl.repeat(0, len(items), dtype=pl.Int64, eager=True), ITEM_ID: items}), []
-        events = to_polars(sessions, "sessions")
-        for name in (SESSION_ID, ITEM_ID):
-            if name not in events.columns:
-                hint = nearest(name, events.columns)
-                raise UserError(f"sessions: no column {name}{hint}; its columns: {', '.join(events.columns)}")
-        others = [name for name in events.columns if name not in (SESSION_ID, ITEM_ID, TIME, USER_ID)]
-        events = events.drop(others)
-        for name, kind in (
-            (SESSION_ID, "ids must be integers or strings"),
-            (TIME, "must be numbers, dates or strings"),
-        ):
-            if name not in events.columns:
-                continue
-            column = events[name]
-            if column.dtype.is_nested() or column.dtype == pl.Object:
-                raise UserError(f"sessions: {name}: {kind}, not {column.dtype}")
-            is_missing = column.fill_nan(None).is_null() if column.dtype.is_float() else column.is_null()
-            if is_missing.any():
-                raise UserError(f"sessions: column {name}, row {is_missing.arg_true()[0] + 1}: no value")
-        return events, others
 
-    def encode(self, users: pl.DataFrame, key: str | None, unknown: Unknown) -> pl.DataFrame:
-        """Context codes of profiles; adds what is not known to ``unknown``. ``key``: the column of ids, if any."""
-        if USER in self.vocabulary.single and USER not in users.columns and key == USER_ID:
-            users = users.with_columns(pl.col(USER_ID).cast(pl.String).alias(USER))
-        used = self.vocabulary.attributes
-        unknown.attributes += [name for name in users.columns if name not in used and name not in (SESSION_ID, USER_ID)]
-        canonical = pl.DataFrame({name: self._canonical(users[name]) for name in users.columns if name in used})
-        if not canonical.width:
-            canonical = pl.DataFrame({"": pl.repeat(None, users.height, eager=True)})
-        codes, unseen = encode_profiles(canonical, self.vocabulary.single, self.vocabulary.contexts)
-        unknown.values += list(unseen.select("attribute", "value").iter_rows())
-        return codes
-
-    def encode_one(self, profile: Mapping[str, Any], unknown: Unknown) -> tuple[list[int], list[int]]:
-        """Codes of one profile, as ``encode`` returns them: of every single-valued field, and the active ones.
-
-        A frame takes milliseconds however few rows it has. It is made only where a value is no text, no integer, no
-        list of these and no number of a numeric attribute.
-        """
-        profile = {str(name): value for name, value in profile.items()}
-        used = self.vocabulary.attributes
-        values = {name: profile[name] for name in used if profile.get(name) is not None}
-        if not all(self._is_plain(name, value) for name, value in values.items()):
-            row = self.encode(one_row(profile), None, unknown).row(0, named=True)
-            return [row[f"{PREFIX}{name}"] for name in self.vocabulary.single], row["active"]
-        unknown.attributes += [name for name in profile if name not in used and name not in (SESSION_ID, USER_ID)]
-        single, active = dict.fromkeys(self.vocabulary.single, 0), set[int]()
-        for name, value in values.items():
-            codes = self._codes[name]
-            if name in self.numeric:
-                single[name] = bisect_right(self._lows[name], value)
-            elif name in self.multi:
-                texts = value if isinstance(value, list) else str(value).split(self.list_separator)
-                known = [text for text in map(str.strip, map(str, texts)) if text not in self.null_values]
-                coded = {text: codes.get(text, self._other[name]) for text in known}
-                active |= {code for code in coded.values() if code is not None}
-                unknown.values += [(name, text) for text, code in coded.items() if codes and code is None]
-            elif (text := str(value).strip()) not in self.null_values:
-                single[name] = codes.get(text, codes.get(OTHER, 0))
-                if codes and not single[name]:
-                    unknown.values.append((name, text))
-        return [*single.values()], sorted(active)
-
-    def _is_plain(self, name: str, value: Any) -> bool:
-        if name in self.numeric:
-            return type(value) in (int, float) and abs(value) < 2**53  # exact as float64
-        if name in self.multi and type(value) is list:
-            return {*map(type, value)} in ({int}, {str}, set())
-        return type(value) in (int, str)
-
-    def _number(self, column: pl.Series) -> pl.Series:
-        """A numeric attribute; dates as years."""
-        if column.dtype == pl.String:
-            column = column.str.strip_chars()
-            column = column.set(column.is_in(self.null_values), None)
-        years = decimal_years(parse_dates(column, self.date_format))
-        if years.dtype == pl.String:
-            years = with_decimal_point(years.str.strip_chars(), self.decimal)
+def _read_events(sessions: Any) -> tuple[pl.DataFrame, list[str]]:
+    """The columns of ``sessions`` that are read, validated; the names of the others."""
+    if isinstance(sessions, str | bytes):
+        raise UserError(f"sessions: must be a DataFrame or the list of one session's item ids, not {sessions!r}")
+    if isinstance(sessions, list | tuple):
+        hint = "pass one session as a list of item ids, several as a DataFrame with session_id and item_id"
         try:
-            return years.cast(pl.Float64)
-        except pl.exceptions.PolarsError as error:
-            values = years.cast(pl.String).drop_nulls()
-            value = next((text for text in values if pl.Series([text]).cast(pl.Float64, strict=False)[0] is None), "")
-            raise UserError(f"users: column {column.name}: {value!r} is neither a number nor a date") from error
-
-    def _canonical(self, column: pl.Series) -> pl.Series:
-        """An attribute as String, Float64 or List(String), as readers return it."""
-        name = column.name
-        value_type = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else column.dtype
-        if value_type.is_nested() or value_type in (pl.Object, pl.Binary, pl.Duration):
-            raise UserError(f"users: column {name}: must be numbers, strings or lists of them, not {column.dtype}")
-        if column.dtype.is_nested() and name not in self.multi:
-            raise UserError(f"users: column {name}: attribute {name!r} has one value, not a list")
-        if name in self.numeric:
-            return self._number(column)
-        if name not in self.multi:
-            text = column.cast(pl.String).str.strip_chars()
-            if column.dtype.is_float():  # 3.0 where the log had 3
-                categories = self.vocabulary.contexts.filter(pl.col("attribute") == name)["category"]
-                text = text.zip_with(text.is_in(categories.implode()), text.str.strip_suffix(".0"))
-            return text.set(text.is_in(self.null_values), None)
-        if not isinstance(column.dtype, pl.List | pl.Array):
-            column = column.cast(pl.String).str.split(self.list_separator)
-        element = pl.element().cast(pl.String).str.strip_chars()
-        kept = element.filter(~element.is_in(self.null_values))
-        return column.cast(pl.List(pl.String)).list.eval(kept).list.unique(maintain_order=True)
-
-
-def one_row(profile: Mapping[str, Any]) -> pl.DataFrame:
-    """A profile as a frame; raises UserError for a value that is no text, number, date or list of these."""
-    columns = {}
-    for name, value in profile.items():
-        if isinstance(value, np.generic | np.ndarray):
-            value = value.tolist()
-        value = list(value) if isinstance(value, tuple | set | frozenset) else value
-        try:
-            columns[str(name)] = pl.Series([value], dtype=None if value != [] else pl.List(pl.String))
-        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"profile: {name}={value!r}: must be a string, a number, or a list of them") from error
-    return pl.DataFrame(columns)
+            items = pl.Series(sessions or [None])
+        except (TypeError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"sessions: {str(error).splitlines()[0]}; {hint}") from error
+        if items.dtype.is_nested():
+            raise UserError(f"sessions: {hint}")
+        return pl.DataFrame({SESSION_ID: pl.repeat(0, len(items), dtype=pl.Int64, eager=True), ITEM_ID: items}), []
+    events = to_polars(sessions, "sessions")
+    for name in (SESSION_ID, ITEM_ID):
+        if name not in events.columns:
+            hint = nearest(name, events.columns)
+            raise UserError(f"sessions: no column {name}{hint}; its columns: {', '.join(events.columns)}")
+    others = [name for name in events.columns if name not in (SESSION_ID, ITEM_ID, TIME, USER_ID)]
+    events = events.drop(others)
+    for name, kind in ((SESSION_ID, "ids must be integers or strings"), (TIME, "must be numbers, dates or strings")):
+        if name not in events.columns:
+            continue
+        column = events[name]
+        if column.dtype.is_nested() or column.dtype == pl.Object:
+            raise UserError(f"sessions: {name}: {kind}, not {column.dtype}")
+        is_missing = column.fill_nan(None).is_null() if column.dtype.is_float() else column.is_null()
+        if is_missing.any():
+            raise UserError(f"sessions: column {name}, row {is_missing.arg_true()[0] + 1}: no value")
+    return events, others
 
 
 def _places(codes: pl.Series) -> np.ndarray:
@@ -471,12 +364,3 @@ def _user_of_each_session(events: pl.DataFrame, n_sessions: int) -> pl.Series | 
         )
     numbers = pl.DataFrame({"number": pl.int_range(n_sessions, dtype=pl.UInt32, eager=True)})
     return numbers.join(users, on="number", how="left", maintain_order="left")[USER_ID]
-
-
-def _require_ids(ids: pl.Series, given: pl.Series, key: str) -> None:
-    if ids.has_nulls():
-        row = ids.is_null().arg_true()[0]
-        raise UserError(f"users: column {key}, row {row + 1}: {given[row]!r} is not a valid id")
-    if ids.n_unique() < len(ids):
-        twice = ids.filter(ids.is_duplicated())[0]
-        raise UserError(f"users: {key} {twice!r} occurs more than once; keep one row of it")
