@@ -1,6 +1,7 @@
 """Reader of your own tables: events and, optionally, users and items, as delimited text or parquet.
 
-``tabular_files.py`` finds the files, ``tabular_format.py`` reads their values, ``tabular_events.py`` the events.
+``tabular_files.py`` finds the files, ``tabular_format.py`` reads their values, ``tabular_events.py`` the events, and
+``tabular_attributes.py`` users and items.
 """
 
 import re
@@ -9,13 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-
 from arnn_lightning.errors import MissingColumnError, UserError
-from arnn_lightning.readers.delimited import require_not_null
 from arnn_lightning.readers.schema import ITEM, SESSION, TITLE, USER, RawData
+from arnn_lightning.readers.tabular_attributes import align_id_types, read_attributes
 from arnn_lightning.readers.tabular_events import EventTable, as_list
-from arnn_lightning.readers.tabular_files import TableFile, concat_files, file_and_row, resolve_files
+from arnn_lightning.readers.tabular_files import TableFile, resolve_files
 from arnn_lightning.readers.tabular_format import TableFormat
 from arnn_lightning.readers.times import TimeParser
 
@@ -88,41 +87,10 @@ class TabularReader:
     null_values: Sequence[str]
 
     def __post_init__(self) -> None:
-        lists = ("single", "multi", "item_single", "item_multi", "null_values")
-        for name in (*lists, "header", "users_header", "titles_header"):
-            values = getattr(self, name)
-            if name.endswith("header") and values is None:
-                continue
-            is_list = isinstance(values, Sequence) and not isinstance(values, str)
-            if not is_list or not all(isinstance(value, str) for value in values):
-                key = re.sub(r"^(item_)?(single|multi)$", r"\1contexts.\2", name)
-                raise UserError(f"data.{key}={values}: must be a list of strings, as in [country,age] or ['','NULL']")
-        if not isinstance(self.list_separator, str) or not self.list_separator:
-            raise UserError(f"data.list_separator={self.list_separator!r}: must be a string, such as ','")
-        if not isinstance(self.time_format, str | None):
-            raise UserError(f"data.time_format={self.time_format}: must be a string, such as '%m/%d/%Y'")
-        for name, column in self.columns.items():
-            optional = name in ("order", "user", "title") or (name == "user_in_users" and self.columns["user"] is None)
-            if not isinstance(column, str) and not (column is None and optional):
-                raise UserError(
-                    f"data.columns.{name}={'null' if column is None else column}: must be the name of a column"
-                )
-        if self.where is not None and not isinstance(self.where, Mapping):
-            raise UserError(f"data.where={self.where}: must be columns with their values, as in {{event: [view]}}")
-        for column, values in (self.where or {}).items():
-            if not as_list(values) or not all(isinstance(value, str | int | float) for value in as_list(values)):
-                raise UserError(f"data.where.{column}: must be a value or a list of values, as in {{{column}: [view]}}")
-        try:
-            "".encode(self.encoding)
-        except LookupError as error:  # also of base64 and others that are not of text
-            raise UserError(f"data.encoding={self.encoding}: no such encoding; set for example latin-1") from error
+        _require_types(self)
         if self.columns["user"] is None:
-            self._require_anonymous()
-        if self.titles is None and self._item_kinds:
-            raise UserError(
-                f"data.item_contexts: {', '.join(self._item_kinds)}: needs a table of items (data.titles=items.csv)"
-            )
-        self._require_own_names()
+            _require_anonymous(self)
+        _require_item_attributes(self)
 
     @property
     def _user_kinds(self) -> dict[str, str]:
@@ -136,32 +104,6 @@ class TabularReader:
     @property
     def _item_kinds(self) -> dict[str, str]:
         return _kinds(self.item_single, self.item_multi, self.item_numeric)
-
-    def _require_own_names(self) -> None:
-        """Raises UserError for an attribute of items with the name of their id or title; it may be the title itself."""
-        if ITEM in self._item_kinds:
-            column = self.columns["item_in_titles"]
-            raise UserError(
-                f"data.item_contexts: {ITEM!r} is the item's id (data.columns.item_in_titles={column}); remove it, or "
-                "rename the column"
-            )
-        column = self.columns["title"]
-        if TITLE in self._item_kinds and not (column == TITLE and self._item_kinds[TITLE] == "single"):
-            raise UserError(
-                f"data.item_contexts: {TITLE!r} is the item's title (data.columns.title={column or 'null'}); list it "
-                f"under data.item_contexts.single and set data.columns.title={TITLE}, or rename the column"
-            )
-
-    def _require_anonymous(self) -> None:
-        if self.session != "given":
-            raise UserError(
-                f"data.columns.user=null needs data.session=given, not {self.session}: without users, sessions must be "
-                "a column of the log (data.columns.session)"
-            )
-        if self.users is not None or self._user_kinds:
-            attributes = ", ".join(self._user_kinds)
-            key = f"data.users={self.users}" if self.users is not None else f"data.contexts: {attributes}"
-            raise UserError(f"{key}: a log without users (data.columns.user=null) has no contexts; remove them")
 
     def files(self) -> dict[str, Path]:
         """All files by table and index, events first; raises UserError for one that is missing or listed twice."""
@@ -207,21 +149,27 @@ class TabularReader:
                 changes within a user; names file, column, row and value.
         """
         keys = ["user", "item", "time", "order", *(["session"] if self.session == "given" else [])]
-        with self._naming_settings(keys, {"data.where": self.where or {}, "data.contexts": self._user_kinds}):
+        contexts = {"data.contexts": self._user_kinds}
+        with _naming_settings(self.columns, keys, {"data.where": self.where or {}, **contexts}):
             log = self._event_table.read(self._files("events"))
         users, row_location = log.users, dict[str, Callable[[int], str]]()
         if users is None:
-            users, row_location["users"] = self._read_table(
-                "users", USER, "user_in_users", _in_columns(self._user_attributes)
-            )
-        users, events = _align_id_types(users, log.events, USER, "users")
+            columns = {USER: str(self.columns["user_in_users"])}
+            with _naming_settings(self.columns, ["user_in_users"], contexts):
+                users, row_location["users"] = read_attributes(
+                    self._files("users"), self._format, USER, self._user_attributes, columns
+                )
+        users, events = align_id_types(users, log.events, USER, "users")
         load_items = None
         if self.titles is not None:
-            title = self.columns["title"]
-            titles = [] if title is None or TITLE in self._item_kinds else [(TITLE, title, "single")]
-            attributes = [*titles, *_in_columns(self._item_kinds)]
-            items, row_location["items"] = self._read_table("titles", ITEM, "item_in_titles", attributes)
-            items, events = _align_id_types(items, events, ITEM, "titles")
+            title, kinds = self.columns["title"], self._item_kinds
+            columns = {ITEM: str(self.columns["item_in_titles"]), TITLE: str(title)}
+            attributes = kinds if title is None or TITLE in kinds else {TITLE: "single", **kinds}
+            with _naming_settings(self.columns, ["item_in_titles", "title"], {"data.item_contexts": kinds}):
+                items, row_location["items"] = read_attributes(
+                    self._files("titles"), self._format, ITEM, attributes, columns
+                )
+            items, events = align_id_types(items, events, ITEM, "titles")
             load_items = lambda: items  # noqa: E731
         return RawData(
             events,
@@ -233,83 +181,89 @@ class TabularReader:
             notes=log.notes,
         )
 
-    @contextmanager
-    def _naming_settings(self, keys: Sequence[str], lists: Mapping[str, Collection[str]]) -> Iterator[None]:
-        """Adds to the error of a missing column its setting: one of ``keys`` of ``columns``, or one of ``lists``."""
-        try:
-            yield
-        except MissingColumnError as error:
-            missing = [key for key in keys if self.columns[key] not in (None, *error.columns)]
-            key = next((key for key in missing if self.columns[key] == error.column), None)
-            if key is None:
-                setting = next(setting for setting, columns in lists.items() if error.column in columns)
-                raise UserError(f"{error}; {setting} names it") from error
-            optional = " (null: a log without users)" if key == "user" else ""
-            others = ", ".join(f"data.columns.{other}" for other in missing if other != key)
-            setting = f"data.columns.{key}{optional}{f'; likewise {others}' if others else ''}"
-            raise UserError(f"{error}; if the column has another name, set {setting}") from error
-
-    def _read_table(
-        self, table: str, id_name: str, id_key: str, attributes: Sequence[tuple[str, str, str]]
-    ) -> tuple[pl.DataFrame, Callable[[int], str]]:
-        """The ids, named ``id_name``, and attributes (name, column, kind); and the location of a row.
-
-        Raises:
-            UserError: a missing id.
-        """
-        id_column, files, table_format = str(self.columns[id_key]), self._files(table), self._format
-        keys = [id_key, "title"] if table == "titles" else [id_key]
-        lists = {"data.item_contexts": self._item_kinds} if table == "titles" else {"data.contexts": self._user_kinds}
-        parts = []
-        for file in files:
-            with self._naming_settings(keys, lists):
-                frame = table_format.read(file, [id_column, *(column for _, column, _ in attributes)], [id_column])
-            require_not_null(frame, id_column, file, file.first_row)
-            parts.append(
-                frame.select(
-                    pl.col(id_column).alias(id_name),
-                    *(
-                        table_format.parse_attribute(frame[column], kind, file).alias(name)
-                        for name, column, kind in attributes
-                    ),
-                )
-            )
-
-        def row_location(row: int) -> str:
-            index, row = file_and_row(row, [part.height for part in parts])
-            return f"{files[index]}, row {row + files[index].first_row}"
-
-        return concat_files(parts, files), row_location
-
 
 def _kinds(single: Sequence[str], multi: Sequence[str], numeric: Mapping[str, object] | None) -> dict[str, str]:
     """Attribute -> single, multi or numeric."""
-    return {
-        **dict.fromkeys(single, "single"),
-        **dict.fromkeys(multi, "multi"),
-        **dict.fromkeys(numeric or {}, "numeric"),
-    }
+    return dict.fromkeys(single, "single") | dict.fromkeys(multi, "multi") | dict.fromkeys(numeric or {}, "numeric")
 
 
-def _in_columns(kinds: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Name, column and kind of attributes that are named by their columns."""
-    return [(name, name, kind) for name, kind in kinds.items()]
+def _require_types(reader: TabularReader) -> None:
+    """Raises UserError for a setting of a wrong type, and for an unknown encoding."""
+    lists = ("single", "multi", "item_single", "item_multi", "null_values")
+    for name in (*lists, "header", "users_header", "titles_header"):
+        values = getattr(reader, name)
+        if name.endswith("header") and values is None:
+            continue
+        is_list = isinstance(values, Sequence) and not isinstance(values, str)
+        if not is_list or not all(isinstance(value, str) for value in values):
+            key = re.sub(r"^(item_)?(single|multi)$", r"\1contexts.\2", name)
+            raise UserError(f"data.{key}={values}: must be a list of strings, as in [country,age] or ['','NULL']")
+    if not isinstance(reader.list_separator, str) or not reader.list_separator:
+        raise UserError(f"data.list_separator={reader.list_separator!r}: must be a string, such as ','")
+    if not isinstance(reader.time_format, str | None):
+        raise UserError(f"data.time_format={reader.time_format}: must be a string, such as '%m/%d/%Y'")
+    for name, column in reader.columns.items():
+        optional = name in ("order", "user", "title") or (name == "user_in_users" and reader.columns["user"] is None)
+        if not isinstance(column, str) and not (column is None and optional):
+            raise UserError(f"data.columns.{name}={'null' if column is None else column}: must be the name of a column")
+    if reader.where is not None and not isinstance(reader.where, Mapping):
+        raise UserError(f"data.where={reader.where}: must be columns with their values, as in {{event: [view]}}")
+    for column, values in (reader.where or {}).items():
+        if not as_list(values) or not all(isinstance(value, str | int | float) for value in as_list(values)):
+            raise UserError(f"data.where.{column}: must be a value or a list of values, as in {{{column}: [view]}}")
+    try:
+        "".encode(reader.encoding)
+    except LookupError as error:  # also of base64 and others that are not of text
+        raise UserError(f"data.encoding={reader.encoding}: no such encoding; set for example latin-1") from error
 
 
-def _align_id_types(
-    table: pl.DataFrame, events: pl.DataFrame, column: str, name: str
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Casts the ids of both tables to strings where their types differ.
-
-    Raises:
-        UserError: no id of the events is in the table.
-    """
-    if table[column].dtype != events[column].dtype:
-        as_string = pl.col(column).cast(pl.String)
-        table, events = table.with_columns(as_string), events.with_columns(as_string)
-    if events.height and not table[column].is_in(events[column].implode()).any():
+def _require_anonymous(reader: TabularReader) -> None:
+    """Raises UserError for settings that need users."""
+    if reader.session != "given":
         raise UserError(
-            f"data.{name}: no {column} of the events is in this table; its ids are like {table[column].first()!r}, "
-            f"those of the events like {events[column].first()!r}"
+            f"data.columns.user=null needs data.session=given, not {reader.session}: without users, sessions must be "
+            "a column of the log (data.columns.session)"
         )
-    return table, events
+    if reader.users is not None or reader._user_kinds:
+        attributes = ", ".join(reader._user_kinds)
+        key = f"data.users={reader.users}" if reader.users is not None else f"data.contexts: {attributes}"
+        raise UserError(f"{key}: a log without users (data.columns.user=null) has no contexts; remove them")
+
+
+def _require_item_attributes(reader: TabularReader) -> None:
+    """Raises UserError for attributes of items without a table, or with the name of their id or title."""
+    if reader.titles is None and reader._item_kinds:
+        raise UserError(
+            f"data.item_contexts: {', '.join(reader._item_kinds)}: needs a table of items (data.titles=items.csv)"
+        )
+    if ITEM in reader._item_kinds:
+        column = reader.columns["item_in_titles"]
+        raise UserError(
+            f"data.item_contexts: {ITEM!r} is the item's id (data.columns.item_in_titles={column}); remove it, or "
+            "rename the column"
+        )
+    column = reader.columns["title"]
+    if TITLE in reader._item_kinds and not (column == TITLE and reader._item_kinds[TITLE] == "single"):
+        raise UserError(
+            f"data.item_contexts: {TITLE!r} is the item's title (data.columns.title={column or 'null'}); list it "
+            f"under data.item_contexts.single and set data.columns.title={TITLE}, or rename the column"
+        )
+
+
+@contextmanager
+def _naming_settings(
+    columns: Mapping[str, str | None], keys: Sequence[str], lists: Mapping[str, Collection[str]]
+) -> Iterator[None]:
+    """Adds to the error of a missing column its setting: one of ``keys`` of ``columns``, or one of ``lists``."""
+    try:
+        yield
+    except MissingColumnError as error:
+        missing = [key for key in keys if columns[key] not in (None, *error.columns)]
+        key = next((key for key in missing if columns[key] == error.column), None)
+        if key is None:
+            setting = next(setting for setting, listed in lists.items() if error.column in listed)
+            raise UserError(f"{error}; {setting} names it") from error
+        optional = " (null: a log without users)" if key == "user" else ""
+        others = ", ".join(f"data.columns.{other}" for other in missing if other != key)
+        setting = f"data.columns.{key}{optional}{f'; likewise {others}' if others else ''}"
+        raise UserError(f"{error}; if the column has another name, set {setting}") from error
