@@ -371,19 +371,75 @@ def test_a_profile_equals_the_stored_user_that_has_it(with_profiles: Predictor, 
         assert with_profiles.recommend(frame, users, k=10)["item_id"].to_list() == [entry.item_id for entry in lists[0]]
 
 
-def test_a_profile_of_a_stored_user_is_of_that_user(tmp_path: Path) -> None:
-    """Where the user is an attribute."""
-    prepared = write_dataset(tmp_path, {"train": ([[0, 1, 2]] * 2, [0, 1])}, 3, single={"user": [1, 2]})
-    rows = {"attribute": "user", "kind": "single", "code": [1, 2], "category": ["0", "1"], "low": None}
-    pl.DataFrame(rows).write_parquet(tmp_path / "contexts.parquet")
+@pytest.fixture
+def with_user_attribute(tmp_path: Path) -> Predictor:
+    """The user is an attribute, and so is the age; users 0 and 1 are known."""
+    single = {"user": [1, 2], "age": [1, 1]}
+    prepared = write_dataset(tmp_path, {"train": ([[0, 1, 2]] * 2, [0, 1])}, 3, single=single)
+    rows = {"attribute": ["user", "user", "age", "age"], "kind": "single", "code": [1, 2] * 2, "low": None}
+    table = pl.DataFrame(rows | {"category": ["0", "1", "3", "4"]}, schema_overrides={"code": pl.UInt32})
+    table.write_parquet(tmp_path / "contexts.parquet")
+    users = pl.read_parquet(tmp_path / "users.parquet")
+    codes = [pl.col("^context\\..*$").cast(pl.UInt32), pl.col("active").cast(pl.List(pl.UInt32))]
+    users.with_columns(codes).write_parquet(tmp_path / "users.parquet")
     vocabulary = Vocabulary(store_vocabulary(prepared, None, store_users=True), "here")
     metadata = {"model": {"dims": prepared.dims}, "data": {"contexts": {"assignment": "own"}}}
-    predictor = Predictor(BY_NAME["concat"].make(prepared), vocabulary, metadata)
-    sessions = [predictor.session({"agee": 3}, user=1), predictor.session(user=1), predictor.session(user=0)]
+    return Predictor(BY_NAME["concat"].make(prepared), vocabulary, metadata)
+
+
+def test_a_profile_of_a_stored_user_is_of_that_user(with_user_attribute: Predictor) -> None:
+    predictor = with_user_attribute
+    sessions = [predictor.session({"agee": 3}, user=1), predictor.session({"age": 3}, user=1)]
+    sessions += [predictor.session({"age": 3}, user=0)]
     for session in sessions:
         session.click(0)
     lists = [session.top() for session in sessions]
-    assert lists[0] == lists[1] != lists[2]
+    assert lists[1] != lists[2]
+    assert lists[0] != lists[1]  # the age is unknown
+
+
+@pytest.mark.parametrize(
+    ("user_id", "users"),
+    [
+        ([1, 1], {"user_id": [1]}),
+        ([1, 1], {"session_id": [5]}),
+        ([None, None], {"session_id": [5], "user_id": [1]}),
+        ([1.0, None], {"user_id": [1]}),
+        ([1.0, float("nan")], {"user_id": [1]}),
+        (["1 ", "1"], {"user_id": ["1"]}),
+        (["1", "1"], {"user_id": [" 1"]}),
+        ([1, 1], {"user_id": [1.0]}),
+    ],
+)
+def test_users_are_matched_however_their_ids_are_stored(
+    user_id: list[Any], users: dict[str, list[Any]], with_user_attribute: Predictor
+) -> None:
+    """As a live session of that user, with the attribute "user" and the given age."""
+    session = with_user_attribute.session({"age": 3}, user=1)
+    session.click(0)
+    session.click(1)
+    frame = pl.DataFrame({"session_id": [5, 5], "item_id": [0, 1], "user_id": user_id})
+    lists = with_user_attribute.recommend(frame, pl.DataFrame(users | {"age": ["3"]}), on_unknown="raise")
+    assert lists["score"].to_list() == pytest.approx([item.score for item in session.top()])
+
+
+@pytest.mark.parametrize("library", [pl.DataFrame, pd.DataFrame])
+def test_a_frame_without_a_row_or_a_user_takes_profiles(
+    library: Callable[[dict[str, Any]], Any], with_user_attribute: Predictor
+) -> None:
+    users = library({"session_id": ["s"], "age": ["3"]})
+    lists = with_user_attribute.recommend(library({"session_id": [], "item_id": []}), users)
+    assert set(lists["session_id"]) == {"s"}
+    events = library({"session_id": [1], "item_id": [0], "user_id": [None]})
+    users = library({"user_id": ["u"], "age": ["3"]})
+    with pytest.warns(UserWarning, match="no session has their ids, such as 'u'"):
+        with_user_attribute.recommend(events, users)
+
+
+def test_an_item_id_that_is_nan_is_missing(with_user_attribute: Predictor) -> None:
+    frame = pl.DataFrame({"session_id": [1, 1], "item_id": [0.0, float("nan")]})
+    lists = with_user_attribute.recommend(frame, on_unknown="raise")
+    assert lists["score"].equals(with_user_attribute.recommend(frame.head(1))["score"])
 
 
 def test_a_value_like_which_training_has_none_is_unknown(checkpoints: Checkpoints) -> None:

@@ -45,6 +45,21 @@ def like(frame: pl.DataFrame, original: Any) -> Any:
     return nw.from_arrow(frame, backend=backend).to_native()
 
 
+def plain_ids(ids: pl.Series) -> pl.Series:
+    """Categories as strings, and floats as integers where they are whole: pandas has floats where a value is missing.
+
+    >>> plain_ids(pl.Series([7.0, float("nan")])).to_list()
+    [7, None]
+    """
+    if isinstance(ids.dtype, pl.Categorical | pl.Enum):
+        return ids.cast(pl.String)
+    if not ids.dtype.is_float():
+        return ids
+    ids = ids.fill_nan(None)
+    whole = ids.cast(pl.Int64, strict=False)
+    return whole if (whole == ids).fill_null(ids.is_null()).all() else ids.cast(pl.String)
+
+
 def cast_ids(ids: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
     """Ids as ``dtype``, the type of the vocabulary's; null for those that have no such form.
 
@@ -54,11 +69,7 @@ def cast_ids(ids: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
     Raises:
         UserError: a type that is none of ids.
     """
-    if isinstance(ids.dtype, pl.Categorical | pl.Enum):
-        ids = ids.cast(pl.String)
-    if ids.dtype.is_float():  # pandas stores integers as floats where a value is missing
-        whole = ids.cast(pl.Int64, strict=False)
-        ids = whole if (whole == ids).fill_null(True).all() else ids.cast(pl.String)
+    ids = plain_ids(ids)
     if ids.dtype == dtype or ids.dtype == pl.Null:
         return ids.cast(dtype)
     if not (ids.dtype.is_integer() or ids.dtype == pl.String):
@@ -224,6 +235,8 @@ class RequestReader:
         """
         events, others = _read_events(sessions)
         given, key = self._read_users(users, events, others)
+        if key is not None:  # a column without a value has no type
+            events = events.with_columns(events[key].cast(given[key].dtype))
         session_id = events[SESSION_ID].unique(maintain_order=True)
         if key == SESSION_ID:  # sessions without an event so far
             session_id = pl.concat([session_id, given[key].filter(~given[key].is_in(session_id.implode()))])
@@ -232,7 +245,7 @@ class RequestReader:
         order = self._order(events[TIME]) if TIME in events.columns else []
         events = events.sort("number", *order, maintain_order=True)
         user_id = _user_of_each_session(events, len(session_id))
-        item = find_codes(stripped(events[ITEM_ID]), self.vocabulary.items["id"], f"sessions: {ITEM_ID}")
+        item = find_codes(events[ITEM_ID], self.vocabulary.items["id"], f"sessions: {ITEM_ID}")
         unknown_items = events.filter(item.is_null() & events[ITEM_ID].is_not_null())[ITEM_ID].to_list()
         events = events.select("number", item=item).drop_nulls("item")
         lengths = np.bincount(events["number"].to_numpy(), minlength=len(session_id))
@@ -261,7 +274,10 @@ class RequestReader:
                 f"{where}: no column {key or 'session_id or user_id'}; profiles are matched by it; rename "
                 f"{renamed or 'the column of user ids'} to user_id"
             )
-        ids = cast_ids(users[key], events[key].dtype, f"users: {key}")
+        if USER_ID in users.columns:
+            users = users.with_columns(stripped(plain_ids(users[USER_ID])))
+        dtype = events[key].dtype if events[key].count() else plain_ids(users[key]).dtype
+        ids = cast_ids(users[key], dtype, f"users: {key}")
         if ids.has_nulls():
             row = ids.is_null().arg_true()[0]
             raise UserError(f"users: column {key}, row {row + 1}: {users[key][row]!r} is not a valid id")
@@ -280,9 +296,11 @@ class RequestReader:
         if not self.uses_contexts:
             return contexts, profiles, unknown
         if user_id is not None:
-            contexts = _places(find_codes(stripped(user_id), self.vocabulary.users["id"], f"sessions: {USER_ID}"))
+            contexts = _places(find_codes(user_id, self.vocabulary.users["id"], f"sessions: {USER_ID}"))
         if key is not None:
-            if key == USER_ID and USER in self.vocabulary.single and USER not in users.columns:
+            if user_id is not None and USER_ID not in users.columns:
+                users = users.with_columns(user_id.gather(find_codes(users[key], session_id, key)).alias(USER_ID))
+            if USER in self.vocabulary.single and USER not in users.columns and USER_ID in users.columns:
                 users = users.with_columns(pl.col(USER_ID).cast(pl.String).alias(USER))
             given, unknown.values = self.profile_reader.encode(users)
             owner = session_id if user_id is None or key == SESSION_ID else user_id
@@ -326,7 +344,8 @@ def _read_events(sessions: Any) -> tuple[pl.DataFrame, list[str]]:
             raise UserError(f"sessions: {str(error).splitlines()[0]}; {hint}") from error
         if items.dtype.is_nested():
             raise UserError(f"sessions: {hint}")
-        return pl.DataFrame({SESSION_ID: pl.repeat(0, len(items), dtype=pl.Int64, eager=True), ITEM_ID: items}), []
+        number = pl.repeat(0, len(items), dtype=pl.Int64, eager=True)
+        return pl.DataFrame({SESSION_ID: number, ITEM_ID: stripped(plain_ids(items))}), []
     events = to_polars(sessions, "sessions")
     for name in (SESSION_ID, ITEM_ID):
         if name not in events.columns:
@@ -334,6 +353,8 @@ def _read_events(sessions: Any) -> tuple[pl.DataFrame, list[str]]:
             raise UserError(f"sessions: no column {name}{hint}; its columns: {', '.join(events.columns)}")
     others = [name for name in events.columns if name not in (SESSION_ID, ITEM_ID, TIME, USER_ID)]
     events = events.drop(others)
+    ids = [name for name in (ITEM_ID, USER_ID) if name in events.columns]
+    events = events.with_columns(stripped(plain_ids(events[name])) for name in ids)
     for name, kind in ((SESSION_ID, "ids must be integers or strings"), (TIME, "must be numbers, dates or strings")):
         if name not in events.columns:
             continue
