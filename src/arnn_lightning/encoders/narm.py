@@ -1,6 +1,6 @@
 """NARM (Li et al. 2017, arXiv 1711.04725): a GRU over the session and attention over its hidden states.
 
-    h_j = GRU(x_j, h_{j-1}),  alpha_j = v^T sigmoid(A_1 h_t + A_2 h_j),  query = B [h_t; sum_j alpha_j h_j]
+    h_j = GRU(x_j, h_{j-1}),  alpha_j = v^T sigmoid(A_1 h_t + A_2 h_j),  query = W [h_t; sum_j alpha_j h_j]
 
 h_t is the global encoder's summary and the weighted sum the local encoder's. Scores are products of the query with the
 embedded item vectors (the paper's bilinear decoder).
@@ -9,7 +9,7 @@ Known differences: one GRU is both encoders, as in the authors' code and RecBole
 as in the paper and RecBole (that code applies a softmax); embedding and GRU have one size (the paper's have 50 and
 100); the GRU is the one of nn/gru.py; scores have a bias per item.
 
-B batch slots, L events of a window and the tokens before it, H hidden.
+B batch slots, L events of a window and the tokens before it, H hidden, G = 3 H of the gates, E = 2 H of both encoders.
 """
 
 import torch
@@ -44,7 +44,7 @@ class NARMEncoder(WindowEncoder):
         self.attend_last = nn.Linear(hidden_size, hidden_size, bias=False)  # A_1
         self.attend_all = nn.Linear(hidden_size, hidden_size, bias=False)  # A_2
         self.attention = nn.Linear(hidden_size, 1, bias=False)  # v
-        self.to_query = nn.Linear(2 * hidden_size, hidden_size, bias=False)  # B
+        self.to_query = nn.Linear(2 * hidden_size, hidden_size, bias=False)  # W
         for linear in (self.attend_last, self.attend_all, self.attention, self.to_query):
             nn.init.xavier_uniform_(linear.weight)
 
@@ -61,6 +61,6 @@ class NARMEncoder(WindowEncoder):
             hidden.append(hidden_BH)
         hidden_BLH = torch.stack(hidden, 1) * is_input_BL[:, :, None]  # padding adds nothing to the sum
         weight_BL1 = self.attention(torch.sigmoid(self.attend_last(hidden_BH)[:, None] + self.attend_all(hidden_BLH)))
-        hybrid_B2H = torch.cat([hidden_BH, (weight_BL1 * hidden_BLH).sum(1)], 1)
-        query_BH: Tensor = self.to_query(dropout(hybrid_B2H, self.dropout_hidden, self.training))
+        hybrid_BE = torch.cat([hidden_BH, (weight_BL1 * hidden_BLH).sum(1)], 1)
+        query_BH: Tensor = self.to_query(dropout(hybrid_BE, self.dropout_hidden, self.training))
         return query_BH

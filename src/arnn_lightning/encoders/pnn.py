@@ -8,8 +8,8 @@ embeddings of its categories, so that pairs of a user's and an item's attribute 
 The paper does not state how embeddings start (here Glorot uniform), over which slots batch normalisation takes its
 statistics (the valid ones), and the vectors of categories without a training event (their field's mean).
 
-B batch slots, N users, M binary fields, S single-valued fields, I items, T fields of an item, D embedding,
-H hidden.
+B batch slots, N users, M binary fields, S single-valued fields, I items, C of them, T fields of an item (itself
+included), D embedding, H hidden.
 """
 
 from collections.abc import Callable, Sequence

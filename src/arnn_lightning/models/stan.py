@@ -1,4 +1,8 @@
-"""STAN (Garg et al., SIGIR 2019): SKNN with exponential weights of recent events, neighbours' age and distances."""
+"""STAN (Garg et al., SIGIR 2019): SKNN with three exponential weights.
+
+Of an event of the current session exp(-(step - 1) / lambda_spw), step 1 the last event; of a neighbour
+exp(-age in days / lambda_snh); of a neighbour's item exp(-distance / lambda_inh), in events from the shared item.
+"""
 
 from typing import Any
 
@@ -14,9 +18,7 @@ class STAN(SessionNeighbours):
     neighbour, not the one that is last in the current session.
 
     Args:
-        lambda_spw: of an event of the current session, in events before the last.
-        lambda_snh: of a neighbour, in days of its age.
-        lambda_inh: of a neighbour's item, in events from the shared item.
+        lambda_spw, lambda_snh, lambda_inh: scales of the three weights, see above.
         search: as in ``SessionNeighbours``.
     """
 
@@ -29,12 +31,13 @@ class STAN(SessionNeighbours):
         self.lambda_inh = lambda_inh
 
     def event_weight(self, step: np.ndarray, length: np.ndarray) -> np.ndarray:
-        weight = exponential(step - 1, self.lambda_spw)
-        return np.ones(len(step)) if weight is None else weight
+        weight = exponential_decay(step - 1, self.lambda_spw)
+        return super().event_weight(step, length) if weight is None else weight
 
     def closeness(self, distance: np.ndarray) -> np.ndarray | None:
-        return exponential(distance, self.lambda_inh)
+        return exponential_decay(distance, self.lambda_inh)
 
 
-def exponential(distance: np.ndarray, scale: float | None) -> np.ndarray | None:
+def exponential_decay(distance: np.ndarray, scale: float | None) -> np.ndarray | None:
+    """exp(-distance / scale), (N,) -> (N,); None without a scale: no weight."""
     return None if scale is None else np.exp(-distance / scale)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from arnn_lightning.models.stan import STAN, exponential
+from arnn_lightning.models.stan import STAN, exponential_decay
 
 
 class VSTAN(STAN):
@@ -28,4 +28,4 @@ class VSTAN(STAN):
         self.uses_contexts = context_weight > 0
 
     def recency(self, step: np.ndarray) -> np.ndarray | None:
-        return exponential(step - 1, self.lambda_ipw)
+        return exponential_decay(step - 1, self.lambda_ipw)

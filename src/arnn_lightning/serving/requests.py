@@ -123,7 +123,7 @@ class Unknown:
     users: list[Any] = field(default_factory=list)
 
     def refused_line(self, used: Sequence[str]) -> str | None:
-        """One line about what ``on_unknown="raise"`` refuses: new visitors may well be meant.
+        """One line about what ``on_unknown="raise"`` refuses. Users without a profile it does not: they may be new.
 
         Args:
             used: the model's attributes.
@@ -152,8 +152,8 @@ class UnknownRows(Unknown):
     """The same of many sessions, and what their frames have besides.
 
     Attributes:
-        unmatched: ids of ``users`` that no session has; where all are, they are mistyped rather than of other sessions.
-        all_unmatched: whether ``users`` has no other.
+        unmatched: ids of ``users`` that no session has.
+        all_unmatched: whether these are all rows of ``users``, so that its ids are probably mistyped.
         no_click: number of sessions without an item of the catalogue.
         columns: columns of the sessions that are attributes of the model, which only profiles have.
     """
@@ -315,7 +315,7 @@ class RequestReader:
         return contexts, profiles, unknown
 
     def _order(self, time: pl.Series) -> list[pl.Series]:
-        """By what the events of a session are sorted: strings as the numbers or the times that they are."""
+        """The sort keys of events by time; strings are read as numbers or, if one is none, as times."""
         if isinstance(time.dtype, pl.Categorical | pl.Enum):
             time = time.cast(pl.String)
         if time.dtype != pl.String:

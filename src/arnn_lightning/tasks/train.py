@@ -50,7 +50,7 @@ from arnn_lightning.serving.vocabulary import store_vocabulary
 from arnn_lightning.tasks.initial import Sources, load_pretrained, read_initial_weights
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.start import check_evaluation, check_item_contexts, check_tuned, start_lines
-from arnn_lightning.training.checkpoint import build_model
+from arnn_lightning.training.checkpoint import Metadata, build_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
 from arnn_lightning.training.initial import InitialWeights
 from arnn_lightning.training.stage import (
@@ -211,8 +211,8 @@ def _train_and_test(
     validation = validate_model(model, prepared, config)
     if not test:
         if is_rank_zero():
-            record_of_trial = {"data": config.data.name, "model": config.model.name, "seed": config.seed}
-            write_json(folder / METRICS_FILE, record_of_trial | {"val": validation})
+            of_trial = {"data": config.data.name, "model": config.model.name, "seed": config.seed, "val": validation}
+            write_json(folder / METRICS_FILE, of_trial)
         return validation.get(config.evaluation.monitor)
     result = evaluate_model(model, prepared, config, loggers)
     baselines = _evaluate_baselines(config, prepared)
@@ -258,7 +258,7 @@ def _write_results(
         other.write(folder, role)
     result.write(folder)
     names = all_metrics(config)
-    record = {
+    metrics = {
         "data": config.data.name,
         "model": config.model.name,
         "seed": config.seed,
@@ -271,7 +271,7 @@ def _write_results(
         "seconds": stopwatch.seconds,
         "train_events_per_second": train_events_per_second,
     }
-    write_json(folder / METRICS_FILE, {**record, **notes})
+    write_json(folder / METRICS_FILE, {**metrics, **notes})
 
 
 class Stopwatch:
@@ -308,7 +308,7 @@ def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:
         baseline.dims = dims
 
 
-def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Any:
+def metadata_maker(config: DictConfig, prepared: PreparedDataset) -> Metadata:
     """Makes the checkpoint metadata of a model: enough to evaluate it in another process and folder."""
     data = OmegaConf.to_container(config.data, resolve=False)
     assert isinstance(data, dict)
@@ -399,6 +399,7 @@ def _print_results(
     groups_bootstrap: Mapping[str, Any],
     first_items: str | None,
 ) -> None:
+    """``groups_bootstrap``: the settings with which ``groups`` were computed, in a saved run perhaps not today's."""
     if not is_rank_zero():
         return
     console = Console(markup=False)
