@@ -184,7 +184,7 @@ def add_stored_overrides(arguments: Sequence[str]) -> list[str]:
     options = list(arguments[: len(arguments) - len(overrides)])  # Hydra accepts overrides in one block only
     options += ["-m"] if is_multirun else []  # the folder of a multirun implies it
     key = "hydra.sweep.dir" if is_multirun else "hydra.run.dir"
-    if key not in given or given[key].is_sweep_override() or not isinstance(given[key].value(), str | int | float):
+    if key not in given or not isinstance(given[key].value(), str | int | float):
         raise UserError(f"resume=true needs the folder to resume: add {key}=FOLDER")
     folder = Path(str(given[key].value()))
     if is_multirun:

@@ -1,7 +1,9 @@
 """Reading delimited files: valid input and errors."""
 
+import bz2
 import errno
 import gzip
+import lzma
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.readers import delimited
 from arnn_lightning.readers.delimited import read_delimited, require_files, require_one_of
 
 COLUMNS = {"user_id": pl.Int64(), "name": pl.String()}
@@ -145,10 +148,11 @@ def test_a_valid_value_before_the_invalid_one_is_not_named(file: Path) -> None:
         ("user_id\tname\n1\ta\tb\n", "row 2 has more fields"),
         (b"user_id\tname\n1\t\xe4\n", "line 2 is not UTF-8"),
         ("user_id\tname\tname\n1\ta\tb\n", "2 columns are named 'name'"),
+        ("user_id\tname\n".encode("utf-16"), r"encoded in UTF-16, .* \(iconv -f utf-16 -t utf-8\)"),
         (b"\0", "a binary file"),
         (b"\0\0\1", "a binary file"),
     ],
-    ids=["a field too many", "not UTF-8", "a column twice", "a byte of 0", "binary"],
+    ids=["a field too many", "not UTF-8", "a column twice", "UTF-16", "a byte of 0", "binary"],
 )
 def test_unreadable_table_is_one_line(file: Path, text: str | bytes, words: str) -> None:
     with pytest.raises(UserError, match=rf"log\.csv: .*{words}") as error:
@@ -225,7 +229,107 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         require_files(tmp_path, EXPECTED, "from there")
 
 
+def damaged(packed: bytes) -> bytes:
+    return packed[:30] + b"\xff" * 30 + packed[60:]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (damaged(gzip.compress(TABLE.encode() * 1000)), "decompressing data"),
+        (damaged(lzma.compress(TABLE.encode() * 1000)), "Corrupt input data"),
+        (damaged(bz2.compress(TABLE.encode() * 1000)), "Invalid data stream"),
+        (b"\x28\xb5\x2f\xfd\xff\xff\xff", "incomplete frame"),
+    ],
+    ids=["gz", "xz", "bz2", "zst"],
+)
+def test_why_a_file_cannot_be_decompressed_is_said(file: Path, content: bytes, reason: str) -> None:
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"log\.csv: cannot be decompressed \(.*{reason}.*\); download or create it"):
+        read_delimited(file, COLUMNS, separator="\t")
+
+
+def test_an_encrypted_archive_is_one_line(tmp_path: Path) -> None:
+    pack(tmp_path, "log.csv", "zip")
+    archive = tmp_path / "data_format1.zip"
+    content = bytearray(archive.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + flags] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=r"data_format1\.zip: cannot be decompressed \(.* is encrypted, password"):
+        read_delimited(archive, COLUMNS, separator="\t")
+
+
+def test_folders_of_an_archive_are_no_files(tmp_path: Path) -> None:
+    archive = tmp_path / "log.zip"
+    zipfile.ZipFile(archive, "w").close()
+    with pytest.raises(UserError, match=r"log\.zip: contains no file"):
+        read_delimited(archive, {"user": pl.Int64}, separator="\t")
+    with zipfile.ZipFile(archive, "w") as file:
+        file.mkdir("export")
+        file.writestr("export/log.csv", TABLE)
+    assert read_delimited(archive, {"user": pl.Int64}, separator="\t").rows() == [(1,), (2,)]
+
+
+def test_an_error_in_an_archive_names_its_file(tmp_path: Path) -> None:
+    for name in EXPECTED:
+        pack(tmp_path, name, "zip", TABLE.replace("2", "two"))
+    with pytest.raises(UserError, match=r"data_format1\.zip/b\.csv: column 'user', row 3: 'two' is not an integer"):
+        read_delimited(tmp_path / "data_format1.zip", {"user": pl.Int64}, separator="\t", name="b.csv")
+
+
+def test_a_plain_file_precedes_its_compressed_form(tmp_path: Path) -> None:
+    for kind in ("gz", "plain"):
+        pack(tmp_path, "a.csv", kind)
+    assert require_files(tmp_path, {"a.csv": "events"}, "from there") == {"a.csv": tmp_path / "a.csv"}
+
+
+def test_a_name_with_brackets_packed_by_zstd_is_no_pattern(tmp_path: Path) -> None:
+    file = tmp_path / "log[1].csv.zst"
+    pl.DataFrame({"user_id": [1], "name": ["a"]}).write_csv(file, compression="zstd")
+    assert read_delimited(file, COLUMNS, separator=",").rows() == [(1, "a")]
+
+
 # --- invalid rows ---
+
+
+@pytest.mark.parametrize(("encoding", "byte"), [("cp1252", b"\x81"), ("utf-8", b"\xe4")])
+def test_bytes_that_the_encoding_lacks_are_one_line(file: Path, encoding: str, byte: bytes) -> None:
+    file.write_bytes(b"user_id::name\n1::" + byte + b"\n")
+    with pytest.raises(UserError, match=rf"log\.csv: is not in data\.encoding={encoding}: "):
+        read_delimited(file, COLUMNS, separator="::", encoding=encoding)
+
+
+@pytest.mark.parametrize("header", [None, ["user_id", "name"]])
+def test_rows_are_counted_from_the_first_line(file: Path, header: list[str] | None) -> None:
+    lines, first = ("", 1) if header else ("user_id,name\n", 2)
+    errors = {",b": "is empty in row {}", "2,b,c": "row {} has more fields", "x,b": "row {}: 'x' is not an integer"}
+    for row, error in errors.items():
+        file.write_text(f"{lines}1,a\n{row}\n")
+        with pytest.raises(UserError, match=error.format(first + 1)):
+            read_delimited(file, COLUMNS, separator=",", header=header, required=["user_id"])
+
+
+def test_a_quote_that_joins_rows_up_to_the_last_character_is_named(file: Path) -> None:
+    with pytest.raises(UserError, match="row 2: a quote opens in '1,\"a' and joins 2 rows"):
+        read(file, 'user_id,name\n1,"a\n2,b"', ",")
+
+
+def test_a_backslash_before_a_quote_is_found_between_chunks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'user_id,name\n1,"a\\" b""\n'
+    monkeypatch.setattr(delimited, "SCAN_BYTES", text.index("\\") + 1)
+    with pytest.raises(UserError, match=r"row 2, .* double a quote within quotes"):
+        read(file, text, ",")
+
+
+def test_a_long_line_that_is_not_utf8_is_shortened(file: Path) -> None:
+    with pytest.raises(UserError, match=r"line 2 is not UTF-8") as error:
+        read(file, b"user_id\tname\n1\t" + b"\xe4" * 1000)
+    assert len(str(error.value)) < 600
+
+
+def test_blank_lines_at_the_end_may_have_spaces(file: Path) -> None:
+    assert read(file, "user_id\tname\n1\ta\n  \n \n") == [(1, "a")]
 
 
 def test_a_damaged_archive_of_other_files_is_ignored(tmp_path: Path) -> None:
@@ -269,6 +373,8 @@ def test_long_quoted_fields_are_read(file: Path) -> None:
 def test_a_separator_of_two_characters_may_be_within_quotes(file: Path) -> None:
     text = 'user_id::name::x\n1::"Star::Trek"::\n2::a::b\n3::"a ""b"" :: c"::"::"\n'
     assert read(file, text, "::") == [(1, "Star::Trek"), (2, "a"), (3, 'a "b" :: c')]
+    assert read(file, 'user_id::name\r\n1::"a\r\nb"\r\n', "::") == [(1, "a\r\nb")]
+    assert read(file, 'user_id::name::x::y\n1::5" a::6"::b\n', "::") == [(1, '5" a')]
 
 
 def test_text_in_another_encoding_packed_by_zstd_is_one_line(file: Path) -> None:
@@ -324,6 +430,20 @@ def test_a_repeated_name_of_a_read_column_is_rejected(file: Path) -> None:
 
 def test_names_of_unread_columns_may_repeat(file: Path) -> None:
     assert read(file, "other\tuser_id\tother\tname\n9\t1\t8\tx\n") == [(1, "x")]
+
+
+def test_the_separator_of_rows_without_a_header_is_found(file: Path) -> None:
+    file.write_text("1,a;b;c;d\n")
+    assert read_delimited(file, COLUMNS, separator=None, header=["user_id", "name"]).rows() == [(1, "a;b;c;d")]
+
+
+def test_a_header_may_begin_with_a_hash(file: Path) -> None:
+    assert read(file, "#,user_id,name\n0,1,a\n", ",") == [(1, "a")]
+
+
+def test_a_similar_name_is_suggested_beside_a_name_of_digits(file: Path) -> None:
+    with pytest.raises(UserError, match=r"no column 'user_id' \(did you mean \"usr_id\"\?\); its columns: usr_id, 1"):
+        read(file, "usr_id,1\n2,b\n", ",")
 
 
 def test_quoted_names_are_names(file: Path) -> None:

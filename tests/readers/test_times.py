@@ -73,8 +73,15 @@ def test_fractions_of_milliseconds_are_kept() -> None:
     assert parse([f"{NOON}123.456", f"{NOON}000"]) == [(NOON, 123_456_000), (NOON, 0)]
 
 
+def test_times_before_1970_are_rounded_down() -> None:
+    assert parse([-0.5], years=[1969, 1970]) == [(-1, 500_000_000)]
+    assert parse([-126_230_400_001], years=[1965, 1970]) == [(-126_230_401, 999_000_000)]
+
+
 def test_missing_times_are_null() -> None:
     assert [second for second, _ in parse([str(NOON), None])] == [NOON, None]
+    assert parse([f"{NOON}.5", None]) == [(NOON, 500_000_000), (None, 0)]
+    assert parse([None], pl.Int64) == parse([None], pl.String) == [(None, 0)]
     assert [second for second, _ in parse(["2015-11-03 12:00", None])] == [NOON, None]
 
 
@@ -128,7 +135,8 @@ def test_names_of_zones_are_refused() -> None:
     times, with_name = ["2015-11-03 12:00:00 MEZ", "2015-07-03 12:00:00 MESZ"], "%Y-%m-%d %H:%M:%S %Z"
     winter, summer = (second for second, _ in parse(times, timezone="Europe/Berlin", time_format=with_name))
     assert (winter, summer) == (NOON - 3_600, int(datetime(2015, 7, 3, 10, tzinfo=UTC).timestamp()))
-    assert parse(["2015-11-03 12:00:00 UTC"], time_format=with_name) == [(NOON, 0)]
+    for name in ("UTC", "GMT", "Z"):
+        assert parse([f"2015-11-03 12:00:00 {name}"], time_format=with_name) == [(NOON, 0)]
     with pytest.raises(UserError, match=r"row 2: '2015-11-03 12:00:00 MEZ' is not in UTC.*; set data\.timezone"):
         parse(times, time_format=with_name)
 
@@ -142,6 +150,20 @@ def test_unix_times_that_are_not_all_dates_are_unix_times() -> None:
     assert parse([1511031200, 1511031299, 1511041759])[1] == (1511031299, 0)
 
 
+def test_a_column_of_date_times_with_a_zone_has_that_zone() -> None:
+    column = pl.Series([datetime.fromtimestamp(NOON, UTC)])
+    assert parse(column, timezone="Europe/Berlin") == [(NOON, 0)]
+
+
+def test_a_leap_second_is_the_first_of_the_next_minute() -> None:
+    assert parse(["2015-06-30 23:59:60Z"]) == parse(["2015-07-01 00:00:00Z"])
+
+
+def test_clocks_may_be_hours_ahead_of_this_one() -> None:
+    soon = int(datetime.now(UTC).timestamp()) + 3_600
+    assert parse([soon]) == [(soon, 0)]
+
+
 # --- ambiguous and implausible ---
 
 
@@ -152,6 +174,7 @@ def test_unix_times_that_are_not_all_dates_are_unix_times() -> None:
         ([201511031705], None, r"201511031705 is ambiguous: could be a date \(YmdHM\).*'%Y%m%d%H%M'"),
         (["20151103170509"], None, r"is ambiguous: could be a date \(YmdHMS\).*'%Y%m%d%H%M%S'"),
         ([2015110317], None, r"is ambiguous: could be a date \(YmdH\)"),
+        (["20151103170509123"], None, r"is ambiguous: could be a date \(YmdHMSf\)"),
         (["1511031200", "1511041759"], None, r"'1511031200' is ambiguous: could be a date \(ymdHM\).*'%y%m%d%H%M'"),
         (
             [635_821_488 * 10**9],
@@ -159,10 +182,14 @@ def test_unix_times_that_are_not_all_dates_are_unix_times() -> None:
             r"could be \.NET ticks of 2015-11-03, not unix nanoseconds; .*data\.time_unit=ns",
         ),
         (["20151103T120000Z"], None, r"set data\.time_format, such as '%Y%m%dT%H%M%SZ'"),
-        ([42311.71, 42312.0], None, r"42311\.71 is ambiguous: could be an Excel serial date.*time_unit"),
+        (["20151103T120000"], None, r"set data\.time_format, such as '%Y%m%dT%H%M%S'"),
+        (["2015-11-03 12:00 UTC", "2015-11-03 25:00"], None, r"(?<=row 3: )'2015-11-03 25:00' is not an ISO 8601 time"),
+        ([42311.71, 45292.0], None, r"42311\.71 is ambiguous: could be an Excel serial date.*time_unit"),
         (["42311.71"], None, r"could be an Excel serial date"),
         ([NOON], pl.Float32, r"a 32-bit float, which cannot represent the seconds"),
         (["1.44724E+12", "1.44725E+12"], None, r"'1\.44724E\+12' is in scientific notation"),
+        ([20151103, 20151399], None, r"20151103 is 1970-08-22, before 1990-01-01"),
+        ([20150099, 20151103], None, r"20150099 is 1970-08-22, before 1990-01-01"),
         ([526309, 1031018], None, r"526309 is 1970-01-07, before 1990-01-01; .*data\.time_unit.*data\.years"),
         (["2015-11-03 17:60"], None, r"'2015-11-03 17:60' is not an ISO 8601 time"),
         (["2015-11-03", "1970-01-01"], None, r"'1970-01-01' is 1970-01-01, before 1990"),
@@ -232,15 +259,31 @@ def test_a_time_in_too_large_a_unit_is_named(number: int, year: str) -> None:
         ("03.11.2015 12h", "%d.%m.%Y %Hh"),
         ("2015-11-03 14 +0200", "%Y-%m-%d %H %z"),
         ("11/3/2015 12 PM", "%m/%d/%Y %I %p"),
+        ("2015-11-03 12", "%Y-%m-%d %k"),
+        ("11/3/2015 12 PM", "%m/%d/%Y %l %p"),
     ],
 )
 def test_a_format_may_end_with_the_hour(text: str, time_format: str) -> None:
     assert parse([text], time_format=time_format) == [(NOON, 0)]
 
 
+def test_a_year_of_two_digits_is_not_one_of_four() -> None:
+    with pytest.raises(UserError, match=r"'15-11-03' is not in the format %Y-%m-%d"):
+        parse(["15-11-03"], time_format="%Y-%m-%d")
+
+
+def test_a_format_that_polars_refuses_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^data\.time_format=%Y-%m-%d %M: Invalid format string.*$"):
+        parse(["2015-11-03 12"], time_format="%Y-%m-%d %M")
+
+
+def test_spaces_around_a_formatted_time_are_ignored() -> None:
+    assert parse([" 2015-11-03 12:00 "], time_format="%Y-%m-%d %H:%M") == [(NOON, 0)]
+
+
 def test_years_are_those_of_the_time_zone() -> None:
     in_2023: dict[str, Any] = {"timezone": "Europe/Berlin", "years": [2023, 2023]}
-    first, last = ["2023-01-01 00:10:00", "2023-12-31 23:50:00"]
+    first, last = ["2023-01-01 00:00:00", "2023-12-31 23:59:59"]
     assert len(parse([first, last], **in_2023)) == 2
     with pytest.raises(UserError, match=r"is 2022-12-31, before 2023-01-01"):
         parse(["2022-12-31 23:50:00"], **in_2023)

@@ -1,5 +1,8 @@
 """What the charts and tables of a section share."""
 
+import csv
+import io
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +10,19 @@ import polars as pl
 import pytest
 
 from arnn_lightning.evaluation.result import EvaluationResult
-from arnn_lightning.reporting.comparison import N_ATTRIBUTES, Row, Section, SectionView, Variant
+from arnn_lightning.reporting.comparison import (
+    ASSIGNMENT,
+    N_ATTRIBUTES,
+    SESSION_ENCODER,
+    Estimate,
+    Row,
+    Section,
+    SectionView,
+    Settings,
+    Variant,
+)
+from arnn_lightning.reporting.results_table import Cell, csv_text, markdown, page_table
+from arnn_lightning.reporting.sections import _headline, _section_order
 
 TRAINED = {"optimizer.lr": 0.1}
 
@@ -56,3 +71,103 @@ def test_equal_results_are_those_of_one_seed() -> None:
 @pytest.mark.parametrize(("limit", "expected"), [(None, 3), (1, 1), ("2", 2), (5, 3)])
 def test_attributes_are_those_that_there_are_up_to_the_limit(limit: Any, expected: int) -> None:
     assert view(**{N_ATTRIBUTES: limit}).n_attributes == expected
+
+
+def test_the_first_section_has_own_contexts_and_all_attributes() -> None:
+    """Among equals, most runs."""
+
+    def made(n_runs: int, **settings: Any) -> SectionView:
+        runs: Any = [None] * n_runs
+        return SectionView(Section("", settings, runs), [], SETTINGS)
+
+    few, own = made(1, **{ASSIGNMENT: "own", N_ATTRIBUTES: None}), made(2)
+    limited, permuted = made(3, **{N_ATTRIBUTES: 2}), made(4, **{ASSIGNMENT: "permuted"})
+    assert sorted([permuted, limited, few, own], key=_section_order) == [own, few, limited, permuted]
+
+
+def section(**labels: Any) -> tuple[Section, list[Row]]:
+    """ARNN with a published figure in two configurations, and the GRU4REC that it is compared with, of two seeds."""
+    result = SimpleNamespace(ranks=pl.DataFrame({"rank": range(1234)}))
+    config = {"published": {"table2": {"arnn": {"mrr@20": 0.3}, "gru4rec": {"recall@20": 0.2}}}}
+    runs: Any = [SimpleNamespace(metrics={"data": "xing"}, config=config, main=SimpleNamespace(result=result))]
+    means, rows = (
+        {
+            "mrr@20": Estimate(0.5, 0.4, 0.6, (0.4, 0.6), 1),
+            "recall@20": Estimate(0.7, 0.6, 0.8, (0.7,), 1),
+            "mrr@5": Estimate(0.3, 0.2, 0.4, (0.3,), 1),
+        },
+        [],
+    )
+    for label, is_common in (("gru4rec", True), ("arnn", True), ("arnn (lr=1)", False)):
+        variant = Variant(label.split()[0], {}, label, is_common, {1: EvaluationResult(label, result.ranks)})
+        reference = SESSION_ENCODER if label == "arnn" else "gru4rec"
+        gains = {} if label == "gru4rec" else {reference: {"mrr@20": Estimate(0.1, 0.05, 0.2, (0.1,), 0.034)}}
+        rows.append(Row(variant, means, gains, {reference: {"mrr@20": 0.25}}))
+    return Section("key", {}, runs, **labels), rows
+
+
+def test_a_table_of_the_page_has_all_of_its_rows() -> None:
+    table = page_table(*section(), ["mrr@20", "recall@20"], 0.9)
+    assert table.caption.startswith("Below each figure is its 90 % interval;")
+    assert table.caption.endswith(" The session encoder is the one of the same run.")
+    assert table.header[:5] == ["model", "MRR@20", "paper", "Recall@20", "paper"]
+    arnn, other = table.rows[1:]
+    assert arnn[1:3] == [Cell("0.5000", "± 0.1414", "0.4000 to 0.6000", bold=True), "0.3000"]
+    assert other[2] == ""  # the paper's model has its most common configuration
+    gain = Cell("+0.1000", "(+25.0%)", "+0.0500 to +0.2000; p = .034")
+    assert [cell for cell in arnn if isinstance(cell, Cell)][2:] == [gain]
+    assert arnn[-1] == "2"  # seeds
+    assert "paper" not in page_table(*section(), ["mrr@5"], 0.9).header  # without figures of it
+
+
+def test_sections_come_in_their_order_in_all_files() -> None:
+    parts = [section(), section(label="b|c")]
+    first, second = markdown(parts, ["recall@20", "mrr@20"], 0.9).split("\n\nxing")[0], markdown(parts, ["mrr@20"], 0.9)
+    assert first.startswith("xing: 1,234 predictions\n\n| model | Recall@20 | 90 % interval | paper |")
+    assert re.findall("^xing.*", second, re.MULTILINE) == [
+        f"xing{label}: 1,234 predictions, mean ± standard deviation over 2 seeds" for label in ("", r" (b\|c)")
+    ]
+    lines = list(csv.DictReader(io.StringIO(csv_text(parts, ["mrr@20"]))))
+    assert [line["setting"] for line in lines] == [""] * 3 + ["b|c"] * 3
+    assert [(line["base"], line["mrr@20_gain_p"], line["mrr@20_session_gain_p"]) for line in lines[:3]] == [
+        *(("", "", ""), ("", "", "0.034"), ("gru4rec", "0.034", ""))
+    ]
+
+
+SETTINGS = Settings(["mrr@20"], "", [], [], "", {"unit": "user", "confidence": 0.9}, 1)
+
+
+def headline(mean: float, gain: Estimate) -> str:
+    session = {1: EvaluationResult("gru4rec", pl.DataFrame())}
+    variant = Variant("arnn", {}, label="arnn", is_most_common=True, session_results=session)
+    row = Row(variant, {"mrr@20": Estimate(mean, 0, 1, (mean,), 1)}, {SESSION_ENCODER: {"mrr@20": gain}}, {})
+    runs: Any = [SimpleNamespace(metrics={"data": "xing"})]
+    text = _headline(SectionView(Section("", {}, runs), [row], SETTINGS))
+    assert text is not None
+    return text
+
+
+@pytest.mark.parametrize(("gain", "words"), [(0.1, "25.0% above"), (-0.1, "16.7% below")])
+def test_a_headline_says_by_how_much_the_model_is_better(gain: float, words: str) -> None:
+    estimate = Estimate(gain, gain - 0.05, gain + 0.05, (gain,), 0.034)
+    assert headline(0.5, estimate) == (
+        f"On xing, arnn is {words} its session encoder gru4rec: MRR@20 0.5000 and {0.5 - gain:.4f}, paired difference "
+        f"{gain:+.4f} (90 % interval {gain - 0.05:+.4f} to {gain + 0.05:+.4f}, over users, one seed; "
+        "corrected p = 0.034)."
+    )
+    assert "over users and 2 seeds;" in headline(0.5, Estimate(gain, gain, gain, (gain, gain), 0.034))
+
+
+@pytest.mark.parametrize(
+    ("mean", "gain"),
+    [
+        (0.5, Estimate(0.1, -0.01, 0.2, (0.1,), 0.01)),
+        (0.5, Estimate(0.1, 0.05, 0.2, (0.1,), 0.1)),  # corrected for the other differences of the table
+        (0.1, Estimate(0.1, 0.05, 0.2, (0.1,), 0.01)),  # no share of 0
+    ],
+)
+def test_a_headline_claims_no_difference_that_may_be_none(mean: float, gain: Estimate) -> None:
+    sentence = (
+        "On xing, the results are compatible with no difference between arnn and its session encoder gru4rec: MRR"
+    )
+    assert headline(mean, gain).startswith(sentence)

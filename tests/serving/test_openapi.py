@@ -55,7 +55,9 @@ def test_generated_requests_are_answered_as_described(n_examples: int, app: Any)
         statuses = send_generated(operation, modes.POSITIVE, n_examples, app)
         assert min(statuses) in (200, 201, 204), label
         if operation.body:
-            statuses = send_generated(operation, modes.NEGATIVE, n_examples + 5, app)  # some are invalid by their headers
+            statuses = send_generated(
+                operation, modes.NEGATIVE, n_examples + 5, app
+            )  # some are invalid by their headers
             assert 422 in statuses, label
 
 

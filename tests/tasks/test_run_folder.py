@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -16,10 +18,12 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from arnn_lightning import run_folder
-from arnn_lightning.run_folder import as_override, locked, resumed_config
+from arnn_lightning.errors import UserError
+from arnn_lightning.run_folder import add_stored_overrides, as_override, locked, resumed_config, stored_config
 from arnn_lightning.tasks import train
 from arnn_lightning.training.callbacks import EpochProgress
 from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
+from helpers import compose_config
 from models import slow
 
 GRU = [*SMALL, "model=gru4rec", *NO_BASELINES]
@@ -72,7 +76,7 @@ def contents(folder: Path) -> dict[Path, str]:
         (["resume=true", "hydra.run.dir=run", "performance.steps_per_execution=7"], "was started with 10; resume"),
         (
             ["resume=true", "hydra.run.dir=run", "checkpoint.users=false"],
-            "started with true; resume it with that value",
+            "resume it with that value, or use another folder; to share the model without users, export it",
         ),
         (["resume=true", "hydra.run.dir=run", "trainer=ddp"], "trainer=ddp: run was started with default"),
         ([*GRU, "hydra.run.dir=run", "resume=true", "model.epochs=1"], "a resumed run may train longer, not shorter"),
@@ -83,6 +87,12 @@ def contents(folder: Path) -> dict[Path, str]:
         (["-m", "resume=true", "hydra.sweep.dir=grid", "seed=1,3"], "seed=1,3: grid was started with 1,2"),
         (["-m", "resume=true", "hydra.sweep.dir=run"], "resume=true: run contains no multirun"),
         (["-m", "resume=true"], "add hydra.sweep.dir=FOLDER"),
+        (["--multirun", "resume=true", "hydra.run.dir=run"], "add hydra.sweep.dir=FOLDER"),
+        (["resume=true", "hydra.run.dir=null"], "resume=true needs the folder to resume: add hydra.run.dir=FOLDER"),
+        (
+            ["-m", "resume=true", "hydra.sweep.dir=grid", "performance.threads=2"],
+            "grid was started with its default; resume",
+        ),
         (["resume=true", "hydra.sweep.dir=grid", "seed=1,3"], "seed=1,3: grid was started with 1,2"),
         ([*GRU, "init_from=nothing", "hydra.run.dir=new/inner/run"], "no checkpoint at nothing"),
         (["data=gowalla", "data.raw_dir=null"], "data.raw_dir=null: must be the folder of loc-gowalla_totalCheckins"),
@@ -103,6 +113,39 @@ def test_a_refused_command_changes_no_byte_of_a_folder(
     assert contents(workspace) == before
     assert not Path("new").exists()
     assert not Path("outputs").exists()
+
+
+def test_a_refused_command_keeps_the_folders_that_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine").mkdir()
+    assert arnn_here([*GRU, "init_from=nothing", "hydra.run.dir=mine/new/run"], monkeypatch) == 2
+    assert not list(Path("mine").iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["seed=1"], ["resume=false", "seed=1"], ["-m", "resume=null"]])
+def test_without_resume_a_command_line_stays_as_it_is(arguments: list[str]) -> None:
+    assert add_stored_overrides(arguments) == arguments
+
+
+def test_a_record_ends_with_what_makes_the_folder_a_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed before has left nothing to resume."""
+    written: list[str] = []
+    config = compose_config(with_hydra=True)
+    monkeypatch.setattr(run_folder, "HydraConfig", SimpleNamespace(get=lambda: config.hydra))
+    monkeypatch.setattr(run_folder, "write_text", lambda file, _: written.append(file.name))
+    run_folder.write_record(config, Path("run"))
+    assert written == ["overrides.yaml", "hydra.yaml", "config.yaml"]
+
+
+def test_a_record_of_other_bytes_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"config\.yaml: missing or damaged"):
+        stored_config(tmp_path)
+
+
+def test_a_task_that_succeeds_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert arnn_here(["task=report", "runs=run", "hydra.run.dir=report"], monkeypatch) == 0
+    assert stored_config(Path("report")).task._target_ == "arnn_lightning.tasks.report.run"
 
 
 @pytest.mark.parametrize(
@@ -162,13 +205,27 @@ def test_a_folder_in_use_is_refused_at_once(
             assert f"is in use by {owner or 'another process'}; use another hydra." in capfd.readouterr().err
 
 
+def test_the_owner_of_a_folder_is_named(tmp_path: Path) -> None:
+    owner = rf"{tmp_path} is in use by process {os.getpid()} on \S+; use another hydra\.run\.dir"
+    with locked(tmp_path), pytest.raises(UserError, match=owner), locked(tmp_path):
+        pass
+
+
+def test_a_folder_without_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}: Is a directory$"), locked(tmp_path):
+        pass
+
+
 def test_resume_with_a_folder_alone_shows_the_finished_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(Path("run"))
     free = ["evaluation.bootstrap.resamples=9", "logger=none", "evaluation.batch_size=7"]  # cannot change a result
     assert arnn_here(["resume=true", "hydra.run.dir=run", *free], monkeypatch) == 0
-    assert "gru4rec" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "gru4rec" in printed
+    assert "run folder: run\n" in printed
     assert contents(Path("run")) == before
     assert arnn_here(["resume=true", "hydra.sweep.dir=grid"], monkeypatch) == 0
     assert "grid: 2 jobs, 0 failed" in capfd.readouterr().out
@@ -265,7 +322,7 @@ def test_an_error_in_a_folder_that_vanished_is_raised(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_is_resumed_has_no_table(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree("run", "trial")
     metrics = {"data": "synthetic", "model": "gru4rec", "seed": 1, "val": {"mrr@20": 0.1}}
@@ -277,9 +334,75 @@ def test_a_trial_that_is_resumed_has_no_table(
     assert "trial: its results are missing or damaged" in capfd.readouterr().err
 
 
+def test_what_ends_before_its_record_cannot_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is a job of a multirun."""
+    runtime = SimpleNamespace(output_dir="unrecorded")
+    config = SimpleNamespace(runtime=runtime, mode=RunMode.RUN, sweep=SimpleNamespace(dir="grid"))
+    monkeypatch.setattr(train, "HydraConfig", SimpleNamespace(get=lambda: config))
+    assert train._how_to_resume() == "Interrupted before training started: there is nothing to resume.\n"
+    config.mode = RunMode.MULTIRUN
+    assert train._how_to_resume().endswith("resume=true hydra.sweep.dir=grid\n")
+
+
+def test_a_multirun_is_not_resumed_with_fewer_epochs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("grid", "long")
+    record = Path("long/multirun.yaml")
+    record.write_text(record.read_text().replace("trainer.max_epochs=1", "trainer.max_epochs=3"))
+    assert arnn_here(["resume=true", "hydra.sweep.dir=long", "trainer.max_epochs=2"], monkeypatch) == 2
+    assert "trainer.max_epochs=2: long has 3; a resumed run may train longer" in capfd.readouterr().err
+
+
+def test_no_limit_is_more_epochs_than_any(tmp_path: Path) -> None:
+    run_folder._require_growth("model.epochs", 3, None, tmp_path)
+    with pytest.raises(UserError, match=r"model\.epochs=3: .* has null; a resumed run may train longer"):
+        run_folder._require_growth("model.epochs", None, 3, tmp_path)
+
+
+def resumed(stored: list[str], given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, bool]:
+    """The config of a run with the settings ``stored`` that is resumed with those ``given``, and whether it is longer.
+
+    The record lacks a setting, as one of an older version does.
+    """
+    for overrides in (stored, [*stored, *given]):
+        config = compose_config(*overrides, with_hydra=True)
+        hydra = config.hydra
+        monkeypatch.setattr(run_folder, "HydraConfig", SimpleNamespace(get=lambda hydra=hydra: hydra))
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        if overrides is stored:
+            del config.trainer["deterministic"]
+            config.model.hidden_size = 9  # of a file that is no more
+            run_folder.write_record(config, folder)
+    return run_folder.resumed_config(config, folder)
+
+
+def test_an_encoder_may_be_trained_for_more_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, is_longer = resumed(["model.session.epochs=1"], ["model.session.epochs=2"], tmp_path, monkeypatch)
+    assert is_longer
+    assert config.model.session.epochs == 2
+
+
+def test_a_resumed_run_has_the_loggers_that_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, is_longer = resumed(["logger=csv"], ["logger=none"], tmp_path, monkeypatch)
+    assert not is_longer
+    assert (config.logger, config.model.hidden_size) == ({}, 9)
+
+
+def test_a_resumed_run_keeps_its_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^baselines\.pop=null: .* was started with "):
+        resumed([], ["~baselines.pop"], tmp_path, monkeypatch)
+
+
+def test_a_setting_newer_than_the_record_has_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = resumed([], [], tmp_path, monkeypatch)
+    assert config.trainer == compose_config().trainer
+
+
 def test_settings_that_changed_since_are_those_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree("interrupted", "older")
-    tuned = Path("arnn_conf/tuned/synthetic_gru4rec.yaml")
+    tuned = Path("arnn_conf/tuned/synthetic_gru4rec_top1_adagrad.yaml")
     tuned.parent.mkdir(parents=True)
     tuned.write_text("hidden_size: 9\n")
     assert arnn_here(["resume=true", "hydra.run.dir=older"], monkeypatch) == 0
@@ -342,6 +465,7 @@ def test_a_longer_run_that_is_killed_has_no_results(monkeypatch: pytest.MonkeyPa
     assert not Path("killed/metrics.json").exists()
     assert arnn_here(["resume=true", "hydra.run.dir=killed"], monkeypatch) == 0
     assert metrics_of(Path("killed"))["resumed"]
+    assert "resumed" not in metrics_of(Path("run"))
     assert arnn_here([*GRU, "hydra.run.dir=three", "trainer.max_epochs=3"], monkeypatch) == 0
     assert metrics_of(Path("killed"))["test"] == metrics_of(Path("three"))["test"]
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from arnn_lightning.nn.tracing import is_tracing
 
 Method = Literal["auto", "gram", "closed"]
-# B x M x M from which the closed form is faster (benchmarks/product.py): from B = 220 with M = 41, 45 with 70, 35 with
-# 100, 5 with 355. The Gram matrices cost B x M x M, the sums over weights M x M.
-CLOSED_FORM_MIN_SIZE = 500_000
+# B x M x M from which the closed form is faster: Gram matrices cost B x M x M, sums over weights M x M. Measured: from
+# B = 500 with M = 30, 150 with 41, 50 with 70, 30 with 100, 10 with 200.
+CLOSED_FORM_MIN_SIZE = 300_000
 
 
 class FoldedWeights(NamedTuple):
