@@ -213,7 +213,7 @@ def _main(arguments: Sequence[str]) -> None:
         if {"-h", "--help"} & set(arguments):
             sys.stdout.write(help_page(arguments))
             return
-        sys.argv[1:] = add_stored_overrides(quote_spaces([*map(_expand_home, _options_first(arguments))]))
+        sys.argv[1:] = add_stored_overrides(quote_spaces(_options_first([*map(_expand_home, arguments)])))
         main_job()
     except KeyboardInterrupt:
         sys.exit(130)
