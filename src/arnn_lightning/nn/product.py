@@ -114,10 +114,10 @@ class ProductLayer(nn.Module):
             place_NN[: M + S, M + S :].flatten(),
             place_NN[M + S + upper_T[0], M + S + upper_T[1]],
         ]
-        # Rows of binary_pairs: (M, M) of two fields, (M, M - 1) of one with each other one; (2, P) the fields of a row.
+        # Rows of binary_pairs: (M, M) of two fields, (M, M - 1) of one with each other; (P, 3) a row's fields, and M.
         self.register_buffer("row_of_pair", row_MM, persistent=False)
         self.register_buffer("rows_of_field", _off_diagonal(row_MM), persistent=False)
-        self.register_buffer("fields_of_row", upper_M, persistent=False)
+        self.register_buffer("terms_of_row", F.pad(upper_M.T, (0, 1), value=M), persistent=False)
         # Places of pairs in flattened Gram matrices: (N, N), in the order of the weights; (S, S); (T, T).
         self.register_buffer("gram_places", torch.cat(pairs), persistent=False)
         self.register_buffer("single_places", upper_S[0] * S + upper_S[1], persistent=False)
@@ -125,7 +125,7 @@ class ProductLayer(nn.Module):
         self.register_buffer("item_columns", torch.arange(T), persistent=False)
         self.row_of_pair: Tensor
         self.rows_of_field: Tensor
-        self.fields_of_row: Tensor
+        self.terms_of_row: Tensor
         self.gram_places: Tensor
         self.single_places: Tensor
         self.attribute_places: Tensor
@@ -277,7 +277,7 @@ class ProductLayer(nn.Module):
     def _pair_sums(self, absent_MD: Tensor, delta_MD: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         factors = delta_MD @ absent_MD.T, absent_MD @ absent_MD.T
         sums: tuple[Tensor, Tensor, Tensor] = _PairSums.apply(  # type: ignore[no-untyped-call]
-            self.binary_pairs, *factors, rows, self.fields_of_row, self.rows_of_field
+            self.binary_pairs, *factors, rows, self.terms_of_row, self.rows_of_field
         )
         return sums
 
@@ -306,7 +306,7 @@ def _pair_products(delta_MD: Tensor, first: Tensor, second: Tensor, mask_n1: Ten
 class _PairSums(torch.autograd.Function):
     """The sums over pairs i < j of the closed form.
 
-    (w (P, H), c (M, M), a (M, M), rows (n,), fields_of_row (2, P), rows_of_field (M, M - 1)) ->
+    (w (P, H), c (M, M), a (M, M), rows (n,), terms_of_row (P, 3), rows_of_field (M, M - 1)) ->
     linear (M, H): sum_{j != i} w_ij c_ij;  constant (H): sum_{i<j} w_ij a_ij;  w[rows] (n, H).
     The backward pass is written out, since that of an embedding bag sorts its indices in every step.
     """
@@ -318,27 +318,26 @@ class _PairSums(torch.autograd.Function):
         c_MM: Tensor,
         a_MM: Tensor,
         rows: Tensor,
-        fields_of_row: Tensor,
+        terms_of_row: Tensor,
         rows_of_field: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(weight_PH, c_MM, a_MM, rows, fields_of_row)
+        ctx.save_for_backward(weight_PH, c_MM, a_MM, rows, terms_of_row)
         linear_MH = F.embedding_bag(rows_of_field, weight_PH, mode="sum", per_sample_weights=_off_diagonal(c_MM))
-        i, j = fields_of_row
+        i, j, _ = terms_of_row.unbind(1)
         return linear_MH, a_MM[i, j] @ weight_PH, weight_PH.index_select(0, rows)
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_linear_MH: Tensor, grad_constant_H: Tensor, grad_rows_nH: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        weight_PH, c_MM, a_MM, rows, fields_of_row = ctx.saved_tensors  # type: ignore[attr-defined]
-        i, j = fields_of_row
+        weight_PH, c_MM, a_MM, rows, terms_of_row = ctx.saved_tensors  # type: ignore[attr-defined]
+        i, j, _ = terms_of_row.unbind(1)
         # The gradient of w_ij is c_ij G_i + c_ji G_j + a_ij g, G and g those of linear and constant: a bag of three
         # rows. Those of c_ij, c_ji and a_ij are the products of the three rows with w_ij: the bag's own gradients.
-        row_P3 = torch.stack([i, j, torch.full_like(i, len(c_MM))], 1)
         factor_P3 = torch.stack([c_MM[i, j], c_MM[j, i], a_MM[i, j]], 1)
         with torch.enable_grad():
             bag_PH = F.embedding_bag(
-                row_P3,
+                terms_of_row,
                 torch.cat([grad_linear_MH, grad_constant_H[None]]),
                 mode="sum",
                 per_sample_weights=factor_P3.requires_grad_(),
