@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import arnn_lightning
-from arnn_lightning.config import RULES, check_settings
+from arnn_lightning.config import check_settings
+from arnn_lightning.config.schema import RULES
 from arnn_lightning.errors import UserError
 from arnn_lightning.loading.schedule import session_parallel_schedule
 from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from arnn_lightning.config import DURATION
+from arnn_lightning.config.rules import DURATION
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import results_of
 from arnn_lightning.reporting.verdict_text import format_duration
