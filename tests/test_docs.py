@@ -13,7 +13,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from arnn_lightning.config import check_settings
-from arnn_lightning.run_folder import MAY_DIFFER
+from arnn_lightning.run_folder.compare import MAY_DIFFER
 from arnn_lightning.sweeps.space import quote_spaces
 from commandline import arnn
 from helpers import compose_config
@@ -80,7 +80,7 @@ def test_the_tree_lists_every_folder_once(document: str) -> None:
     """The indented block that starts with conf/: folders of the repository, packages of the source."""
     tree = re.search(r"^    conf/ .*\n(?:(?:    .*)?\n)*", (ROOT / document).read_text(), re.MULTILINE)
     assert tree is not None
-    listed = re.findall(r"(?<![\w/])([a-z]+)/(?!\w)", tree[0])
+    listed = re.findall(r"(?<![\w/])([a-z_]+)/(?!\w)", tree[0])
     packages = [file.parent.name for file in (ROOT / "src" / "arnn_lightning").glob("*/__init__.py")]
     assert sorted(listed) == sorted([*packages, "conf", "tests", "benchmarks", "docs", "experiments"])
 

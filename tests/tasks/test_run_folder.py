@@ -13,13 +13,22 @@ from typing import Any
 import polars as pl
 import pytest
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from arnn_lightning import run_folder
 from arnn_lightning.errors import UserError
-from arnn_lightning.run_folder import add_stored_overrides, as_override, locked, resumed_config, stored_config
+from arnn_lightning.run_folder import (
+    add_stored_overrides,
+    as_override,
+    locked,
+    record,
+    resumed_config,
+    stored_config,
+    write_record,
+)
+from arnn_lightning.run_folder.compare import require_growth
 from arnn_lightning.tasks import train
 from arnn_lightning.training.callbacks import EpochProgress
 from commandline import NO_BASELINES, SMALL, arnn, arnn_here, metrics_of
@@ -130,9 +139,9 @@ def test_a_record_ends_with_what_makes_the_folder_a_runs(monkeypatch: pytest.Mon
     """A run that is killed before has left nothing to resume."""
     written: list[str] = []
     config = compose_config(with_hydra=True)
-    monkeypatch.setattr(run_folder, "HydraConfig", SimpleNamespace(get=lambda: config.hydra))
-    monkeypatch.setattr(run_folder, "write_text", lambda file, _: written.append(file.name))
-    run_folder.write_record(config, Path("run"))
+    monkeypatch.setattr(HydraConfig, "get", lambda: config.hydra)
+    monkeypatch.setattr(record, "write_text", lambda file, _: written.append(file.name))
+    write_record(config, Path("run"))
     assert written == ["overrides.yaml", "hydra.yaml", "config.yaml"]
 
 
@@ -298,7 +307,7 @@ def test_paths_of_overrides_are_read_as_written(path: str) -> None:
 
 def test_a_resumed_run_may_set_a_path_to_null(monkeypatch: pytest.MonkeyPatch) -> None:
     hydra = SimpleNamespace(runtime=SimpleNamespace(choices={}), overrides=SimpleNamespace(task=["data.titles=null"]))
-    monkeypatch.setattr(run_folder, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     config = OmegaConf.load("run/.hydra/config.yaml")
     shutil.copytree("run/.hydra", "titled/.hydra")
     OmegaConf.update(config, "data.titles", "items.csv", force_add=True)
@@ -355,9 +364,9 @@ def test_a_multirun_is_not_resumed_with_fewer_epochs(
 
 
 def test_no_limit_is_more_epochs_than_any(tmp_path: Path) -> None:
-    run_folder._require_growth("model.epochs", 3, None, tmp_path)
+    require_growth("model.epochs", 3, None, tmp_path)
     with pytest.raises(UserError, match=r"model\.epochs=3: .* has null; a resumed run may train longer"):
-        run_folder._require_growth("model.epochs", None, 3, tmp_path)
+        require_growth("model.epochs", None, 3, tmp_path)
 
 
 def resumed(stored: list[str], given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, bool]:
@@ -368,14 +377,14 @@ def resumed(stored: list[str], given: list[str], folder: Path, monkeypatch: pyte
     for overrides in (stored, [*stored, *given]):
         config = compose_config(*overrides, with_hydra=True)
         hydra = config.hydra
-        monkeypatch.setattr(run_folder, "HydraConfig", SimpleNamespace(get=lambda hydra=hydra: hydra))
+        monkeypatch.setattr(HydraConfig, "get", lambda hydra=hydra: hydra)
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         if overrides is stored:
             del config.trainer["deterministic"]
             config.model.hidden_size = 9  # of a file that is no more
-            run_folder.write_record(config, folder)
-    return run_folder.resumed_config(config, folder)
+            write_record(config, folder)
+    return resumed_config(config, folder)
 
 
 def test_an_encoder_may_be_trained_for_more_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

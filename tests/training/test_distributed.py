@@ -29,12 +29,12 @@ from arnn_lightning.nn.collectives import all_reduce_gradients, rank_and_world_s
 from arnn_lightning.optim import step as train_step
 from arnn_lightning.optim.adagrad import RowUpdate
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.run_folder import BEST
 from arnn_lightning.tasks.train import fill_dims, metadata_maker
 from arnn_lightning.training import distributed
 from arnn_lightning.training.checkpoint import build_model
 from arnn_lightning.training.distributed import make_trainer
 from arnn_lightning.training.stage import (
-    BEST,
     DONE_MARKER,
     LAST,
     evaluate_model,

@@ -11,10 +11,11 @@ from torch.testing import assert_close
 from arnn_lightning.batch import Contexts
 from arnn_lightning.models import SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.run_folder import BEST
 from arnn_lightning.training import first_items, stage
 from arnn_lightning.training.checkpoint import FIRST_ITEMS, load_weights, read_checkpoint
 from arnn_lightning.training.first_items import compare_first_items
-from arnn_lightning.training.stage import BEST, train_stage
+from arnn_lightning.training.stage import train_stage
 from helpers import compose_config, make_data, make_model, write_dataset
 from models import BY_NAME, slow
 

@@ -12,7 +12,8 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.training.stage import BEST, DONE_MARKER, LAST, evaluate_model, train_stage, validate_model
+from arnn_lightning.run_folder import BEST
+from arnn_lightning.training.stage import DONE_MARKER, LAST, evaluate_model, train_stage, validate_model
 from helpers import compose_config, write_dataset
 from models import BY_NAME
 

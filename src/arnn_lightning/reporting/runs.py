@@ -21,6 +21,7 @@ from yaml import YAMLError
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import RANKS, EvaluationResult
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.run_folder import CHECKPOINTS, METRICS_FILE, RECORD
 
 TRAINING, EVALUATION = "arnn_lightning.tasks.train.", "arnn_lightning.tasks.evaluate."
 # May differ between runs that are averaged: paths, speed, output. Data and models are identified by their contents, see
@@ -271,7 +272,7 @@ def load_data_sets(root: Path, run_dirs: Iterable[Path]) -> tuple[dict[str, Data
 def _data_dir(folder: Path) -> Path | None:
     """The run's ``paths.data``; None if that cannot be read or is relative to an unknown folder."""
     try:
-        path = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "config.yaml"), "paths.data")
+        path = OmegaConf.select(OmegaConf.load(folder / RECORD / "config.yaml"), "paths.data")
     except DAMAGE:
         return None
     return Path(path) if isinstance(path, str) and Path(path).is_absolute() else None
@@ -292,15 +293,15 @@ def _read_config(file: Path) -> Any:
 def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun:
     """Reads one run folder; ``data_sets`` by the sha256 of their manifest's bytes."""
     try:
-        config = _read_config(folder / ".hydra" / "config.yaml")
-        overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+        config = _read_config(folder / RECORD / "config.yaml")
+        overrides = OmegaConf.to_container(OmegaConf.load(folder / RECORD / "overrides.yaml"))
     except DAMAGE as error:
         return SkippedRun(folder, f"cannot read .hydra: {_first_line(error)}")
     task = str(flatten(config).get("task._target_"))
     is_external = task.startswith(EVALUATION) and flatten(config).get("lists") is not None
     if not isinstance(config, dict) or not (task.startswith(TRAINING) or is_external):
         return SkippedRun(folder, NO_TRAINING)
-    file = folder / "metrics.json"
+    file = folder / METRICS_FILE
     if not file.is_file():
         return SkippedRun(folder, "incomplete: no metrics.json (the run is in progress or was interrupted)")
     try:
@@ -312,7 +313,7 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         metrics = json.loads(file.read_text())
         if "val" in metrics and "manifest" not in metrics:
             return SkippedRun(folder, "not tested: a trial of task=tune")
-        _check_types("metrics.json", metrics, METRICS_TYPES)
+        _check_types(METRICS_FILE, metrics, METRICS_TYPES)
         _check_types("metrics.json: seconds", metrics["seconds"], dict.fromkeys(metrics["seconds"], float))
         if "first_items" in metrics:
             metrics["first_items"] = {"encoder": "PNN"} | metrics["first_items"]  # not in records of older runs
@@ -401,12 +402,12 @@ def _pretrained_config(
         encoder: its configuration by ``config``, flat.
     """
     for folder in checkpoint.parents:
-        file = folder / ".hydra" / "config.yaml"
+        file = folder / RECORD / "config.yaml"
         if file.is_file():
             trained = _read_config(file)
             assert isinstance(trained, dict)
             name = checkpoint.parent.name  # RUN/checkpoints/best.ckpt, or RUN/checkpoints/ROLE/best.ckpt
-            model = _model_config(trained["model"] if name == "checkpoints" else trained["model"][name])
+            model = _model_config(trained["model"] if name == CHECKPOINTS else trained["model"][name])
             before, now = ({"seed": run["seed"]} | _settings(run) for run in (trained, config))
             differing = {
                 f"pretrained_{key}": before.get(key)

@@ -16,6 +16,7 @@ from arnn_lightning.evaluation.groups import by_known_attributes, by_popularity,
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.run_folder import BEST, CHECKPOINTS, METRICS_FILE
 from arnn_lightning.serving.predictor import Predictor
 
 
@@ -46,9 +47,9 @@ def find_evidence(
     """
     folder = data_root / "prepared" / metadata["prepared"]
     prepared = PreparedDataset(folder) if (folder / "manifest.json").is_file() else None
-    role = "" if checkpoint.parent.name == "checkpoints" else checkpoint.parent.name
+    role = "" if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent.name
     run = checkpoint.parents[2 if role else 1] if len(checkpoint.parents) > 2 else Path()
-    if checkpoint.name != "best.ckpt" or not (run / "metrics.json").is_file():
+    if checkpoint.name != BEST or not (run / METRICS_FILE).is_file():
         return Evidence(None, {}, {}, prepared)  # only the best weights are tested
     with results_of(run):
         return _read_results(run, role, controls, prepared)
@@ -57,7 +58,7 @@ def find_evidence(
 def _read_results(
     run: Path, role: str, controls: Mapping[str, EvaluationResult], prepared: PreparedDataset | None
 ) -> Evidence:
-    metrics = json.loads((run / "metrics.json").read_bytes())
+    metrics = json.loads((run / METRICS_FILE).read_bytes())
     if "test" not in metrics:  # of a trial
         return Evidence(None, {}, {}, prepared)
     names = {key: entry["model"] for kind in ("baselines", "encoders") for key, entry in metrics.get(kind, {}).items()}

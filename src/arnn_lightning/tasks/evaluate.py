@@ -16,20 +16,16 @@ from arnn_lightning.io import write_json
 from arnn_lightning.nn.collectives import is_rank_zero
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset, hash_files
 from arnn_lightning.preprocessing.later import prepare_later_log
-from arnn_lightning.reporting.console import results_table
 from arnn_lightning.reporting.run_tables import groups_record, print_groups
 from arnn_lightning.run_folder import METRICS_FILE, require_same_task, write_record
 from arnn_lightning.tasks.lists import run_lists
 from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.tasks.results import print_table, run_tables
 from arnn_lightning.tasks.start import check_evaluation
-from arnn_lightning.tasks.train import (
-    metadata_maker,
-    published_results,
-    run_tables,
-)
+from arnn_lightning.tasks.train import metadata_maker
 from arnn_lightning.training.checkpoint import build_model, load_weights, read_checkpoint
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
-from arnn_lightning.training.stage import all_metrics, evaluate_model, headline_metrics, run_settings
+from arnn_lightning.training.stage import all_metrics, evaluate_model, run_settings
 
 log = logging.getLogger(__name__)
 PATHS = tuple(f"data.{key}" for key in PATH_KEYS)
@@ -85,9 +81,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     title = f"{config.checkpoint} on {config.data.name}"
     bootstrap = to_container(config.evaluation.bootstrap)
     console = Console(markup=False)
-    console.print(
-        results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
-    )
+    print_table(console, config, [result], title)
     print_groups(console, groups, bootstrap)
 
 

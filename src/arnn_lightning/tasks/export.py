@@ -11,7 +11,7 @@ from arnn_lightning.config import to_container
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.reporting.runs import find_run_dirs
-from arnn_lightning.run_folder import checkpoint_file, stored_config
+from arnn_lightning.run_folder import METRICS_FILE, checkpoint_file, stored_config
 from arnn_lightning.serving.card import find_evidence, model_card
 from arnn_lightning.serving.export import check_output, export_model
 from arnn_lightning.serving.predictor import load
@@ -57,11 +57,11 @@ def _controls(patterns: Any, name: str) -> dict[str, EvaluationResult]:
     controls, others = {}, dict[str, None]()
     patterns = list(map(str, patterns)) if OmegaConf.is_list(patterns) else [str(patterns)]
     for folder in find_run_dirs(patterns, "controls"):
-        if not (folder / "metrics.json").is_file():
+        if not (folder / METRICS_FILE).is_file():
             continue
         assignment = OmegaConf.select(stored_config(folder), "data.contexts.assignment", default="own")
         with results_of(folder):
-            metrics = json.loads((folder / "metrics.json").read_bytes())
+            metrics = json.loads((folder / METRICS_FILE).read_bytes())
             if metrics["model"] == name and assignment != "own" and "test" in metrics:
                 label = f"{assignment}, seed {metrics['seed']}"
                 controls[label] = EvaluationResult.read(name, folder)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path
-from arnn_lightning.run_folder import locked, require_new
+from arnn_lightning.run_folder import METRICS_FILE, locked, require_new
 
 if TYPE_CHECKING:
     import polars as pl
@@ -97,7 +97,7 @@ def fit(
     if not any(override.startswith("logger=") for override in overrides):
         arguments.append("logger=csv")
     _run([*arguments, *overrides])
-    return Run(run_folder, json.loads((run_folder / "metrics.json").read_text()))
+    return Run(run_folder, json.loads((run_folder / METRICS_FILE).read_text()))
 
 
 def _check_arguments(columns: Any, contexts: Any, overrides: Any) -> None:

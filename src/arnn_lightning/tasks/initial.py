@@ -15,7 +15,7 @@ from arnn_lightning.errors import UserError
 from arnn_lightning.io import write_json
 from arnn_lightning.models import Recommender, SessionRecommender
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import DAMAGED, RECORD, checkpoint_file
+from arnn_lightning.run_folder import CHECKPOINTS, DAMAGED, RECORD, checkpoint_file
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset
 from arnn_lightning.training.initial import Ids, InitialWeights, require_same_scores
@@ -105,7 +105,7 @@ def read_initial_weights(
     for role, stage in {"": model, **model.stages}.items():  # the model first: its errors name the file that was given
         if role and config.pretrained[role] is not None:
             continue
-        if config.resume and not _starts_anew(model, config, folder / "checkpoints", role):
+        if config.resume and not _starts_anew(model, config, folder / CHECKPOINTS, role):
             continue
         file = file or checkpoint_file(config.init_from)
         path = file.parent / role / file.name if role else file

@@ -12,16 +12,12 @@ from arnn_lightning.config import to_container
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.lists import evaluate_lists, read_lists
 from arnn_lightning.io import write_json
-from arnn_lightning.reporting.console import results_table
 from arnn_lightning.reporting.run_tables import groups_record, print_groups
 from arnn_lightning.run_folder import METRICS_FILE, task_folder
 from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.tasks.results import print_table, run_tables
 from arnn_lightning.tasks.start import check_evaluation
-from arnn_lightning.tasks.train import (
-    published_results,
-    run_tables,
-)
-from arnn_lightning.training.stage import all_metrics, headline_metrics
+from arnn_lightning.training.stage import all_metrics
 
 
 def run_lists(config: DictConfig) -> None:
@@ -68,9 +64,7 @@ def _evaluate_lists(config: DictConfig, folder: Path) -> None:
     write_json(folder / METRICS_FILE, record)
     console = Console(markup=False)
     bootstrap, title = to_container(config.evaluation.bootstrap), f"{file.name} on {config.data.name}"
-    console.print(
-        results_table([result], headline_metrics(config), title, published_results(config), bootstrap, config.seed)
-    )
+    print_table(console, config, [result], title)
     print_groups(console, groups, bootstrap)
     if n_missing:
         n = result.ranks.height

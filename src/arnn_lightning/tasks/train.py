@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,21 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, seed_everything
-from rich.console import Console
 
 from arnn_lightning.config import applied_files, to_container
 from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.io import write_json
 from arnn_lightning.loggers import SafeLogger, open_loggers
 from arnn_lightning.models import Recommender
+from arnn_lightning.models.base import RunSettings
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.collectives import is_rank_zero
 from arnn_lightning.preprocessing.dataset import PATH_KEYS, PreparedDataset
-from arnn_lightning.reporting.console import (
-    data_notes,
-    first_items_line,
-    paired_difference_line,
-    results_table,
-    seed_guidance,
-)
-from arnn_lightning.reporting.run_tables import Groups, RunTables, groups_record, print_groups
+from arnn_lightning.reporting.console import first_items_line
+from arnn_lightning.reporting.run_tables import groups_record
 from arnn_lightning.run_folder import (
+    BEST,
+    CHECKPOINTS,
     METRICS_FILE,
     as_override,
     has_record,
@@ -49,18 +45,16 @@ from arnn_lightning.run_folder import (
 from arnn_lightning.serving.vocabulary import store_vocabulary
 from arnn_lightning.tasks.initial import Sources, load_pretrained, read_initial_weights
 from arnn_lightning.tasks.prepare import prepare_data
+from arnn_lightning.tasks.results import Results, print_results, run_tables
 from arnn_lightning.tasks.start import check_evaluation, check_item_contexts, check_tuned, start_lines
 from arnn_lightning.training.checkpoint import Metadata, build_model
 from arnn_lightning.training.distributed import broadcast_from_rank_zero, distributed_run, rank_zero_first
 from arnn_lightning.training.initial import InitialWeights
 from arnn_lightning.training.stage import (
-    BEST,
     all_metrics,
     evaluate_model,
     fit_counts,
-    headline_metrics,
     is_extended,
-    prediction_metrics,
     restart_stage,
     run_settings,
     train_stage,
@@ -101,8 +95,8 @@ def train(config: DictConfig, callbacks: Sequence[Callback], test: bool = True) 
             config, is_longer = resumed_config(config, folder)
         if is_finished and not is_longer:
             return _print_saved_results(config, folder)
-        record = Record(config, folder, is_resumed, is_pending=is_longer or not is_resumed)
-        return _train(config, folder, callbacks, test, record)
+        settings = RecordedSettings(config, folder, is_resumed, is_pending=is_longer or not is_resumed)
+        return _train(config, folder, callbacks, test, settings)
 
 
 def train_as_job(config: DictConfig, callbacks: Sequence[Callback], test: bool = True) -> float | None:
@@ -130,7 +124,7 @@ def train_as_job(config: DictConfig, callbacks: Sequence[Callback], test: bool =
     return value
 
 
-class Record(Callback):
+class RecordedSettings(Callback):
     """Writes the settings of a run once, before it changes any weight.
 
     A finished run that is trained further keeps its results until then: they would not be those of its checkpoints.
@@ -159,121 +153,6 @@ class Record(Callback):
         self.write()
 
 
-def _train(config: DictConfig, folder: Path, callbacks: Sequence[Callback], test: bool, record: Record) -> float | None:
-    stopwatch = Stopwatch()
-    prepared = rank_zero_first(lambda: prepare_data(config))
-    stopwatch.lap("prepare")
-    check_tuned(config, HydraConfig.get().runtime, prepared)
-    check_evaluation(config, prepared)
-    fill_dims(config, prepared)
-    if is_rank_zero():
-        for line in start_lines(config, prepared, HydraConfig.get()):
-            log.info(line)
-    with open_loggers(config.logger if is_rank_zero() else {}, folder, to_container(config)) as loggers:
-        return _train_and_test(config, folder, prepared, stopwatch, loggers, callbacks, test, record)
-
-
-def _train_and_test(
-    config: DictConfig,
-    folder: Path,
-    prepared: PreparedDataset,
-    stopwatch: "Stopwatch",
-    loggers: Sequence[SafeLogger],
-    callbacks: Sequence[Callback],
-    test: bool,
-    record: Record,
-) -> float | None:
-    seed_everything(config.seed, verbose=False)
-    settings = run_settings(config)
-    settings.vocabulary = store_vocabulary(
-        prepared,
-        config.data.contexts.n_attributes,
-        config.checkpoint.users,
-        config.data.item_contexts.assignment,
-        config.seed,
-    )
-    model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
-    check_item_contexts(config.model, model)
-    if model.uses_contexts and is_rank_zero():
-        warn_of_untrained_unknowns(prepared, config)
-    sources = Sources(folder)
-    load_pretrained(model, prepared, config, sources)
-    initial = read_initial_weights(model, config, settings.vocabulary, folder, sources)
-    if not (folder / METRICS_FILE).is_file():
-        record.write()
-    if is_rank_zero():
-        sources.write()
-    encoders = _train_encoders(model, config, prepared, folder, loggers, stopwatch, initial, test, record)
-    callbacks = [*callbacks, record, *([initial[""]] if "" in initial else [])]
-    train_stage(model, prepared, config, to_container(config.model), folder / "checkpoints", loggers, callbacks)
-    stopwatch.lap("train")
-    record.write()  # of a model that is not fitted by a Trainer
-    validation = validate_model(model, prepared, config)
-    if not test:
-        if is_rank_zero():
-            of_trial = {"data": config.data.name, "model": config.model.name, "seed": config.seed, "val": validation}
-            write_json(folder / METRICS_FILE, of_trial)
-        return validation.get(config.evaluation.monitor)
-    result = evaluate_model(model, prepared, config, loggers)
-    baselines = _evaluate_baselines(config, prepared)
-    stopwatch.lap("test")
-    if is_rank_zero():
-        speed = model.progress.events_per_second if isinstance(model, SessionRecommender) else None
-        notes: dict[str, Any] = {"resumed": True} if record.is_resumed else {}
-        if started_from := sources.of("init_from"):
-            notes["init_from"] = started_from
-        results = [*baselines.values(), *encoders.values(), result]
-        tables = run_tables(config, prepared)
-        groups = tables.groups(results)
-        notes["groups"] = groups_record(groups)
-        notes["bootstrap"] = to_container(config.evaluation.bootstrap)
-        first_items = None
-        if model.first_items is not None:
-            notes["first_items"] = model.first_items
-            first_items = first_items_line(model.first_items)
-        _write_results(config, folder, result, encoders, baselines, validation, prepared, stopwatch, speed, notes)
-        _print_results(config, folder, results, groups, notes["bootstrap"], first_items)
-        # Last: a dashboard that fails or hangs costs no result.
-        takes_tables = any(hasattr(logger.logger, "log_tables") for logger in loggers)
-        shown = tables.all(results, encoders.get("session")) if takes_tables else {}
-        for logger in loggers:
-            logger.log_tables({f"test/{name}": table for name, table in shown.items()})
-            logger.log_files(result.name, folder / "checkpoints" / BEST, prepared.folder / "manifest.json")
-    return validation.get(config.evaluation.monitor)
-
-
-def _write_results(
-    config: DictConfig,
-    folder: Path,
-    result: EvaluationResult,
-    encoders: Mapping[str, EvaluationResult],
-    baselines: Mapping[str, EvaluationResult],
-    validation: Mapping[str, float],
-    prepared: PreparedDataset,
-    stopwatch: "Stopwatch",
-    train_events_per_second: float | None,
-    notes: Mapping[str, Any],
-) -> None:
-    for role, other in [*encoders.items(), *baselines.items()]:
-        other.write(folder, role)
-    result.write(folder)
-    names = all_metrics(config)
-    metrics = {
-        "data": config.data.name,
-        "model": config.model.name,
-        "seed": config.seed,
-        "test": result.metrics(names),
-        "val": validation,
-        "encoders": {role: {"model": other.name} | other.metrics(names) for role, other in encoders.items()},
-        "baselines": {role: {"model": other.name} | other.metrics(names) for role, other in baselines.items()},
-        "manifest": prepared.manifest_sha256,
-        "tuned": applied_files(config, HydraConfig.get().runtime),
-        "seconds": stopwatch.seconds,
-        "train_events_per_second": train_events_per_second,
-    }
-    write_json(folder / METRICS_FILE, {**metrics, **notes})
-
-
 class Stopwatch:
     """Seconds of each part of a run."""
 
@@ -287,17 +166,154 @@ class Stopwatch:
         self._last = now
 
 
-def published_results(config: DictConfig) -> Mapping[str, Mapping[str, float]]:
-    """The paper's Table 2 where the data set is one of the paper's; else empty."""
-    figures: Mapping[str, Mapping[str, float]] = to_container(config.published).get("table2", {})
-    return figures
+def _train(
+    config: DictConfig, folder: Path, callbacks: Sequence[Callback], test: bool, recorded: RecordedSettings
+) -> float | None:
+    stopwatch = Stopwatch()
+    prepared = rank_zero_first(lambda: prepare_data(config))
+    stopwatch.lap("prepare")
+    check_tuned(config, HydraConfig.get().runtime, prepared)
+    check_evaluation(config, prepared)
+    fill_dims(config, prepared)
+    if is_rank_zero():
+        for line in start_lines(config, prepared, HydraConfig.get()):
+            log.info(line)
+    with open_loggers(config.logger if is_rank_zero() else {}, folder, to_container(config)) as loggers:
+        return TrainingRun(config, folder, prepared, loggers, recorded, stopwatch, test).train(callbacks)
 
 
-def run_tables(config: DictConfig, prepared: PreparedDataset) -> RunTables:
-    """The tables of a run with the settings of ``evaluation``."""
-    evaluation = config.evaluation
-    bootstrap = to_container(evaluation.bootstrap)
-    return RunTables(prepared, prediction_metrics(config), list(evaluation.groups), bootstrap, config.seed)
+@dataclass(frozen=True)
+class TrainingRun:
+    """One run, its data set prepared: the stages of a model, its baselines, and their results.
+
+    Attributes:
+        config: of the run, the sizes of the data set filled in.
+        folder: of the run.
+        prepared: the data set.
+        loggers: of the run; none but in the process of rank 0.
+        recorded: writes the run's settings.
+        stopwatch: measures the parts of the run.
+        test: whether the models are tested, too.
+    """
+
+    config: DictConfig
+    folder: Path
+    prepared: PreparedDataset
+    loggers: Sequence[SafeLogger]
+    recorded: RecordedSettings
+    stopwatch: Stopwatch
+    test: bool
+
+    def train(self, callbacks: Sequence[Callback]) -> float | None:
+        """Trains and, with ``test``, tests all models; returns the validation value of the monitored metric."""
+        config, folder, prepared = self.config, self.folder, self.prepared
+        seed_everything(config.seed, verbose=False)
+        settings = self._settings()
+        model = build_model(to_container(config.model), settings, metadata_maker(config, prepared))
+        check_item_contexts(config.model, model)
+        if model.uses_contexts and is_rank_zero():
+            warn_of_untrained_unknowns(prepared, config)
+        sources = Sources(folder)
+        load_pretrained(model, prepared, config, sources)
+        initial = read_initial_weights(model, config, settings.vocabulary, folder, sources)
+        if not (folder / METRICS_FILE).is_file():
+            self.recorded.write()
+        if is_rank_zero():
+            sources.write()
+        encoders = self._train_encoders(model, initial)
+        callbacks = [*callbacks, self.recorded, *([initial[""]] if "" in initial else [])]
+        checkpoints = folder / CHECKPOINTS
+        train_stage(model, prepared, config, to_container(config.model), checkpoints, self.loggers, callbacks)
+        self.stopwatch.lap("train")
+        self.recorded.write()  # of a model that is not fitted by a Trainer
+        validation = validate_model(model, prepared, config)
+        if self.test:
+            result = evaluate_model(model, prepared, config, self.loggers)
+            results = Results(result, encoders, self._evaluate_baselines())
+            self.stopwatch.lap("test")
+            if is_rank_zero():
+                self._finish(model, results, validation, sources)
+        elif is_rank_zero():
+            of_trial = {"data": config.data.name, "model": config.model.name, "seed": config.seed, "val": validation}
+            write_json(folder / METRICS_FILE, of_trial)
+        return validation.get(config.evaluation.monitor)
+
+    def _settings(self) -> RunSettings:
+        config, settings = self.config, run_settings(self.config)
+        settings.vocabulary = store_vocabulary(
+            self.prepared,
+            config.data.contexts.n_attributes,
+            config.checkpoint.users,
+            config.data.item_contexts.assignment,
+            config.seed,
+        )
+        return settings
+
+    def _train_encoders(self, model: Recommender, initial: Mapping[str, InitialWeights]) -> dict[str, EvaluationResult]:
+        """Trains the stages before the model's, unless they are pretrained, and tests them."""
+        config, results = self.config, {}
+        checkpoints = self.folder / CHECKPOINTS
+        for role, encoder in model.stages.items():
+            if not self.test and not model.needs_stages:
+                continue  # a control
+            if config.pretrained[role] is None:
+                stage = to_container(config.model[role])
+                callbacks = [self.recorded, *([initial[role]] if role in initial else [])]
+                if model.needs_stages and is_extended(config, stage, checkpoints / role):
+                    restart_stage(checkpoints)  # of what is trained on top of this encoder
+                train_stage(encoder, self.prepared, config, stage, checkpoints / role, self.loggers, callbacks)
+            self.stopwatch.lap(f"train_{role}")
+            if self.test:
+                results[role] = evaluate_model(encoder, self.prepared, config, self.loggers)
+                self.stopwatch.lap(f"test_{role}")
+        return results
+
+    def _evaluate_baselines(self) -> dict[str, EvaluationResult]:
+        config, results = self.config, {}
+        for role, baseline in config.baselines.items():
+            if baseline.name != config.model.name:
+                settings = run_settings(config)
+                settings.log_prefix = f"{baseline.name}/"
+                model = build_model(to_container(baseline), settings, metadata_maker(config, self.prepared))
+                fit_counts(model, self.prepared, config)
+                results[str(role)] = evaluate_model(model, self.prepared, config)
+        return results
+
+    def _finish(self, model: Recommender, results: Results, validation: Mapping[str, float], sources: Sources) -> None:
+        """Writes and prints the results, and gives them to the loggers."""
+        config, folder, tables = self.config, self.folder, run_tables(self.config, self.prepared)
+        groups, bootstrap = tables.groups(results.in_order), to_container(config.evaluation.bootstrap)
+        metrics = {
+            "data": config.data.name,
+            "model": config.model.name,
+            "seed": config.seed,
+            **results.metrics(all_metrics(config)),
+            "val": validation,
+            "manifest": self.prepared.manifest_sha256,
+            "tuned": applied_files(config, HydraConfig.get().runtime),
+            "seconds": self.stopwatch.seconds,
+            "train_events_per_second": (
+                model.progress.events_per_second if isinstance(model, SessionRecommender) else None
+            ),
+            "groups": groups_record(groups),
+            "bootstrap": bootstrap,
+        }
+        if self.recorded.is_resumed:
+            metrics["resumed"] = True
+        if started_from := sources.of("init_from"):
+            metrics["init_from"] = started_from
+        if model.first_items is not None:
+            metrics["first_items"] = model.first_items
+        first_items = None if model.first_items is None else first_items_line(model.first_items)
+        results.write(folder)
+        write_json(folder / METRICS_FILE, metrics)
+        print_results(config, folder, results, groups, bootstrap, first_items, not _is_multirun())
+        # Last: a dashboard that fails or hangs costs no result.
+        takes_tables = any(hasattr(logger.logger, "log_tables") for logger in self.loggers)
+        shown = tables.all(results.in_order, results.encoders.get("session")) if takes_tables else {}
+        for logger in self.loggers:
+            logger.log_tables({f"test/{name}": table for name, table in shown.items()})
+            logger.log_files(results.model.name, folder / CHECKPOINTS / BEST, self.prepared.folder / "manifest.json")
 
 
 def fill_dims(config: DictConfig, prepared: PreparedDataset) -> None:
@@ -336,47 +352,6 @@ def _absolute(written: Any, paths: Any) -> Any:
     return [*map(_absolute, written if isinstance(written, list) else [""] * len(paths), paths)]
 
 
-def _train_encoders(
-    model: Recommender,
-    config: DictConfig,
-    prepared: PreparedDataset,
-    folder: Path,
-    loggers: Sequence[SafeLogger],
-    stopwatch: Stopwatch,
-    initial: Mapping[str, InitialWeights],
-    test: bool,
-    record: Record,
-) -> dict[str, EvaluationResult]:
-    """Trains the stages before the model's, unless they are pretrained, and tests them."""
-    results: dict[str, EvaluationResult] = {}
-    for role, stage_model in model.stages.items():
-        if not test and not model.needs_stages:
-            continue  # a control
-        if config.pretrained[role] is None:
-            stage = to_container(config.model[role])
-            callbacks = [record, *([initial[role]] if role in initial else [])]
-            if model.needs_stages and is_extended(config, stage, folder / "checkpoints" / role):
-                restart_stage(folder / "checkpoints")  # of what is trained on top of this encoder
-            train_stage(stage_model, prepared, config, stage, folder / "checkpoints" / role, loggers, callbacks)
-        stopwatch.lap(f"train_{role}")
-        if test:
-            results[role] = evaluate_model(stage_model, prepared, config, loggers)
-            stopwatch.lap(f"test_{role}")
-    return results
-
-
-def _evaluate_baselines(config: DictConfig, prepared: PreparedDataset) -> dict[str, EvaluationResult]:
-    results = {}
-    for role, baseline in config.baselines.items():
-        if baseline.name != config.model.name:
-            settings = run_settings(config)
-            settings.log_prefix = f"{baseline.name}/"
-            model = build_model(to_container(baseline), settings, metadata_maker(config, prepared))
-            fit_counts(model, prepared, config)
-            results[str(role)] = evaluate_model(model, prepared, config)
-    return results
-
-
 def _is_multirun() -> bool:
     return HydraConfig.get().mode is RunMode.MULTIRUN
 
@@ -391,34 +366,6 @@ def _how_to_resume() -> str:
     return f"Interrupted. Resume with the same command plus resume=true {added}\n"
 
 
-def _print_results(
-    config: DictConfig,
-    folder: Path,
-    results: list[EvaluationResult],
-    groups: Groups,
-    groups_bootstrap: Mapping[str, Any],
-    first_items: str | None,
-) -> None:
-    """``groups_bootstrap``: the settings with which ``groups`` were computed, in a saved run perhaps not today's."""
-    if not is_rank_zero():
-        return
-    console = Console(markup=False)
-    bootstrap, metrics = to_container(config.evaluation.bootstrap), headline_metrics(config)
-    title = f"{config.data.name}, seed {config.seed}: {results[-1].ranks.height:,} predictions"
-    console.print(results_table(results, metrics, title, published_results(config), bootstrap, config.seed))
-    if "session" in config.model:
-        session = next(result for result in results if result.name == config.model.session.name)
-        line = paired_difference_line(results[-1], session, prediction_metrics(config), bootstrap, config.seed)
-        console.print(line, soft_wrap=True, highlight=False)
-    print_groups(console, groups, groups_bootstrap)
-    if first_items is not None:
-        console.print(first_items, soft_wrap=True, highlight=False)
-    guidance = seed_guidance(1, bootstrap["unit"]) if "optimizer" in config.model and not _is_multirun() else None
-    for note in (*data_notes(config.data), *([guidance] if guidance else [])):
-        console.print(note, soft_wrap=True, highlight=False)
-    console.print(f"run folder: {os.path.relpath(folder)}", soft_wrap=True)
-
-
 def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
     with results_of(folder):
         metrics: Mapping[str, Any] = json.loads((folder / METRICS_FILE).read_text())
@@ -429,15 +376,14 @@ def _print_saved_results(config: DictConfig, folder: Path) -> float | None:
                 f"{os.path.relpath(folder)} is a trial: its validation metrics are in {METRICS_FILE}, it has no test"
             )
             return validation
-        entries = [*metrics["baselines"].items(), *metrics["encoders"].items()]
-        entries.append(("", {"model": metrics["model"]} | metrics["test"]))
-        results = [replace(EvaluationResult.read(entry["model"], folder, role), lists=entry) for role, entry in entries]
+        results = Results.read(folder, metrics)
+        # The metrics of groups are not computed again, which needs the data set.
         groups = {
             attribute: {model: pl.DataFrame(rows) for model, rows in models.items()}
             for attribute, models in metrics.get("groups", {}).items()
         }
+        bootstrap = metrics.get("bootstrap") or to_container(config.evaluation.bootstrap)
         first_items = first_items_line(metrics["first_items"]) if "first_items" in metrics else None
-    # The metrics of groups are not computed again, which needs the data set.
-    bootstrap = metrics.get("bootstrap") or to_container(config.evaluation.bootstrap)
-    _print_results(config, folder, results, groups, bootstrap, first_items)
+    if is_rank_zero():
+        print_results(config, folder, results, groups, bootstrap, first_items, not _is_multirun())
     return validation

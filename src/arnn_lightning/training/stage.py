@@ -30,6 +30,7 @@ from arnn_lightning.models.base import Recommender, RunSettings
 from arnn_lightning.models.trained import SessionRecommender
 from arnn_lightning.nn.collectives import is_rank_zero, rank_and_world_size
 from arnn_lightning.preprocessing.dataset import PreparedDataset
+from arnn_lightning.run_folder import BEST
 from arnn_lightning.training.callbacks import (
     AtomicCheckpointIO,
     EpochProgress,
@@ -61,7 +62,7 @@ for _warning in (
 ):
     warnings.filterwarnings("ignore", message=f".*{_warning}.*")
 log = logging.getLogger(__name__)
-BEST, LAST, DONE_MARKER = "best.ckpt", "last.ckpt", "done"
+LAST, DONE_MARKER = "last.ckpt", "done"
 # Modules of Lightning whose errors are about the settings of the trainer or of callbacks.
 SETTING_CHECKERS = re.compile(r"pytorch_lightning/(callbacks/\w+|loops/fit_loop)\.py")
 
