@@ -307,7 +307,11 @@ def composition_error(error: Exception) -> str | None:
         if not group:  # of --config-name or --config-path
             return f"no config {name}.yaml; to add configs, put them into GROUP folders of --config-dir"
         hint = (
-            install_hint(name) or nearest(name, options) or (f"; choose one of {', '.join(options)}" if options else "")
+            install_hint(name)
+            or nearest(name, options)
+            or (
+                f"; choose one of {', '.join(options)}, or add {USER_CONFIG_DIR}/{group}/{name}.yaml" if options else ""
+            )
         )
         return f"no {group} {name}{hint}"
     if isinstance(error, OverrideParseException):

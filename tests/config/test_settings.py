@@ -263,7 +263,10 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
         ("model=gru4rec pretrained.session=a.ckpt", "pretrained.session=a.ckpt: model gru4rec has no session encoder"),
         ("model=null", "a config group cannot be null"),
         ("model/loss=null", "a config group cannot be null"),
-        ("model/optimizer=foo", "no model/optimizer foo; choose one of adagrad, adam, adamw, sgd"),
+        (
+            "model/optimizer=foo",
+            "choose one of adagrad, adam, adamw, sgd, or add arnn_conf/model/optimizer/foo.yaml",
+        ),
         ("model=itemknn model/loss=top1", "Could not override 'model/loss'. The chosen configs have no such group."),
         (
             "model@model.sesion=gru4rec",
@@ -285,7 +288,10 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
         ("model.name=a=b", "model.name=a=b: the value cannot be parsed; quote special characters"),
         ("model.clip_norm=choice(null,1.0)", "model.clip_norm=choice(null,1.0): choice takes no null; list the values"),
         ("task=prepare data=synthetc", 'no data synthetc (did you mean "synthetic"?)'),
-        ("task=generate output=x schema=foo", "no schema foo; choose one of tmall, xing"),
+        (
+            "task=generate output=x schema=foo",
+            "no schema foo; choose one of tmall, xing, or add arnn_conf/schema/foo.yaml",
+        ),
         ("model=gru4rec +model.scheduler={_partial_:true}", "+model.scheduler: leave out the +"),
         ("task=trian", 'no task trian (did you mean "train"?)'),
     ],

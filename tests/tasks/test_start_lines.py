@@ -1,8 +1,10 @@
 """What a run prints before it trains."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_module
 
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks.start import start_lines
@@ -25,6 +27,23 @@ def test_tuned_files_of_a_run_are_named(small_dataset: PreparedDataset) -> None:
         "tuned values used: baselines.vsknn (synthetic_vsknn), baselines.sr (synthetic_sr), baselines.item"
     )
     assert line.endswith("to leave them out, add ~tuned@baselines.vsknn ~tuned@baselines.sr ~tuned@baselines.itemknn")
+
+
+def test_a_tuned_file_that_no_run_can_use_is_named(
+    small_dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lines(small_dataset, "data=movielens", "model=pop") == []
+    folder = tmp_path / "arnn_conf" / "tuned"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("rsc15_gru4rec_top1_adagrad", "rsc15_sknn", "RSC15_sknn", "rsc15_gru4rec_adagrad"):
+        (folder / f"{name}.yaml").touch()
+    with initialize_config_module("arnn_lightning.conf", version_base="1.3"):
+        unused = lines(small_dataset, "data=movielens", "model=pop")
+    assert [line.partition(" is not used: ")[0] for line in unused] == [
+        "arnn_conf/tuned/RSC15_sknn.yaml",
+        "arnn_conf/tuned/rsc15_gru4rec_adagrad.yaml",
+    ]
 
 
 def test_what_looks_wrong_in_the_settings_of_the_data_is_shown(small_dataset: PreparedDataset) -> None:

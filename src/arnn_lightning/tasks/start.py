@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from arnn_lightning.config import applied_files
+from arnn_lightning.config import USER_CONFIG_DIR, applied_files
 from arnn_lightning.errors import UserError
 from arnn_lightning.models.base import Recommender
 from arnn_lightning.models.trained import SessionRecommender
@@ -42,6 +43,7 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
         lines.append(
             f"tuned values used: {tuned}; to leave them out, add {' '.join(f'~tuned@{package}' for package in files)}"
         )
+    lines += _misnamed_tuned_files()
     is_own_log = str(config.data.reader._target_).endswith(".TabularReader") and config.data.source is None
     if is_own_log:
         lines += _few_sessions(prepared.manifest["splits"])
@@ -78,6 +80,20 @@ def start_lines(config: DictConfig, prepared: PreparedDataset, job: Any) -> list
     if is_own_log and model.name in STRONG and str(model.loss._target_).endswith(".TOP1"):
         lines.append(f"{model.name} uses the paper's loss; on your own log, start with model={model.name}_strong")
     return lines
+
+
+def _misnamed_tuned_files() -> list[str]:
+    """A line for each tuned file of the user whose name no choice of data set, model, loss and optimizer has."""
+    files = sorted((USER_CONFIG_DIR / "tuned").glob("*.yaml"))
+    if not files:
+        return []
+    options = GlobalHydra.instance().config_loader().get_group_options
+    names = {f"{data}_{model}" for data in options("data") for model in options("model")}
+    names |= {
+        f"{name}_{loss}_{opt}" for name in names for loss in options("model/loss") for opt in options("model/optimizer")
+    }
+    rule = "the name must be DATA_MODEL_LOSS_OPTIMIZER.yaml, as task=tune writes it"
+    return [f"{file} is not used: {rule}" for file in files if file.stem not in names]
 
 
 def _few_sessions(splits: Mapping[str, Any]) -> list[str]:
