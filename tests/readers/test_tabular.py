@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import dataclasses
 import gzip
 import io
 import lzma
@@ -140,6 +141,14 @@ def test_the_setting_of_a_missing_column_is_named(
         read(path, *overrides)
     setting = f"; {key}" if "names it" in key else f"; if the column has another name, set data.columns.{key}"
     assert re.fullmatch(rf".*\.csv: no column '{column}'.*; its columns: \w+(, \w+)*{setting}", str(error.value))
+
+
+@pytest.mark.parametrize("table", ["events", "users", "titles"])
+@pytest.mark.parametrize("paths", [[], [1]], ids=str)
+def test_a_table_without_a_path_is_refused(log: Any, table: str, paths: list[Any]) -> None:
+    tabular = dataclasses.replace(reader(log(f"user,item,time\nu1,a,{NOON}\n", "log.csv")), **{table: paths})
+    with pytest.raises(UserError, match=rf"data\.{table}=.*: must be a path, a glob, or a list of them"):
+        tabular.files()
 
 
 def test_several_files_and_globs_are_one_table(tmp_path: Path, log: Any) -> None:

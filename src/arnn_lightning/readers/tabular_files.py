@@ -55,7 +55,8 @@ def resolve_files(
         UserError: no file, or one that is listed twice.
     """
     patterns = [table] if isinstance(table, str) else table
-    if (name == "events" and not patterns) or not all(isinstance(pattern, str) for pattern in patterns or []):
+    is_optional = patterns is None and name != "events"
+    if not is_optional and not (patterns and all(isinstance(pattern, str) for pattern in patterns)):
         raise UserError(f"data.{name}={table}: must be a path, a glob, or a list of them")
     files: list[TableFile] = []
     for pattern in patterns or []:
