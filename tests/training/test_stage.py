@@ -1,5 +1,6 @@
 """A stage of training: which epoch it keeps."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,22 @@ def test_patience_stops_after_epochs_without_a_better_one(small_dataset: Prepare
     values, _ = train(small_dataset, tmp_path, epochs=30, patience=2)
     best = int(np.argmax(values))
     assert len(values) == best + 1 + 2 < 30
+
+
+@pytest.mark.parametrize(("step", "evaluate"), [("test_step", evaluate_model), ("validation_step", validate_model)])
+def test_ctrl_c_ends_an_evaluation_as_it_ends_training(
+    step: str, evaluate: Any, small_dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning alone exits with code 1, and ignores Ctrl-C from then on."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model, handler = BY_NAME["gru4rec"].make(small_dataset), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(type(model), step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, small_dataset, compose_config("model=gru4rec", "logger={}"))
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 class Defect(Callback):

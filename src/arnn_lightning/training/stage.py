@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+import signal
 import sys
 import traceback
 import warnings
@@ -224,7 +225,9 @@ def evaluate_model(
     model: Recommender, prepared: PreparedDataset, config: DictConfig, loggers: Sequence[Logger] = ()
 ) -> EvaluationResult:
     """Ranks of every prediction of the test split, and the metrics of the recommended lists."""
-    _evaluation_trainer(config, loggers).test(model, datamodule=make_datamodule(prepared, config), verbose=False)
+    trainer, data = _evaluation_trainer(config, loggers), make_datamodule(prepared, config)
+    with _interruptible(trainer):
+        trainer.test(model, datamodule=data, verbose=False)
     split = pl.read_parquet(prepared.folder / "test.parquet", glob=False)
     assert model.recommended is not None  # counted in every test
     result = EvaluationResult.from_counts(
@@ -238,7 +241,9 @@ def validate_model(model: Recommender, prepared: PreparedDataset, config: DictCo
     data = make_datamodule(prepared, config)
     if not data.has_validation:
         return {}
-    (values,) = _evaluation_trainer(config).validate(model, datamodule=data, verbose=False)
+    trainer = _evaluation_trainer(config)
+    with _interruptible(trainer):
+        (values,) = trainer.validate(model, datamodule=data, verbose=False)
     return {name.removeprefix(f"{model.settings.log_prefix}val/"): value for name, value in values.items()}
 
 
@@ -271,6 +276,19 @@ def _trainer(
         logger=list(loggers) or False,
         default_root_dir=str(folder),
     )
+
+
+@contextmanager
+def _interruptible(trainer: Trainer) -> Iterator[None]:
+    """Raises KeyboardInterrupt on Ctrl-C, after which Lightning ignores SIGINT and exits with code 1."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stop
 
 
 @contextmanager
@@ -328,13 +346,8 @@ def _fit(
             # It would train one more epoch.
             log.info(f"{model.stage_name}: stopped early after epoch {checkpoint['epoch'] + 1}, not trained further")
             return
-    try:
-        with interval.handle_sigint(), _refused_settings():
-            trainer.fit(model, datamodule=data, ckpt_path=str(last) if resuming else None, weights_only=True)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt from stop
-        raise
+    with _interruptible(trainer), interval.handle_sigint(), _refused_settings():
+        trainer.fit(model, datamodule=data, ckpt_path=str(last) if resuming else None, weights_only=True)
     if trainer.strategy.reduce_boolean_decision(interval.stop_requested, all=False):  # in the last epoch
         raise KeyboardInterrupt
     if not broadcast_from_rank_zero((folder / BEST).is_file()):  # stopped before the first epoch's end
