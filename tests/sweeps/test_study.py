@@ -47,6 +47,14 @@ def states(study: optuna.Study) -> list[str]:
     return [trial.state.name for trial in study.trials]
 
 
+def test_a_study_is_in_its_file_whatever_the_name(tmp_path: Path) -> None:
+    file = tmp_path / "what? {50%} #1" / "x.db"
+    run_trials(file, 1)
+    assert len(open_study(file, {}, NO_PRUNER).trials) == 1
+    assert {path.name for path in file.parent.iterdir()} == {"x.db", "x.locks"}
+    assert [*tmp_path.iterdir()] == [file.parent]
+
+
 @pytest.mark.parametrize("file", SEARCH, ids=lambda file: file.stem)
 def test_every_key_of_a_search_space_exists(file: Path) -> None:
     config = compose_config(f"model={file.stem}", "data=xing")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from filelock import FileLock, Timeout
@@ -70,8 +71,9 @@ def open_study(file: Path, settings: Mapping[str, Any], pruner: optuna.pruners.B
     """
     try:
         with _storage_errors(file), _lock(file, "study"):  # one process creates the tables
+            url = f"sqlite:///file:{quote(quote(str(file)))}?uri=true"  # unquoted by SQLAlchemy, then by SQLite
             options = {"connect_args": {"timeout": 60}}
-            storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=options)
+            storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
             study = optuna.create_study(
                 storage=storage, study_name=file.stem, direction="maximize", pruner=pruner, load_if_exists=True
             )
