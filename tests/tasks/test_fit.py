@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import polars as pl
 import pytest
 from filelock import FileLock
@@ -22,7 +23,7 @@ def test_the_frames_of_a_run_are_not_replaced(record: str, tmp_path: Path, monke
 
     def run(arguments: list[str]) -> None:
         (tmp_path / "metrics.json").write_text("{}")
-        assert f"data.events='{raw}'" in arguments
+        assert f'data.events="{raw}"' in arguments
 
     def fit_here(events: Any, *overrides: str) -> None:
         fit.fit(events, overrides=overrides, folder=tmp_path)
@@ -53,6 +54,9 @@ def test_the_frames_of_a_run_are_not_replaced(record: str, tmp_path: Path, monke
         ({"contexts": ["country"]}, "contexts=['country']: must be a mapping such as"),
         ({"columns": ["sku"]}, "columns=['sku']: must be a mapping of names to columns"),
         ({"overrides": "model.epochs=3"}, "overrides='model.epochs=3': must be a list, as ['model.epochs=3']"),
+        ({"overrides": ["hydra.run.dir=x"]}, "overrides: hydra.run.dir=x: fit runs one task=train; set folder instead"),
+        ({"overrides": ["+task=prepare"]}, "overrides: +task=prepare: fit runs one task=train; leave it out"),
+        ({"overrides": ["seed=1,2", "-m"]}, "overrides: -m: fit runs one task=train; leave it out"),
     ],
 )
 def test_arguments_of_a_wrong_form_are_refused(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -66,12 +70,19 @@ def test_contexts_become_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / "metrics.json").write_text("{}")
         with hydra.initialize_config_module("arnn_lightning.conf", version_base="1.3"):
             contexts = hydra.compose("config", [text for text in arguments if "contexts" in text]).data.contexts
-        assert contexts.single == ["country, of birth"]
+        assert contexts.single == names
         assert contexts.numeric == {"an age": 5, "born": [1960, 1990.5]}
 
     monkeypatch.setattr(fit, "_run", run)
-    numeric = {"an age": 5, "born": [1960, 1990.5]}
-    fit.fit("a.csv", contexts={"single": ["country, of birth"], "numeric": numeric}, folder=tmp_path)
+    names = ["country, of birth", "it's", 'a "size"', "a\\'b", "C:\\"]
+    numeric = {"an age": np.int64(5), "born": [1960, 1990.5]}
+    fit.fit("a.csv", contexts={"single": names, "numeric": numeric}, folder=tmp_path)
+
+
+def test_a_folder_may_be_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(fit, "_run", lambda _: (tmp_path / "metrics.json").write_text("{}"))
+    assert fit.fit("a.csv", folder="~").folder == tmp_path
 
 
 def test_output_of_fit_is_printed_unless_logging_is_set(

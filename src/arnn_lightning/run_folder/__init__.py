@@ -7,7 +7,7 @@ from arnn_lightning.run_folder.compare import require_equal_config, require_same
 from arnn_lightning.run_folder.files import BEST, BEST_OF_RUN, CHECKPOINTS, METRICS_FILE, checkpoint_file
 from arnn_lightning.run_folder.lock import locked, note_new_folders
 from arnn_lightning.run_folder.multirun import multirun_folder, own_multirun
-from arnn_lightning.run_folder.overrides import as_override
+from arnn_lightning.run_folder.overrides import as_override, quoted
 from arnn_lightning.run_folder.record import (
     DAMAGED,
     RECORD,
@@ -34,6 +34,7 @@ __all__ = [
     "multirun_folder",
     "note_new_folders",
     "own_multirun",
+    "quoted",
     "require_equal_config",
     "require_new",
     "require_new_or_resumed",

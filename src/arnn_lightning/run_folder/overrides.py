@@ -23,8 +23,12 @@ def as_override(key: str, value: str | Path) -> str:
     parsed = by_key([plain]).get(key) if re.fullmatch(r"[\w./:@%+-]+", text, re.ASCII) else None
     if parsed is not None and parsed.value() == text:
         return plain
-    # In quotes, backslashes are doubled before a quote and at the end only.
-    return f'{key}="' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'
+    return f"{key}={quoted(text)}"
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, of which Hydra reads the same text: backslashes are doubled before a quote and at the end."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'
 
 
 def by_key(overrides: Sequence[str]) -> dict[str, Override]:

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import atomic_path
-from arnn_lightning.run_folder import METRICS_FILE, locked, require_new
+from arnn_lightning.run_folder import METRICS_FILE, locked, quoted, require_new
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from arnn_lightning.serving.predictor import Predictor
 
 log = logging.getLogger(__name__)
+# Keys of the command line that fit sets itself.
+FIXED_KEYS = {"hydra.run.dir": "set folder instead", "hydra.sweep.dir": "set folder instead", "task": "leave it out"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def fit(
         RuntimeError: any other failure of the run; its output contains the reason.
     """
     _check_arguments(columns, contexts, overrides)
-    run_folder = Path(folder or f"outputs/train/tabular/{model}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
+    run_folder = Path(folder or f"outputs/train/tabular/{model}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    run_folder = run_folder.expanduser().absolute()
     arguments = ["data=tabular", f"model={model}", f"hydra.run.dir={_quote(run_folder)}"]
     tables = {"events": events, "users": users, "titles": titles}
     paths = _paths_of({name: table for name, table in tables.items() if table is not None}, run_folder, overrides)
@@ -110,6 +114,10 @@ def _check_arguments(columns: Any, contexts: Any, overrides: Any) -> None:
         raise UserError(f"contexts={contexts!r}: must be a mapping such as {form}")
     if isinstance(overrides, str):
         raise UserError(f"overrides={overrides!r}: must be a list, as [{overrides!r}]")
+    for override in overrides:
+        key = str(override).partition("=")[0].lstrip("+~")
+        if key.startswith("-") or key in FIXED_KEYS:
+            raise UserError(f"overrides: {override}: fit runs one task=train; {FIXED_KEYS.get(key, 'leave it out')}")
 
 
 def _paths_of(tables: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> dict[str, str | list[str]]:
@@ -162,7 +170,7 @@ def _quote(value: Any) -> str:
     """A value of an override, whatever characters it contains.
 
     >>> print(_quote(["a,b", "it's"]))
-    ['a,b','it\\'s']
+    ["a,b","it's"]
     >>> print(_quote({"an age": 5, "born": [1960, 1990]}))
     {an\\ age:5,born:[1960,1990]}
     """
@@ -171,12 +179,7 @@ def _quote(value: Any) -> str:
     if isinstance(value, Mapping):
         pairs = (re.sub(r"(\W)", r"\\\1", str(key)) + ":" + _quote(item) for key, item in value.items())
         return f"{{{','.join(pairs)}}}"
-    if isinstance(value, int | float):
-        return str(value)
-    text = str(value)
-    if text.endswith("\\"):
-        raise UserError(f"{text}: must not end in a backslash")
-    return "'" + text.replace("'", "\\'") + "'"
+    return str(value) if isinstance(value, Real) else quoted(str(value))
 
 
 def _run(arguments: Sequence[str]) -> None:
