@@ -25,6 +25,7 @@ from arnn_lightning.serving.catalogue import Catalogue
 from arnn_lightning.serving.predictor import BLOCK_SESSIONS, Predictor, load
 from arnn_lightning.serving.profiles import one_row
 from arnn_lightning.serving.vocabulary import Vocabulary, store_vocabulary
+from arnn_lightning.tasks.recommend import _read
 from arnn_lightning.training.checkpoint import read_checkpoint
 from commandline import arnn_here
 from helpers import write_dataset
@@ -232,6 +233,22 @@ def test_the_command_reports_attributes_and_names_files(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert arnn_here([*command, 'input="~/sessions.csv"', 'output="~/home.csv"'], monkeypatch) == 0
     assert (tmp_path / "home.csv").is_file()
+
+
+def test_the_command_reads_times_to_the_nanosecond(with_profiles: Predictor, tmp_path: Path) -> None:
+    """Not as floats, of which two times 100 ns apart are one."""
+    ids, start = with_profiles.catalogue.ids, 1_700_000_000_000_000_000
+    events = pl.DataFrame({"session_id": "s", "item_id": ids.head(2), "time": [start + 100, start]})
+    events.write_csv(tmp_path / "events.csv")
+    listed = with_profiles.recommend(_read(str(tmp_path / "events.csv"), "input", tuple(events.columns)))
+    assert listed["item_id"].to_list() == with_profiles.recommend(events)["item_id"].to_list()
+    assert listed["item_id"].to_list() != with_profiles.recommend(events.drop("time"))["item_id"].to_list()
+
+
+def test_names_in_a_header_may_contain_separators(tmp_path: Path) -> None:
+    file = tmp_path / "users.csv"
+    file.write_text('session_id;country;"income, EUR|year"\n1;at;2\n')
+    assert _read(str(file), "users", None).to_dicts() == [{"session_id": "1", "country": "at", "income, EUR|year": "2"}]
 
 
 @pytest.mark.parametrize("n_sessions", [30_000, slow(1_000_000)])

@@ -253,6 +253,19 @@ def read_delimited(
     return table
 
 
+def read_header(path: Path, columns: Collection[str]) -> list[str]:
+    """The names in the header of a delimited file; its separator is the one that yields most of ``columns``.
+
+    Raises:
+        UserError: it is no text, or empty.
+    """
+    with decompressed(path) as file:
+        with file.open("rb") as lines:
+            _require_text(lines.read(512), True, path, True)
+        rows = [_read_first_row(file, separator, '"', "utf-8") for separator in SEPARATORS]
+    return _checked_fields(max(rows, key=lambda row: _rate_separator(row, columns, None)), path)
+
+
 @dataclass(frozen=True)
 class _Table:
     """A decompressed text ``file`` (errors name ``path``) of ``width`` columns; ``index`` of those that are read."""

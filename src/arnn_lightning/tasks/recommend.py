@@ -1,6 +1,5 @@
 """task=recommend: lists of items for the sessions of a file."""
 
-import re
 import sys
 import time
 import warnings
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from arnn_lightning.errors import UserError, nearest_file
 from arnn_lightning.io import atomic_path
-from arnn_lightning.readers.delimited import decompressed, file_format, read_delimited
+from arnn_lightning.readers.delimited import file_format, read_delimited, read_header
 from arnn_lightning.serving.predictor import load
 from arnn_lightning.serving.requests import ITEM_ID, SESSION_ID, TIME, USER_ID
 
@@ -89,17 +88,12 @@ def _read(path: str, key: str, columns: tuple[str, ...] | None) -> pl.DataFrame:
             return _with_nulls(pl.read_parquet(file, columns=names, glob=False), header)
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
-    with decompressed(file) as plain, plain.open(encoding="utf-8-sig", errors="replace") as lines:
-        header = [name.strip().strip('"') for name in re.split(r"[,;\t|]", lines.readline().rstrip("\r\n"))]
+    header = read_header(file, columns or (USER_ID, SESSION_ID))
     # Those that are required are looked up by the reader, whose error has the nearest name.
     names = header if columns is None else [*columns[:2], *(name for name in columns[2:] if name in header)]
     required = [SESSION_ID] if columns is not None else []
     types = dict.fromkeys(names, pl.String())
-    frame = _with_nulls(read_delimited(file, types, separator=None, required=required, null_values=[""]), header)
-    if TIME not in frame.columns:
-        return frame
-    number = frame[TIME].cast(pl.Float64, strict=False)
-    return frame if number.has_nulls() else frame.with_columns(number)  # ISO 8601 sorts as it is
+    return _with_nulls(read_delimited(file, types, separator=None, required=required, null_values=[""]), header)
 
 
 def _with_nulls(frame: pl.DataFrame, names: list[str]) -> pl.DataFrame:
