@@ -26,7 +26,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from arnn_lightning import __version__
-from arnn_lightning.config import USER_CONFIG_DIR, WITHOUT, check_settings, install_hint, no_key, unused_settings
+from arnn_lightning.config import (
+    CONFIG_DIR_PROVIDER,
+    USER_CONFIG_DIR,
+    WITHOUT,
+    check_settings,
+    install_hint,
+    no_key,
+    unused_settings,
+)
 from arnn_lightning.errors import UserError, nearest, one_line
 from arnn_lightning.evaluation.metrics import METRICS, is_of_lists, metric_names, parse_metric
 from arnn_lightning.run_folder import (
@@ -173,7 +181,7 @@ class UserConfigSearchPath(SearchPathPlugin):
         # Also where it is missing: task=tune creates it.
         search_path.prepend("user", f"file://{USER_CONFIG_DIR.absolute()}", anchor="main")
         if self.config_dir is not None:
-            search_path.prepend("option", f"file://{self.config_dir.absolute()}", anchor="user")
+            search_path.prepend(CONFIG_DIR_PROVIDER, f"file://{self.config_dir.absolute()}", anchor="user")
 
 
 def main() -> None:

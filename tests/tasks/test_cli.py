@@ -14,12 +14,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import arnn_lightning
 from arnn_lightning import cli, conf
+from arnn_lightning.config import config_dir_option
 from arnn_lightning.evaluation.result import RANKS
 from arnn_lightning.reporting.console import first_items_line
+from arnn_lightning.tasks import train
 from arnn_lightning.tasks.train import _absolute
 from commandline import NO_BASELINES, SMALL, Command, arnn, arnn_here, error_line, metrics_of
 
@@ -168,6 +171,16 @@ def test_files_of_config_dir_replace_those_of_the_package(
         printed = capsys.readouterr().out
         assert f"\n  name: {name}\n" in printed
         assert "\nseed: 7\n" in printed
+
+
+def test_commands_for_later_have_the_folder_of_config_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[list[str]] = []
+    monkeypatch.setattr(train, "train", lambda *_: options.append(config_dir_option(HydraConfig.get().runtime)))
+    monkeypatch.chdir(tmp_path)
+    for given in ([], ["--config-dir=my configs"]):
+        (tmp_path / "my configs").mkdir(exist_ok=True)
+        assert arnn_here(["model=pop", *given], monkeypatch) == 0
+    assert options == [[], ["--config-dir", str(tmp_path / "my configs")]]
 
 
 @pytest.mark.parametrize("target", ["nowhere.run", "json.nothing", "string.digits"])

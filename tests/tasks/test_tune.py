@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,6 +175,18 @@ def test_a_worker_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch, caplog
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda: next(codes)))
     tune._run(OmegaConf.create({"models": [], "workers": 3}), Path("out"))
     assert caplog.messages == ["worker 2 ended with exit code 2; other workers run its trials"]
+
+
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM], ids=lambda ends: ends.name)
+def test_the_end_of_a_study_ends_its_workers(ends: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C reaches one process alone: workers have sessions of their own."""
+    received: list[int] = []
+    worker = SimpleNamespace(send_signal=received.append, wait=lambda: 130)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, start_new_session, **__: worker)
+    monkeypatch.setattr(tune, "tune", lambda *_: signal.raise_signal(ends))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        tune._run(OmegaConf.create({"models": ["sr"], "workers": 3}), Path("out"))
+    assert received == [signal.SIGINT] * 2
 
 
 @pytest.mark.usefixtures("in_tmp_path")

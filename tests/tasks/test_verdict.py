@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import time
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,6 +191,9 @@ def test_finished_seeds_count_whatever_the_budget(
     assert arnn_here([*VERDICT, "smallest_gain=0.5", "budget=1s"], monkeypatch) == 0
     again = json.loads((verdict.folder / "verdict.json").read_text())
     assert again["gains"] == verdict.shown["gains"]
+    by_budget = {"budget", "seconds", "smallest_gain", "smallest_gain_absolute", "paragraph", "more_seeds"}
+    assert {key for key in again if again[key] != verdict.shown[key]} <= by_budget
+    assert again["attributes"]
     assert again["smallest_gain_absolute"] == pytest.approx(50 * verdict.shown["smallest_gain_absolute"])
     assert trained == []
 
@@ -532,6 +536,7 @@ def test_users_are_held_out_where_the_log_has_few_new_ones(
 
 @pytest.mark.usefixtures("in_workspace")
 def test_a_budget_for_less_than_two_seeds_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arnn_lightning.sweeps.plan.time", SimpleNamespace(monotonic=count().__next__))  # 1 s an epoch
     command = [*VERDICT, "budget=1s", "hydra.run.dir=short"]
     assert arnn_here(command, monkeypatch) == 0
     shown = json.loads(Path("short/verdict.json").read_text())
@@ -583,7 +588,8 @@ def test_data_without_attributes_or_validation_are_refused(
 
 def test_epochs_of_an_earlier_attempt_do_not_make_epochs_look_short() -> None:
     """Each takes at least .05 s, ten .5 s, and two seeds of four runs 4 s."""
-    callback = FirstEpoch(budget=3.0)
+    callback = FirstEpoch(budget=3.0, compiles=False)
+    callback.on_train_start(None, None)  # type: ignore[arg-type]
     time.sleep(0.05)
     with pytest.raises(TooSlowError):
         callback.on_train_epoch_end(SimpleNamespace(current_epoch=9, max_epochs=10), None)  # type: ignore[arg-type]
@@ -593,11 +599,24 @@ def test_the_first_run_ends_where_its_epochs_leave_no_time(monkeypatch: pytest.M
     """Two seeds of four runs, each as long as five epochs of the mean length so far."""
     clock = iter([0.0, 2.0, 6.0])
     monkeypatch.setattr("arnn_lightning.sweeps.plan.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    callback, trainer = FirstEpoch(budget=80.0), SimpleNamespace(max_epochs=5)
+    callback, trainer = FirstEpoch(budget=80.0, compiles=False), SimpleNamespace(max_epochs=5)
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
     callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
     with pytest.raises(TooSlowError) as too_slow:
         callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
     assert too_slow.value.args == (120.0,)
+
+
+def test_the_time_of_compiling_is_not_that_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 60.0, 62.0, 65.0])
+    monkeypatch.setattr("arnn_lightning.sweeps.plan.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    callback, trainer = FirstEpoch(budget=80.0, compiles=True), SimpleNamespace(max_epochs=5)
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for _ in range(2):
+        callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    with pytest.raises(TooSlowError) as too_slow:
+        callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert too_slow.value.args == (100.0,)
 
 
 def test_costs_are_those_of_the_first_runs() -> None:

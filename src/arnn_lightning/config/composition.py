@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 # Configs of the user: searched before those of the package, whose folder may not be writable.
 USER_CONFIG_DIR = Path("arnn_conf")
+CONFIG_DIR_PROVIDER = "option"  # the name under which Hydra lists the folder of --config-dir
 
 
 def choices_name(package: str, *parts: str, _root_: DictConfig) -> str:
@@ -31,6 +32,12 @@ def choices_name(package: str, *parts: str, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("choices", choices_name)
 # A model's default for a setting of the data: its value, or, where that is null, the model's.
 OmegaConf.register_new_resolver("first", lambda *values: next((value for value in values if value is not None), None))
+
+
+def config_dir_option(runtime: Any) -> list[str]:
+    """``--config-dir`` and its folder where the command line has them, for commands that are printed."""
+    folders = [source.path for source in runtime.config_sources if source.provider == CONFIG_DIR_PROVIDER]
+    return [part for folder in folders for part in ("--config-dir", folder)]
 
 
 def applied_files(config: DictConfig, runtime: Any, group: str = "tuned") -> dict[str, str]:

@@ -205,9 +205,15 @@ def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool
             per_seed = _per_seed(costs, holds_out, hides)
             n_seeds = min(int((budget - costs.non_neural) / per_seed), max_seeds)
             if n_seeds >= at_least:
-                return Plan(n_seeds, holds_out, hides, costs.non_neural + n_seeds * per_seed)
+                return planned(n_seeds, holds_out, hides, costs)
             smallest = costs.non_neural + 2 * per_seed
     return Plan(0, False, False, smallest)
+
+
+def planned(n_seeds: int, holds_out_users: bool, hides_attributes: bool, costs: Costs) -> Plan:
+    """A plan with these parts, and its seconds."""
+    seconds = costs.non_neural + n_seeds * _per_seed(costs, holds_out_users, hides_attributes)
+    return Plan(n_seeds, holds_out_users, hides_attributes, seconds)
 
 
 class Extension(NamedTuple):
@@ -303,14 +309,25 @@ class TooSlowError(Exception):
 
 
 class FirstEpoch(Callback):
-    """Ends the first run after an epoch where its other epochs leave no time for the runs after it."""
+    """Ends the first run after an epoch where its other epochs leave no time for the runs after it.
 
-    def __init__(self, budget: float) -> None:
-        self.budget = budget
-        self._started = time.monotonic()
+    Args:
+        budget: seconds.
+        compiles: whether the first epoch includes the compilation of the training step, which later runs reuse.
+    """
+
+    def __init__(self, budget: float, compiles: bool) -> None:
+        self.budget, self.compiles = budget, compiles
+        self._started = 0.0
         self._n_epochs = 0  # since then: a resumed run has more
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.compiles:  # an epoch later
+            self.compiles, self._started = False, time.monotonic()
+            return
         self._n_epochs += 1
         seconds = (time.monotonic() - self._started) / self._n_epochs * (trainer.max_epochs or 1)
         smallest = 2 * (2 + len(CONTROLS)) * seconds  # a model with profiles takes as long, at least

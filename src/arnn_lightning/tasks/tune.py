@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from arnn_lightning.config import USER_CONFIG_DIR, choices_name, instantiate
+from arnn_lightning.config import USER_CONFIG_DIR, choices_name, config_dir_option, instantiate
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import atomic_path
@@ -54,18 +55,25 @@ def _run(config: DictConfig, folder: Path) -> None:
     command = [sys.executable, "-m", "arnn_lightning", *sys.argv[1:], "workers=1"]
     workers = [
         subprocess.Popen(
-            [*command, as_override("hydra.run.dir", folder / f"worker_{worker}")], stdout=subprocess.DEVNULL
+            [*command, as_override("hydra.run.dir", folder / f"worker_{worker}")],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
         for worker in range(1, config.workers)
     ]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the workers, too
     try:
         for model in config.models:
             tune(config, model)
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. The same command resumes the studies.\n")
+    except BaseException as error:
+        for process in workers:
+            process.send_signal(signal.SIGINT)
+        if isinstance(error, KeyboardInterrupt):
+            sys.stderr.write("Interrupted. The same command resumes the studies.\n")
         raise
     finally:
         codes = [process.wait() for process in workers]
+        signal.signal(signal.SIGTERM, before)
     for worker, code in enumerate(codes, start=1):
         if code:
             log.warning(f"worker {worker} ended with exit code {code}; other workers run its trials")
@@ -151,7 +159,8 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     with atomic_path(tuned, shared=True) as file:  # by all workers, as the study ends
         file.write_text(text, encoding="utf-8")
     needed = [text for text in best if text in apart or _key(text).startswith(("data.", "evaluation.", "paths.data"))]
-    command = f"python -m arnn_lightning {shlex.join(needed)}"
+    options = config_dir_option(config.hydra.runtime)
+    command = f"python -m arnn_lightning {shlex.join([*options, *needed])}"
     Console(markup=False).print(f"{text}wrote {tuned}, used by {command}", soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from arnn_lightning.config import to_container
+from arnn_lightning.config import config_dir_option, to_container
 from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.preprocessing.contexts import attribute_names
 from arnn_lightning.reporting.console import data_notes
@@ -36,6 +36,7 @@ from arnn_lightning.sweeps.plan import (
     measured_costs,
     non_neural_jobs,
     plan_line,
+    planned,
     seconds_of,
     seed_jobs,
 )
@@ -124,7 +125,7 @@ class Verdict:
                 f"{PROFILE_MODEL} with seed {first_seed}"
             )
         try:
-            self.runs.execute(first["session"], FirstEpoch(self.budget))
+            self.runs.execute(first["session"], FirstEpoch(self.budget, self.config.performance.compile))
             for job in (*self.non_neural, first["own"]):
                 self.runs.execute(job)
         except TooSlowError as error:
@@ -133,9 +134,7 @@ class Verdict:
             return
         costs = self.costs = measured_costs(self.non_neural, first, len(self.attributes))
         self.plan = make_plan(self.budget, costs, self.config.max_seeds, self.lacks_new_users)
-        n_finished = sum(all(job.is_finished for job in self._jobs(seed).values()) for seed in self._all_seeds())
-        if n_finished >= 2:  # with a larger budget, earlier
-            self.plan = self.plan._replace(n_seeds=max(self.plan.n_seeds, n_finished))
+        self.plan = self._with_finished(self.plan)
         three_seeds = " ".join(self._extension(2, 0.0).settings)
         log.info(plan_line(self.plan, costs, self.config.budget, len(self.attributes), three_seeds))
         if not self.plan.n_seeds:
@@ -154,6 +153,21 @@ class Verdict:
                 self.runs.hide_attributes(jobs["own"], self.attributes)
             seeds.append(seed)
         self._conclude(seeds, None)
+
+    def _with_finished(self, plan: Plan) -> Plan:
+        """``plan`` with the runs and tests that were finished earlier, with a larger budget."""
+        finished = [
+            jobs
+            for seed in self._all_seeds()
+            if all(job.is_finished for job in seed_jobs(self.folder, seed, plan.holds_out_users).values())
+            for jobs in [seed_jobs(self.folder, seed, True)]
+        ]
+        if len(finished) < max(2, plan.n_seeds):
+            return plan
+        holds_out = self.lacks_new_users and all(jobs["new_users"].is_finished for jobs in finished)
+        files = [jobs["own"].ranks_without(name, self.attributes) for jobs in finished for name in self.attributes]
+        parts = plan.holds_out_users or holds_out, plan.hides_attributes or all(file.is_file() for file in files)
+        return planned(len(finished), *parts, self.costs)
 
     def _extension(self, n_seeds: int, spent: float) -> Extension:
         return extend_plan(
@@ -184,7 +198,7 @@ class Verdict:
         if seeds:
             jobs = [self._jobs(seed) for seed in seeds]
             results = VerdictResults(self.config, self.prepared, self.attributes, self.plan, self.non_neural, jobs)
-            verdict |= results.figures(self.runs.given)
+            verdict |= results.figures([*config_dir_option(HydraConfig.get().runtime), *self.runs.given])
             verdict["more_seeds"] = self._extension(len(seeds), self.runs.seconds)._asdict()
         paragraph = write_verdict(verdict, self.folder)
         console = Console(markup=False)
