@@ -193,6 +193,7 @@ def test_a_key_that_nothing_reads_is_refused(overrides: str, message: str) -> No
         ("+trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0: must be an integer of at least 1"),
         ("model.optimizer=adam", "model.optimizer=adam: must be a mapping; choose a config with model/optimizer=adam"),
         ("evaluation.bootstrap=false", "evaluation.bootstrap=false: must be a mapping"),
+        ("model=gru4rec model._target_=mine.Model model.dims=3", "model.dims=3: must be a mapping"),
         ("baselines=[]", "baselines=[]: must be a mapping; set its keys, as in baselines.KEY=VALUE; to leave out"),
         ("model.hidden_size", "model.hidden_size: must be KEY=VALUE"),
         ("evaluation.metrics=[recal]", '"recal@5" is not a metric (did you mean "recall"?)'),
@@ -279,6 +280,7 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
         ("~data.contexts", "~data.contexts: is required"),
         ("data.contexts={}", "data.contexts={}: changes nothing; remove what you do not want, as in ~data.contexts."),
         ("model._target_=null", "model: needs a _target_"),
+        ("~baselines.pop.dims", "baselines.pop: needs dims, the sizes of the data"),
         ("model.scheduler={T_max:3}", "model.scheduler: needs a _target_"),
         ("model.scheduler={_target_:torch.optim.lr_scheduler.StepLR}", "model.scheduler: needs _partial_: true"),
         ("+callbacks.x=1", "callbacks.x: needs a _target_"),
@@ -357,12 +359,16 @@ NO_EFFECT = [
     ("model=pnn model.product_method=gram model.products=false", "products is false"),
     ("model=gru4rec model.carry_dropout=true model.dropout_hidden=0", "dropout_hidden is 0"),
     ("model.session.dropout_embedding=0.1", "embedding=onehot has no embedding"),
+    ("+model@baselines.gru=gru4rec baselines.gru.dropout_embedding=0.1", "embedding=onehot has no embedding"),
     ("model.session.epochs=2 pretrained.session=a.ckpt", "this encoder is pretrained"),
     ("model.context.optimizer.lr=2 pretrained.context=a.ckpt", "this encoder is pretrained"),
     ("model=gru4rec performance.cache_mb=3", "no encoder is frozen"),
+    ("model.freeze_encoders=false performance.cache_mb=3", "no encoder is frozen"),
+    ("model=pop trainer.max_steps=3", "the model has no optimizer"),
     ("model=pop checkpoint.every_n_minutes=3", "the model has no optimizer"),
     ("model=itemknn performance.compile=true", "the model has no optimizer"),
     ("data.gap=3h data.session=day", "data.session is not gap"),
+    ("data=tabular data.events=a.csv data.gap=3h data.session=given", "data.session is not gap"),
     ("data=completejourney data.gap=3h", "data.session is not gap"),
     ("data=tabular data.events=a.csv data.columns.session=x", "data.session is not given"),
     ("data=tabular data.events=a.csv data.columns.user_in_users=x", "there is no table data.users"),
@@ -382,6 +388,9 @@ NO_EFFECT = [
 ]
 
 
+TABULAR = "data=tabular data.events=a.csv"
+
+
 @pytest.mark.parametrize(("overrides", "reason"), NO_EFFECT)
 def test_a_setting_without_effect_is_refused(overrides: str, reason: str) -> None:
     assert re.search(rf" has no effect: .*{re.escape(reason)}", error(*overrides.split()))
@@ -392,16 +401,43 @@ def test_a_setting_without_effect_is_refused(overrides: str, reason: str) -> Non
     [
         "data=xing",  # values of YAMLs are no settings of the user
         "model=gru4rec model.dropout_embedding=0 model.patience=null",  # turns off what is off
+        "model=gru4rec model.patience=null data.split.val_days=0",
         "model=gru4rec model.embedding=separate model.dropout_embedding=0.1",
         "model=gru4rec trainer=ddp model.negatives=local",
+        "model.patience=2",
+        "model.session.loss.activation=elu model.session.loss.elu_alpha=0.3 performance.cache_mb=3",
+        "model.finetune_context_batchnorm=true",
+        "model=pnn model.product_method=gram data.contexts.dropout=0.2",
+        "model=gru4rec model.carry_dropout=true model.dropout_hidden=0.2 trainer.max_steps=3",
+        "model=gru4rec ~tuned@model model.n_sample=9 model.sample_alpha=0.5",
+        f"{TABULAR} data.gap=3h data.users=b.csv data.columns.user_in_users=x data.titles=c.csv data.columns.title=y",
+        f"{TABULAR} data.session=given data.columns.session=x",
+        f"{TABULAR} data.items.popularity_scope=log data.items.min_events=2",
+        f"{TABULAR} data.items.popularity_scope=log data.items.min_events=1 data.items.most_popular=9",
+        f"{TABULAR} data.items.popularity_scope=log data.items.min_events=1 data.items.popularity_coverage=0.9",
+        f"{TABULAR} data.contexts.multi=[tags] data.contexts.coverage=0.5 data.list_separator=x",
+        f"{TABULAR} data.item_contexts.multi=[tags] data.item_contexts.coverage=0.5 data.list_separator=x",
+        "model=gru4rec model.patience=2 data.split.val_days=0 data.split.val_share=0.1",
+        "model=pop model._target_=mine.Model performance.compile=true",
         "pretrained.session=a.ckpt model.session.dropout_hidden=0.1 model.context.epochs=2",
+        "model=init_state model.session.epochs=2 model.session.batch_size=9 pretrained.session=a.ckpt",
         "task=evaluate checkpoint=x data=tabular data.events=a.csv evaluation.groups=[age]",
+        "task=evaluate checkpoint=x data.contexts.assignment=permuted",
+        "task=evaluate checkpoint=x data.raw_dir=later",
+        "task=evaluate lists=x seed=2",
         "task=report runs=a seed=2 evaluation.cutoffs=[10]",
         "task=prepare model=gru4rec model.epochs=3",  # said in a line, since it is added to commands of task=train
     ],
 )
 def test_a_setting_with_an_effect_is_not_refused(overrides: str) -> None:
     assert error(*overrides.split()) == ""
+
+
+def test_what_a_preparation_does_not_read_is_said() -> None:
+    config = compose_config("task=prepare", "evaluation.ties=median", "data.gap=3h", with_hydra=True)
+    assert check(config, config.hydra) == [
+        "evaluation.ties has no effect: task=prepare reads data, paths and id_tables only"
+    ]
 
 
 def test_a_schedule_on_the_loss_advances_after_epochs() -> None:
@@ -434,4 +470,5 @@ def test_settings_of_foreign_targets_are_free(overrides: list[str]) -> None:
 
 
 def test_training_keys_of_a_foreign_model_are_checked() -> None:
+    assert "data.gap=x: must be" in error("data.reader._target_=mine.Reader", "data.gap=x")
     assert "model.epochs=x: must be" in error("model=gru4rec", "model._target_=mine.Model", "model.epochs=x")

@@ -63,6 +63,20 @@ def test_predictions_outside_a_column_do_not_count() -> None:
     assert whole[:, 1].mean() == pytest.approx(np.nanmean(part), abs=0.3)
 
 
+def test_a_resample_without_a_value_of_a_column_has_no_mean() -> None:
+    rng = np.random.default_rng(7)
+    has_value = [bool((rng.integers(0, 2, 2) == 0).any()) for _ in range(40)]
+    means = bootstrap_means(np.array([[3.0], [np.nan]]), np.arange(2), 40, 7)
+    np.testing.assert_array_equal(means[:, 0], np.where(has_value, 3.0, np.nan))
+
+
+def test_resamples_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    value, cluster = world(np.random.default_rng(2), 1.0, 0.0)
+    expected = bootstrap_means(value[0], cluster, 50, 7)
+    monkeypatch.setattr("arnn_lightning.evaluation.bootstrap._MAX_WEIGHT_ENTRIES", 7 * USERS)
+    np.testing.assert_allclose(bootstrap_means(value[0], cluster, 50, 7), expected)
+
+
 def test_holm_rejects_a_true_family_in_alpha_of_cases() -> None:
     p_values = np.random.default_rng(4).random((4000, 5))
     rejected = np.mean([holm(family).min() <= 0.05 for family in p_values])

@@ -71,6 +71,19 @@ def test_the_answer_follows_from_the_limits_of_both_gains() -> None:
     assert decide(gain(0.01, 0.3), gain(0.01, 0.03, base=2.0), 0.02) == "yes"  # a share of the session model's metric
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_limit_that_is_a_bound_of_the_rules_decides_nothing(swap: bool) -> None:
+    clear = gain(0.01, 0.3)
+    for limits, answer in (((0.0, 0.3), "unclear"), ((0.01, 0.02), "yes"), ((-0.1, 0.02), "unclear")):
+        gains = [gain(*limits), clear]
+        assert decide(*(reversed(gains) if swap else gains), 0.02) == answer
+
+
+def test_a_gain_over_a_model_without_hits_is_no_share() -> None:
+    assert gain(0.1, 0.3, base=0.0).relative is None
+    assert gain(0.1, 0.3, base=0.5).relative == pytest.approx(0.4)
+
+
 def test_claims_are_corrected_for_their_number() -> None:
     claims = {"first": gain(0.1, 0.2, 0.03), "second": gain(0.1, 0.2, 0.04), "below 0": gain(-0.2, -0.1, 0.001)}
     checked = check_claims(claims, 0.95)
@@ -79,6 +92,8 @@ def test_claims_are_corrected_for_their_number() -> None:
     )
     assert [claim["result"] for claim in checked.values()] == ["not significant", "not significant", "below 0"]
     assert check_claims({"first": gain(0.1, 0.2, 0.03)}, 0.95)["first"]["result"] == "above 0"
+    assert check_claims(claims, 0.9)["second"]["result"] == "above 0"
+    assert check_claims({"first": gain(0.1, 0.2, 0.25)}, 0.75)["first"]["result"] == "not significant"
 
 
 def test_standard_errors_are_those_of_users_and_of_seeds() -> None:

@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 import torch
 
-from arnn_lightning.evaluation.bootstrap import interval
+from arnn_lightning.evaluation.bootstrap import interval, percentile_limits, seed_bootstrap_means
 from arnn_lightning.evaluation.groups import (
     by_category,
     by_known_attributes,
     by_popularity,
     by_position,
     by_seen,
+    group_labels,
     group_metrics,
     tie_rate,
 )
@@ -221,6 +222,10 @@ def test_small_groups_of_known_attributes_are_merged() -> None:
     events = pl.Series(np.repeat(range(6), [100, 2, 3, 1, 50, 4]))
     counts = dict(by_known_attributes(events, users).value_counts().iter_rows())
     assert counts == {"0-4": 55, "7-9": 105}
+    for sizes, expected in (([5, 90, 5], {"0": 5, "1": 90, "2": 5}), ([96, 4], {"0-1": 100})):  # 5 % is enough
+        users = pl.DataFrame({"user": range(len(sizes)), "n_known": range(len(sizes))})
+        events = pl.Series(np.repeat(range(len(sizes)), sizes))
+        assert dict(by_known_attributes(events, users).value_counts().iter_rows()) == expected
 
 
 def test_V14_user_intervals_cover_the_truth_88_to_99_of_100() -> None:
@@ -252,6 +257,9 @@ def test_categories_beyond_the_largest_are_one_group() -> None:
     counts = dict(labels.value_counts().iter_rows())
     assert counts == {"unknown": 3, "(others)": 2 + 3 + 4, **{name: sizes[name] for name in "aceghijk"}}
     assert labels.dtype.categories.to_list() == ["unknown", *"aceghijk", "(others)"]  # type: ignore[attr-defined]
+    eight = ["unknown", *"abcdefgh"]
+    whole = by_category(pl.Series(range(9)), np.arange(9), eight)
+    assert whole.dtype.categories.to_list() == eight  # type: ignore[attr-defined]
 
 
 def test_a_category_of_the_log_may_have_the_name_of_the_merged_ones() -> None:
@@ -273,6 +281,21 @@ def test_the_gaps_of_two_groups_are_one_hypothesis() -> None:
         {"hit": [(user % 2).astype(np.float64)]}, label, user, {"resamples": 99, "confidence": 0.9}, 1
     )
     assert table["hit_gap_p"].to_list() == [0.02, 0.02]  # the least that 99 resamples can give, not twice as much
+    label = by_category(pl.Series(user), 1 + user % 3, ["unknown", "a", "b", "c"])
+    table = group_metrics(
+        {"hit": [(user % 3 == 0).astype(np.float64)]}, label, user, {"resamples": 99, "confidence": 0.9}, 1
+    )
+    assert table["hit_gap_p"].to_list() == pytest.approx([0.06] * 3)  # three are
+
+
+def test_intervals_of_groups_are_over_users_and_seeds() -> None:
+    rng, user = np.random.default_rng(6), np.repeat(np.arange(40), 2)
+    label = by_category(pl.Series(user), 1 + np.arange(40) % 2, ["unknown", "a", "b"])
+    values = rng.random((3, 80)) + np.array([[0.0], [0.3], [0.9]])
+    table = group_metrics({"hit": [*values]}, label, user, {"resamples": 99, "confidence": 0.9}, 1)
+    columns = np.where((user % 2)[:, None] == [0, 1], values[:, :, None], np.nan)
+    limits = percentile_limits(seed_bootstrap_means(columns, user, 99, 1), 0.9)
+    np.testing.assert_allclose(table.select("hit_low", "hit_high").to_numpy().T, limits)
 
 
 def test_V14_intervals_of_gaps_cover_the_truth() -> None:
@@ -308,5 +331,14 @@ def test_intervals_of_groups_of_few_users_are_left_out() -> None:
     (everyone,) = group_metrics({"hit": [value]}, by_seen(user, user.to_frame("user")), user, BOOTSTRAP, 1).iter_rows(
         named=True
     )
-    assert everyone["hit_gap"] is None
+    assert {value for name, value in everyone.items() if "_gap" in name} == {None}
     assert everyone["hit_low"] is not None
+
+
+def test_an_attribute_with_the_name_of_another_way_to_group_is_marked() -> None:
+    ranks = pl.DataFrame({"position": [1, 2], "user": [0, 1], "item": [0, 1]})
+    users = pl.DataFrame({"user": [0, 1], "n_known": [0, 1]})
+    attribute = (np.array([0, 1]), ["unknown", "a"])
+    names = ("age", "position", "known attributes", "known_attributes")
+    labels = group_labels(ranks, users, ranks, 2, dict.fromkeys(names, attribute))
+    assert [*labels][4:] == ["age", *(f"{name} (attribute)" for name in names[1:])]

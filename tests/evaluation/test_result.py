@@ -1,10 +1,11 @@
 """Joining a model's counts with the test split."""
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from arnn_lightning.evaluation.result import RANKS, EvaluationResult
+from arnn_lightning.evaluation.result import RANKS, EvaluationResult, metric_intervals, next_item_targets
 
 TEST = pl.DataFrame({"session": [4, 4, 4, 5, 5], "user": [1, 1, 1, 0, 0], "item": [7, 8, 9, 7, 9], "time": [0] * 5})
 COUNTED = {
@@ -38,3 +39,15 @@ def test_paired_difference_needs_the_same_predictions() -> None:
     other = EvaluationResult("n", result.ranks.head(2))
     with pytest.raises(ValueError, match="same predictions"):
         result.paired_difference(other, "recall@20", BOOTSTRAP, 1)
+
+
+@pytest.mark.parametrize("unit", ["user", "session"])
+def test_intervals_of_several_results_are_those_of_each(unit: str) -> None:
+    events = {"session": np.repeat(range(12), 3), "user": np.repeat([0, 1, 2], 12), "item": 0}
+    targets = next_item_targets(pl.DataFrame(events))
+    ranks = [np.random.default_rng(seed).integers(1, 40, targets.height) for seed in (1, 2)]
+    results = [EvaluationResult("m", targets.with_columns(rank=rank.astype(np.float64))) for rank in ranks]
+    names, bootstrap = ["recall@20", "mrr@20"], BOOTSTRAP | {"unit": unit}
+    low, high = metric_intervals(results, names, bootstrap, 1)
+    each = [[result.interval(name, bootstrap, 1) for name in names] for result in results]
+    assert np.stack([low, high], -1) == pytest.approx(np.array(each))

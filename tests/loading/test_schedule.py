@@ -60,12 +60,11 @@ def test_a_slot_shows_a_session_without_a_gap(lengths: list[int], batch_size: in
 
 @given(lengths, batch_sizes)
 def test_the_order_is_that_of_the_official_code(lengths: list[int], batch_size: int) -> None:
-    offset = offsets(lengths)
-    expected = [
-        [EMPTY if busy is None else offset[busy[0]] + busy[1] for busy in step]
-        for step in reference(lengths, batch_size)
-    ]
-    assert session_parallel_schedule(offset, batch_size).event.tolist() == expected
+    offset, steps = offsets(lengths), reference(lengths, batch_size)
+    schedule = session_parallel_schedule(offset, batch_size)
+    events = [[EMPTY if busy is None else offset[busy[0]] + busy[1] for busy in step] for step in steps]
+    assert schedule.event.tolist() == events
+    assert schedule.session.tolist() == [[EMPTY if busy is None else busy[0] for busy in step] for step in steps]
 
 
 @given(lengths, batch_sizes)
@@ -83,3 +82,5 @@ def test_E5_one_session_works_in_many_slots() -> None:
 def test_E6_a_session_of_one_event_is_refused() -> None:
     with pytest.raises(ValueError, match="two events"):
         session_parallel_schedule(np.array([0, 1, 3]), 2)
+    with pytest.raises(ValueError, match="two events"):
+        session_parallel_schedule(np.array([0]), 2)

@@ -37,4 +37,4 @@ def test_a_plateau_is_one_of_the_loss() -> None:
 
 
 def test_without_a_schedule_the_rate_is_constant() -> None:
-    assert rates(None, "step", [1, 1]) == [1, 1]
+    assert rates(None, "step", [1, 1]) == rates(None, "epoch", [1, 1]) == [1, 1]

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from arnn_lightning.reporting.comparison import (
     Variant,
 )
 from arnn_lightning.reporting.results_table import Cell, csv_text, markdown, page_table
-from arnn_lightning.reporting.sections import _headline, _section_order
+from arnn_lightning.reporting.sections import _headline, _same_ranks, _section_order
 
 TRAINED = {"optimizer.lr": 0.1}
 
@@ -66,6 +67,15 @@ def test_equal_results_are_those_of_one_seed() -> None:
     results = {seed: result(1) for seed in (2, 1)}
     assert Variant("pop", {}, results=results).seeds == [1]
     assert Variant("arnn", TRAINED, results=results, session_results=results).seeds == [1, 2]
+
+
+def test_a_model_is_unaffected_where_the_ranks_of_all_seeds_are_equal() -> None:
+    first, second = (Variant("arnn", TRAINED, results=results) for results in ({1: result(1)}, {1: result(1)}))
+    assert _same_ranks(second, first)
+    for results in ({1: result(1), 2: result(1)}, {1: result(2)}):
+        assert not _same_ranks(Variant("arnn", TRAINED, results=results), first)
+    both = Variant("arnn", TRAINED, results={1: result(1), 2: result(1)})
+    assert not _same_ranks(Variant("arnn", TRAINED, results={1: result(1), 2: result(3)}), both)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 3), (1, 1), ("2", 2), (5, 3)])
@@ -118,6 +128,25 @@ def test_a_table_of_the_page_has_all_of_its_rows() -> None:
     assert [cell for cell in arnn if isinstance(cell, Cell)][2:] == [gain]
     assert arnn[-1] == "2"  # seeds
     assert "paper" not in page_table(*section(), ["mrr@5"], 0.9).header  # without figures of it
+    assert page_table(*section(), ["mrr@5", "mrr@20"], 0.9).header[:4] == ["model", "MRR@5", "MRR@20", "paper"]
+    data, (gru4rec, _, other) = section()
+    assert "session encoder" not in page_table(data, [gru4rec, other], ["mrr@20"], 0.9).caption
+
+
+def test_the_highest_mean_of_every_column_is_bold() -> None:
+    """Seeds that are equal have a standard deviation, of 0."""
+    data, rows = section()
+    means = {"gru4rec": (0.2, 0.9), "arnn": (0.3, 0.8), "arnn (lr=1)": (0.3, 0.7)}
+    for index, (row, (mrr, recall)) in enumerate(zip(rows, means.values(), strict=True)):
+        by_seed = (mrr, mrr) if index == 1 else (mrr,)
+        estimates = {"mrr@20": Estimate(mrr, 0, 1, by_seed, 1), "recall@20": Estimate(recall, 0, 1, (recall,), 1)}
+        rows[index] = replace(row, metrics=estimates)
+    table = page_table(data, rows, ["mrr@20", "recall@20"], 0.9)
+    bold = [[cell.text for cell in row[1:] if isinstance(cell, Cell) and cell.bold] for row in table.rows]
+    assert bold == [["0.9000"], ["0.3000"], ["0.3000"]]
+    text = markdown([(data, rows)], ["mrr@20", "recall@20"], 0.9)
+    assert re.findall(r"\*\*(.*?)\*\*", text) == ["0.9000", "0.3000 ± 0.0000", "0.3000"]
+    assert "over 2 seeds" in text
 
 
 def test_sections_come_in_their_order_in_all_files() -> None:
@@ -162,6 +191,7 @@ def test_a_headline_says_by_how_much_the_model_is_better(gain: float, words: str
     ("mean", "gain"),
     [
         (0.5, Estimate(0.1, -0.01, 0.2, (0.1,), 0.01)),
+        (0.5, Estimate(0.1, 0.0, 0.2, (0.1,), 0.01)),
         (0.5, Estimate(0.1, 0.05, 0.2, (0.1,), 0.1)),  # corrected for the other differences of the table
         (0.1, Estimate(0.1, 0.05, 0.2, (0.1,), 0.01)),  # no share of 0
     ],

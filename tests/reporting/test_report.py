@@ -388,21 +388,30 @@ def test_runs_with_other_settings_are_not_averaged(workspace: Path, tmp_path: Pa
     assert "data.contexts.assignment=per_session" in report.html
 
 
+def rows_of_page(page: str) -> list[list[str]]:
+    """The cells of all rows of its tables."""
+    page = page.replace("<wbr>", "")
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in page.split("<tr>")]
+
+
 def cells_of(page: str, *texts: str) -> list[str]:
     """The cells of the only row of a table that contains ``texts``."""
-    page = page.replace("<wbr>", "")
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in page.split("<tr>")]
-    (cells,) = [row for row in rows if all(any(text in cell for cell in row) for text in texts)]
+    (cells,) = [row for row in rows_of_page(page) if all(any(text in cell for cell in row) for text in texts)]
     return cells
 
 
 def test_a_model_is_compared_with_its_equal_under_the_first_setting(workspace: Path, tmp_path: Path) -> None:
+    """Those that the setting does not affect are left out."""
     other = write_run(tmp_path / "other", workspace / "prepared" / "one", 1, "model.hidden_size=7", skill=0.1)
     cells = {}
     for name, folders in (("with", [*seed_runs(workspace), other]), ("without", seed_runs(workspace))):
         page = undrawn([*folders, workspace / "per_session"], workspace).html
+        assert [row[1] for row in rows_of_page(page) if row[:1] == ["assignment=per_session"]] == ["arnn"]
         cells[name] = cells_of(page, "assignment=per_session", "arnn")[-2]
     assert cells["with"] == cells["without"] != ""
+    folders = workspace / "per_session", seed_runs(workspace)[0]
+    other, own = (json.loads((folder / "metrics.json").read_text())["test"]["recall@20"] for folder in folders)
+    assert f"{other - own:+.4f}" in cells["with"]
 
 
 def test_values_of_a_run_are_those_of_the_role_that_a_model_has_in_it(

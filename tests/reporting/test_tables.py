@@ -198,12 +198,12 @@ def test_a_report_table_on_a_terminal_has_intervals_below_figures() -> None:
 
 def test_a_group_without_an_interval_has_its_values() -> None:
     values = {"mrr@20": [0.5, 0.25], "mrr@20_low": [0.4, None], "mrr@20_high": [0.6, None]}
-    gaps = {"mrr@20_gap": [-0.25, None], "mrr@20_gap_low": [-0.375, None], "mrr@20_gap_high": [-0.125, None]}
+    gaps = {"mrr@20_gap": [0.25, None], "mrr@20_gap_low": [0.125, None], "mrr@20_gap_high": [0.375, None]}
     counts = {"group": ["<30", "all"], "predictions": [1234, 56], "clusters": [40, 2]}
     frame = pl.DataFrame({**counts, **values, **gaps, "mrr@20_gap_p": [0.01, None]})
     table = groups_table(frame, "age", {"unit": "session", "confidence": 0.9})
     assert table.header == ["age", "predictions", "sessions", "MRR@20", "MRR@20, minus all others"]
-    gap = Cell("-0.2500", "p = .010", "-0.3750 to -0.1250")
+    gap = Cell("+0.2500", "p = .010", "+0.1250 to +0.3750")
     assert table.rows == [
         ["<30", "1,234", "40", Cell("0.5000", subtext="0.4000 to 0.6000"), gap],
         ["all", "56", "2", Cell("0.2500"), Cell("")],
@@ -212,5 +212,6 @@ def test_a_group_without_an_interval_has_its_values() -> None:
     assert table.caption.endswith("sessions have no interval.")
 
 
-def test_p_values_of_almost_1_are_1() -> None:
-    assert [format_p(p) for p in (0.9994, 0.9996)] == ["p = .999", "p = 1"]
+def test_p_values_of_almost_0_or_1_are_rounded() -> None:
+    assert [format_p(p) for p in (0.9994, 0.9995, 0.9996)] == ["p = .999", "p = 1", "p = 1"]
+    assert [format_p(p) for p in (0.0009, 0.001, 0.005)] == ["p < .001", "p = .001", "p = .005"]

@@ -4,9 +4,12 @@ import errno
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +94,19 @@ def test_an_invalid_search_space_is_an_error(space: str, message: str) -> None:
         distribution("model.dropout", space)
 
 
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        ("interval(0, 1)", optuna.distributions.FloatDistribution(0.0, 1.0)),
+        ("int(interval(1, 5))", optuna.distributions.IntDistribution(1, 5)),
+        ("range(1, 5)", optuna.distributions.IntDistribution(1, 4)),  # without its end
+        ("range(5, 1, -2)", optuna.distributions.IntDistribution(3, 5, step=2)),
+    ],
+)
+def test_a_search_space_has_the_values_of_a_sweep(space: str, expected: optuna.distributions.BaseDistribution) -> None:
+    assert distribution("model.x", space) == expected
+
+
 def test_a_full_disk_ends_a_study_and_loses_no_trial(tmp_path: Path) -> None:
     file = tmp_path / "a.db"
     first = run_trials(file, 2).trials
@@ -106,13 +122,30 @@ def test_a_full_disk_ends_a_study_and_loses_no_trial(tmp_path: Path) -> None:
     assert states(study).count("COMPLETE") == 4
 
 
-def test_a_trial_that_the_disk_ends_is_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_READONLY", "SQLITE_CANTOPEN"])
+def test_an_error_of_the_disk_is_named_however_it_is_wrapped(name: str) -> None:
+    def fail(name: str) -> None:
+        try:
+            error = sqlite3.OperationalError("disk")
+            error.sqlite_errorname = name
+            raise error
+        except sqlite3.Error:
+            raise RuntimeError("rolled back")  # noqa: B904  as libraries do
+
+    with pytest.raises(UserError, match=r"a\.db: cannot be written: disk"), study_module._storage_errors(Path("a.db")):
+        fail(name)
+    with pytest.raises(RuntimeError, match="rolled back"), study_module._storage_errors(Path("a.db")):
+        fail("SQLITE_CORRUPT")
+
+
+@pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "No space left"), sqlite3.OperationalError("disk I/O error")])
+def test_a_trial_that_the_disk_ends_is_run_again(cause: Exception, tmp_path: Path) -> None:
     """With a complete trial, other errors are those of a trial, which counts."""
 
     def full(trial: optuna.Trial) -> float:
         try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError as error:
+            raise cause
+        except (OSError, sqlite3.Error) as error:
             raise UserError("last.ckpt: cannot be written: No space left on device") from error
 
     run_trials(tmp_path / "a.db", 1)
@@ -128,6 +161,7 @@ def test_a_study_is_resumed_until_it_has_its_trials(tmp_path: Path) -> None:
     assert states(study) == ["COMPLETE"] * 5
     assert len({trial.params["x"] for trial in study.trials}) == 5, "a value was sampled twice"
     assert states(run_trials(tmp_path / "a.db", 2)) == ["COMPLETE"] * 5
+    assert [file.name for file in (tmp_path / "a.locks").iterdir() if file.stem.isdigit()] == []
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -145,6 +179,30 @@ def test_a_study_ends_once_its_sampler_has_tried_everything(tmp_path: Path) -> N
         optimize(study, file, n_trials, space, sampler, value_of_x)
         assert states(study) == ["COMPLETE"] * n_ended
     assert study.best_value == 0.5
+
+
+def test_a_waiting_trial_is_run_though_its_sampler_has_no_more(tmp_path: Path) -> None:
+    """It is that of an interrupted one."""
+    study = run_trials(tmp_path / "a.db", 1)
+    study.set_user_attr(study_module.EXHAUSTED, "RandomSampler")
+    study.enqueue_trial({"x": 0.25})
+    assert states(run_trials(tmp_path / "a.db", 3)) == ["COMPLETE", "COMPLETE"]
+    assert study.trials[1].params == {"x": 0.25}
+
+
+def test_a_trial_that_another_process_runs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.db"
+    study = open_study(file, {}, NO_PRUNER)
+    trial, lock = study.ask(SPACE), study_module._lock(file, 0)
+
+    def end(seconds: float) -> None:
+        study.tell(trial, 0.5)
+        lock.release()
+
+    monkeypatch.setattr(study_module.time, "sleep", end)
+    with lock:
+        optimize(study, file, 1, SPACE, random_sampler, value_of_x)
+    assert states(study) == ["COMPLETE"]
 
 
 def test_an_interrupted_trial_is_run_again_once(tmp_path: Path) -> None:
@@ -208,15 +266,22 @@ def kill_at_2(trial: optuna.Trial) -> float:
 
 
 def test_a_failed_trial_does_not_end_the_study(tmp_path: Path) -> None:
-    def fail_at_1(trial: optuna.Trial) -> float:
-        if trial.number == 1:
+    def fail(trial: optuna.Trial) -> float:
+        if trial.number == 0:
             raise RuntimeError("out of memory")
+        if trial.number == 3:
+            raise UserError("model.epochs must be an integer")
         return float("nan") if trial.number == 2 else value_of_x(trial)
 
-    study = run_trials(tmp_path / "a.db", 4, fail_at_1)
-    assert states(study) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
-    assert study.trials[1].user_attrs["error"] == "RuntimeError: out of memory"
-    assert study.trials[2].user_attrs["error"] == "ValueError: the validation metric is nan"
+    study = run_trials(tmp_path / "a.db", 5, fail)
+    assert states(study) == ["FAIL", "COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+    assert [trial.user_attrs.get("error") for trial in study.trials] == [
+        "RuntimeError: out of memory",
+        None,
+        "ValueError: the validation metric is nan",
+        "model.epochs must be an integer",  # once a trial is complete
+        None,
+    ]
 
 
 def test_an_error_of_the_user_ends_the_study_at_its_first_trial(tmp_path: Path) -> None:
@@ -234,6 +299,8 @@ def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
         run_trials(tmp_path / "a.db", 2, seed=2)
     with pytest.raises(UserError, match=r"its trials have epochs=None, not 3"):
         run_trials(tmp_path / "a.db", 2, seed=1, epochs=3)
+    with pytest.raises(UserError, match=r"its trials have seed=1, not None"):
+        run_trials(tmp_path / "a.db", 2, epochs=None)
 
 
 def test_a_file_that_is_no_study_is_an_error(tmp_path: Path) -> None:
@@ -289,3 +356,7 @@ def test_a_trial_below_the_median_is_pruned_after_its_second_epoch(tmp_path: Pat
     assert list(study.trials[1].intermediate_values) == [0, 1]
     fit(0.3)
     fit(0.1, "session/val/mrr@20")  # the stage of a part is not pruned
+    trial = study.ask()
+    checking: Any = SimpleNamespace(sanity_checking=True, callback_metrics={"val/mrr@20": 0.1}, current_epoch=0)
+    PruningCallback(trial, "val/mrr@20").on_validation_end(checking, None)  # type: ignore[arg-type]
+    assert study.trials[trial.number].intermediate_values == {}

@@ -19,12 +19,15 @@ from omegaconf import OmegaConf
 from scipy.stats import t as student_t
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.preprocessing.dataset import PreparedDataset, WithoutAttribute
 from arnn_lightning.reporting.runs import Run, find_run_dirs, load_run
+from arnn_lightning.reporting.verdict_figures import VerdictFigures, lacks_new_users
 from arnn_lightning.reporting.verdict_text import answer, outcome, profile_advice, remarks, sentences
 from arnn_lightning.sweeps.plan import (
     Costs,
     FirstEpoch,
+    Job,
     Plan,
     TooSlowError,
     extend_plan,
@@ -36,6 +39,8 @@ from arnn_lightning.sweeps.plan import (
     spent_seconds,
 )
 from arnn_lightning.tasks import train, verdict_runs
+from arnn_lightning.tasks.verdict import Verdict
+from arnn_lightning.tasks.verdict_results import VerdictResults
 from arnn_lightning.tasks.verdict_runs import VerdictRuns
 from commandline import arnn_here, metrics_of
 from models import slow
@@ -626,6 +631,13 @@ def test_costs_are_those_of_the_first_runs() -> None:
     assert measured_costs(non_neural, first, 3) == Costs(5.0, 20.0, 30.0, 12.0)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("n_new", "lacks"), [(99, True), (100, False)])
+def test_a_hundred_test_users_without_training_are_enough(n_new: int, lacks: bool, tmp_path: Path) -> None:
+    pl.DataFrame({"user": range(200)}).write_parquet(tmp_path / "train.parquet")
+    pl.DataFrame({"user": [*range(50, 200 + n_new), 200]}).write_parquet(tmp_path / "test.parquet")
+    assert lacks_new_users(SimpleNamespace(folder=tmp_path)) == lacks  # type: ignore[arg-type]
+
+
 def test_durations_are_seconds() -> None:
     assert [seconds_of(text) for text in ("90s", "15m", "2h")] == [90, 900, 7200]
 
@@ -676,6 +688,10 @@ def test_a_larger_plan_names_what_limits_the_seeds() -> None:
     assert line.endswith("; two seeds are seldom enough; for three, set budget=7m")
     assert "seldom" not in plan_line(make_plan(3600, costs, 5, False), costs, "1h", 2, "")
     assert extend_plan(two, 2, 300, 263, costs, 2, False).settings == ("max_seeds=3", "budget=7m")
+    assert extend_plan(two, 2, 300, 263, costs, 5, True).settings == ("budget=7m",)  # not that for held-out users
+    five = make_plan(3600, costs, 5, False)
+    assert extend_plan(five, 5, 3600, 0, costs, 5, False).complete_budget == "11m"
+    assert [extend_plan(five, n, 3600, 0, costs, 5, False).n_seeds for n in (3, 5, 6)] == [5, 10, 12]
     assert extend_plan(two, 3, 300, 1000, costs, 5, False).settings == ("budget=21m",)  # slower than measured
     for budget in range(263, 2000, 7):
         plan = make_plan(budget, costs, 4, True)
@@ -687,6 +703,17 @@ def test_a_larger_plan_names_what_limits_the_seeds() -> None:
         complete = make_plan(60 * int(more.complete_budget[:-1]), costs, 4, True)
         assert complete.holds_out_users
         assert complete.hides_attributes
+
+
+def test_the_line_of_a_plan_names_its_parts() -> None:
+    costs = Costs(non_neural=10, session=20, profile=30, attributes=5)
+    whole = plan_line(Plan(3, True, True, 95), costs, "2m", 1, "")
+    assert whole.endswith("arnn_strong trained without a fifth of the users, tests without the attribute: 1m35s in all")
+    assert plan_line(Plan(3, False, False, 95), costs, "2m", 1, "").endswith("per-session profiles: 1m35s in all")
+    several = plan_line(Plan(3, False, True, 95), costs, "2m", 2, "")
+    assert several.endswith("per-session profiles, tests without each of 2 attributes in turn: 1m35s in all")
+    too_small = "budget=1m is too small for two seeds, which need about 1m35s: nothing more is trained"
+    assert plan_line(Plan(0, False, False, 95), costs, "1m", 2, "").endswith(too_small)
 
 
 def shown_figures(helps: str, content: bool = True, recognition: bool = True, **changed: Any) -> dict[str, Any]:
@@ -963,6 +990,10 @@ def test_the_best_epoch_is_that_of_the_largest_last_value(tmp_path: Path) -> Non
         rows = pl.DataFrame({"metric": "val/ndcg", "epoch": [0, 1, 2], "value": values})
         rows.write_csv(job.folder / "metrics.csv")
         assert job.was_best_in_last_epoch("ndcg") == is_last
+    # A resumed run has an epoch twice.
+    rows = pl.DataFrame({"metric": "val/ndcg", "epoch": [0, 1, 2, 2], "value": [3, 1, 4, 2]})
+    rows.write_csv(job.folder / "metrics.csv")
+    assert not job.was_best_in_last_epoch("ndcg")
 
 
 def test_seconds_of_runs_without_attempts_are_their_own(tmp_path: Path) -> None:
@@ -993,3 +1024,121 @@ def test_runs_without_some_users_are_of_the_same_log(tmp_path: Path, monkeypatch
             else:
                 with pytest.raises(UserError, match="was trained on another log"):
                     runs.require_comparable([jobs[job_name]])
+
+
+def finished(name: str, validation: float) -> SimpleNamespace:
+    """A run with a value on validation."""
+    metrics = {"val": {"mrr@20": validation}}
+    return SimpleNamespace(
+        description=name, folder=Path(name), metrics=lambda: metrics, command=lambda given: f"{name} {given}"
+    )
+
+
+def results_of_runs(non_neural: dict[str, float], **by_seed: list[float]) -> VerdictResults:
+    """Of runs with these values on validation."""
+    config = OmegaConf.create({"evaluation": {"monitor": "mrr@20"}})
+    jobs: Any = [
+        {name: finished(f"{name}-{seed}", values[seed]) for name, values in by_seed.items()} for seed in range(2)
+    ]
+    runs: Any = [finished(name, value) for name, value in non_neural.items()]
+    plan = Plan(2, False, False, 0.0)
+    return VerdictResults(config, None, [], plan, runs, jobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("helps", "sr", "deployed", "uses_profiles"),
+    [
+        ("yes", 0.5, "vstan_context", True),
+        ("yes", 0.9, "sr", False),
+        ("no", 0.5, "sr", False),
+        ("unclear", 0.5, "sr", False),
+    ],
+)
+def test_models_with_profiles_are_deployed_where_profiles_help(
+    helps: str, sr: float, deployed: str, uses_profiles: bool
+) -> None:
+    non_neural = {"sr": sr, "vstan_context": 0.8}
+    rows = {"sr": {"uses_profiles": False}, "vstan_context": {"uses_profiles": True}}
+    results = results_of_runs(non_neural, own=[0.7, 0.6], session=[0.2, 0.4])
+    validation = non_neural | {"own": 0.65, "session": 0.3}
+    deploy = results._deployment({"helps": helps, "non_neural": rows}, validation, [])
+    assert (deploy["model"], deploy["uses_profiles"], deploy["non_neural"]) == (deployed, uses_profiles, True)
+    assert ("vstan_context" in deploy["chosen_from"]) == (helps == "yes")
+
+
+@pytest.mark.parametrize(("helps", "trained"), [("yes", "own-0"), ("unclear", "session-1")])
+def test_the_best_seed_on_validation_is_deployed(helps: str, trained: str) -> None:
+    results = results_of_runs({}, own=[0.7, 0.6], session=[0.2, 0.4])
+    deploy = results._deployment({"helps": helps, "non_neural": {}}, {"own": 0.65, "session": 0.3}, [])
+    assert (deploy["trained"], deploy["non_neural"], deploy["uses_profiles"]) == (trained, False, helps == "yes")
+    assert deploy["command"] == f"{trained} []"
+
+
+def test_one_of_two_runs_that_still_improve_is_not_most() -> None:
+    results = results_of_runs({}, own=[0.7, 0.6])
+    for job, is_rising in zip(results.jobs, (True, False), strict=True):
+        vars(job["own"])["was_best_in_last_epoch"] = lambda _, is_rising=is_rising: is_rising
+    assert results._rising("own") == []
+
+
+class TimedRuns:
+    """Runs that record 10 s each, and take ``seconds_per_run``."""
+
+    def __init__(self, seconds_per_run: float, seconds: float = 0.0) -> None:
+        self.seconds, self.seconds_per_run = seconds, seconds_per_run
+
+    def execute(self, job: Job, *_: Any) -> None:
+        if not job.is_finished:
+            job.folder.mkdir(parents=True)
+            (job.folder / "metrics.json").write_text('{"seconds": {"train": 9, "test": 1}}')
+            self.seconds += self.seconds_per_run
+
+    def require_comparable(self, jobs: Any) -> None:
+        pass
+
+    def hide_attributes(self, job: Job, attributes: Any) -> None:
+        pass
+
+
+def test_two_seeds_are_completed_and_more_only_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed is planned to take 45 s, so that four fit into 200 s."""
+    monkeypatch.setattr("arnn_lightning.tasks.verdict.has_record", lambda _: True)
+    concluded = []
+
+    def seeds_of(folder: Path, *seconds: float) -> list[int]:
+        verdict: Any = Verdict.__new__(Verdict)
+        verdict.config = OmegaConf.create({"seed": 1, "max_seeds": 9, "budget": "200s"})
+        verdict.folder, verdict.budget, verdict.non_neural, verdict.attributes = folder, 200.0, [], ["team"]
+        verdict.plan, verdict.lacks_new_users = Plan(0, False, False, 0.0), False
+        verdict.runs = TimedRuns(*seconds)
+        verdict._conclude = lambda seeds, _: concluded.append(seeds)
+        verdict.run()
+        return concluded.pop()
+
+    assert seeds_of(tmp_path / "as planned", 10) == [1, 2, 3, 4]
+    assert seeds_of(tmp_path / "faster", 5) == [1, 2, 3, 4]
+    assert seeds_of(tmp_path / "slower", 15) == [1, 2, 3]
+    assert seeds_of(tmp_path / "slowest", 60) == [1, 2]
+    assert seeds_of(tmp_path / "as planned", 60, 1000) == [1, 2, 3, 4]  # which are finished
+    assert seeds_of(tmp_path / "slowest", 10) == [1, 2, 3, 4]  # two are
+    for seed in range(1, 6):
+        TimedRuns(10).execute(seed_jobs(tmp_path / "partly", seed, False)["session"])
+    assert seeds_of(tmp_path / "partly", 10) == [1, 2, 3, 4]  # none is
+
+
+def test_the_best_non_neural_model_is_that_on_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_groups", "_attribute_values"):
+        monkeypatch.setattr(VerdictFigures, name, lambda *_: {})
+    monkeypatch.setattr(VerdictFigures, "_new_users", lambda *_: (None, None))
+
+    def result(rank: float) -> EvaluationResult:
+        ranks = {"session": range(3), "position": 1, "user": range(3), "item": 0, "rank": rank}
+        return EvaluationResult("", pl.DataFrame(ranks))
+
+    bootstrap = {"resamples": 20, "confidence": 0.9, "unit": "user"}
+    figures = VerdictFigures(None, [], "mrr@20", ["mrr@20"], bootstrap, 1, 0.01)  # type: ignore[arg-type]
+    models = {name: [result(2.0)] * 2 for name in ("own", "session", "permuted", "per_session")}
+    non_neural = {"pop": result(1.0), "sr": result(4.0)}  # on the test split, the order is the other
+    shown = figures.compute(models, non_neural, {"pop": 0.1, "sr": 0.3}, None, [])
+    assert shown["best_non_neural"] == "sr"
+    assert shown["gains"]["over_non_neural"]["base"] == 0.25
