@@ -666,6 +666,7 @@ def test_the_plan_has_what_fits_into_the_budget() -> None:
     # Held-out users cost 55 more a seed, a third seed comes first.
     assert make_plan(390, costs, 5, True) == Plan(3, False, True, pytest.approx(389.5))
     assert make_plan(555, costs, 5, True) == Plan(3, True, True, pytest.approx(554.5))
+    assert make_plan(540, Costs(10, 20, 30, 60), 5, True) == Plan(3, True, False, pytest.approx(538))
     # Without attributes a seed takes 121.
     assert make_plan(380, costs, 5, True) == Plan(3, False, False, pytest.approx(373))
     assert make_plan(300, costs, 5, False) == Plan(2, False, True, pytest.approx(263))

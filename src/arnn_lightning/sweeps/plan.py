@@ -184,8 +184,8 @@ def _per_seed(costs: Costs, holds_out_users: bool, hides_attributes: bool) -> fl
 
 
 def _additions(lacks_new_users: bool) -> list[tuple[bool, bool]]:
-    """Optional parts of a plan, all of them first: held-out users, tests without each attribute."""
-    return list(dict.fromkeys([(lacks_new_users, True), (False, True), (False, False)]))
+    """Optional parts of a plan, all of them first: held-out users, and less important, tests without each attribute."""
+    return list(dict.fromkeys([(lacks_new_users, True), (lacks_new_users, False), (False, True), (False, False)]))
 
 
 def make_plan(budget: float, costs: Costs, max_seeds: int, lacks_new_users: bool) -> Plan:
