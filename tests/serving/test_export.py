@@ -200,6 +200,29 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
     assert config["step"]["largest_difference"] < 1e-5
 
 
+def test_a_folder_that_is_there_is_filled_and_hidden_files_stay(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a mount point, which cannot be renamed, or the current folder."""
+    folder = tmp_path / "out"
+    (folder / ".git").mkdir(parents=True)
+    (folder / ".config.json.tmp").mkdir()  # of an export that was killed
+    monkeypatch.chdir(folder)
+    moved, place, usual = [], folder.stat().st_ino, Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        moved.append(target.name)
+        return usual(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    export(checkpoints(BY_NAME["gru4rec"]), Path())
+    assert moved[-1] == "config.json"
+    assert {".git", "config.json", "step.onnx"} < {*names_in(folder)}
+    assert ".config.json.tmp" not in names_in(folder)
+    assert folder.stat().st_ino == place
+    assert names_in(tmp_path) == ["out"]
+
+
 def test_what_cannot_be_exported_is_one_line(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for name in (case.name for case in MODELS if not case.is_trained):
         with pytest.raises(UserError, match=f"{name} has no encoder to export"):

@@ -83,7 +83,7 @@ def example_inputs(
 
 
 def export_model(predictor: Predictor, checkpoint: Path, output: Path, k: int, card: str) -> dict[str, Any]:
-    """Writes the folder ``output``, as a whole; an earlier export there is replaced.
+    """Writes the folder ``output``, as a whole; an earlier export there is replaced, but for hidden files.
 
     Args:
         predictor: the model and its vocabulary.
@@ -108,7 +108,7 @@ def export_model(predictor: Predictor, checkpoint: Path, output: Path, k: int, c
     check_output(output)
     dims = predictor.metadata["model"]["dims"]
     step = ExportedStep(model, k)
-    with staging_directory(output) as folder:
+    with staging_directory(output / CONFIG if output.exists() else output) as folder:
         opset = _write_step(step, model, dims, folder / STEP)
         difference = _compare(step, model, dims, folder / STEP)
         _write_weights(model, folder)
@@ -136,13 +136,13 @@ def export_model(predictor: Predictor, checkpoint: Path, output: Path, k: int, c
         }
         write_json(folder / CONFIG, config)
         write_text(folder / CARD, card)
-        _replace(folder, output)
+        _move(folder, output)
     return config
 
 
 def check_output(output: Path) -> None:
-    """Raises UserError where ``output`` is not a new or an empty folder, or an earlier export."""
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not _is_export(output)):
+    """Raises UserError where ``output`` is not a new folder, one without visible files, or an earlier export."""
+    if output.is_file() or (output.is_dir() and _visible(output) and not _is_export(output)):
         raise UserError(f"output={output}: exists and is not an exported model; choose another folder")
 
 
@@ -153,12 +153,23 @@ def _is_export(folder: Path) -> bool:
         return False
 
 
-def _replace(folder: Path, output: Path) -> None:
-    """Renames ``folder`` to ``output``; what was there is removed after it."""
-    with staging_directory(output.with_name(f"{output.name}.old")) as old:
-        if output.exists():
-            output.replace(old / output.name)
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _move(folder: Path, output: Path) -> None:
+    """Renames ``folder`` to ``output``. One that exists stays: it may be a mount point, or the current folder."""
+    if not output.exists():
         folder.replace(output)
+        return
+    (output / CONFIG).unlink(missing_ok=True)  # is there in complete exports only
+    for path in _visible(output):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == CONFIG):
+        file.replace(output / file.name)
 
 
 def _require_packages() -> None:
