@@ -88,6 +88,7 @@ def test_unknown_parts_are_named_in_the_answer(client: TestClient, items: list[A
     answer = client.post("/v1/recommend", json={"session": items[:1], "user": "mistyped"})
     assert answer.json()["unknown"]["users"] == ["mistyped"]
     body = {"session": [items[0], "strange"], "profile": {"agee": 3}, "k": 2, "exclude_seen": True}
+    body |= {"items": [*items, "strange", 10**60]}
     answer = client.post("/v1/recommend", json=body)
     assert answer.status_code == 200
     assert answer.json()["unknown"] == {"items": ["strange"], "attributes": ["agee"], "values": [], "users": []}
@@ -111,7 +112,7 @@ def test_unknown_parts_are_named_in_the_answer(client: TestClient, items: list[A
         ({"session": [1], "profile": {"level": {"a": 1}}}, "profile"),
         ({"session": [1], "items": [2**70]}, "item"),
         ({"session": [1], "items": []}, "items"),
-        ({"session": [1], "user": 2**70, "items": ["a", 1]}, "items"),
+        ({"session": [1], "user": 2**70, "items": ["a", 1.5]}, "items"),
         ({"session": [1], "user": True}, "user: Input should be a valid integer or a valid string"),
         ([], "body"),
         ("text", "body"),
@@ -202,7 +203,7 @@ def test_a_refused_click_does_not_count(models: ReloadingPredictor, items: list[
     store = SessionStore(10, 60.0)
     client = TestClient(make_app(Service(models, store).ask, None, 20_000))
     key = client.post("/v1/sessions", json={}).json()["id"]
-    for refused in ({"item": items[0], "items": []}, {"item": items[0], "items": ["a", 1]}, {"item": 1.5}):
+    for refused in ({"item": items[0], "items": []}, {"item": items[0], "items": ["a", 1.5]}, {"item": 1.5}):
         assert client.post(f"/v1/sessions/{key}/clicks", json=refused).status_code == 422
     held = store.get(key)
     assert held is not None
@@ -288,7 +289,10 @@ def test_health_is_known_while_the_model_computes_for_long(monkeypatch: pytest.M
     is_free = threading.Event()
     is_free.set()
 
-    async def ask(_: Message) -> Answer:
+    asked: list[Message] = []
+
+    async def ask(message: Message) -> Answer:
+        asked.append(message)
         await asyncio.to_thread(is_free.wait, 10)
         return Answer(b"{}", sessions=3)
 
@@ -299,7 +303,15 @@ def test_health_is_known_while_the_model_computes_for_long(monkeypatch: pytest.M
         assert client.get("/health").json() == {}
         assert "arnn_sessions 3.0" in client.get("/metrics").text
         assert time.monotonic() - started < 5
+        assert len(asked) == 2  # once when the service started, and once for both
+        monkeypatch.setattr("arnn_lightning.serving.http.STUCK_SECONDS", 0)
+        stuck = client.get("/health")
+        assert (stuck.status_code, stuck.json()) == (503, {"detail": "the model has not answered for 0 s"})
+        assert client.get("/metrics").status_code == 200
         is_free.set()
+        while client.get("/health").status_code == 503:
+            assert time.monotonic() - started < 10
+        assert client.get("/health").json() == {}
 
 
 def test_sessions_expire_and_the_oldest_make_room(models: ReloadingPredictor) -> None:

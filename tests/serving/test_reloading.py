@@ -1,14 +1,21 @@
 """What the service does with a changed checkpoint, and how it makes batches; with models that compute nothing."""
 
+import gc
 import os
-from collections.abc import Sequence
+import shutil
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.serving.service import Job, ReloadingPredictor, Service
+from arnn_lightning.serving.bodies import Prefix, RecommendRequest
+from arnn_lightning.serving.messages import Recommend
+from arnn_lightning.serving.predictor import Predictor, load
+from arnn_lightning.serving.service import Job, ReloadingPredictor, Service, SessionStore
+from models import BY_NAME, ModelCase
 
 
 class FakePredictor:
@@ -83,6 +90,31 @@ def test_a_model_is_computed_before_it_gets_requests(file: Path) -> None:
     models.__class__ = Watched
     assert models.reload_if_changed()
     assert computed == [{"live", "model_id"}]
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "arnn"])
+def test_a_replaced_model_is_freed_at_once(name: str, checkpoints: Callable[[ModelCase], Path], file: Path) -> None:
+    """Without a garbage collection: a full one may not come for hours."""
+    shutil.copyfile(checkpoints(BY_NAME[name]) / "checkpoints" / "best.ckpt", file)
+    made: list[weakref.ref[Predictor]] = []
+
+    def read(path: Path) -> Predictor:
+        predictor = load(path)
+        made.append(weakref.ref(predictor))
+        return predictor
+
+    gc.disable()
+    try:
+        models = ReloadingPredictor(file, read, 60)
+        service = Service(models, SessionStore(10, 60))
+        for age in range(3):
+            body = RecommendRequest(session=models.current.catalogue.ids.head(2).to_list())
+            assert len([*service.answer([Recommend([Prefix(session=body.session)], body, is_batch=False)])]) == 1
+            set_age(file, age)
+            assert models.reload_if_changed()
+        assert [reference() is not None for reference in made] == [False, False, False, True]
+    finally:
+        gc.enable()
 
 
 def batch_sizes(size: int, jobs: Sequence[int]) -> list[list[int]]:

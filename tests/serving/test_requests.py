@@ -133,8 +133,12 @@ def test_blocks_of_sessions_change_no_list(gru4rec: Predictor, monkeypatch: pyte
     first, second = gru4rec.catalogue.ids.head(2)
     sessions = pl.DataFrame({"session_id": [0, 1, 2, 3], "item_id": [first, -1, -1, second]})
     expected = gru4rec.recommend(sessions, k=3, on_unknown="ignore")
-    monkeypatch.setattr("arnn_lightning.serving.predictor.BLOCK_SCORES", gru4rec.n_items)  # of one session
-    assert_frame_equal(gru4rec.recommend(sessions, k=3, on_unknown="ignore"), expected, abs_tol=1e-6)
+    seen = gru4rec.recommend(sessions, k=3, exclude_seen=True, on_unknown="ignore")
+    for n_scores in (gru4rec.n_items, gru4rec.n_items // 3):  # of one session, of a part of the catalogue
+        monkeypatch.setattr("arnn_lightning.serving.predictor.BLOCK_SCORES", n_scores)
+        assert_frame_equal(gru4rec.recommend(sessions, k=3, on_unknown="ignore"), expected, abs_tol=1e-6)
+        listed = gru4rec.recommend(sessions, k=3, exclude_seen=True, on_unknown="ignore")
+        assert_frame_equal(listed, seen, abs_tol=1e-6)
 
 
 def test_a_list_of_ids_is_one_session(gru4rec: Predictor, events: pl.DataFrame) -> None:
@@ -311,15 +315,19 @@ def test_left_out_items_change_no_order(with_profiles: Predictor, events: pl.Dat
     expected = whole.join(events, on=["session_id", "item_id"], how="anti", maintain_order="left")
     assert seen["item_id"].equals(expected["item_id"])
     some = whole["item_id"].head(7).to_list()
-    kept = with_profiles.recommend(events, items=[*some, 10**9], exclude_items=some[:2])
-    assert set(kept["item_id"]) == set(some[2:])
-    assert kept["rank"].to_list() == 8 * [1, 2, 3, 4, 5]
+    for unknown in ([10**9], ["a"], [10**60], [10**60, "a"]):
+        kept = with_profiles.recommend(events, items=[*some, *unknown], exclude_items=[*unknown, *some[:2]])
+        assert set(kept["item_id"]) == set(some[2:])
+        assert kept["rank"].to_list() == 8 * [1, 2, 3, 4, 5]
     session = with_profiles.session()
     session.click(some[0])
     assert {entry.item_id for entry in session.top(items=some, exclude_items=some[:2])} == set(some[2:])
     assert some[0] not in {entry.item_id for entry in session.top(with_profiles.n_items, exclude_seen=True)}
     with pytest.raises(UserError, match="no item of the catalogue is left"):
         with_profiles.recommend(events, items=[10**9])
+    for refused in ([1, 2.5], [True, 1], [b"a", 1], [{}]):
+        with pytest.raises(UserError, match=r"^items: .*must be "):
+            with_profiles.recommend(events, items=refused)
 
 
 def test_similar_items_leave_the_item_out(gru4rec: Predictor, checkpoints: Checkpoints) -> None:
@@ -404,9 +412,25 @@ def with_user_attribute(tmp_path: Path) -> Predictor:
     return Predictor(BY_NAME["concat"].make(prepared), vocabulary, metadata)
 
 
+@pytest.mark.parametrize("profile", [{}, {"country": None}])
+def test_an_empty_profile_replaces_the_stored_one(
+    profile: dict[str, Any], with_profiles: Predictor, events: pl.DataFrame
+) -> None:
+    """As a row of ``users`` without values does."""
+    user = events["user_id"][0]
+    session, stored = with_profiles.session(profile, user=user), with_profiles.session(user=user)
+    for opened in (session, stored):
+        opened.click(events["item_id"][0])
+    frame = events.head(1)
+    lists = with_profiles.recommend(frame, pl.DataFrame({"user_id": [user], **{name: [None] for name in profile}}))
+    assert [item.item_id for item in session.top()] == lists["item_id"].to_list()
+    assert session.top() != stored.top()
+
+
 def test_a_profile_of_a_stored_user_is_of_that_user(with_user_attribute: Predictor) -> None:
     predictor = with_user_attribute
     sessions = [predictor.session({"age": 3}, user=1), predictor.session(user=1), predictor.session(user=0)]
+    assert predictor.session({}, user=1).contexts.single.tolist() == [[2, 3]]  # of the fields: user 1, no age
     for session in sessions:
         session.click(0)
     lists = [session.top() for session in sessions]
@@ -700,6 +724,14 @@ def test_models_of_other_items_refuse_a_state(gru4rec: Predictor) -> None:
     other.catalogue = Catalogue(items.with_columns(items["id"].reverse()))
     with pytest.raises(UserError, match="state: belongs to another model"):
         other.session(state=gru4rec.session().state())
+
+
+def test_the_id_of_a_model_does_not_depend_on_versions(gru4rec: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of polars are those of its version."""
+    other = Predictor(gru4rec.model, gru4rec.vocabulary, gru4rec.metadata)
+    expected, usual = gru4rec.model_id, pl.Series.hash
+    monkeypatch.setattr(pl.Series, "hash", lambda *_, **__: usual(gru4rec.catalogue.ids, seed=1))
+    assert other.model_id == expected
 
 
 def test_a_state_has_a_bounded_size(with_profiles: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:

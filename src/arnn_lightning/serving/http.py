@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import uvicorn
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 Ask = Callable[[Message], Awaitable[Answer]]
 Respond = Callable[..., Awaitable[Response]]
 DESCRIBE_SECONDS = 0.5  # that /health and /metrics wait for the model
+STUCK_SECONDS = 60  # without an answer, after which the model is stuck: the longest request takes some seconds
 CLIENT_GONE = 499  # nginx's status of a request that the client gave up
 REFUSALS = {
     400: "The body cannot be decoded.",
@@ -51,6 +52,7 @@ REFUSALS = {
     404: "No such session.",
     413: "The body is too large.",
     422: "The body is invalid, or no item is left to recommend.",
+    503: "The model does not answer.",
 }
 
 
@@ -174,12 +176,12 @@ def make_app(ask: Ask, token: str | None, max_body_bytes: int, lifespan: Lifespa
     unknown_items = Counter("arnn_unknown_items_total", "Items that are not in the catalogue.", registry=registry)
     live_sessions = Gauge("arnn_sessions", "Live sessions.", registry=registry)
     summary = "Recommends the next items of a session"
-    describe = _Description(ask)
+    status = _CachedStatus(ask)
 
     @asynccontextmanager
     async def described_lifespan(app: FastAPI) -> AsyncIterator[Any]:
-        async with (lifespan or _no_lifespan)(app) as state:
-            await describe.start()
+        async with lifespan(app) if lifespan is not None else nullcontext() as state:
+            await status.start()
             yield state
 
     app = FastAPI(title="arnn-lightning", version=__version__, summary=summary, lifespan=described_lifespan)
@@ -206,43 +208,49 @@ def make_app(ask: Ask, token: str | None, max_body_bytes: int, lifespan: Lifespa
     _add_list_routes(app, respond, described)
     _add_session_routes(app, respond, described)
 
-    @app.get("/health", response_model=Health)
+    @app.get("/health", response_model=Health, responses=_refusals(503))
     async def health() -> Response:
         """The state of the service, and its model."""
-        return Response((await describe()).content, media_type="application/json")
+        answer = await status()
+        if status.is_stuck:
+            raise HTTPException(503, f"the model has not answered for {STUCK_SECONDS} s")
+        return Response(answer.content, media_type="application/json")
 
     @app.get("/metrics", response_class=PlainTextResponse, **described())
     async def metrics() -> Response:
         """Counts and times of requests, in the text format of Prometheus."""
-        live_sessions.set((await describe()).sessions)
+        live_sessions.set((await status()).sessions)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-@asynccontextmanager
-async def _no_lifespan(_: FastAPI) -> AsyncIterator[None]:
-    yield
-
-
-class _Description:
-    """The model and the number of live sessions; as they were last while the model computes for long."""
+class _CachedStatus:
+    """The model and the number of live sessions; the last known ones while the model is busy."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._latest: Answer | None = None
+        self._asked: asyncio.Future[Answer] | None = None  # one at a time: more would wait with it
+        self._asked_at = 0.0
 
     async def start(self) -> None:
         """Asks before the first request, when the model computes nothing."""
         self._latest = await self._ask(Describe())
 
     async def __call__(self) -> Answer:
-        asked = asyncio.ensure_future(self._ask(Describe()))
-        asked.add_done_callback(self._keep)
-        if self._latest is None:
-            return await asked
-        await asyncio.wait({asked}, timeout=DESCRIBE_SECONDS)
-        return asked.result() if asked.done() else self._latest
+        asked = self._asked
+        if asked is None or asked.done():
+            asked, self._asked_at = asyncio.ensure_future(self._ask(Describe())), time.monotonic()
+            asked.add_done_callback(self._keep)
+            self._asked = asked
+        await asyncio.wait({asked}, timeout=None if self._latest is None else DESCRIBE_SECONDS)
+        return asked.result() if asked.done() or self._latest is None else self._latest
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the model has not answered for long."""
+        return self._asked is not None and not self._asked.done() and time.monotonic() > self._asked_at + STUCK_SECONDS
 
     def _keep(self, asked: asyncio.Future[Answer]) -> None:
         if not asked.cancelled() and asked.exception() is None:

@@ -99,13 +99,17 @@ class LiveSessions:
     """Opens live sessions, and handles clicks and recommendations of many in one batch.
 
     Args:
-        predictor: the model.
+        predictor: the model, whose parts are kept, but not itself: it refers to these sessions, and would be freed by
+            a full garbage collection only.
     """
 
     def __init__(self, predictor: "Predictor") -> None:
-        self.predictor = predictor
+        self.name, self.model_id = predictor.name, predictor.model_id
         self.inference = predictor.inference
         self._catalogue = predictor.catalogue
+        self._vocabulary = predictor.vocabulary
+        self._profile_reader = predictor.profile_reader
+        self._uses_contexts = predictor.uses_contexts
         self._users = IdCodes(predictor.vocabulary.users["id"])
         self.inference.prepare_screen()
         example = self.open()
@@ -113,7 +117,7 @@ class LiveSessions:
         self.click([example], [self._catalogue.ids[0]])
         example_state = SessionState(example.contexts, [], 1, example.query, example.hidden)
         dims = predictor.metadata["model"]["dims"]
-        self.format = StateFormat(predictor.model_id, predictor.n_items, dims, example_state)
+        self.format = StateFormat(self.model_id, predictor.n_items, dims, example_state)
 
     def open(
         self, profile: Mapping[str, Any] | None = None, user: Any = None, state: bytes | None = None
@@ -122,7 +126,8 @@ class LiveSessions:
 
         Args:
             profile: attribute -> value, or list of values of a multi-valued attribute.
-            user: id of a user of the training data; a ``profile`` takes precedence over the stored contexts.
+            user: id of a user of the training data; a ``profile``, even an empty one, takes precedence over the stored
+                contexts.
             state: what ``LiveSession.state`` returned.
 
         Raises:
@@ -135,22 +140,22 @@ class LiveSessions:
             return self._restored(self.format.unpack(state))
         if not isinstance(profile, Mapping | None):
             raise UserError(f"profile: must map attributes to values, not {type(profile).__name__}")
-        predictor, unknown = self.predictor, Unknown()
-        single: list[int] = [0] * len(predictor.vocabulary.single)
+        unknown = Unknown()
+        single: list[int] = [0] * len(self._vocabulary.single)
         active: list[int] = []
-        if predictor.uses_contexts and profile:
-            if user is not None and USER in predictor.vocabulary.single:
+        if self._uses_contexts and profile is not None:
+            if user is not None and USER in self._vocabulary.single:
                 profile = {USER: user, **profile}
-            single, active, unknown.values = predictor.profile_reader.encode_one(profile)
-            known = (*predictor.attributes, SESSION_ID, USER_ID)
+            single, active, unknown.values = self._profile_reader.encode_one(profile)
+            known = (*self._vocabulary.attributes, SESSION_ID, USER_ID)
             unknown.attributes = [name for name in dict.fromkeys(map(str, profile)) if name not in known]
-        elif predictor.uses_contexts and user is not None:
+        elif self._uses_contexts and user is not None:
             code = self._users.find(user, "user")
             if code is None:
                 unknown.users.append(user)
             else:
-                row = predictor.vocabulary.users.row(code, named=True)
-                single, active = [row[f"{PREFIX}{name}"] for name in predictor.vocabulary.single], row["active"]
+                row = self._vocabulary.users.row(code, named=True)
+                single, active = [row[f"{PREFIX}{name}"] for name in self._vocabulary.single], row["active"]
         elif profile:
             unknown.attributes = [*map(str, profile)]
         return LiveSession(self, self.inference.contexts_of(single, active), unknown)
@@ -263,10 +268,8 @@ class LiveSessions:
 
     def _require_same_model(self, sessions: Sequence[LiveSession]) -> None:
         for session in sessions:
-            if session._sessions.predictor.model_id != self.predictor.model_id:
-                raise UserError(
-                    f"a session of another model ({session._sessions.predictor.name}): use it with that model only"
-                )
+            if session._sessions.model_id != self.model_id:
+                raise UserError(f"a session of another model ({session._sessions.name}): use it with that model only")
 
 
 def _batch(sessions: Sequence[LiveSession], items: Sequence[int]) -> tuple[StepInput, State]:

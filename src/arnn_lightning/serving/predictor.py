@@ -101,12 +101,12 @@ class Predictor:
 
     @cached_property
     def model_id(self) -> str:
-        """16 hexadecimal digits of a hash of weights and item ids: what identifies the model, wherever its file is."""
+        """16 hexadecimal digits of a hash of weights and item ids, equal for equal models in any file."""
         digest = hashlib.sha256()
         for name, weight in self.model.state_dict().items():
             digest.update(name.encode())
             digest.update(weight.contiguous().numpy().tobytes())
-        digest.update(np.ascontiguousarray(self.catalogue.ids.hash(seed=0).to_numpy()).tobytes())
+        digest.update("\0".join(self.catalogue.ids.cast(pl.String)).encode())
         return digest.hexdigest()[:16]
 
     # Many sessions at once
@@ -200,7 +200,8 @@ class Predictor:
         for first in range(0, len(request.session_id), BLOCK_SESSIONS):
             numbers = np.arange(first, min(first + BLOCK_SESSIONS, len(request.session_id)))
             query_NH, has_click_N = self.inference.queries(request, numbers)
-            for rows in np.array_split(numbers, -(-len(numbers) * self.n_items // BLOCK_SCORES)):
+            n_parts = min(len(numbers), -(-len(numbers) * self.n_items // BLOCK_SCORES))
+            for rows in np.array_split(numbers, n_parts):
                 rows_N = rows - first
                 without_click = rows[~has_click_N[rows_N]]
                 seen = [request.item[request.offset[row] : request.offset[row + 1]] for row in rows]
@@ -228,7 +229,8 @@ class Predictor:
 
         Args:
             profile: attribute -> value, or list of values of a multi-valued attribute.
-            user: id of a user of the training data, whose stored contexts are used where there is no ``profile``.
+            user: id of a user of the training data, whose stored contexts are used where ``profile`` is None, not where it is
+                empty.
             state: what ``LiveSession.state`` returned; ``profile`` and ``user`` must then be None.
 
         Raises:

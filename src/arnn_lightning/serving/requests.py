@@ -78,14 +78,26 @@ def cast_ids(ids: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
 
 
 def to_ids(ids: Any, name: str) -> pl.Series:
-    """A list of ids as a column; raises UserError where it is none."""
+    """A list of ids as a column; raises UserError where it is none.
+
+    >>> to_ids([1, "a"], "items").to_list()
+    ['1', 'a']
+    """
     if isinstance(ids, str | bytes):
         raise UserError(f"{name}={ids!r}: must be a list of ids")
     try:
-        column = ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=None if len(ids) else pl.Null)
-        return stripped(column)
+        return stripped(ids if isinstance(ids, pl.Series) else _column(list(ids)))
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{name}: must be a list of ids of the same type: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{name}: must be a list of ids: {str(error).splitlines()[0]}") from error
+
+
+def _column(ids: list[Any]) -> pl.Series:
+    try:
+        return pl.Series(ids, dtype=None if ids else pl.Null)
+    except (TypeError, OverflowError):  # of both types, or an integer of more than 128 bits
+        if not all(type(value) in (int, str) for value in ids):
+            raise
+        return pl.Series([*map(str, ids)])
 
 
 def find_codes(ids: pl.Series, known: pl.Series, name: str) -> pl.Series:
