@@ -23,6 +23,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from arnn_lightning.errors import UserError
+from arnn_lightning.serving import live as live_sessions
 from arnn_lightning.serving import worker
 from arnn_lightning.serving.bodies import BatchRequest, ClickRequest, Prefix, RecommendRequest
 from arnn_lightning.serving.http import make_app
@@ -238,6 +239,41 @@ def test_requests_of_one_session_are_answered_in_turn(models: ReloadingPredictor
     assert (listed(third), closed, gone) == (expected[2], Answer(b""), Answer(None))
     clicks = [Click(first, ClickRequest(item=item)) for item in (items[0], "strange", items[1])]
     assert [answer.unknown_items for answer in answers_of(service, *clicks)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["arnn", "vstan_context", "prefix", "pop"])
+def test_sessions_of_any_length_in_one_request_get_their_own_lists(
+    name: str, checkpoints: Checkpoints, test_sessions: pl.DataFrame
+) -> None:
+    """The batch is split once after the last event of each session, not after every event."""
+    models = ReloadingPredictor(checkpoints(BY_NAME[name]) / "checkpoints" / "best.ckpt", load, 60)
+    predictor, service = models.current, Service(models, SessionStore(10, 60))
+    items, users = test_sessions["item_id"].to_list(), test_sessions["user_id"].unique().sort().to_list()
+    lengths = [3, 0, 40, 1, 3, 7]
+    prefixes = [
+        Prefix(session=["strange", *items[length : 2 * length]], user=user)
+        for length, user in zip(lengths, users, strict=False)
+    ]
+    splits: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        usual = live_sessions._rows
+
+        def rows(batch: Any, dim: int, first: int = 0) -> Any:
+            splits.append(dim == 0)
+            return usual(batch, dim, first)
+
+        patch.setattr(live_sessions, "_rows", rows)
+        body = BatchRequest(sessions=prefixes, k=10, exclude_seen=True)
+        (answer,) = answers_of(service, Recommend(body.sessions, body, True))
+    assert sum(splits) <= len({*lengths})  # one of which is 0, one the first step's terms of users
+    for prefix, found in zip(prefixes, json.loads(answer.content)["lists"], strict=True):
+        session = predictor.session(user=prefix.user)
+        for item in prefix.session:
+            session.click(item)
+        expected = session.top(10, exclude_seen=True)
+        assert [item["id"] for item in found["items"]] == [item.item_id for item in expected]
+        assert [item["score"] for item in found["items"]] == pytest.approx([item.score for item in expected], abs=1e-5)
+        assert found["unknown"]["items"] == ["strange"]
 
 
 @pytest.mark.parametrize(("n_items", "places"), [(5, [[2, 3, 0, 1]]), (30, [[2, 3, 0], [1]])])

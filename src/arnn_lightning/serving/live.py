@@ -44,16 +44,17 @@ class LiveSession:
         self.seen: dict[int, None] = {}  # item codes, the latest last: a dict as an ordered set
         self.clicks = 0
         self.unknown = unknown
-        self.terms: Tensor | None = None  # the encoder's part that depends on the contexts alone, from the first click
+        self.user_terms: Tensor | None = None  # the encoder's part that depends on contexts alone, from the first click
 
-    def add(self, item: int, query_1H: Tensor, hidden: State) -> None:
-        """Adds a click on the item of a code, after which the encoder returned ``query_1H`` and ``hidden``."""
+    def add(self, items: Sequence[int], query_1H: Tensor, hidden: State) -> None:
+        """Adds clicks on the items of these codes, after which the encoder returned ``query_1H`` and ``hidden``."""
         self.query, self.hidden = query_1H, hidden
-        self.clicks += 1
-        self.seen.pop(item, None)
-        self.seen[item] = None
-        if len(self.seen) > MAX_SEEN:
-            del self.seen[next(iter(self.seen))]
+        self.clicks += len(items)
+        for item in items:
+            self.seen.pop(item, None)
+            self.seen[item] = None
+            if len(self.seen) > MAX_SEEN:
+                del self.seen[next(iter(self.seen))]
 
     def click(self, item: Any) -> None:
         """Adds an event; one of an item that is not in the catalogue is ignored and listed in ``unknown``.
@@ -64,7 +65,7 @@ class LiveSession:
         Raises:
             UserError: an ``item`` that is neither an integer nor a string.
         """
-        self._sessions.click([self], [item])
+        self._sessions.replay([self], [[item]])
 
     def top(
         self,
@@ -166,7 +167,6 @@ class LiveSessions:
         session.seen = dict.fromkeys(state.seen)
         return session
 
-    @torch.inference_mode()
     def click(self, sessions: Sequence[LiveSession], items: Sequence[Any]) -> None:
         """One event in each of several sessions, in one batch.
 
@@ -182,29 +182,59 @@ class LiveSessions:
         self._require_same_model(sessions)
         if len(sessions) != len(items) or len({*map(id, sessions)}) < len(sessions):
             raise UserError("click: needs one item per session, and each session once; call it again for another click")
-        codes = [self._catalogue.codes.find(item, "item") for item in items]
-        clicked = []
-        for session, item, code in zip(sessions, items, codes, strict=True):
-            if code is None:
-                session.unknown.items = [*session.unknown.items, item][-MAX_UNKNOWN:]
-            else:
-                clicked.append((session, code))
-        if clicked:
-            new = [session for session, _ in clicked if session.terms is None]
-            if new and self._has_terms:
-                self._compute_terms(new)
-            step, state = _batch([session for session, _ in clicked], [code for _, code in clicked])
-            query_NH, state = self.inference.model.encode(step, state)
-            parts = [_rows(query_NH, 0), *(_rows(part, -2) for part in state)]
-            for (session, code), (query_1H, *hidden) in zip(clicked, zip(*parts, strict=True), strict=True):
-                session.add(code, query_1H, tuple(hidden))
+        self.replay(sessions, [[item] for item in items])
+
+    @torch.inference_mode()
+    def replay(self, sessions: Sequence[LiveSession], items: Sequence[Sequence[Any]]) -> None:
+        """Several events in each of several sessions, in one batch that is split after the last event of a session.
+
+        Args:
+            sessions: N sessions of this model, each once.
+            items: the ids of each, the latest last.
+
+        Raises:
+            UserError: an item of a wrong type.
+        """
+        find = self._catalogue.codes.find
+        found = [[find(item, "item") for item in listed] for listed in items]
+        clicked: list[tuple[LiveSession, list[int]]] = []
+        for session, listed, codes in zip(sessions, items, found, strict=True):
+            known = [code for code in codes if code is not None]
+            if len(known) < len(codes):
+                unknown = [item for item, code in zip(listed, codes, strict=True) if code is None]
+                session.unknown.items = [*session.unknown.items, *unknown][-MAX_UNKNOWN:]
+            if known:
+                clicked.append((session, known))
+        if not clicked:
+            return
+        new = [session for session, _ in clicked if session.user_terms is None]
+        if new and self._has_terms:
+            self._compute_terms(new)
+        clicked.sort(key=lambda pair: -len(pair[1]))  # those that have a further event are the first ones
+        contexts, terms, state = _batch([session for session, _ in clicked])
+        for step in range(len(clicked[0][1])):
+            item_N = torch.from_numpy(np.array([codes[step] for _, codes in clicked]))  # a third of torch.tensor's time
+            query_NH, state = self.inference.model.encode(StepInput(item_N, contexts, None, terms), state)
+            n = len([codes for _, codes in clicked if len(codes) > step + 1])
+            if n == len(clicked):
+                continue
+            parts = [_rows(query_NH, 0, n), *(_rows(part, -2, n) for part in state)]
+            for (session, codes), (query_1H, *hidden) in zip(clicked[n:], zip(*parts, strict=True), strict=True):
+                session.add(codes, query_1H, tuple(hidden))
+            if n:
+                clicked = clicked[:n]
+                contexts, terms = (
+                    Contexts(contexts.single[:n], contexts.active[:n]),
+                    terms[:n] if terms is not None else None,
+                )
+                state = tuple(part[..., :n, :] for part in state)
 
     def _compute_terms(self, sessions: Sequence[LiveSession]) -> None:
-        """Sets ``terms`` of sessions before their first click, in one batch: few take as long as one."""
+        """Sets ``user_terms`` of sessions before their first click, in one batch: few take as long as one."""
         terms = self.inference.user_terms(_cat_contexts([session.contexts for session in sessions]))
         assert terms is not None
         for session, terms_of_session in zip(sessions, _rows(terms, 0), strict=True):
-            session.terms = terms_of_session
+            session.user_terms = terms_of_session
 
     def top(
         self,
@@ -272,21 +302,19 @@ class LiveSessions:
                 raise UserError(f"a session of another model ({session._sessions.name}): use it with that model only")
 
 
-def _batch(sessions: Sequence[LiveSession], items: Sequence[int]) -> tuple[StepInput, State]:
-    """The input of a step and the state before it."""
-    item_N = torch.from_numpy(np.array(items))  # a third of the time of torch.tensor
+def _batch(sessions: Sequence[LiveSession]) -> tuple[Contexts, Tensor | None, State]:
+    """The contexts, the users' terms and the state of several sessions."""
     if len(sessions) == 1:
         (session,) = sessions
-        return StepInput(item_N, session.contexts, valid=None, user_terms=session.terms), session.hidden
-    terms = [session.terms for session in sessions if session.terms is not None]
-    contexts = _cat_contexts([session.contexts for session in sessions])
-    step = StepInput(item_N, contexts, valid=None, user_terms=torch.cat(terms) if terms else None)
-    return step, tuple(torch.cat(parts, -2) for parts in zip(*(session.hidden for session in sessions), strict=True))
+        return session.contexts, session.user_terms, session.hidden
+    terms = [session.user_terms for session in sessions if session.user_terms is not None]
+    state = tuple(torch.cat(parts, -2) for parts in zip(*(session.hidden for session in sessions), strict=True))
+    return _cat_contexts([session.contexts for session in sessions]), torch.cat(terms) if terms else None, state
 
 
-def _rows(batch: Tensor, dim: int) -> list[Tensor]:
-    """A tensor for each session. Clones: a view would keep the whole batch in memory."""
-    return [batch] if batch.shape[dim] == 1 else [row.clone() for row in batch.split(1, dim)]
+def _rows(batch: Tensor, dim: int, first: int = 0) -> list[Tensor]:
+    """A tensor for each session from ``first`` on. Clones: a view would keep the whole batch in memory."""
+    return [batch] if batch.shape[dim] == 1 else [row.clone() for row in batch.split(1, dim)[first:]]
 
 
 def _cat_queries(parts: Sequence[Tensor]) -> Tensor:

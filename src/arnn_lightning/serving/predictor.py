@@ -229,8 +229,8 @@ class Predictor:
 
         Args:
             profile: attribute -> value, or list of values of a multi-valued attribute.
-            user: id of a user of the training data, whose stored contexts are used where ``profile`` is None, not where it is
-                empty.
+            user: id of a user of the training data, whose stored contexts are used where ``profile`` is None, not where
+                it is empty.
             state: what ``LiveSession.state`` returned; ``profile`` and ``user`` must then be None.
 
         Raises:

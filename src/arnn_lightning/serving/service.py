@@ -204,9 +204,7 @@ class Service:
         allowed_I = predictor.catalogue.allowed(lists.items, lists.exclude_items)
         sessions = [session for job in jobs for session in job.sessions]
         items = [clicked for job in jobs for clicked in job.items]
-        for step in range(max(map(len, items), default=0)):
-            active = [number for number, clicked in enumerate(items) if len(clicked) > step]
-            live.click([sessions[number] for number in active], [items[number][step] for number in active])
+        live.replay(sessions, items)
         found = iter(live.top_allowed(sessions, lists.k, lists.exclude_seen, allowed_I))
         return [[*islice(found, len(job.sessions))] for job in jobs]
 
