@@ -20,11 +20,11 @@ from retrain_daily import DAY, PROGRAM, train
 
 RANDOM = """
 import arnn_lightning.training.initial as initial
-made = initial._Correspondence.__init__
+made = initial.RowMapping.__init__
 def at_random(self, *ids):
     made(self, *ids)
-    self.item = initial.Rows(self.item.place, self.item.is_known, "random")
-initial._Correspondence.__init__ = at_random
+    self.item = initial.Rows(self.item.source_row, self.item.is_known, "initial")
+initial.RowMapping.__init__ = at_random
 from arnn_lightning.cli import main
 main()
 """

@@ -94,7 +94,7 @@ def test_profiles_get_the_codes_that_training_gave(run: Path, prepared: Prepared
         for kind in (date.isoformat, lambda day: day, lambda day: datetime(day.year, day.month, day.day, 12)):
             session = predictor.session(profile_of(user, kind))
             assert torch.equal(session.contexts.single, expected.single)
-            assert session.unknown.line(predictor.attributes) is None
+            assert session.unknown.warning_text(predictor.attributes) is None
         texts = profile_of(user) | ({} if user % 7 == 0 else {"age": f" {18 + user}"})
         for unknown in ({}, {"age": None}, {"age": "NA"}, {"age": ""}) if user % 7 == 0 else ({},):
             assert torch.equal(predictor.session(texts | unknown).contexts.single, expected.single)

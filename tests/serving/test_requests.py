@@ -387,7 +387,7 @@ def test_a_profile_equals_the_stored_user_that_has_it(with_profiles: Predictor, 
         for session in (with_profiles.session(user=user), with_profiles.session(profile), with_profiles.session()):
             session.click(events["item_id"][0])
             lists.append(session.top(10))
-            assert session.unknown.line(with_profiles.attributes) is None
+            assert session.unknown.warning_text(with_profiles.attributes) is None
         assert lists[0] == lists[1]
         if profile:
             assert lists[0] != lists[2]

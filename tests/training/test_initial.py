@@ -19,7 +19,7 @@ from arnn_lightning.models import ARNN
 from arnn_lightning.nn.table import EmbeddingTable
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.tasks.initial import load_pretrained
-from arnn_lightning.training.initial import Ids, InitialWeights
+from arnn_lightning.training.initial import InitialWeights, TableRows
 from helpers import make_data, make_model, model_config, random_sessions, ready, trainer, write_dataset
 from models import BY_NAME, TRAINED, ModelCase, case_name, slow_but
 
@@ -30,7 +30,7 @@ CATEGORIES = [  # of the items of small_dataset
 ]
 
 
-def ids_of(n_items: int, sizes: list[int], fields: list[str], shift: int = 0) -> Ids:
+def ids_of(n_items: int, sizes: list[int], fields: list[str], shift: int = 0) -> TableRows:
     """Items i<shift>, i<shift + 1>, ...; categories <attribute>1, <attribute>2, ...; binary fields by name."""
     rows = [
         (name, "single", code, f"{name}{code}")
@@ -39,8 +39,8 @@ def ids_of(n_items: int, sizes: list[int], fields: list[str], shift: int = 0) ->
     ]
     rows += [("roles", "multi", code, name) for code, name in enumerate(fields)]
     items = pl.Series([f"i{shift + code}" for code in range(n_items)])
-    of_items = Ids(items, ["category"], vocabulary(CATEGORIES))
-    return Ids(items, SINGLE, vocabulary(rows), of_items)
+    of_items = TableRows(items, ["category"], vocabulary(CATEGORIES))
+    return TableRows(items, SINGLE, vocabulary(rows), of_items)
 
 
 def vocabulary(rows: list[tuple[str, str, int, str]]) -> pl.DataFrame:
@@ -51,9 +51,9 @@ def start(
     model: Any,
     case: ModelCase,
     dims: dict[str, Any],
-    now: Ids,
+    now: TableRows,
     checkpoint: Any,
-    then: Ids,
+    then: TableRows,
     with_parts: bool = False,
 ) -> InitialWeights:
     """``with_parts``: also ARNN's encoders, which start from checkpoints of their own otherwise."""
@@ -194,7 +194,7 @@ def test_categories_of_items_follow_their_names() -> None:
     ]
     new = [("kind", "single", 1, "b"), ("kind", "single", 2, "new"), ("price", "numeric", 1, "< 5")]
     ids_then, ids_now = (
-        Ids(items, [], vocabulary([]), Ids(items, ["kind", "price"], vocabulary(categories)))
+        TableRows(items, [], vocabulary([]), TableRows(items, ["kind", "price"], vocabulary(categories)))
         for categories in (rows, new)
     )
     earlier, model = (make_model(case.preset, dims, *case.overrides) for dims in (then, now))
@@ -333,7 +333,7 @@ def test_other_attributes_are_one_line(small_dataset: PreparedDataset) -> None:
         "metadata": {"model": model_config(case.preset, dims, *case.overrides)},
     }
     ids = ids_of(dims["n_items"], dims["single_sizes"], [f"f{code}" for code in range(dims["n_binary"])])
-    other = Ids(ids.items, ["level"], ids.contexts)
+    other = TableRows(ids.items, ["level"], ids.contexts)
     with pytest.raises(UserError, match=r"data\.contexts\.single=\[level\], but this run has \[level,country\]"):
         start(ready(model, small_dataset), case, dims, ids, checkpoint, other)
 
@@ -345,7 +345,7 @@ def test_item_attributes_that_are_fields_keep_their_order(small_dataset: Prepare
     checkpoint = {"state_dict": model.state_dict(), "metadata": metadata}
     of_users = ids_of(dims["n_items"], dims["single_sizes"], [f"f{code}" for code in range(dims["n_binary"])])
     then, now = (
-        replace(of_users, of_items=Ids(of_users.items, names, vocabulary([])))
+        replace(of_users, of_items=TableRows(of_users.items, names, vocabulary([])))
         for names in (["price", "kind"], ["kind", "price"])
     )
     with pytest.raises(UserError, match=r"data\.item_contexts\.single=\[price,kind\], but this run has \[kind,price\]"):

@@ -55,7 +55,7 @@ class Inference:
 
     # Contexts
 
-    def contexts(self, profiles: pl.DataFrame, rows: np.ndarray) -> Contexts:
+    def contexts_of_rows(self, profiles: pl.DataFrame, rows: np.ndarray) -> Contexts:
         """The contexts (N, ...) of rows of ``profiles``; -1 for unknown ones."""
         if not self.model.uses_contexts or not len(rows):
             return no_contexts(len(rows))
@@ -64,7 +64,7 @@ class Inference:
         place = torch.from_numpy(np.where(is_known, is_known.cumsum() - 1, is_known.sum()))
         return Contexts(codes.single[place], codes.active[place])
 
-    def contexts_of(self, single: Sequence[int], active: Sequence[int]) -> Contexts:
+    def contexts_of_codes(self, single: Sequence[int], active: Sequence[int]) -> Contexts:
         """The contexts (1, ...) of codes of the single-valued fields, each from 0, and of active binary fields."""
         if not self.model.uses_contexts:
             return no_contexts(1)
@@ -87,7 +87,7 @@ class Inference:
         has_click_N = lengths > 0
         if not len(order):
             return None, has_click_N
-        contexts = self.contexts(request.profiles, request.contexts[numbers[order]])
+        contexts = self.contexts_of_rows(request.profiles, request.contexts[numbers[order]])
         terms = self.user_terms(contexts)
         state = self.model.initial_state(len(order))
         query_NH: Tensor | None = None

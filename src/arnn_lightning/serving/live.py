@@ -159,7 +159,7 @@ class LiveSessions:
                 single, active = [row[f"{PREFIX}{name}"] for name in self._vocabulary.single], row["active"]
         elif profile:
             unknown.attributes = [*map(str, profile)]
-        return LiveSession(self, self.inference.contexts_of(single, active), unknown)
+        return LiveSession(self, self.inference.contexts_of_codes(single, active), unknown)
 
     def _restored(self, state: SessionState) -> LiveSession:
         session = LiveSession(self, state.contexts, Unknown())
@@ -219,8 +219,8 @@ class LiveSessions:
             if n == len(clicked):
                 continue
             parts = [_rows(query_NH, 0, n), *(_rows(part, -2, n) for part in state)]
-            for (session, codes), (query_1H, *hidden) in zip(clicked[n:], zip(*parts, strict=True), strict=True):
-                session.add(codes, query_1H, tuple(hidden))
+            for (session, known), (query_1H, *hidden) in zip(clicked[n:], zip(*parts, strict=True), strict=True):
+                session.add(known, query_1H, tuple(hidden))
             if n:
                 clicked = clicked[:n]
                 contexts, terms = (

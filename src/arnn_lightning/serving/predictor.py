@@ -165,10 +165,10 @@ class Predictor:
         if on_unknown not in ("warn", "raise", "ignore"):
             raise UserError(f"on_unknown={on_unknown!r}: must be warn, raise or ignore")
         request = self.reader.read(sessions, users)
-        if on_unknown == "raise" and (line := request.unknown.refused_line(self.attributes)):
-            raise UserError(line)
-        if on_unknown != "ignore" and (line := request.unknown.line(self.attributes)):
-            warnings.warn(f"ignored: {line}", stacklevel=3)
+        if on_unknown == "raise" and (text := request.unknown.error_text(self.attributes)):
+            raise UserError(text)
+        if on_unknown != "ignore" and (text := request.unknown.warning_text(self.attributes)):
+            warnings.warn(f"ignored: {text}", stacklevel=3)
         return request
 
     def lists(
@@ -208,7 +208,7 @@ class Predictor:
                 score_NK, item_NK = self.inference.top(
                     query_NH[torch.from_numpy(rows_N)] if query_NH is not None else None,
                     has_click_N[rows_N],
-                    self.inference.contexts(request.profiles, request.contexts[without_click]),
+                    self.inference.contexts_of_rows(request.profiles, request.contexts[without_click]),
                     k,
                     allowed_I,
                     seen if exclude_seen else None,

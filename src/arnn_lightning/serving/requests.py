@@ -134,7 +134,7 @@ class Unknown:
     values: list[tuple[str, str]] = field(default_factory=list)
     users: list[Any] = field(default_factory=list)
 
-    def refused_line(self, used: Sequence[str]) -> str | None:
+    def error_text(self, used: Sequence[str]) -> str | None:
         """One line about what ``on_unknown="raise"`` refuses. Users without a profile it does not: they may be new.
 
         Args:
@@ -153,10 +153,10 @@ class Unknown:
             parts.append(f"attribute values not seen in training ({len(self.values):,}), such as {name}={value!r}")
         return "; ".join(parts) or None
 
-    def line(self, used: Sequence[str]) -> str | None:
+    def warning_text(self, used: Sequence[str]) -> str | None:
         """One line about what is ignored; None where everything is known."""
         users = [f"users without a profile ({len(self.users):,}), such as {self.users[0]!r}"] if self.users else []
-        return "; ".join(filter(None, [self.refused_line(used), *users])) or None
+        return "; ".join(filter(None, [self.error_text(used), *users])) or None
 
 
 @dataclass
@@ -175,8 +175,8 @@ class UnknownRows(Unknown):
     no_click: int = 0
     columns: list[str] = field(default_factory=list)
 
-    def line(self, used: Sequence[str]) -> str | None:
-        parts = [super().line(used)]
+    def warning_text(self, used: Sequence[str]) -> str | None:
+        parts = [super().warning_text(used)]
         if self.all_unmatched:
             parts.append(
                 f"all {len(self.unmatched):,} rows of users, since no session has their ids, such as "

@@ -21,7 +21,7 @@ from arnn_lightning.serving.predictor import Predictor
 log = logging.getLogger(__name__)
 NO_SESSION = Answer(None)
 SHORT_EVENTS = 50  # that a batch reads in some milliseconds
-Found = list[list[Recommendation]]
+JobLists = list[list[Recommendation]]
 
 
 class SessionStore:
@@ -71,7 +71,7 @@ class Job(NamedTuple):
 
     Attributes:
         number: place of the message among those that are answered together.
-        body: makes the answer from the lists.
+        make_answer: from the lists of its sessions.
     """
 
     number: int
@@ -79,7 +79,7 @@ class Job(NamedTuple):
     sessions: Sequence[LiveSession]
     items: Sequence[Sequence[Any]]
     lists: Lists
-    body: Callable[[Found], Answer]
+    make_answer: Callable[[JobLists], Answer]
 
 
 class Service:
@@ -139,7 +139,7 @@ class Service:
         if isinstance(message, Open):
             session = predictor.session(message.visitor.profile, message.visitor.user)
             key = self.store.add(predictor, session)
-            return Answer(to_json({"id": key, "unknown": _unknown(session), "model": predictor.model_id}))
+            return Answer(to_json({"id": key, "unknown": session.unknown, "model": predictor.model_id}))
         if isinstance(message, Close):
             return Answer(b"") if self.store.remove(message.key) else NO_SESSION
         described = {"status": "ok", "model": predictor.model_id, "name": predictor.name, "items": predictor.n_items}
@@ -149,22 +149,24 @@ class Service:
     def _recommend(number: int, predictor: Predictor, message: Recommend) -> Job:
         sessions = [predictor.session(prefix.profile, prefix.user) for prefix in message.sessions]
 
-        def body(found: Found) -> Answer:
-            lists = [_body(predictor, session, items) for session, items in zip(sessions, found, strict=True)]
+        def make_answer(lists: JobLists) -> Answer:
+            bodies = [_body(predictor, session, items) for session, items in zip(sessions, lists, strict=True)]
             clicked = zip(message.sessions, sessions, strict=True)
             unknown = sum(len(prefix.session) - session.clicks for prefix, session in clicked)  # more than are listed
-            return Answer(to_json({"lists": lists} if message.is_batch else lists[0]), unknown)
+            return Answer(to_json({"lists": bodies} if message.is_batch else bodies[0]), unknown)
 
-        return Job(number, predictor, sessions, [prefix.session for prefix in message.sessions], message.lists, body)
+        return Job(
+            number, predictor, sessions, [prefix.session for prefix in message.sessions], message.lists, make_answer
+        )
 
     @staticmethod
     def _click(number: int, predictor: Predictor, session: LiveSession, click: ClickRequest) -> Job:
         is_unknown = predictor.catalogue.codes.find(click.item, "item") is None
 
-        def body(found: Found) -> Answer:
-            return Answer(to_json(_body(predictor, session, found[0])), int(is_unknown))
+        def make_answer(lists: JobLists) -> Answer:
+            return Answer(to_json(_body(predictor, session, lists[0])), int(is_unknown))
 
-        return Job(number, predictor, [session], [[click.item]], click, body)
+        return Job(number, predictor, [session], [[click.item]], click, make_answer)
 
     def _batches(self, jobs: Iterable[Job]) -> Iterator[list[Job]]:
         """Each has a session once: what is clicked twice is answered in turn."""
@@ -189,14 +191,14 @@ class Service:
         for jobs in groups.values():
             try:
                 found: Sequence[Answer | Exception] = [
-                    job.body(lists) for job, lists in zip(jobs, self._found(jobs), strict=True)
+                    job.make_answer(lists) for job, lists in zip(jobs, self._lists(jobs), strict=True)
                 ]
             except Exception as error:
                 found = [error] * len(jobs)
             yield from ((job.number, answer) for job, answer in zip(jobs, found, strict=True))
 
     @staticmethod
-    def _found(jobs: Sequence[Job]) -> list[Found]:
+    def _lists(jobs: Sequence[Job]) -> list[JobLists]:
         """The lists of each of several jobs with one model and equal options."""
         predictor, lists = jobs[0].predictor, jobs[0].lists
         live = predictor.live
@@ -211,17 +213,7 @@ class Service:
 
 def _body(predictor: Predictor, session: LiveSession, items: Sequence[Recommendation]) -> dict[str, Any]:
     listed = [{"id": item.item_id, "score": item.score, "title": item.title} for item in items]
-    return {"items": listed, "unknown": _unknown(session), "model": predictor.model_id}
-
-
-def _unknown(session: LiveSession) -> dict[str, Any]:
-    unknown = session.unknown
-    return {
-        "items": unknown.items,
-        "attributes": unknown.attributes,
-        "values": unknown.values,
-        "users": unknown.users,
-    }
+    return {"items": listed, "unknown": session.unknown, "model": predictor.model_id}
 
 
 class ReloadingPredictor:
@@ -236,8 +228,12 @@ class ReloadingPredictor:
     def __init__(self, file: Path, read: Callable[[Path], Predictor], seconds: float) -> None:
         self.file, self._read, self.seconds = file, read, seconds
         self._stamp = self._stat()
-        self.current = read(file)
-        _ = self.current.live, self.current.model_id  # computed before the first request
+        self.current = self._load()
+
+    def _load(self) -> Predictor:
+        predictor = self._read(self.file)
+        _ = predictor.live, predictor.model_id  # computed before the first request
+        return predictor
 
     def _stat(self) -> tuple[int, int, int] | None:
         if not self.file.is_file():
@@ -252,8 +248,7 @@ class ReloadingPredictor:
             if stamp == self._stamp:
                 return False
             self._stamp = stamp
-            predictor = self._read(self.file)
-            _ = predictor.live, predictor.model_id
+            predictor = self._load()
         except Exception as error:  # a defect, too, ends neither the service nor this watch
             is_defect = one_line(error) is None
             log.warning(f"{self.file}: not loaded: {error}; the previous model is kept", exc_info=is_defect)

@@ -18,7 +18,7 @@ from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.run_folder import CHECKPOINTS, DAMAGED, RECORD, checkpoint_file
 from arnn_lightning.serving.vocabulary import Vocabulary
 from arnn_lightning.training.checkpoint import load_weights, read_checkpoint, require_same_dataset
-from arnn_lightning.training.initial import Ids, InitialWeights, require_same_scores
+from arnn_lightning.training.initial import InitialWeights, TableRows, require_same_scores
 from arnn_lightning.training.stage import LAST, is_extended
 
 log = logging.getLogger(__name__)
@@ -116,11 +116,11 @@ def read_initial_weights(
             )
         checkpoint = sources.read(f"init_from.{role or 'model'}", path)
         ids, earlier = (
-            Ids(
+            TableRows(
                 stored.items["id"],
                 stored.single,
                 stored.contexts,
-                Ids(stored.items["id"], stored.item_single, stored.item_contexts),
+                TableRows(stored.items["id"], stored.item_single, stored.item_contexts),
             )
             for stored in (Vocabulary(vocabulary, "this run"), Vocabulary(checkpoint.get("vocabulary", {}), path))
         )

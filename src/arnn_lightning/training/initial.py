@@ -29,7 +29,7 @@ from arnn_lightning.nn.table import EmbeddingTable, ItemAttributes
 from arnn_lightning.training.checkpoint import TRAINING_KEYS
 
 log = logging.getLogger(__name__)
-NEW = -1  # the place of a row that the earlier run did not have
+NEW = -1  # the source of a row that the earlier run did not have
 # Keys of a model's config that two runs may have different values of.
 FREE_KEYS = (
     *("dims", "name", "loss", "optimizer", "scheduler", "scheduler_interval", "clip_norm"),
@@ -40,7 +40,7 @@ SHAPELESS_KEYS = ("heads", "last_n_events")
 
 
 @dataclass(frozen=True)
-class Ids:
+class TableRows:
     """The meaning of the rows of a model's tables.
 
     Attributes:
@@ -53,7 +53,7 @@ class Ids:
     items: pl.Series
     single: list[str]
     contexts: pl.DataFrame
-    of_items: "Ids | None" = None
+    of_items: "TableRows | None" = None
 
     @property
     def multi(self) -> list[str]:
@@ -83,24 +83,24 @@ class Rows:
     """Which earlier row each row of a weight starts as.
 
     Attributes:
-        place: (n,) the earlier row; of a new row the one that it is a copy of, or NEW.
+        source_row: (n,) the earlier row; of a new row the one that it is a copy of, or NEW.
         is_known: (n,) whether the earlier run had the row.
-        start: where a row without a place starts: at the mean of the earlier ones, at 0, or at its own initial value.
+        start: where a row without a source starts: at the mean of the earlier ones, at 0, or at its own initial value.
     """
 
-    place: Tensor
+    source_row: Tensor
     is_known: Tensor
     start: Literal["mean", "zero", "initial"] = "zero"
 
     def weight(self, earlier: Tensor, initial: Tensor) -> Tensor:
         mean = earlier.mean(0, keepdim=True) if self.start == "mean" else earlier.new_zeros(1, *earlier.shape[1:])
-        rows = torch.cat([earlier, mean])[self.place]
-        is_initial = (self.place == NEW) & (self.start == "initial")
+        rows = torch.cat([earlier, mean])[self.source_row]
+        is_initial = (self.source_row == NEW) & (self.start == "initial")
         return torch.where(is_initial.view(-1, *[1] * (rows.dim() - 1)), initial.to(rows.device), rows)
 
     def state(self, earlier: Tensor) -> Tensor:
         rows = torch.cat([earlier, earlier.new_zeros(1, *earlier.shape[1:])])
-        return rows[torch.where(self.is_known, self.place, NEW)]
+        return rows[torch.where(self.is_known, self.source_row, NEW)]
 
 
 class InitialWeights(Callback):
@@ -123,33 +123,33 @@ class InitialWeights(Callback):
         self,
         model: SessionRecommender,
         config: Mapping[str, Any],
-        ids: Ids,
+        ids: TableRows,
         checkpoint: Mapping[str, Any],
-        earlier: Ids,
+        earlier: TableRows,
         file: Path,
         excluded: nn.Module | None = None,
     ) -> None:
-        then = checkpoint["metadata"]["model"]
-        if then["_target_"] != config["_target_"]:
+        earlier_config = checkpoint["metadata"]["model"]
+        if earlier_config["_target_"] != config["_target_"]:
             raise UserError(
-                f"init_from: {file} is a checkpoint of {then['name']}, but this run trains {config['name']}"
+                f"init_from: {file} is a checkpoint of {earlier_config['name']}, but this run trains {config['name']}"
             )
         fields = {"contexts": (ids, earlier)} if model.uses_contexts else {}
         if model.has_item_fields and ids.of_items is not None and earlier.of_items is not None:
             fields["item_contexts"] = ids.of_items, earlier.of_items
-        for section, (ours, theirs) in fields.items():
+        for section, (current, before) in fields.items():
             for kind in ("single", "multi"):
-                now_listed, then_listed = ",".join(getattr(ours, kind)), ",".join(getattr(theirs, kind))
-                if now_listed != then_listed:
+                current_listed, earlier_listed = ",".join(getattr(current, kind)), ",".join(getattr(before, kind))
+                if current_listed != earlier_listed:
                     raise UserError(
-                        f"init_from: {file} was trained with data.{section}.{kind}=[{then_listed}], but this run has "
-                        f"[{now_listed}]"
+                        f"init_from: {file} was trained with data.{section}.{kind}=[{earlier_listed}], but this run "
+                        f"has [{current_listed}]"
                     )
         self.file = file
         self._weights: dict[str, Tensor] = checkpoint["state_dict"]
         self._optimizer = checkpoint.get("optimizer_states") or [None]
-        self._same_optimizer = then["optimizer"]["_target_"] == config["optimizer"]["_target_"]
-        self._rows = _Correspondence(ids, earlier)
+        self._same_optimizer = earlier_config["optimizer"]["_target_"] == config["optimizer"]["_target_"]
+        self._rows = RowMapping(ids, earlier)
         excluded_weights = (
             {id(tensor) for tensor in (*excluded.parameters(), *excluded.buffers())} if excluded else set()
         )
@@ -163,11 +163,13 @@ class InitialWeights(Callback):
             if earlier_weight is None or self._start(model, name).shape != model.state_dict()[name].shape:
                 models = (
                     ""
-                    if then["name"] == config["name"]
-                    else f" ({then['name']} in the checkpoint, {config['name']} in this run)"
+                    if earlier_config["name"] == config["name"]
+                    else f" ({earlier_config['name']} in the checkpoint, {config['name']} in this run)"
                 )
-                raise UserError(f"init_from: {file}: {name} does not fit this model{models}{_differing(then, config)}")
-        require_same_scores(then, config, f"init_from: {file}")
+                raise UserError(
+                    f"init_from: {file}: {name} does not fit this model{models}{_differing(earlier_config, config)}"
+                )
+        require_same_scores(earlier_config, config, f"init_from: {file}")
 
     @property
     def summary(self) -> str:
@@ -211,25 +213,25 @@ def _mapped(value: Tensor, rows: Rows | None, shape: torch.Size) -> Tensor:
     return value.clone() if rows is None or value.shape != shape else rows.state(value)
 
 
-class _Correspondence:
+class RowMapping:
     """Which earlier row each row of a table is, by table."""
 
-    def __init__(self, ids: Ids, earlier: Ids) -> None:
+    def __init__(self, ids: TableRows, earlier: TableRows) -> None:
         categories = [row for row in ids.rows("single") if row[1]], [row for row in earlier.rows("single") if row[1]]
-        item = _places(ids.items.cast(pl.String).to_list(), earlier.items.cast(pl.String).to_list())
-        single = _places(ids.rows("single"), earlier.rows("single"))
-        binary = _places(ids.rows("multi"), earlier.rows("multi"))
+        item = _source_rows(ids.items.cast(pl.String).to_list(), earlier.items.cast(pl.String).to_list())
+        single = _source_rows(ids.rows("single"), earlier.rows("single"))
+        binary = _source_rows(ids.rows("multi"), earlier.rows("multi"))
         self.counts = {"items": _count(item, len(earlier.items))}
         n_fields, n_earlier = len(ids.single), len(earlier.rows("multi"))
         if categories[0]:
-            self.counts["categories"] = _count(_places(*categories), len(categories[1]))
+            self.counts["categories"] = _count(_source_rows(*categories), len(categories[1]))
         if len(binary):
             self.counts["binary fields"] = _count(binary, n_earlier)
         unknown = {name: place for place, (name, category) in enumerate(earlier.rows("single")) if not category}
         neutral = torch.tensor([unknown.get(name, NEW) for name, _ in ids.rows("single")], dtype=torch.int64)
         self.n_items = len(item)
         self.item = Rows(item, item != NEW, "mean")
-        self.item_category = _rows_of(_places(ids.item_rows, earlier.item_rows))  # new ones at 0: no effect
+        self.item_category = _rows_of(_source_rows(ids.item_rows, earlier.item_rows))  # new ones at 0: no effect
         self.single = Rows(torch.where(single == NEW, neutral, single), single != NEW)
         self.values, self.binary = Rows(binary, binary != NEW, "initial"), _rows_of(binary)
         first, second = np.triu_indices(len(binary), 1)
@@ -259,43 +261,47 @@ class _Correspondence:
         return None
 
 
-def _rows_of(place: Tensor) -> Rows:
-    return Rows(place, place != NEW)
+def _rows_of(source_row: Tensor) -> Rows:
+    return Rows(source_row, source_row != NEW)
 
 
-def _places(ids: list[Any], earlier: list[Any]) -> Tensor:
+def _source_rows(ids: list[Any], earlier: list[Any]) -> Tensor:
     """(n,) where each id was, NEW for those that were not."""
     place_of = {value: place for place, value in enumerate(earlier)}
     return torch.tensor([place_of.get(value, NEW) for value in ids], dtype=torch.int64)
 
 
-def _count(place: Tensor, n_earlier: int) -> str:
-    n_known = int((place != NEW).sum())
-    return f"{n_known:,} known, {len(place) - n_known:,} new, {n_earlier - n_known:,} removed"
+def _count(source_row: Tensor, n_earlier: int) -> str:
+    n_known = int((source_row != NEW).sum())
+    return f"{n_known:,} known, {len(source_row) - n_known:,} new, {n_earlier - n_known:,} removed"
 
 
-def _differing(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "model", only: Sequence[str] = ()) -> str:
+def _differing(
+    earlier: Mapping[str, Any], current: Mapping[str, Any], path: str = "model", only: Sequence[str] = ()
+) -> str:
     """The first setting of the model, or of its parts, that is another one; ``only``: of these keys."""
-    for key, value in now.items():
-        earlier = then.get(key)
-        if key in FREE_KEYS or earlier == value:
+    for key, value in current.items():
+        earlier_value = earlier.get(key)
+        if key in FREE_KEYS or earlier_value == value:
             continue
-        if isinstance(earlier, Mapping) and isinstance(value, Mapping):
-            if text := _differing(earlier, value, f"{path}.{key}", only):
+        if isinstance(earlier_value, Mapping) and isinstance(value, Mapping):
+            if text := _differing(earlier_value, value, f"{path}.{key}", only):
                 return text
         elif not only or key in only:
-            return f": {path}.{key} is {earlier} in the checkpoint and {value} in this run"
+            return f": {path}.{key} is {earlier_value} in the checkpoint and {value} in this run"
     return ""
 
 
-def require_same_scores(then: Mapping[str, Any], now: Mapping[str, Any], source: str, path: str = "model") -> None:
+def require_same_scores(
+    earlier: Mapping[str, Any], current: Mapping[str, Any], source: str, path: str = "model"
+) -> None:
     """Raises UserError where a model computes other scores than another one with the same weights.
 
     Args:
-        then: the config of the model whose weights are taken.
-        now: the config of the model that takes them.
+        earlier: the config of the model whose weights are taken.
+        current: the config of the model that takes them.
         source: of the weights, for the message.
         path: of the model's config, for the message.
     """
-    if text := _differing(then, now, path, SHAPELESS_KEYS):
+    if text := _differing(earlier, current, path, SHAPELESS_KEYS):
         raise UserError(f"{source}: its weights cannot be used in this model{text}")
