@@ -327,6 +327,7 @@ def test_intervals_of_groups_of_few_users_are_left_out() -> None:
     assert few["clusters"] == 4
     assert few["hit_low"] is few["hit_gap_p"] is None
     assert many["hit_low"] < many["hit"] < many["hit_high"]
+    assert many["hit_gap_low"] is many["hit_gap_p"] is None  # a difference to four users
     assert few["hit_gap"] == pytest.approx(-many["hit_gap"])
     (everyone,) = group_metrics({"hit": [value]}, by_seen(user, user.to_frame("user")), user, BOOTSTRAP, 1).iter_rows(
         named=True

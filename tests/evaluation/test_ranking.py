@@ -152,10 +152,14 @@ def test_unknown_tie_mode_is_a_user_error() -> None:
 
 def test_V14_whole_users_are_resampled() -> None:
     value = np.repeat([0.0, 1.0], 500)
-    low, high = interval(value, np.repeat([0, 1], 500), resamples=200, confidence=0.95, seed=1)
-    assert (low, high) == (0.0, 1.0)  # two users: some resamples contain only one of them
+    low, high = interval(value, np.arange(1000) // 100, resamples=200, confidence=0.95, seed=1)
+    assert low < 0.3 < 0.7 < high  # ten users, each with all its predictions
     narrow = interval(value, np.arange(1000), resamples=200, confidence=0.95, seed=1)
     assert 0.46 < narrow[0] < 0.5 < narrow[1] < 0.54
+
+
+def test_nine_users_are_too_few_for_an_interval() -> None:
+    assert np.isnan(interval(np.arange(90.0), np.arange(90) % 9, resamples=20, confidence=0.95, seed=1)).all()
 
 
 def test_V14_intervals_are_reproducible_by_seed() -> None:

@@ -30,7 +30,8 @@ def test_V16_missing_or_repeated_predictions_raise(keep: list[int]) -> None:
 
 
 def test_paired_difference_to_itself_is_zero() -> None:
-    result = EvaluationResult.from_counts("m", COUNTED, TEST, "conservative")
+    ranks = {"session": range(10), "position": 1, "user": range(10), "rank": [1.0, 30.0] * 5}
+    result = EvaluationResult("m", pl.DataFrame(ranks))
     assert result.paired_difference(result, "recall@20", BOOTSTRAP, 1) == (0.0, 0.0, 0.0)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from arnn_lightning.reporting.comparison import (
     SectionView,
     Settings,
     Variant,
+    compare,
 )
 from arnn_lightning.reporting.results_table import Cell, csv_text, markdown, page_table
 from arnn_lightning.reporting.sections import _headline, _same_ranks, _section_order
@@ -111,7 +113,11 @@ def section(**labels: Any) -> tuple[Section, list[Row]]:
     for label, is_common in (("gru4rec", True), ("arnn", True), ("arnn (lr=1)", False)):
         variant = Variant(label.split()[0], {}, label, is_common, {1: EvaluationResult(label, result.ranks)})
         reference = SESSION_ENCODER if label == "arnn" else "gru4rec"
-        gains = {} if label == "gru4rec" else {reference: {"mrr@20": Estimate(0.1, 0.05, 0.2, (0.1,), 0.034)}}
+        gains = (
+            {}
+            if label == "gru4rec"
+            else {reference: {"mrr@20": Estimate(0.1, 0.05, 0.2, (0.1,), 0.01, adjusted_p=0.034)}}
+        )
         rows.append(Row(variant, means, gains, {reference: {"mrr@20": 0.25}}))
     return Section("key", {}, runs, **labels), rows
 
@@ -182,7 +188,7 @@ def test_a_headline_says_by_how_much_the_model_is_better(gain: float, words: str
     assert headline(0.5, estimate) == (
         f"On xing, arnn is {words} its session encoder gru4rec: MRR@20 0.5000 and {0.5 - gain:.4f}, paired difference "
         f"{gain:+.4f} (90 % interval {gain - 0.05:+.4f} to {gain + 0.05:+.4f}, over users, one seed; "
-        "corrected p = 0.034)."
+        "p = .034)."
     )
     assert "over users and 2 seeds;" in headline(0.5, Estimate(gain, gain, gain, (gain, gain), 0.034))
 
@@ -192,12 +198,61 @@ def test_a_headline_says_by_how_much_the_model_is_better(gain: float, words: str
     [
         (0.5, Estimate(0.1, -0.01, 0.2, (0.1,), 0.01)),
         (0.5, Estimate(0.1, 0.0, 0.2, (0.1,), 0.01)),
-        (0.5, Estimate(0.1, 0.05, 0.2, (0.1,), 0.1)),  # corrected for the other differences of the table
-        (0.1, Estimate(0.1, 0.05, 0.2, (0.1,), 0.01)),  # no share of 0
+        (0.5, Estimate(0.1, 0.05, 0.2, (0.1,), 0.1)),
     ],
 )
 def test_a_headline_claims_no_difference_that_may_be_none(mean: float, gain: Estimate) -> None:
-    sentence = (
-        "On xing, the results are compatible with no difference between arnn and its session encoder gru4rec: MRR"
-    )
+    sentence = "On xing, the difference between arnn and its session encoder gru4rec is not significant: MRR@20 "
     assert headline(mean, gain).startswith(sentence)
+
+
+def test_a_headline_has_the_p_value_of_its_own_difference_alone() -> None:
+    estimate = Estimate(0.1, 0.05, 0.2, (0.1,), 0.002, adjusted_p=0.126)
+    assert headline(0.5, estimate).endswith("one seed; p = .002).")
+
+
+def test_a_headline_states_that_there_are_too_few_users() -> None:
+    estimate = Estimate(0.1, math.nan, math.nan, (0.1,), math.nan)
+    expected = "On xing, the difference between arnn and its session encoder gru4rec is not tested: there are fewer "
+    assert headline(0.5, estimate) == f"{expected}than 10 users."
+
+
+def few_users(n_users: int, *seeds: float) -> SectionView:
+    """A model whose hits at 20 are a share of its predictions, by seed, and one that is always right."""
+    n = 20 * n_users
+    keys = {"session": range(n), "position": 1, "user": [index % n_users for index in range(n)]}
+    shares = {"arnn": seeds, "gru4rec": [1.0] * len(seeds)}
+    made = {
+        name: {
+            seed: EvaluationResult(name, pl.DataFrame(keys | {"rank": [1 + 29 * (i >= share * n) for i in range(n)]}))
+            for seed, share in enumerate(by_seed)
+        }
+        for name, by_seed in shares.items()
+    }
+    variants = [Variant(name, {}, name, True, by_seed) for name, by_seed in made.items()]
+    main = SimpleNamespace(result=made["arnn"][0])
+    runs: Any = [SimpleNamespace(metrics={"data": "xing"}, config={}, main=main)]
+    bootstrap = {"unit": "user", "confidence": 0.95, "resamples": 60}
+    settings = replace(SETTINGS, metrics=["recall@20"], base="gru4rec", bootstrap=bootstrap)
+    return compare(Section("", {}, runs, variants), settings)
+
+
+def test_intervals_of_metrics_are_within_their_range() -> None:
+    """The shifts by the variation of three seeds would exceed 1; differences may."""
+    arnn, gru4rec = few_users(12, 0.9, 1.0, 0.5).rows
+    assert (arnn.metrics["recall@20"].low, arnn.metrics["recall@20"].high) == (pytest.approx(0.15, abs=0.1), 1.0)
+    assert arnn.gains["gru4rec"]["recall@20"].high > 0
+    assert gru4rec.metrics["recall@20"].high == 1.0
+
+
+def test_nine_users_have_neither_intervals_nor_p_values() -> None:
+    view = few_users(9, 0.9)
+    gain = view.rows[0].gains["gru4rec"]["recall@20"]
+    assert all(map(math.isnan, (gain.low, gain.high, gain.p, gain.adjusted_p)))
+    table = page_table(view.section, view.rows, ["recall@20"], 0.95)
+    assert table.rows[0][1:3] == [Cell("0.9000"), Cell("-0.1000", "(-10.0%)")]
+    assert "With fewer than 10 users" in table.caption
+    assert "| 0.9000 |  | -0.1000 |" in markdown([(view.section, view.rows)], ["recall@20"], 0.95)
+    (line, _) = csv.DictReader(io.StringIO(csv_text([(view.section, view.rows)], ["recall@20"])))
+    assert line["recall@20_low"] == line["recall@20_gain_high"] == line["recall@20_gain_p"] == ""
+    assert not math.isnan(few_users(10, 0.9).rows[0].gains["gru4rec"]["recall@20"].adjusted_p)

@@ -155,7 +155,7 @@ def result_with_ranks(name: str, ranks: list[float]) -> EvaluationResult:
 
 
 def test_results_table_shows_requested_and_published_metrics() -> None:
-    results = [result_with_ranks("gru4rec", [1.0, 1.0]), result_with_ranks("mine", [3.0, 3.0])]
+    results = [result_with_ranks("gru4rec", [1.0] * 10), result_with_ranks("mine", [3.0] * 10)]
     paper = {"gru4rec": {"ndcg@3": 0.25}}
     shown = rows(results_table(results, ["ndcg@3", "recall@2"], "title", paper, BOOTSTRAP, 1))
     assert ["model", "NDCG@3", "90 % interval", "paper", "Recall@2", "90 % interval"] in shown
@@ -164,11 +164,19 @@ def test_results_table_shows_requested_and_published_metrics() -> None:
 
 
 def test_paired_difference_line_shows_the_requested_metrics() -> None:
-    better, base = result_with_ranks("arnn", [1.0, 1.0]), result_with_ranks("gru4rec", [2.0, 2.0])
+    better, base = result_with_ranks("arnn", [1.0] * 10), result_with_ranks("gru4rec", [2.0] * 10)
     line = paired_difference_line(better, base, ["mrr@5", "recall@1"], BOOTSTRAP, 1)
     assert line == (
         "arnn - gru4rec, paired: MRR@5 +0.5000 (+0.5000 to +0.5000, +100.0%); Recall@1 +1.0000 (+1.0000 to +1.0000)"
     )
+
+
+def test_nine_users_have_figures_without_intervals() -> None:
+    better, base = result_with_ranks("arnn", [1.0] * 9), result_with_ranks("gru4rec", [2.0] * 9)
+    shown = rows(results_table([better], ["mrr@5"], "title", {}, BOOTSTRAP, 1))
+    assert ["arnn", "1.0000", ""] in shown
+    assert paired_difference_line(better, base, ["mrr@5"], BOOTSTRAP, 1).endswith("MRR@5 +0.5000 (+100.0%)")
+    assert paired_difference_line(better, base, ["recall@1"], BOOTSTRAP, 1).endswith("Recall@1 +1.0000")
 
 
 @pytest.mark.parametrize(
@@ -209,9 +217,10 @@ def test_a_group_without_an_interval_has_its_values() -> None:
         ["all", "56", "2", Cell("0.2500"), Cell("")],
     ]
     assert table.caption.startswith("Below each value its 90 % interval.")
-    assert table.caption.endswith("sessions have no interval.")
+    assert table.caption.endswith("Groups of fewer than 10 sessions, and gaps to fewer, have no interval.")
 
 
 def test_p_values_of_almost_0_or_1_are_rounded() -> None:
     assert [format_p(p) for p in (0.9994, 0.9995, 0.9996)] == ["p = .999", "p = 1", "p = 1"]
     assert [format_p(p) for p in (0.0009, 0.001, 0.005)] == ["p < .001", "p = .001", "p = .005"]
+    assert format_p(float("nan")) == ""

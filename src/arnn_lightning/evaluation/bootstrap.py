@@ -4,6 +4,7 @@ and are not independent. With several seeds of one model, trainings vary, too: `
 import numpy as np
 from scipy.special import stdtrit
 
+MIN_CLUSTERS = 10  # users or sessions; with fewer, a percentile interval is too narrow
 _MAX_WEIGHT_ENTRIES = 1 << 22  # of the matrix of how often each cluster was sampled
 
 
@@ -44,7 +45,7 @@ def resampled_sums(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def percentile_limits(means: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """The limits (...,), (...,) between which a share ``confidence`` of (R, ...) resampled means lies, NaN aside."""
+    """Percentile intervals (...,), (...,) of (R, ...) resampled means; NaN are ignored."""
     low, high = np.nanquantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low, high
 
@@ -52,14 +53,24 @@ def percentile_limits(means: np.ndarray, confidence: float) -> tuple[np.ndarray,
 def intervals(
     value: np.ndarray, cluster: np.ndarray, resamples: int, confidence: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile intervals (M,), (M,) of the means of (N, M) values; see ``bootstrap_means``."""
+    """Percentile intervals (M,), (M,) of the means of (N, M) values; see ``bootstrap_means``.
+
+    NaN with fewer than ``MIN_CLUSTERS`` clusters.
+    """
+    if not has_intervals(cluster):
+        return np.full(value.shape[1], np.nan), np.full(value.shape[1], np.nan)
     return percentile_limits(bootstrap_means(value, cluster, resamples, seed), confidence)
+
+
+def has_intervals(cluster: np.ndarray) -> bool:
+    """Whether the (N,) clusters of the predictions are ``MIN_CLUSTERS`` at least."""
+    return len(np.unique(cluster)) >= MIN_CLUSTERS
 
 
 def interval(
     value: np.ndarray, cluster: np.ndarray, resamples: int, confidence: float, seed: int
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of ``value`` (N,) when whole clusters are resampled.
+    """Percentile interval of the mean of ``value`` (N,) when whole clusters are resampled; NaN with too few clusters.
 
     For a paired comparison pass the difference of two models' values on the same predictions.
     """
@@ -116,8 +127,7 @@ def p_value(means: np.ndarray) -> float:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Adjusted p values of a family of hypotheses (Holm 1979): below alpha in at most alpha of families whose
-    hypotheses are all true.
+    """Holm-adjusted p values (Holm 1979): rejecting those below alpha controls the family-wise error rate at alpha.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]

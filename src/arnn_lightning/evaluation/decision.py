@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import holm, p_value, percentile_limits, seed_bootstrap_means
-from arnn_lightning.evaluation.groups import MIN_CLUSTERS
+from arnn_lightning.evaluation.bootstrap import MIN_CLUSTERS, holm, p_value, percentile_limits, seed_bootstrap_means
 from arnn_lightning.evaluation.result import EvaluationResult
 
 Answer = Literal["yes", "no", "unclear"]

@@ -6,14 +6,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import holm, p_value, percentile_limits, resampled_sums, seed_shifts
+from arnn_lightning.evaluation.bootstrap import (
+    MIN_CLUSTERS,
+    holm,
+    p_value,
+    percentile_limits,
+    resampled_sums,
+    seed_shifts,
+)
 
 POSITIONS = ((1, 1), (2, 2), (3, 4), (5, 9), (10, None))  # numbers of preceding events, both ends inclusive
 USER_GROUPS = ("unseen", "seen")
 POPULARITY_GROUPS = ("head 1 %", "middle", "tail", "not in training")
 OTHERS = "(others)"
 MAX_CATEGORIES = 8  # of an attribute, by number of predictions; the others are one group
-MIN_CLUSTERS = 10  # users of a group; a percentile interval of fewer is too narrow
 MIN_GROUP_SHARE = 0.05  # of the predictions; neighbouring numbers of known attributes are merged up to this share
 
 
@@ -151,7 +157,7 @@ def group_metrics(
     Returns:
         group, predictions, clusters, and for every name NAME, NAME_low, NAME_high, NAME_gap, NAME_gap_low,
         NAME_gap_high and NAME_gap_p; groups in their order. What cannot be known is null: intervals of a group of
-        fewer than ``MIN_CLUSTERS`` clusters, gaps of a single group.
+        fewer than ``MIN_CLUSTERS`` clusters, those of a gap also where all others have fewer, gaps of a single group.
     """
     assert isinstance(label.dtype, pl.Enum)
     present, code = np.unique(label.to_physical().to_numpy(), return_inverse=True)
@@ -161,8 +167,10 @@ def group_metrics(
     columns = (None, *(value for by_seed in values.values() for value in by_seed))
     size = n_groups * (1 + int(cluster_index.max()))
     sums = np.stack([np.bincount(cell, column, size) for column in columns]).reshape(len(columns), -1, n_groups)
-    clusters, is_single = np.count_nonzero(sums[0], axis=0), n_groups == 1
-    is_tested = clusters >= MIN_CLUSTERS
+    clusters = np.count_nonzero(sums[0], axis=0)
+    others = np.count_nonzero(sums[0].sum(1, keepdims=True) - sums[0], axis=0)
+    has_interval = clusters >= MIN_CLUSTERS
+    is_tested = has_interval & (others >= MIN_CLUSTERS)
     frame: dict[str, Any] = {
         "group": label.dtype.categories.gather(present),
         "predictions": sums[0].sum(0).astype(np.int64),
@@ -174,9 +182,9 @@ def group_metrics(
         resampled = resampled_sums(np.hstack(list(sums)), resamples, seed).reshape(resamples, -1, n_groups)
         means = _means_and_gaps(resampled, n_seeds).mean(1)
         means += seed_shifts(point.reshape(n_seeds, -1), resamples, seed).reshape(means.shape)
-        if is_single:
+        if n_groups == 1:  # no gap; its limits are NaN below
             means[..., 1, :] = 0.0
-        low, high = np.where(is_tested, percentile_limits(means, bootstrap["confidence"]), np.nan)
+        low, high = np.where([has_interval, is_tested], percentile_limits(means, bootstrap["confidence"]), np.nan)
     for index, name in enumerate(values):
         for quantity, suffix in enumerate(("", "_gap")):
             frame[f"{name}{suffix}"] = point.mean(0)[index, quantity]
@@ -188,9 +196,7 @@ def group_metrics(
             # The gaps of two groups are one hypothesis.
             adjusted[is_tested] = holm(p_values) if n_groups > 2 else p_values
             frame[f"{name}_gap_p"] = adjusted
-    table = pl.DataFrame(frame).fill_nan(None)
-    gaps = [name for name in table.columns if "_gap" in name] if is_single else []
-    return table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in gaps)
+    return pl.DataFrame(frame).fill_nan(None)
 
 
 def _means_and_gaps(sums: np.ndarray, n_seeds: int) -> np.ndarray:

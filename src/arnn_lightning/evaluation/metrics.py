@@ -7,6 +7,7 @@ entry of ``METRICS``: configs, tables, loggers and reports read everything else 
 Metrics of lists are functions of how often each item was recommended, whether it was right or not.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -211,6 +212,15 @@ def metric_label(name: str) -> str:
     """
     metric, k = _parse(name, METRICS | LIST_METRICS)
     return f"{metric.label}@{k}"
+
+
+def interval_text(low: float, high: float, form: str, separator: str = " to ") -> str:
+    """An interval; empty if it is NaN, as with too few users.
+
+    >>> interval_text(0.25, 0.5, "+.2f"), interval_text(float("nan"), float("nan"), ".2f")
+    ('+0.25 to +0.50', '')
+    """
+    return "" if math.isnan(low) else f"{low:{form}}{separator}{high:{form}}"
 
 
 def metric_names(kinds: Iterable[str], cutoffs: Iterable[int]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
@@ -175,12 +176,11 @@ def bars(title: str, x_label: str, values: Mapping[str, float], colors: Sequence
     return _to_svg(figure, axes, legend=False)
 
 
-def _errors(points: Series) -> list[list[float]]:
-    """Lengths of the two arms of every interval."""
-    return [
-        [mean - low for mean, low in zip(points.mean, points.low, strict=True)],
-        [high - mean for mean, high in zip(points.mean, points.high, strict=True)],
-    ]
+def _errors(points: Series) -> np.ndarray:
+    """(2, X) lengths of the two arms of every interval, which may not contain the mean if the resamples are few."""
+    mean = np.array(points.mean)
+    lengths: np.ndarray = np.maximum([mean - points.low, points.high - mean], 0.0)
+    return lengths
 
 
 def _height(wrapped: Sequence[str]) -> float:

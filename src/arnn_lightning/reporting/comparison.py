@@ -1,5 +1,6 @@
 """Comparable results: models on one data set under one setting, averaged over seeds only."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import bootstrap_means, holm, p_value, percentile_limits, seed_shifts
+from arnn_lightning.evaluation.bootstrap import (
+    bootstrap_means,
+    has_intervals,
+    holm,
+    p_value,
+    percentile_limits,
+    seed_shifts,
+)
 from arnn_lightning.evaluation.groups import tie_rate
 from arnn_lightning.evaluation.metrics import metric_label, session_means
 from arnn_lightning.evaluation.result import EvaluationResult
@@ -19,6 +27,7 @@ from arnn_lightning.reporting.runs import DataSet, Run, flatten
 # Rows of the paper's Table 2, with the baselines that it lacks; other models follow.
 ORDER = ("pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn")
 MAX_LABEL_KEYS = 3
+TAIL_RESAMPLES = 10  # of a difference whose corrected p value is at the significance level, at least
 SESSION_ENCODER = "session encoder"
 ASSIGNMENT = "data.contexts.assignment"
 N_ATTRIBUTES = "data.contexts.n_attributes"
@@ -57,9 +66,11 @@ class Estimate:
 
     Attributes:
         mean: of the seeds' means.
-        low, high: interval over users and seeds, see ``seed_bootstrap_means``; over users alone with one seed.
+        low, high: interval over users and seeds, see ``seed_bootstrap_means``; over users alone with one seed; NaN
+            with too few users, as p values.
         by_seed: the seeds' means; a single value for a model with the same ranks for every seed.
-        p: of the hypothesis that the mean is 0; of a difference in a table, adjusted for its family (Holm).
+        p: of the hypothesis that the mean is 0.
+        adjusted_p: of a difference in a table, adjusted for its family (Holm).
     """
 
     mean: float
@@ -67,6 +78,12 @@ class Estimate:
     high: float
     by_seed: tuple[float, ...]
     p: float
+    adjusted_p: float = math.nan
+
+    def clipped(self) -> "Estimate":
+        """With an interval within 0 to 1, the range of metrics, which shifts by the variation of seeds exceed."""
+        low, high = np.clip([self.low, self.high], 0.0, 1.0).tolist()
+        return replace(self, low=low, high=high)
 
     @property
     def std(self) -> float | None:
@@ -254,12 +271,6 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
 
 
-def most_common_values(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, str]:
-    """The most frequent value of every key as text, the first of those in case of a tie."""
-    values = {key: [str(config.get(key)) for config in configs] for key in keys}
-    return {key: max(dict.fromkeys(texts), key=texts.count) for key, texts in values.items()}
-
-
 def _drop_other_predictions(section: Section) -> None:
     """Keeps the runs with the predictions that most runs have, of equally many those of the first."""
     groups: list[list[Run]] = []
@@ -307,14 +318,18 @@ def _add_variants(section: Section, ties: str) -> None:
     seeds = sorted({run.seed for run in section.runs})
     for variant in section.variants:
         # What is not trained has one result, unless contexts are assigned at random; it is paired with every seed.
-        is_random = "epochs" in variant.config or section.settings.get(ASSIGNMENT) in ("permuted", "per_session")
+        # An encoder of an unknown run was trained, too, by settings that are not known.
+        is_trained = "epochs" in variant.config or "pretrained" in variant.config
+        is_random = is_trained or section.settings.get(ASSIGNMENT) in ("permuted", "per_session")
         if not is_random and len(variant.seeds) == 1:
             variant.results = dict.fromkeys(seeds, variant.results[min(variant.results)]) | variant.results
     for name in {variant.name for variant in section.variants}:
         same_name = [variant for variant in section.variants if variant.name == name]
-        for variant, label in zip(same_name, labels([variant.config for variant in same_name]), strict=True):
+        counts = [len(variant.runs) for variant in same_name]
+        for variant, label in zip(same_name, labels([variant.config for variant in same_name], counts), strict=True):
             variant.label = f"{name} ({label})" if label else name
-        next((variant for variant in same_name if variant.label == name), same_name[0]).is_most_common = True
+        most_runs = max(same_name, key=lambda variant: len(variant.runs))
+        next((variant for variant in same_name if variant.label == name), most_runs).is_most_common = True
 
 
 def _table_order(variant: Variant) -> tuple[int, str]:
@@ -322,10 +337,14 @@ def _table_order(variant: Variant) -> tuple[int, str]:
     return (ORDER.index(stem) if stem in ORDER else len(ORDER), variant.name)
 
 
-def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def labels(configs: Sequence[Mapping[str, Any]], counts: Sequence[int] | None = None) -> list[str]:
     """For every config, what distinguishes it from the most common values; empty if nothing does.
 
     Where a part was replaced as a whole, only its name is given.
+
+    Args:
+        configs: flat.
+        counts: of the runs of each; None: one each.
 
     >>> labels([{"lr": 1, "c.name": "pnn", "c.x": 1}, {"lr": 2, "c.name": "pnn", "c.x": 1},
     ...         {"lr": 1, "c.name": "concat"}])
@@ -344,7 +363,11 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     classes = {key.removesuffix("._target_"): key for key in keys if key.endswith("._target_")}
     names = classes | named
     keys = [key for key in keys if key in names.values() or not key.endswith("_target_")]
-    most_common = most_common_values(configs, keys)
+    repeated = [
+        config for config, count in zip(configs, counts or [1] * len(configs), strict=True) for _ in range(count)
+    ]
+    values = {key: [str(config.get(key)) for config in repeated] for key in keys}
+    most_common = {key: max(texts, key=texts.count) for key, texts in values.items()}  # of equally many the first
     texts = []
     for config in configs:
         differing = [key for key in keys if str(config.get(key)) != most_common[key]]
@@ -363,19 +386,31 @@ def _shortened(words: Sequence[str]) -> str:
     return ", ".join(words[:MAX_LABEL_KEYS]) + (f" and {n_hidden} more" if n_hidden > 0 else "")
 
 
-def estimates(per_seed: Sequence[Sequence[np.ndarray]], section: Section, settings: Settings) -> list[Estimate]:
-    """The estimate of each of M quantities, given as (N,) values per seed; all with the same resamples of users."""
+def estimates(
+    per_seed: Sequence[Sequence[np.ndarray]], section: Section, settings: Settings, resamples: int | None = None
+) -> list[Estimate]:
+    """The estimate of each of M quantities, given as (N,) values per seed; all with the same resamples of users.
+
+    Args:
+        per_seed: the M quantities.
+        section: of the predictions.
+        settings: of the bootstrap.
+        resamples: another number than that of ``settings``.
+    """
     if not per_seed:
         return []
     averaged = np.stack([np.mean(values, axis=0) for values in per_seed], 1)
-    bootstrap = settings.bootstrap
-    resampled = bootstrap_means(averaged, section.cluster(settings), bootstrap["resamples"], settings.seed)
+    cluster, resamples = section.cluster(settings), resamples or int(settings.bootstrap["resamples"])
+    is_tested = has_intervals(cluster)
+    resampled = bootstrap_means(averaged, cluster, resamples, settings.seed)
     found = []
     for values, means in zip(per_seed, resampled.T, strict=True):
         by_seed = np.array([value.mean() for value in values])
-        means = means + seed_shifts(by_seed[:, None], bootstrap["resamples"], settings.seed)[:, 0]
-        low, high = percentile_limits(means, bootstrap["confidence"])
-        found.append(Estimate(float(by_seed.mean()), float(low), float(high), tuple(by_seed.tolist()), p_value(means)))
+        means = means + seed_shifts(by_seed[:, None], resamples, settings.seed)[:, 0]
+        low, high = percentile_limits(means, settings.bootstrap["confidence"])
+        bounds = (float(low), float(high)) if is_tested else (math.nan, math.nan)
+        p = p_value(means) if is_tested else math.nan
+        found.append(Estimate(float(by_seed.mean()), *bounds, tuple(by_seed.tolist()), p))
     return found
 
 
@@ -439,6 +474,8 @@ def compare(section: Section, settings: Settings) -> SectionView:
     """A row for every model of a section, all intervals from one bootstrap.
 
     The p values of all differences in the table are one family (Holm); a difference that has two columns counts once.
+    They are from more resamples where the family is large: the smallest p value of R resamples is 2 / (R + 1), and
+    multiplied by the number of differences it must remain far below the significance level.
     """
     base = section.base(settings.base)
     quantities: dict[tuple[int, str, str], list[np.ndarray]] = {}
@@ -456,10 +493,13 @@ def compare(section: Section, settings: Settings) -> SectionView:
                 reference_means[index, reference, metric] = float(np.mean(means)) if means else 0.0
     quantities = {key: values for key, values in quantities.items() if values}
     estimated = dict(zip(quantities, estimates(list(quantities.values()), section, settings), strict=True))
-    differences = {(key[0], key[2], value.by_seed): value.p for key, value in estimated.items() if key[1]}
-    adjusted = dict(zip(differences, holm(np.array(list(differences.values()))).tolist(), strict=True))
+    differences = {(key[0], key[2], value.by_seed): quantities[key] for key, value in estimated.items() if key[1]}
+    resamples = math.ceil(2 * TAIL_RESAMPLES * len(differences) / (1 - settings.bootstrap["confidence"]))
+    resamples = max(resamples, settings.bootstrap["resamples"])
+    tested = estimates(list(differences.values()), section, settings, resamples)
+    adjusted = dict(zip(differences, holm(np.array([estimate.p for estimate in tested])).tolist(), strict=True))
     estimated = {
-        key: replace(value, p=adjusted[key[0], key[2], value.by_seed]) if key[1] else value
+        key: replace(value, adjusted_p=adjusted[key[0], key[2], value.by_seed]) if key[1] else value.clipped()
         for key, value in estimated.items()
     }
     rows = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from arnn_lightning.evaluation.metrics import is_of_lists, metric_label
+from arnn_lightning.evaluation.metrics import interval_text, is_of_lists, metric_label
 
 if TYPE_CHECKING:  # the preparation shows a table too, and does not need torch
     from arnn_lightning.evaluation.result import EvaluationResult
@@ -63,7 +63,7 @@ def results_table(
             cells.append(number(measured[metric]) if metric in measured else "")
             if metric in resampled:
                 column = resampled.index(metric)
-                cells.append(f"{low[row, column]:.4f} - {high[row, column]:.4f}")
+                cells.append(interval_text(low[row, column], high[row, column], ".4f", " - "))
             if metric in published:
                 figure = paper.get(result.name, {}).get(metric)
                 cells.append("" if figure is None else f"{figure:.4f}")
@@ -113,8 +113,9 @@ def paired_difference_line(
     before = base.metrics(metrics)
     for metric in metrics:
         mean, low, high = better.paired_difference(base, metric, bootstrap, seed)
-        share = f", {mean / before[metric]:+.1%}" if before[metric] else ""
-        parts.append(f"{metric_label(metric)} {mean:+.4f} ({low:+.4f} to {high:+.4f}{share})")
+        share = f"{mean / before[metric]:+.1%}" if before[metric] else ""
+        details = ", ".join(filter(None, [interval_text(low, high, "+.4f"), share]))
+        parts.append(f"{metric_label(metric)} {mean:+.4f}" + (f" ({details})" if details else ""))
     return f"{better.name} - {base.name}, paired: " + "; ".join(parts)
 
 

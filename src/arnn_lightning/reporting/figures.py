@@ -99,7 +99,7 @@ def _recall_by_k(view: SectionView, cutoffs: Sequence[int], styles: Mapping[str,
     found = iter(estimates(values, view.section, settings))
     series = []
     for variant in variants:
-        points = [next(found) for _ in cutoffs]
+        points = [next(found).clipped() for _ in cutoffs]
         bounds = ([getattr(point, bound) for point in points] for bound in ("mean", "low", "high"))
         series.append(Series(variant.label, cutoffs, *bounds))
     colors = [styles[variant.label] for variant in variants]
@@ -157,6 +157,8 @@ def group_tables(view: SectionView) -> list[tuple[str, list[tuple[str, Table]]]]
         for row in rows:
             values = {metric: row.variant.per_prediction(metric) for metric in settings.metrics}
             frame = group_metrics(values, label, cluster, settings.bootstrap, settings.seed)
+            limits = [f"{metric}_{end}" for metric in settings.metrics for end in ("low", "high")]
+            frame = frame.with_columns(pl.col(limits).clip(0.0, 1.0))  # as ``Estimate.clipped``
             of_models.append((row.variant.label, groups_table(frame, by, settings.bootstrap)))
         tables.append((by, of_models))
     return tables

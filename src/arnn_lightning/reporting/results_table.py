@@ -2,14 +2,15 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from arnn_lightning.evaluation.groups import MIN_CLUSTERS
-from arnn_lightning.evaluation.metrics import metric_label
+from arnn_lightning.evaluation.bootstrap import MIN_CLUSTERS
+from arnn_lightning.evaluation.metrics import interval_text, metric_label
 from arnn_lightning.io import escape_markdown
 from arnn_lightning.reporting.comparison import SESSION_ENCODER, Estimate, Row, Section, shown_references
 
@@ -55,9 +56,12 @@ def page_table(section: Section, rows: Sequence[Row], metrics: Sequence[str], co
     caption = (
         f"Below each figure is its {100 * confidence:g} % interval; the standard deviation over seeds follows ±. "
         "Differences are paired on the same predictions and seeds; their p values are corrected for all differences of "
-        "this table (Holm), and cannot be smaller than the number of resamples allows. The highest mean of a "
-        "column is bold."
+        "this table (Holm). The highest mean of a column is bold."
     )
+    if any(math.isnan(row.metrics[metrics[0]].low) for row in rows):
+        caption += (
+            f" With fewer than {MIN_CLUSTERS} users (or sessions, where they are resampled), there are no intervals."
+        )
     if SESSION_ENCODER in references:
         caption += " The session encoder is the one of the same run."
     return Table(header, lines, caption)
@@ -70,7 +74,9 @@ def gain_cell(row: Row, reference: str, metric: str) -> str | Cell:
         return ""
     share = row.shares.get(reference, {}).get(metric)
     shown = "" if share is None else f"({share:+.1%})"
-    return Cell(f"{gain.mean:+.4f}", shown, f"{format_interval(gain, '+.4f')}; {format_p(gain.p)}")
+    return Cell(
+        f"{gain.mean:+.4f}", shown, "; ".join(filter(None, [format_interval(gain, "+.4f"), format_p(gain.adjusted_p)]))
+    )
 
 
 def groups_table(frame: pl.DataFrame, title: str, bootstrap: Mapping[str, Any]) -> Table:
@@ -98,17 +104,19 @@ def groups_table(frame: pl.DataFrame, title: str, bootstrap: Mapping[str, Any]) 
     caption = (
         f"Below each value its {100 * bootstrap['confidence']:g} % interval. Minus all others: the group's mean minus "
         f"that of all other predictions, with a p value (Holm's correction over the groups). Groups of fewer than "
-        f"{MIN_CLUSTERS} {bootstrap['unit']}s have no interval."
+        f"{MIN_CLUSTERS} {bootstrap['unit']}s, and gaps to fewer, have no interval."
     )
     return Table(header, rows, caption)
 
 
 def format_p(p: float) -> str:
-    """A p value as in "p = .03".
+    """A p value as in "p = .03"; empty if it is NaN.
 
     >>> format_p(0.034), format_p(0.0002), format_p(1.0)
     ('p = .034', 'p < .001', 'p = 1')
     """
+    if math.isnan(p):
+        return ""
     if p < 0.001:
         return "p < .001"
     return f"p = {p:.3f}".replace("0.", ".", 1) if p < 0.9995 else "p = 1"
@@ -138,7 +146,8 @@ def _markdown_section(section: Section, rows: Sequence[Row], metrics: Sequence[s
         for reference in references:
             for metric in metrics:
                 gain = row.gains.get(reference, {}).get(metric)
-                line.append("" if gain is None else f"{gain.mean:+.4f} ({format_interval(gain, '+.4f')})")
+                interval = "" if gain is None else format_interval(gain, "+.4f")
+                line.append("" if gain is None else f"{gain.mean:+.4f}" + (f" ({interval})" if interval else ""))
         lines.append(line)
     table = "\n".join(f"| {' | '.join(escape_markdown(cell) for cell in line)} |" for line in lines)
     seeds = max(len(row.metrics[metrics[0]].by_seed) for row in rows)
@@ -174,8 +183,8 @@ def csv_text(parts: Sequence[tuple[Section, Sequence[Row]]], metrics: Sequence[s
                 line |= _statistics(metric, row.metrics[metric])
                 line |= _statistics(f"{metric}_gain", gain) | _statistics(f"{metric}_session_gain", session_gain)
                 line |= {
-                    f"{metric}_gain_p": gain and gain.p,
-                    f"{metric}_session_gain_p": session_gain and session_gain.p,
+                    f"{metric}_gain_p": gain and _or_none(gain.adjusted_p),
+                    f"{metric}_session_gain_p": session_gain and _or_none(session_gain.adjusted_p),
                 }
                 line[f"{metric}_paper"] = _paper_figure(section, row, metric)
             writer.writerow(line)
@@ -186,12 +195,20 @@ def _statistics(name: str, estimate: Estimate | None) -> dict[str, object]:
     if estimate is None:
         return {}
     return {
-        name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_std": estimate.std
-    }  # fmt: skip
+        name: estimate.mean,
+        f"{name}_low": _or_none(estimate.low),
+        f"{name}_high": _or_none(estimate.high),
+        f"{name}_std": estimate.std,
+    }
+
+
+def _or_none(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def format_interval(estimate: Estimate, form: str) -> str:
-    return f"{estimate.low:{form}} to {estimate.high:{form}}"
+    """``0.1000 to 0.2000``; empty if there is none."""
+    return interval_text(estimate.low, estimate.high, form)
 
 
 def _is_best(row: Row, rows: Sequence[Row], metric: str) -> bool:

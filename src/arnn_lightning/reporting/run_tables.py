@@ -98,7 +98,7 @@ class RunTables:
                 value = float(result.per_prediction(name).mean())
                 row |= {name: value, f"{name}_low": low[index, column], f"{name}_high": high[index, column]}
             rows.append(row | dict(result.lists))
-        return pl.DataFrame(rows)
+        return pl.DataFrame(rows).fill_nan(None)
 
 
 def print_groups(console: Console, groups: Groups, bootstrap: Mapping[str, Any]) -> None:

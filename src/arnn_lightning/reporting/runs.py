@@ -21,7 +21,7 @@ from yaml import YAMLError
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import RANKS, EvaluationResult
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import CHECKPOINTS, METRICS_FILE, RECORD
+from arnn_lightning.run_folder import METRICS_FILE, RECORD
 
 TRAINING, EVALUATION = "arnn_lightning.tasks.train.", "arnn_lightning.tasks.evaluate."
 # May differ between runs that are averaged: paths, speed, output. Data and models are identified by their contents, see
@@ -65,6 +65,7 @@ FIRST_ITEMS_TYPES: Mapping[str, type | UnionType] = {
     "popularity": float,
     "pnn": float,
 }
+ENCODERS = ("session", "context")
 COUNTS = ("events", "sessions", "users", "items")
 # What reading a damaged file raises.
 DAMAGE = (
@@ -338,7 +339,7 @@ def _entries(folder: Path, metrics: Mapping[str, Any], config: Mapping[Any, Any]
         part = _model_config(config["model"][role])
         checkpoint = (config.get("pretrained") or {}).get(role)
         if checkpoint is not None:
-            part = _pretrained_config(Path(checkpoint), role, config, part)
+            part = _pretrained_config(_working_folder(folder) / Path(checkpoint).expanduser(), role, config, part)
             main = {key: value for key, value in main.items() if not key.startswith(f"{role}.")}
             main |= {f"{role}.{key}": value for key, value in part.items()}
         configs[role] = part
@@ -387,6 +388,12 @@ def _model_config(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(config).items() if "dims" not in key.split(".") and value is not None}
 
 
+def _working_folder(folder: Path) -> Path:
+    """The folder that a run was started in, which its relative paths are relative to; "." if that is not recorded."""
+    file = folder / RECORD / "hydra.yaml"
+    return Path(OmegaConf.select(OmegaConf.load(file), "hydra.runtime.cwd") or "") if file.is_file() else Path()
+
+
 def _pretrained_config(
     checkpoint: Path, role: str, config: Mapping[Any, Any], encoder: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -396,18 +403,19 @@ def _pretrained_config(
     alone. A session encoder reads no contexts, so that its run may have other ones.
 
     Args:
-        checkpoint: of the encoder's model.
+        checkpoint: of the encoder's model, or its run folder.
         role: of the encoder in this run.
         config: this run's.
         encoder: its configuration by ``config``, flat.
     """
-    for folder in checkpoint.parents:
+    for folder in (checkpoint, *checkpoint.parents):
         file = folder / RECORD / "config.yaml"
         if file.is_file():
             trained = _read_config(file)
             assert isinstance(trained, dict)
-            name = checkpoint.parent.name  # RUN/checkpoints/best.ckpt, or RUN/checkpoints/ROLE/best.ckpt
-            model = _model_config(trained["model"] if name == CHECKPOINTS else trained["model"][name])
+            # RUN or RUN/checkpoints[/best.ckpt], or RUN/checkpoints/ROLE[/best.ckpt]
+            stage = next((part for part in checkpoint.relative_to(folder).parts[1:] if part in ENCODERS), None)
+            model = _model_config(trained["model"] if stage is None else trained["model"][stage])
             before, now = ({"seed": run["seed"]} | _settings(run) for run in (trained, config))
             differing = {
                 f"pretrained_{key}": before.get(key)

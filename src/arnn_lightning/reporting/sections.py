@@ -1,6 +1,7 @@
 """The content of a report: sentences, tables and charts of every data set, which report.html.j2 lays out."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
+from arnn_lightning.evaluation.bootstrap import MIN_CLUSTERS
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import write_text
 from arnn_lightning.reporting import charts
@@ -36,6 +38,7 @@ from arnn_lightning.reporting.results_table import (
     Table,
     csv_text,
     format_interval,
+    format_p,
     gain_cell,
     markdown,
     page_table,
@@ -131,6 +134,7 @@ def _section_order(view: SectionView) -> tuple[bool, bool, int]:
 
 
 def _headline(view: SectionView) -> str | None:
+    """The gain in the first metric: one planned comparison, so that its p value is not corrected."""
     row, metric = view.main_model, view.settings.metrics[0]
     if row is None:
         return None
@@ -138,14 +142,21 @@ def _headline(view: SectionView) -> str | None:
     before = estimate.mean - gain.mean
     n_seeds, unit = len(gain.by_seed), view.settings.bootstrap["unit"]
     over = f"over {unit}s and {n_seeds} seeds" if n_seeds > 1 else f"over {unit}s, one seed"
+    place = f"On {view.section.name}"
     model, encoder = row.variant.label, f"its session encoder {row.session_name}"
     figures = (
         f"{metric_label(metric)} {estimate.mean:.4f} and {before:.4f}, paired difference {gain.mean:+.4f} "
-        f"({view.settings.percent} interval {format_interval(gain, '+.4f')}, {over}; corrected p = {gain.p:.3f})"
+        f"({view.settings.percent} interval {format_interval(gain, '+.4f')}, {over}; {format_p(gain.p)})"
     )
-    place = f"On {view.section.name}"
-    if gain.low <= 0 <= gain.high or gain.p >= 1 - view.settings.bootstrap["confidence"] or not before:
-        return f"{place}, the results are compatible with no difference between {model} and {encoder}: {figures}."
+    if math.isnan(gain.low):
+        return (
+            f"{place}, the difference between {model} and {encoder} is not tested: there are fewer than {MIN_CLUSTERS} "
+            f"{unit}s."
+        )
+    if gain.low <= 0 <= gain.high or gain.p >= 1 - view.settings.bootstrap["confidence"]:
+        return f"{place}, the difference between {model} and {encoder} is not significant: {figures}."
+    if not before:
+        return f"{place}, {model} is above {encoder}: {figures}."
     direction = "above" if gain.mean > 0 else "below"
     return f"{place}, {model} is {abs(gain.mean) / before:.1%} {direction} {encoder}: {figures}."
 

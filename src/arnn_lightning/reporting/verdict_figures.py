@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from arnn_lightning.evaluation.bootstrap import MIN_CLUSTERS
 from arnn_lightning.evaluation.decision import Gain, check_claims, decide, group_gains, measure_gain, paired_values
-from arnn_lightning.evaluation.groups import MIN_CLUSTERS, by_known_attributes, by_popularity, by_position, by_seen
+from arnn_lightning.evaluation.groups import by_known_attributes, by_popularity, by_position, by_seen
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.preprocessing.contexts import PREFIX, UNKNOWN, unused_label
 from arnn_lightning.preprocessing.dataset import PreparedDataset

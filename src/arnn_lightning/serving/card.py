@@ -13,7 +13,7 @@ import yaml
 from arnn_lightning import __version__
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.groups import by_known_attributes, by_popularity, by_position, by_seen, group_metrics
-from arnn_lightning.evaluation.metrics import metric_label
+from arnn_lightning.evaluation.metrics import interval_text, metric_label
 from arnn_lightning.evaluation.result import EvaluationResult, results_of
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from arnn_lightning.run_folder import BEST, CHECKPOINTS, METRICS_FILE
@@ -104,12 +104,12 @@ def model_card(
 
     def interval(measured: EvaluationResult, metric: str) -> str:
         low, high = measured.interval(metric, bootstrap, seed)
-        return f"{measured.metrics([metric])[metric]:.4f} ({low:.4f} to {high:.4f})"
+        return _with_interval(measured.metrics([metric])[metric], low, high, ".4f")
 
     def gain(other: EvaluationResult, metric: str) -> str:
         assert result is not None
         mean, low, high = result.paired_difference(other, metric, bootstrap, seed)
-        return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+        return _with_interval(mean, low, high, "+.4f")
 
     groups = _groups(result, evidence.prepared, metrics[0], bootstrap, seed) if result is not None else {}
     return environment.get_template("card.md.j2").render(
@@ -136,6 +136,11 @@ def model_card(
         unit=bootstrap["unit"],
         version=__version__,
     )
+
+
+def _with_interval(mean: float, low: float, high: float, form: str) -> str:
+    interval = interval_text(low, high, form)
+    return f"{mean:{form}}" + (f" ({interval})" if interval else "")
 
 
 def _head(
