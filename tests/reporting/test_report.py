@@ -23,13 +23,15 @@ from scipy import stats
 
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import EvaluationResult
-from arnn_lightning.reporting import charts
+from arnn_lightning.reporting import charts, figures
 from arnn_lightning.reporting.charts import assign_styles
 from arnn_lightning.reporting.comparison import Settings, compare, group_runs
 from arnn_lightning.reporting.console import first_items_line
+from arnn_lightning.reporting.figures import _shown
 from arnn_lightning.reporting.results_table import csv_text
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
 from arnn_lightning.reporting.sections import Report, build_report
+from arnn_lightning.tasks.report import _require_below_catalogue
 from commandline import arnn_here
 from helpers import compose_config
 from models import slow
@@ -110,6 +112,25 @@ def write_run(folder: Path, prepared: Path, seed: int, *overrides: str, skill: f
     (folder / "metrics.json").write_text(json.dumps(metrics))
     curve = ["epoch,chunk,metric,value", "0,1,train/loss,2", "0,1,val/mrr@20,.1", "1,2,val/mrr@20,.2"]
     (folder / "metrics.csv").write_text("\n".join(curve) + "\n")
+    return folder
+
+
+def write_lists(folder: Path, prepared: Path, name: str) -> Path:
+    """A run folder as task=evaluate writes it for lists of another program."""
+    given = ["task=evaluate", "data=xing", "lists=theirs.csv", f"name={name}"]
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(compose_config(*given, "seed=1"), folder / ".hydra" / "config.yaml")
+    OmegaConf.save(OmegaConf.create(given), folder / ".hydra" / "overrides.yaml")
+    test = pl.read_parquet(prepared / "test.parquet")
+    result = EvaluationResult.from_counts(name, evaluated(test, 77, 1.5), test, "conservative", torch.arange(ITEMS))
+    result.write(folder)
+    metrics = {
+        **{"data": "xing", "model": name, "lists": {"file": "theirs.csv", "sha256": "x"}, "seed": 1, "val": {}},
+        **{"test": result.metrics(["recall@20"]), "encoders": {}, "baselines": {}, "groups": {}, "seconds": {}},
+        "manifest": hashlib.sha256((prepared / "manifest.json").read_bytes()).hexdigest(),
+        "train_events_per_second": None,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 
 
@@ -405,7 +426,7 @@ def test_a_model_is_compared_with_its_equal_under_the_first_setting(workspace: P
     other = write_run(tmp_path / "other", workspace / "prepared" / "one", 1, "model.hidden_size=7", skill=0.1)
     cells = {}
     for name, folders in (("with", [*seed_runs(workspace), other]), ("without", seed_runs(workspace))):
-        page = undrawn([*folders, workspace / "per_session"], workspace).html
+        page = undrawn([*folders, workspace / "per_session"], workspace).html.split('<h2 id="speed">')[0]
         assert [row[1] for row in rows_of_page(page) if row[:1] == ["assignment=per_session"]] == ["arnn"]
         cells[name] = cells_of(page, "assignment=per_session", "arnn")[-2]
     assert cells["with"] == cells["without"] != ""
@@ -928,6 +949,110 @@ def test_only_runs_of_experiments_are_reproduced_as_single_runs(workspace: Path,
         OmegaConf.save(OmegaConf.create(stored), run / ".hydra" / "overrides.yaml")
         (loaded,), _ = load_runs([run], prepared)
         assert loaded.command == f"python -m arnn_lightning {command}"
+
+
+def test_lists_of_another_program_have_neither_speed_nor_settings(workspace: Path, tmp_path: Path) -> None:
+    """Nothing but the data applies to them; they are in every section on their data."""
+    theirs = write_lists(tmp_path / "theirs", workspace / "prepared" / "one", "vstan")
+    runs = [*seed_runs(workspace), workspace / "per_session"]
+    page = undrawn([*runs, theirs], workspace).html
+    speed = page.split('<h2 id="speed">')[1].split('<h2 id="configs">')[0]
+    assert ": arnn</td>" in speed
+    assert "vstan" not in speed
+    settings = [
+        text.split('<h2 id="configs">')[1].split('<h2 id="runs">')[0] for text in (page, undrawn(runs, workspace).html)
+    ]
+    assert settings[0] == settings[1]
+    assert "python -m arnn_lightning task=evaluate data=xing lists=theirs.csv name=vstan" in page
+    assert "identical except for the seed ()" not in undrawn([theirs], workspace).html
+
+
+def test_lists_of_another_program_may_have_the_name_of_a_model(workspace: Path, tmp_path: Path) -> None:
+    theirs = write_lists(tmp_path / "theirs", workspace / "prepared" / "one", "gru4rec")
+    models = [row["model"] for row in rows_of([*seed_runs(workspace), theirs], workspace)]
+    assert sorted(models) == ["arnn", "gru4rec", "gru4rec (lists)", "itemknn", "pnn"]
+    assert [row["model"] for row in rows_of([theirs], workspace)] == ["gru4rec"]
+
+
+def test_speed_is_averaged_within_each_setting(workspace: Path) -> None:
+    page = undrawn([*seed_runs(workspace), workspace / "per_session"], workspace).html
+    speed = page.split('<h2 id="speed">')[1].split('<h2 id="configs">')[0]
+    rows = re.findall(r"<td[^>]*>([^<]*(?:<wbr>[^<]*)*): arnn</td><td>(\d)</td>", speed)
+    assert [count for _, count in rows] == ["3", "1"]
+
+
+def test_charts_of_many_models_have_the_main_model_and_the_best(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (section,) = group_runs(load_runs(seed_runs(workspace), workspace)[0], SETTINGS.ties)
+    view = compare(section, SETTINGS)
+    assert _shown(view, view.rows) == (view.rows, "")
+    monkeypatch.setattr(figures, "MAX_SERIES", 3)
+    rows, remark = _shown(view, view.rows)
+    best = max(
+        (row for row in view.rows if row.variant.label in ("itemknn", "pnn")),
+        key=lambda row: row.metrics["recall@20"].mean,
+    )
+    assert {row.variant.label for row in rows} == {"arnn", "gru4rec", best.variant.label}
+    assert remark == " 3 of 4 models: arnn, its session encoder, gru4rec and those with the highest Recall@20."
+
+
+def test_a_name_with_an_underscore_first_has_a_legend_entry() -> None:
+    series = [charts.Series(name, [1, 2], [0.1, 0.2], [0.1, 0.2], [0.1, 0.2]) for name in ("_mine", "_yours")]
+    svg = charts.lines("title", "x", "y", series, [1, 2], charts.METRICS)
+    assert ">_mine<" in svg
+    assert ">_yours<" in svg
+
+
+def test_an_interval_without_its_mean_has_an_arm_of_no_length() -> None:
+    """As of two resamples."""
+    series = [charts.Series("mrr@20", ["a", "b"], [0.1, 0.2], [0.15, 0.1], [0.3, 0.15])]
+    assert "<svg" in charts.vertical_intervals("title", "x", "y", ["a", "b"], series)
+    assert "<svg" in charts.horizontal_intervals("title", "x", ["a", "b"], series)
+
+
+def test_damaged_counts_of_recommended_items_are_skipped(workspace: Path, tmp_path: Path) -> None:
+    for name, times in {"few": [1, 2, 3], "text": ["1"] * ITEMS}.items():
+        shutil.copytree(seed_runs(workspace)[0], tmp_path / name)
+        pl.DataFrame({"item": range(len(times)), "times": times}).write_parquet(tmp_path / name / "test_lists.parquet")
+    _, skipped = load_runs([tmp_path / "few", tmp_path / "text"], workspace)
+    assert [run.reason for run in skipped] == [
+        "incomplete: ValueError: test lists of arnn: not a count for every item of the catalogue"
+    ] * 2
+
+
+def test_a_run_without_settings_of_the_evaluation_is_skipped(workspace: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(seed_runs(workspace)[0], tmp_path / "run")
+    config = OmegaConf.load(run / ".hydra" / "config.yaml")
+    del config["evaluation"]
+    OmegaConf.save(config, run / ".hydra" / "config.yaml")
+    ((reason,),) = ([run.reason for run in load_runs([run], workspace)[1]],)
+    assert reason == "incomplete: ValueError: config.yaml lacks evaluation"
+
+
+@pytest.mark.parametrize(
+    ("splits", "reason"),
+    [
+        ({"train": {}}, "manifest.json: splits lacks test"),
+        ({"train": {}, "test": {"users": None}}, "manifest.json: users must not be null"),
+    ],
+)
+def test_a_manifest_without_the_size_of_a_split_is_damaged(
+    workspace: Path, tmp_path: Path, splits: dict[str, Any], reason: str
+) -> None:
+    folder = shutil.copytree(workspace / "prepared" / "one", tmp_path / "prepared" / "one")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    changed = {name: manifest["splits"]["test"] | change for name, change in splits.items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"splits": changed}))
+    _, ((damage),) = load_data_sets(tmp_path, [])
+    assert damage.reason == f"damaged prepared data set, prepare it again: {reason}"
+
+
+def test_a_list_as_long_as_the_catalogue_is_refused(workspace: Path) -> None:
+    runs, _ = load_runs(seed_runs(workspace), workspace)
+    _require_below_catalogue(["recall@59"], runs)
+    with pytest.raises(UserError, match="recall@60 is not below the catalogue of 60 items"):
+        _require_below_catalogue(["mrr@5", "recall@60"], runs)
 
 
 def test_a_model_that_is_also_an_encoder_has_its_own_seconds(workspace: Path, tmp_path: Path) -> None:

@@ -112,9 +112,10 @@ def lines(
     figure, axes = _figure(title, x_label, y_label)
     if log:
         axes.set_xscale("log")
+    legend = []
     for line, (color, marker) in zip(series, styles, strict=False):
         x_values = [float(x) for x in line.x]
-        axes.plot(x_values, line.mean, color=color, marker=marker, label=_wrap_label(line.name))
+        legend += [(handle, line.name) for handle in axes.plot(x_values, line.mean, color=color, marker=marker)]
         axes.fill_between(x_values, line.low, line.high, color=color, alpha=0.18, linewidth=0)
         for x, values in zip(x_values, line.dots, strict=False):
             axes.plot([x] * len(values), values, ".", color=color, alpha=0.55, markersize=4)
@@ -123,23 +124,23 @@ def lines(
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if zero_line:
         axes.axhline(0, color=INK, linewidth=1)
-    return _to_svg(figure, axes, legend=len(series) > 1)
+    return _to_svg(figure, legend)
 
 
 @mpl.rc_context(STYLE)
 def vertical_intervals(title: str, x_label: str, y_label: str, groups: Sequence[str], series: Sequence[Series]) -> str:
     """A dot with its interval per group, series side by side."""
     figure, axes = _figure(title, x_label, y_label)
+    legend = []
     for index, points in enumerate(series):
         color, marker = METRICS[index]
-        x = [groups.index(str(name)) + (index - (len(series) - 1) / 2) * 0.22 for name in points.x]
-        axes.errorbar(
-            x, points.mean, yerr=_errors(points), fmt=marker, color=color, capsize=3, linewidth=1.6, label=points.name
-        )
+        x = [place + (index - (len(series) - 1) / 2) * 0.22 for place in range(len(groups))]
+        handle = axes.errorbar(x, points.mean, yerr=_errors(points), fmt=marker, color=color, capsize=3, linewidth=1.6)
+        legend.append((handle, points.name))
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.axhline(0, color=INK, linewidth=1)
-    return _to_svg(figure, axes, legend=len(series) > 1)
+    return _to_svg(figure, legend)
 
 
 @mpl.rc_context(STYLE)
@@ -147,17 +148,17 @@ def horizontal_intervals(title: str, x_label: str, names: Sequence[str], series:
     """A dot with its interval per name, from top to bottom; for names that are too long for a horizontal axis."""
     wrapped = [_wrap_label(name) for name in names]
     figure, axes = _figure(title, x_label, "", (SIZE[0], _height(wrapped)))
+    legend = []
     for index, points in enumerate(series):
         color, marker = METRICS[index]
         y = [place + (index - (len(series) - 1) / 2) * 0.25 for place in range(len(names))]
-        axes.errorbar(
-            points.mean, y, xerr=_errors(points), fmt=marker, color=color, capsize=3, linewidth=1.6, label=points.name
-        )
+        handle = axes.errorbar(points.mean, y, xerr=_errors(points), fmt=marker, color=color, capsize=3, linewidth=1.6)
+        legend.append((handle, points.name))
     axes.set_yticks(range(len(names)), wrapped, fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.axvline(0, color=INK, linewidth=1)
-    return _to_svg(figure, axes, legend=len(series) > 1)
+    return _to_svg(figure, legend)
 
 
 @mpl.rc_context(STYLE)
@@ -173,7 +174,7 @@ def bars(title: str, x_label: str, values: Mapping[str, float], colors: Sequence
     # Few and short ticks: long names leave little room, and numbers must not run into each other.
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    return _to_svg(figure, axes, legend=False)
+    return _to_svg(figure)
 
 
 def _errors(points: Series) -> np.ndarray:
@@ -219,9 +220,10 @@ def _figure(title: str, x_label: str, y_label: str, size: tuple[float, float] = 
     return figure, axes
 
 
-def _to_svg(figure: Figure, axes: Axes, legend: bool) -> str:
-    if legend:
-        handles, names = axes.get_legend_handles_labels()
+def _to_svg(figure: Figure, legend: Sequence[tuple[Any, str]] = ()) -> str:
+    """The text of a figure. Two or more of a legend's handles and names are shown; a name may start with "_"."""
+    if len(legend) > 1:
+        handles, names = [handle for handle, _ in legend], [_wrap_label(name) for _, name in legend]
         columns = max(1, min(len(names), LEGEND_LETTERS // (4 + max(map(len, names)))))
         width, height = figure.get_size_inches()
         lines = sum(1 + name.count("\n") for name in names[::columns])

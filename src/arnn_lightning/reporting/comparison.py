@@ -116,6 +116,11 @@ class Variant:
     roles: dict[int, str] = field(default_factory=dict)
 
     @property
+    def is_external(self) -> bool:
+        """Whether another program made the recommendations."""
+        return bool(self.config.get("lists"))
+
+    @property
     def own_runs(self) -> list[Run]:
         """The runs whose main model it is."""
         return [run for seed, run in self.runs.items() if not self.roles[seed]]
@@ -323,8 +328,13 @@ def _add_variants(section: Section, ties: str) -> None:
         is_random = is_trained or section.settings.get(ASSIGNMENT) in ("permuted", "per_session")
         if not is_random and len(variant.seeds) == 1:
             variant.results = dict.fromkeys(seeds, variant.results[min(variant.results)]) | variant.results
-    for name in {variant.name for variant in section.variants}:
-        same_name = [variant for variant in section.variants if variant.name == name]
+    names = {variant.name for variant in section.variants if not variant.is_external}
+    for variant in section.variants:
+        if variant.is_external:
+            variant.label = f"{variant.name} (lists)" if variant.name in names else variant.name
+            variant.is_most_common = variant.name not in names
+    for name in names:
+        same_name = [variant for variant in section.variants if variant.name == name and not variant.is_external]
         counts = [len(variant.runs) for variant in same_name]
         for variant, label in zip(same_name, labels([variant.config for variant in same_name], counts), strict=True):
             variant.label = f"{name} ({label})" if label else name

@@ -45,13 +45,12 @@ class Figure:
 def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[Figure]:
     curves = _learning_curves(view, styles)
     if curves is not None:
-        yield Figure(curves, "Validation by epoch; bands span the seeds, from the lowest to the highest.")
+        yield curves
     data = view.section.data
     # In lists as long as the catalogue nothing is missed, not even by shorter lists of other programs.
     cutoffs = [k for k in view.settings.cutoffs if data is None or k < data.n_items]
     if cutoffs:
-        caption = f"Share of predictions whose item is among the first K; {view.settings.percent} bands."
-        yield Figure(_recall_by_k(view, cutoffs, styles), caption)
+        yield _recall_by_k(view, cutoffs, styles)
     row = view.main_model
     if row is None:
         return
@@ -71,9 +70,30 @@ def section_charts(view: SectionView, styles: Mapping[str, Style]) -> Iterator[F
         yield Figure(Markup(svg), f"Each minus the session encoder of the same run; {view.settings.percent} intervals.")
 
 
-def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup | None:
+def _shown(view: SectionView, rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """At most ``MAX_SERIES`` of the rows, in their order, and what a caption adds where some are left out.
+
+    The main model, the base and the main model's session encoder are shown first, then those with the highest metric.
+    """
+    if len(rows) <= MAX_SERIES:
+        return list(rows), ""
+    main, base, metric = view.main_model, view.section.base(view.settings.base), view.settings.metrics[0]
+
+    def priority(row: Row) -> tuple[bool, bool, bool, float]:
+        is_encoder = main is not None and row.variant.name == main.session_name and row.variant.is_most_common
+        return row is not main, row.variant is not base, not is_encoder, -row.metrics[metric].mean
+
+    kept = {row.variant.label for row in sorted(rows, key=priority)[:MAX_SERIES]}
+    names = (main.variant.label, "its session encoder") if main is not None else ()
+    named = ", ".join(dict.fromkeys([*names, *([base.label] if base is not None else [])]))
+    others = f"those with the highest {metric_label(metric)}"
+    remark = f" {MAX_SERIES} of {len(rows)} models: {f'{named} and ' if named else ''}{others}."
+    return [row for row in rows if row.variant.label in kept], remark
+
+
+def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Figure | None:
     monitor = str(view.section.settings.get("evaluation.monitor"))
-    series = []
+    by_row = []
     for row in view.rows:
         variant = row.variant
         names = {seed: "/".join(filter(None, [role, "val", monitor])) for seed, role in variant.roles.items()}
@@ -82,19 +102,25 @@ def _learning_curves(view: SectionView, styles: Mapping[str, Style]) -> Markup |
         if epochs:
             values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
             spread = (values.mean(0), values.min(0), values.max(0))
-            series.append(Series(variant.label, [e + 1 for e in epochs], *(line.tolist() for line in spread)))
-    series = series[:MAX_SERIES]
+            line = Series(variant.label, [e + 1 for e in epochs], *(values.tolist() for values in spread))
+            by_row.append((row, line))
+    rows, remark = _shown(view, [row for row, _ in by_row])
+    shown = {row.variant.label for row in rows}
+    series = [line for _, line in by_row if line.name in shown]
     if max((len(line.x) for line in series), default=0) < 2:  # a point is no curve
         return None
     ticks = range(1, max(int(line.x[-1]) for line in series) + 1)
     y_label = f"validation {metric_label(monitor)}"
     colors = [styles[line.name] for line in series]
-    return Markup(charts.lines("Learning curves", "epoch", y_label, series, ticks[:: 1 + len(ticks) // 12], colors))
+    svg = charts.lines("Learning curves", "epoch", y_label, series, ticks[:: 1 + len(ticks) // 12], colors)
+    caption = f"Validation by epoch; bands span the seeds, from the lowest to the highest.{remark}"
+    return Figure(Markup(svg), caption)
 
 
-def _recall_by_k(view: SectionView, cutoffs: Sequence[int], styles: Mapping[str, Style]) -> Markup:
+def _recall_by_k(view: SectionView, cutoffs: Sequence[int], styles: Mapping[str, Style]) -> Figure:
     settings = view.settings
-    variants = [row.variant for row in view.rows if row.variant.is_most_common][:MAX_SERIES]
+    rows, remark = _shown(view, [row for row in view.rows if row.variant.is_most_common])
+    variants = [row.variant for row in rows]
     values = [variant.per_prediction(f"recall@{k}") for variant in variants for k in cutoffs]
     found = iter(estimates(values, view.section, settings))
     series = []
@@ -103,7 +129,9 @@ def _recall_by_k(view: SectionView, cutoffs: Sequence[int], styles: Mapping[str,
         bounds = ([getattr(point, bound) for point in points] for bound in ("mean", "low", "high"))
         series.append(Series(variant.label, cutoffs, *bounds))
     colors = [styles[variant.label] for variant in variants]
-    return Markup(charts.lines("Recall by K", "K, length of the list", "Recall@K", series, cutoffs, colors, log=True))
+    svg = charts.lines("Recall by K", "K, length of the list", "Recall@K", series, cutoffs, colors, log=True)
+    caption = f"Share of predictions whose item is among the first K; {settings.percent} bands.{remark}"
+    return Figure(Markup(svg), caption)
 
 
 def _labels(section: Section, attributes: Sequence[str]) -> dict[str, pl.Series]:

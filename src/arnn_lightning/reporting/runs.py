@@ -122,8 +122,11 @@ class DataSet:
         missing = [key for key in ("raw", "config", "funnel", "splits", "dims") if key not in manifest]
         if missing:
             raise ValueError(f"manifest.json lacks {', '.join(missing)}")
-        for step in (*manifest["funnel"], *manifest["splits"].values()):
+        for step in manifest["funnel"]:
             _check_types("manifest.json", step, dict.fromkeys(COUNTS, int | None))
+        _check_types("manifest.json: splits", manifest["splits"], {"train": dict, "test": dict})
+        for split in manifest["splits"].values():
+            _check_types("manifest.json", split, dict.fromkeys(COUNTS, int))
         _check_types("manifest.json: config.contexts", manifest["config"]["contexts"], {"single": list, "multi": list})
         _check_types("manifest.json: dims", manifest["dims"], {"n_items": int})
         users = pl.read_parquet(folder / "users.parquet", columns=["user", "n_known"], glob=False)
@@ -202,7 +205,7 @@ class Run:
     @property
     def command(self) -> str:
         """Reproduces this run, with its parts trained again."""
-        skipped = ("pretrained.", "hydra.", "resume=", "task=")
+        skipped = ("pretrained.", "hydra.", "resume=", *(() if self.is_external else ("task=",)))
         overrides = [override for override in self.overrides if not override.startswith(skipped)]
         if any(override.startswith("experiment=") for override in overrides):  # it may be a multirun
             overrides.insert(0, "hydra.mode=RUN")
@@ -311,6 +314,8 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         _check_types("overrides.yaml", lines, dict.fromkeys(lines, str))
         for figures in (config.get("published") or {}).get("table2", {}).values():
             _check_types("config.yaml: published", figures, dict.fromkeys(figures, float))
+        _check_types("config.yaml", config, {"evaluation": dict})
+        _check_types("config.yaml: evaluation", config["evaluation"], {"cutoffs": list})
         metrics = json.loads(file.read_text())
         if "val" in metrics and "manifest" not in metrics:
             return SkippedRun(folder, "not tested: a trial of task=tune")
@@ -319,13 +324,15 @@ def load_run(folder: Path, data_sets: Mapping[str, DataSet]) -> Run | SkippedRun
         if "first_items" in metrics:
             metrics["first_items"] = {"encoder": "PNN"} | metrics["first_items"]  # not in records of older runs
             _check_types("metrics.json: first_items", metrics["first_items"], FIRST_ITEMS_TYPES)
-        entries = _entries(folder, metrics, config)
+        entries, data = _entries(folder, metrics, config), data_sets.get(metrics["manifest"])
+        for entry in entries:
+            _check_lists(entry.result, data)
         curves = _curves(folder / "metrics.csv")
     except DAMAGE as error:
         return SkippedRun(folder, f"incomplete: {type(error).__name__}: {_first_line(error)}")
     named = {str(key): value for key, value in config.items()}
     assert isinstance(overrides, list)  # checked above
-    return Run(folder, metrics, named, overrides, data_sets.get(metrics["manifest"]), entries, curves)
+    return Run(folder, metrics, named, overrides, data, entries, curves)
 
 
 def _entries(folder: Path, metrics: Mapping[str, Any], config: Mapping[Any, Any]) -> list[Entry]:
@@ -356,6 +363,13 @@ def _entries(folder: Path, metrics: Mapping[str, Any], config: Mapping[Any, Any]
         if not ranks.select(expected).equals(entries[-1].result.ranks.select(expected)):
             raise ValueError(f"{name}: other predictions than those of {entries[-1].result.name}")
     return entries
+
+
+def _check_lists(result: EvaluationResult, data: DataSet | None) -> None:
+    """Raises ValueError for a file of recommended items that does not have a count for every item."""
+    counts = result.item_counts
+    if counts is not None and (counts.dtype.kind not in "iu" or len(counts) != (data.n_items if data else len(counts))):
+        raise ValueError(f"test lists of {result.name}: not a count for every item of the catalogue")
 
 
 def _check_types(name: str, values: Any, types: Mapping[str, type | UnionType]) -> None:

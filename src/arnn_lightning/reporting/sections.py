@@ -98,7 +98,11 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
         skipped=skipped,
         data_sets=data_sets,
         speed=_speed(views, styles),
-        configurations=[_configurations(name, group) for name, group in by_data.items()],
+        configurations=[
+            _configurations(name, runs)
+            for name, group in by_data.items()
+            if (runs := [run for view in group for run in view.section.runs if not run.is_external])
+        ],
         commands=[
             (
                 f"{view.section.title}: {counted(len(view.section.runs), 'run')}",
@@ -287,13 +291,14 @@ def _speed(views: Sequence[SectionView], styles: Mapping[str, Style]) -> dict[st
     timed: dict[tuple[str, str], list[Run]] = {}
     for view in views:
         for row in view.rows:
-            if row.variant.own_runs:
-                timed.setdefault((view.section.name, row.variant.label), []).extend(row.variant.own_runs)
+            if own_runs := [run for run in row.variant.own_runs if not run.is_external]:
+                timed.setdefault((view.section.title, row.variant.label), []).extend(own_runs)
+    first = {view.section.name: view.section.title for view in reversed(views)}  # the others are in the table alone
     speeds = {}
-    for key, runs in timed.items():
-        measured = [speed for run in runs if (speed := run.metrics["train_events_per_second"])]
-        if measured:
-            speeds[key] = float(np.mean(measured))
+    for name, title in first.items():
+        for (_, label), runs in ((key, runs) for key, runs in timed.items() if key[0] == title):
+            if measured := [speed for run in runs if (speed := run.metrics["train_events_per_second"])]:
+                speeds[name, label] = float(np.mean(measured))
     figures = []
     if len(speeds) > 1:
         values = {f"{name}: {label}": speed for (name, label), speed in speeds.items()}
@@ -330,9 +335,8 @@ def _stage_title(stage: str) -> str:
     return f"{action} the {role} encoder" if role in ("session", "context") else stage
 
 
-def _configurations(name: str, group: Sequence[SectionView]) -> dict[str, Any]:
+def _configurations(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     """The settings that differ between runs on one data set: a row per key, its values, and which runs have them."""
-    runs = [run for view in group for run in view.section.runs]
     configs = [
         {
             key: "null" if value is None else str(value)

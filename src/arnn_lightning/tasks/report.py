@@ -44,7 +44,8 @@ def run(config: DictConfig) -> None:
         first = unfinished[0]
         raise UserError(f"runs: no finished training run; {first.folder}: {first.reason}")
     _require_known(config, runs)
-    groups = [*settings.groups, *(name for run in runs for name in run.config["evaluation"].get("groups", ()))]
+    _require_below_catalogue(settings.metrics, runs)
+    groups = [*settings.groups, *(name for run in runs for name in run.config["evaluation"].get("groups") or ())]
     report = build_report(runs, skipped, replace(settings, groups=list(dict.fromkeys(groups))))
     with task_folder(config) as folder:
         report.write(folder)
@@ -81,6 +82,18 @@ def _require_known(config: DictConfig, runs: Sequence[Run]) -> None:
                 f"evaluation.groups: {name} is not a single-valued or numeric attribute of any run's data set"
                 f"{nearest(name, known)}; they have {', '.join(known) or 'none'}"
             )
+
+
+def _require_below_catalogue(metrics: Sequence[str], runs: Sequence[Run]) -> None:
+    """Raises UserError where K is not smaller than a catalogue: every item is a hit, those missing in a list, too."""
+    for run in runs:
+        for name in metrics:
+            k, n_items = parse_metric(name)[1], run.data.n_items if run.data is not None else None
+            if n_items is not None and k >= n_items:
+                raise UserError(
+                    f"report.metrics: {name} is not below the catalogue of {n_items} items of {run.folder}; "
+                    "set report.metrics, as in [recall@5,mrr@5]"
+                )
 
 
 def _settings(config: DictConfig) -> Settings:
