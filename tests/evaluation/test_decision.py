@@ -140,3 +140,9 @@ def test_results_of_other_predictions_are_not_compared() -> None:
         paired_values([result([1, 2])], [result([1, 3])], "mrr@20")
     with pytest.raises(ValueError, match="different seeds or predictions"):
         paired_values([result([1, 2])] * 3, [result([1, 2])] * 2, "mrr@20")
+
+
+def test_a_p_value_equal_to_the_level_is_not_significant() -> None:
+    """1 - 0.95 is slightly more than 0.05 in floating point."""
+    gain = Gain(0.1, 0.01, 0.2, 0.05, 0.5, (0.1,), 0.04, 0.0)
+    assert check_claims({"session": gain}, 0.95)["session"]["result"] == "not significant"

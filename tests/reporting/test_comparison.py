@@ -169,6 +169,16 @@ def test_sections_come_in_their_order_in_all_files() -> None:
     ]
 
 
+def test_markdown_has_the_number_of_seeds_of_every_row() -> None:
+    made, rows = section()
+    fewer = replace(rows[0], metrics={"mrr@20": Estimate(0.5, 0.4, 0.6, (0.5,), 1)})
+    text = markdown([(made, [fewer, *rows[1:]])], ["mrr@20"], 0.9)
+    assert text.startswith("xing: 1,234 predictions, mean ± standard deviation over up to 2 seeds")
+    assert [line.split(" | ")[-1] for line in text.splitlines() if line.startswith("|")] == [
+        *("seeds |", "---: |", "1 |", "2 |", "2 |")
+    ]
+
+
 SETTINGS = Settings(["mrr@20"], "", [], [], "", {"unit": "user", "confidence": 0.9}, 1)
 
 

@@ -30,8 +30,8 @@ from arnn_lightning.reporting.console import first_items_line
 from arnn_lightning.reporting.figures import _shown
 from arnn_lightning.reporting.results_table import csv_text
 from arnn_lightning.reporting.runs import Run, SkippedRun, find_run_dirs, load_data_sets, load_run
-from arnn_lightning.reporting.sections import Report, build_report
-from arnn_lightning.tasks.report import _require_below_catalogue
+from arnn_lightning.reporting.sections import Report, _same_ranks, _section_order, build_report
+from arnn_lightning.tasks.report import _require_below_catalogue, _settings
 from commandline import arnn_here
 from helpers import compose_config
 from models import slow
@@ -1048,6 +1048,11 @@ def test_a_manifest_without_the_size_of_a_split_is_damaged(
     assert damage.reason == f"damaged prepared data set, prepare it again: {reason}"
 
 
+def test_a_metric_that_is_given_twice_has_one_column() -> None:
+    given = compose_config("task=report", "runs=.", "report.metrics=[mrr@20,recall@5,mrr@20]")
+    assert _settings(given).metrics == ["mrr@20", "recall@5"]
+
+
 def test_a_list_as_long_as_the_catalogue_is_refused(workspace: Path) -> None:
     runs, _ = load_runs(seed_runs(workspace), workspace)
     _require_below_catalogue(["recall@59"], runs)
@@ -1074,9 +1079,11 @@ def test_the_note_on_preparations_names_what_differs(workspace: Path, tmp_path: 
     folder = tmp_path / "prepared" / "other"
     shutil.copytree(workspace / "prepared" / "one", folder)
     manifest = json.loads((folder / "manifest.json").read_text())
+    fewer = {"contexts": {"single": ["age"], "multi": ["roles"]}}
     for change, words in (
-        ({"config": manifest["config"] | {"gap": "1h"}}, " (data.gap differs)"),
-        ({"config": manifest["config"] | {"gap": "1h"}, "raw": {"log": "a"}}, " (data.gap, the raw files differ)"),
+        ({"config": manifest["config"] | fewer}, " (data.contexts.single differs)"),
+        ({"config": manifest["config"] | fewer, "raw": {"log": "a"}}, " (data.contexts.single, the raw files differ)"),
+        ({"config": manifest["config"] | {"gap": "1h"}}, ""),  # a setting of another version
         ({"raw": {"log": "a"}}, " (the raw files differ)"),
     ):
         (folder / "manifest.json").write_text(json.dumps(manifest | change))
@@ -1084,6 +1091,40 @@ def test_the_note_on_preparations_names_what_differs(workspace: Path, tmp_path: 
         other = write_run(tmp_path / "run", folder, 1)
         page = undrawn([seed_runs(workspace)[0], other], workspace, tmp_path).html
         assert f"xing was prepared in 2 ways{words}; results on different data are not averaged." in page
+
+
+def test_settings_of_a_preparation_have_the_names_of_today(workspace: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(workspace / "prepared" / "one", tmp_path / "prepared" / "one")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"] |= {"items": {"coverage": 0.5}, "reader": {"_target_": "arnn_lightning.data.xing.XingReader"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    settings = next(iter(load_data_sets(tmp_path, [])[0].values())).settings
+    assert settings["data.items.popularity_coverage"] == 0.5
+    assert settings["data.reader._target_"] == "XingReader"
+
+
+def test_a_folder_given_by_two_paths_is_read_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    assert find_run_dirs(["multirun", str(workspace / "multirun")]) == find_run_dirs(["multirun"])
+
+
+def test_the_page_states_that_lists_are_ranked_within_the_list(workspace: Path, tmp_path: Path) -> None:
+    theirs = write_lists(tmp_path / "theirs", workspace / "prepared" / "one", "vstan")
+    assert "full catalogue, those of other programs' lists within the list;" in undrawn([theirs], workspace).html
+    assert "ranks over the full catalogue;" in undrawn(seed_runs(workspace)[:1], workspace).html
+
+
+def test_models_of_fewer_seeds_are_compared_under_another_setting(workspace: Path) -> None:
+    runs, _ = load_runs([*seed_runs(workspace)[1:], workspace / "per_session"], workspace)  # seeds 2, 3 and 1
+    first, other = sorted(
+        (compare(section, SETTINGS) for section in group_runs(runs, SETTINGS.ties)), key=_section_order
+    )
+    same = {row.variant.name: row.variant for row in other.rows}
+    main = {row.variant.name: row.variant for row in first.rows}
+    assert not _same_ranks(same["arnn"], main["arnn"])  # no common seed
+    both = replace(main["arnn"], results=main["arnn"].results | same["arnn"].results)
+    assert _same_ranks(both, main["arnn"])
+    assert _same_ranks(main["arnn"], both)
 
 
 def test_seconds_of_resumed_runs_are_left_out(workspace: Path, tmp_path: Path) -> None:

@@ -116,6 +116,15 @@ def seed_shifts(by_seed: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     return shifts
 
 
+def significance_level(confidence: float) -> float:
+    """Alpha of a level of confidence, without the error of a subtraction: a p value may be equal to it.
+
+    >>> significance_level(0.95), 1 - 0.95
+    (0.05, 0.050000000000000044)
+    """
+    return round(1 - confidence, 12)
+
+
 def p_value(means: np.ndarray) -> float:
     """Two-sided p value of the hypothesis that the mean is 0, from its resamples (R,).
 

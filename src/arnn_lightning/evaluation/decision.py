@@ -10,7 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from arnn_lightning.evaluation.bootstrap import MIN_CLUSTERS, holm, p_value, percentile_limits, seed_bootstrap_means
+from arnn_lightning.evaluation.bootstrap import (
+    MIN_CLUSTERS,
+    holm,
+    p_value,
+    percentile_limits,
+    seed_bootstrap_means,
+    significance_level,
+)
 from arnn_lightning.evaluation.result import EvaluationResult
 
 Answer = Literal["yes", "no", "unclear"]
@@ -162,7 +169,11 @@ def check_claims(claims: Mapping[str, Gain], confidence: float) -> dict[str, dic
         name: {
             "p_value": gain.p_value,
             "adjusted_p_value": float(p),
-            "result": "not significant" if p >= 1 - confidence else "above 0" if gain.mean > 0 else "below 0",
+            "result": "not significant"
+            if p >= significance_level(confidence)
+            else "above 0"
+            if gain.mean > 0
+            else "below 0",
         }
         for (name, gain), p in zip(claims.items(), adjusted, strict=True)
     }

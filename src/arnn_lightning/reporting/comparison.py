@@ -17,12 +17,13 @@ from arnn_lightning.evaluation.bootstrap import (
     p_value,
     percentile_limits,
     seed_shifts,
+    significance_level,
 )
 from arnn_lightning.evaluation.groups import tie_rate
 from arnn_lightning.evaluation.metrics import metric_label, session_means
 from arnn_lightning.evaluation.result import EvaluationResult
 from arnn_lightning.preprocessing.contexts import attribute_names
-from arnn_lightning.reporting.runs import DataSet, Run, flatten
+from arnn_lightning.reporting.runs import DataSet, Run
 
 # Rows of the paper's Table 2, with the baselines that it lacks; other models follow.
 ORDER = ("pop", "itemknn", "sr", "vsknn", "gru4rec", "pnn", "arnn")
@@ -199,12 +200,6 @@ class Section:
         figures: Mapping[str, Mapping[str, float]] = (self.runs[0].config.get("published") or {}).get("table2", {})
         return figures
 
-    @property
-    def label_settings(self) -> dict[str, Any]:
-        """The settings, and how the data were prepared."""
-        prepared = flatten({"data": self.data.manifest["config"]}) if self.data is not None else {}
-        return {key: value for key, value in prepared.items() if not key.endswith("_target_")} | dict(self.settings)
-
     def base(self, name: str) -> Variant | None:
         """The model of this name, in its most common configuration."""
         return next((variant for variant in self.variants if variant.name == name and variant.is_most_common), None)
@@ -242,7 +237,11 @@ def _hashable(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _label_sections(sections: Sequence[Section]) -> None:
     """Labels the sections of one name by all settings that differ, as on the command line."""
-    settings = [section.label_settings for section in sections]
+    prepared = _common_settings([section.data for section in sections])
+    settings = [
+        {key: value for key, value in of_data.items() if not key.endswith("_target_")} | dict(section.settings)
+        for section, of_data in zip(sections, prepared, strict=True)
+    ]
     keys = differing_keys(settings)
     preparations = {section.data_key: section.data for section in sections}
     for section, values in zip(sections, settings, strict=True):
@@ -259,12 +258,19 @@ def _label_sections(sections: Sequence[Section]) -> None:
             section.label = ", ".join(filter(None, [section.label, f"data {section.data_key[:10]}"]))
 
 
+def _common_settings(data_sets: Sequence[DataSet | None]) -> list[dict[str, Any]]:
+    """The settings of preparations, as far as all of them have them: another version may have added some."""
+    settings = [{} if data is None else data.settings for data in data_sets]
+    common = set.intersection(*map(set, settings))
+    return [{key: value for key, value in of_data.items() if key in common} for of_data in settings]
+
+
 def _differences(data_sets: Sequence[DataSet | None]) -> str:
     """What differs between preparations of one name; empty where one of them is not found."""
     manifests = [data.manifest for data in data_sets if data is not None]
     if len(manifests) < len(data_sets):
         return ""
-    keys = differing_keys([flatten({"data": manifest["config"]}) for manifest in manifests])
+    keys = differing_keys(_common_settings(data_sets))
     if len({str([*manifest["raw"].values()]) for manifest in manifests}) > 1:
         keys.append("the raw files")
     return f" ({', '.join(keys)} {'differs' if keys == keys[:1] != ['the raw files'] else 'differ'})" if keys else ""
@@ -504,7 +510,7 @@ def compare(section: Section, settings: Settings) -> SectionView:
     quantities = {key: values for key, values in quantities.items() if values}
     estimated = dict(zip(quantities, estimates(list(quantities.values()), section, settings), strict=True))
     differences = {(key[0], key[2], value.by_seed): quantities[key] for key, value in estimated.items() if key[1]}
-    resamples = math.ceil(2 * TAIL_RESAMPLES * len(differences) / (1 - settings.bootstrap["confidence"]))
+    resamples = math.ceil(2 * TAIL_RESAMPLES * len(differences) / significance_level(settings.bootstrap["confidence"]))
     resamples = max(resamples, settings.bootstrap["resamples"])
     tested = estimates(list(differences.values()), section, settings, resamples)
     adjusted = dict(zip(differences, holm(np.array([estimate.p for estimate in tested])).tolist(), strict=True))

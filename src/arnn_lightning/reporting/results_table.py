@@ -133,7 +133,7 @@ def _markdown_section(section: Section, rows: Sequence[Row], metrics: Sequence[s
     for metric in metrics:
         header += [metric_label(metric), f"{100 * confidence:g} % interval"]
         header += ["paper"] if _is_published(section, metric) else []
-    header += [f"{metric_label(metric)} - {reference}" for reference in references for metric in metrics]
+    header += [f"{metric_label(metric)} - {reference}" for reference in references for metric in metrics] + ["seeds"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for row in rows:
         line = [row.variant.label]
@@ -148,10 +148,11 @@ def _markdown_section(section: Section, rows: Sequence[Row], metrics: Sequence[s
                 gain = row.gains.get(reference, {}).get(metric)
                 interval = "" if gain is None else format_interval(gain, "+.4f")
                 line.append("" if gain is None else f"{gain.mean:+.4f}" + (f" ({interval})" if interval else ""))
-        lines.append(line)
+        lines.append([*line, str(len(row.metrics[metrics[0]].by_seed))])
     table = "\n".join(f"| {' | '.join(escape_markdown(cell) for cell in line)} |" for line in lines)
-    seeds = max(len(row.metrics[metrics[0]].by_seed) for row in rows)
-    over = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
+    seeds = {len(row.metrics[metrics[0]].by_seed) for row in rows}
+    up_to = "up to " if len(seeds) > 1 else ""
+    over = f", mean ± standard deviation over {up_to}{max(seeds)} seeds" if max(seeds) > 1 else ""
     return f"{escape_markdown(section.title)}: {section.predictions.height:,} predictions{over}\n\n{table}\n"
 
 

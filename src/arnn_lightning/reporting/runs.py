@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from arnn_lightning.config.schema import RENAMED
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import RANKS, EvaluationResult
 from arnn_lightning.preprocessing.dataset import PreparedDataset
@@ -106,6 +107,14 @@ class DataSet:
         content = {key: value for key, value in self.manifest.items() if key != "seconds"}
         content["raw"] = list(content["raw"].values())
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was prepared, flat, by today's names of settings; of a class only its name, whose module may move."""
+        return {
+            RENAMED.get(key, key): str(value).rpartition(".")[2] if key.endswith("_target_") else value
+            for key, value in flatten({"data": self.manifest["config"]}).items()
+        }
 
     @property
     def n_items(self) -> int:
@@ -240,7 +249,7 @@ def find_run_dirs(patterns: Iterable[str], setting: str = "runs") -> list[Path]:
     Raises:
         UserError: a pattern that matches no folder, or no run below any.
     """
-    run_dirs: dict[Path, None] = {}
+    run_dirs: dict[Path, Path] = {}  # by the resolved path: a folder may be given twice, relative and absolute
     for pattern in patterns:
         # A name with brackets may be a folder; only otherwise it is a pattern.
         paths = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
@@ -249,10 +258,11 @@ def find_run_dirs(patterns: Iterable[str], setting: str = "runs") -> list[Path]:
             raise UserError(f"{setting}: no folder matches {pattern}")
         for folder in folders:
             configs = sorted(folder.rglob(".hydra/config.yaml"), key=lambda file: _natural_sort_key(file.parents[1]))
-            run_dirs |= dict.fromkeys(file.parents[1] for file in configs)
+            for file in configs:
+                run_dirs.setdefault(file.parents[1].resolve(), file.parents[1])
     if not run_dirs:
         raise UserError(f"{setting}: no run folder (with .hydra/config.yaml) in {', '.join(patterns)}")
-    return list(run_dirs)
+    return list(run_dirs.values())
 
 
 def load_data_sets(root: Path, run_dirs: Iterable[Path]) -> tuple[dict[str, DataSet], list[SkippedRun]]:

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from arnn_lightning.evaluation.bootstrap import MIN_CLUSTERS
+from arnn_lightning.evaluation.bootstrap import MIN_CLUSTERS, significance_level
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import write_text
 from arnn_lightning.reporting import charts
@@ -94,6 +94,7 @@ def build_report(runs: Sequence[Run], skipped: Sequence[SkippedRun], settings: S
         names=", ".join(by_data),
         settings=settings,
         ties=TIES[settings.ties],
+        has_lists=any(run.is_external for run in runs),
         headlines=[headline for group in by_data.values() if (headline := _headline(group[0]))],
         skipped=skipped,
         data_sets=data_sets,
@@ -157,7 +158,7 @@ def _headline(view: SectionView) -> str | None:
             f"{place}, the difference between {model} and {encoder} is not tested: there are fewer than {MIN_CLUSTERS} "
             f"{unit}s."
         )
-    if gain.low <= 0 <= gain.high or gain.p >= 1 - view.settings.bootstrap["confidence"]:
+    if gain.low <= 0 <= gain.high or gain.p >= significance_level(view.settings.bootstrap["confidence"]):
         return f"{place}, the difference between {model} and {encoder} is not significant: {figures}."
     if not before:
         return f"{place}, {model} is above {encoder}: {figures}."
@@ -229,10 +230,9 @@ def _other_settings(main: SectionView, others: Sequence[SectionView]) -> Table:
 
 
 def _same_ranks(variant: Variant, main_variant: Variant) -> bool:
-    return all(
-        seed in main_variant.results and result.ranks.equals(main_variant.results[seed].ranks)
-        for seed, result in variant.results.items()
-    )
+    """Whether the setting changes nothing, as far as both have results of the same seeds."""
+    seeds = variant.results.keys() & main_variant.results.keys()
+    return bool(seeds) and all(variant.results[seed].ranks.equals(main_variant.results[seed].ranks) for seed in seeds)
 
 
 def _paired_to(main_variant: Variant | None, variant: Variant, main: SectionView) -> str | Cell:

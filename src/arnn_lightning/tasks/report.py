@@ -101,12 +101,13 @@ def _settings(config: DictConfig) -> Settings:
     if names is None:
         kinds = [kind for kind in config.evaluation.metrics if kind not in LIST_METRICS]
         names = metric_names(kinds, [max(config.evaluation.cutoffs)])
+    names = list(dict.fromkeys(names))
     for name in names:
         parse_metric(name)
     if not 1 <= len(names) <= MAX_METRICS:
-        raise UserError(f"report.metrics={list(names)}: must be 1 to {MAX_METRICS} metrics, as in [recall@20,mrr@20]")
+        raise UserError(f"report.metrics={names}: must be 1 to {MAX_METRICS} metrics, as in [recall@20,mrr@20]")
     return Settings(
-        metrics=list(names),
+        metrics=names,
         base=config.report.base,
         cutoffs=sorted(set(config.report.cutoffs)),
         groups=list(config.evaluation.groups),
