@@ -96,9 +96,7 @@ def seed_bootstrap_means(value: np.ndarray, cluster: np.ndarray, resamples: int,
     Returns:
         (R, M); columns have the same users and independent t values.
     """
-    n_seeds, n, columns = value.shape
-    by_seed = bootstrap_means(value.transpose(1, 0, 2).reshape(n, -1), cluster, resamples, seed)
-    means: np.ndarray = by_seed.reshape(resamples, n_seeds, columns).mean(1)
+    means = bootstrap_means(value.mean(0), cluster, resamples, seed)
     means += seed_shifts(np.nanmean(value, axis=1), resamples, seed)
     return means
 

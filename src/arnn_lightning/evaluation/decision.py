@@ -31,7 +31,7 @@ class Gain:
         mean: of the differences.
         low, high: its interval over users and seeds.
         p_value: of the hypothesis that it is 0, two-sided.
-        base: the mean of the model that is compared with.
+        base: the mean of the reference model.
         by_seed: the mean of every seed.
         user_error, seed_error: standard errors of the mean, over users and over seeds (0 with one seed).
     """

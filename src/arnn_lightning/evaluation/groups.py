@@ -41,7 +41,7 @@ def by_known_attributes(user: pl.Series, users: pl.DataFrame) -> pl.Series:
         user: (N,) user codes.
         users: the prepared data set's users (user, n_known).
     """
-    known = _lookup_table(users["user"], users["n_known"])[user.to_numpy()]
+    known = users.sort("user")["n_known"].to_numpy()[user.to_numpy()]
     counts = np.bincount(known)
     min_size = MIN_GROUP_SHARE * len(known)
     ranges: list[tuple[int, int]] = []
@@ -212,12 +212,6 @@ def _means_and_gaps(sums: np.ndarray, n_seeds: int) -> np.ndarray:
 def tie_rate(equal: pl.Series) -> float:
     """Share of predictions whose target is tied with another item (``equal`` counts the target too)."""
     return float((equal > 1).sum()) / len(equal)
-
-
-def _lookup_table(code: pl.Series, value: pl.Series) -> np.ndarray:
-    table = np.zeros(len(code), np.int64)
-    table[code.to_numpy()] = value.to_numpy()
-    return table
 
 
 def _to_enum(code: np.ndarray, labels: list[str]) -> pl.Series:

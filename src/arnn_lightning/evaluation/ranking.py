@@ -163,7 +163,7 @@ def count_higher_and_tied(
         higher_M = torch.gt(score_MI, target_score_M1, out=torch.empty_like(score_MI)).sum(1)
         at_least_M = torch.ge(score_MI, target_score_M1, out=score_MI).sum(1)
         counts.append(torch.stack([higher_M, at_least_M - higher_M], 1).long())
-    return torch.cat(counts) if counts else target_N.new_zeros((0, 2))
+    return torch.cat(counts)
 
 
 def top_items(score_NI: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -281,8 +281,6 @@ def count_higher_and_tied_blockwise(
                 recommended.add(score_all(query_LH))
         counts.append(torch.stack([higher_M, at_least_M - higher_M], 1).long())
         is_exact.append(check_score_M == target_score_M)
-    if not counts:
-        return target_N.new_zeros((0, 2))
     count_N2, inexact_N = torch.cat(counts), ~torch.cat(is_exact)
     if inexact_N.any():
         count_N2[inexact_N] = count_higher_and_tied(score_all, query_NH[inexact_N], target_N[inexact_N], n_items)

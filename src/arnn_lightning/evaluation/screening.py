@@ -36,7 +36,7 @@ class IntegerWeights:
     Attributes:
         scale_P: s.
         norm, error: the largest |w| / s and |e| / s.
-        max_queries: up to so many, one after the other are faster than the scores of all in one product.
+        max_queries: largest number of queries for which one at a time is faster than one product for all.
     """
 
     max_queries = 4

@@ -184,7 +184,7 @@ class Section:
 
     @property
     def data(self) -> DataSet | None:
-        return next((run.data for run in self.runs if run.data is not None), None)
+        return self.runs[0].data
 
     @property
     def predictions(self) -> pl.DataFrame:
@@ -284,23 +284,16 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _drop_other_predictions(section: Section) -> None:
     """Keeps the runs with the predictions that most runs have, of equally many those of the first."""
-    groups: list[list[Run]] = []
+    groups: dict[bytes, list[Run]] = {}
     for run in section.runs:
-        predictions = run.main.result.ranks.select("session", "position")
-        same = (
-            group for group in groups if group[0].main.result.ranks.select("session", "position").equals(predictions)
-        )
-        group = next(same, None)
-        if group is None:
-            groups.append([run])
-        else:
-            group.append(run)
-    section.runs = max(groups, key=len)
-    for group in groups:
-        if group is not section.runs:
-            section.notes += [
-                f"{run.folder}: other predictions than {section.runs[0].folder}; skipped" for run in group
-            ]
+        groups.setdefault(run.main.result.ranks.select("session", "position").to_numpy().tobytes(), []).append(run)
+    section.runs = max(groups.values(), key=len)
+    section.notes += [
+        f"{run.folder}: other predictions than {section.runs[0].folder}; skipped"
+        for group in groups.values()
+        if group is not section.runs
+        for run in group
+    ]
 
 
 def _add_variants(section: Section, ties: str) -> None:

@@ -173,7 +173,7 @@ def _group_chart(view: SectionView, row: Row, by: str, label: pl.Series) -> Figu
 
 
 def group_tables(view: SectionView) -> list[tuple[str, list[tuple[str, Table]]]]:
-    """By attribute of the settings: every model's metrics by group, and the gaps; the main model first."""
+    """By attribute of the settings, metrics by group of every model in its most common configuration."""
     data, settings = view.section.data, view.settings
     if data is None or not settings.groups:
         return []

@@ -464,7 +464,7 @@ def _curves(file: Path) -> dict[str, dict[int, float]]:
                     raise ValueError(f"{file.name}, line {number}, is cut")
                 if "val/" in row["metric"] and row["epoch"]:
                     values.setdefault(row["metric"], {})[int(row["epoch"])] = float(row["value"])
-    return {metric: dict(sorted(by_epoch.items())) for metric, by_epoch in values.items()}
+    return values
 
 
 def _first_line(error: Exception) -> str:
