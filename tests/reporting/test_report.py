@@ -1053,8 +1053,10 @@ def test_a_metric_that_is_given_twice_has_one_column() -> None:
     assert _settings(given).metrics == ["mrr@20", "recall@5"]
 
 
-def test_a_list_as_long_as_the_catalogue_is_refused(workspace: Path) -> None:
-    runs, _ = load_runs(seed_runs(workspace), workspace)
+def test_a_list_as_long_as_the_catalogue_is_refused(workspace: Path, tmp_path: Path) -> None:
+    theirs = write_lists(tmp_path / "theirs", workspace / "prepared" / "one", "vstan")
+    runs, _ = load_runs([seed_runs(workspace)[0], theirs], workspace)
+    _require_below_catalogue(["recall@60"], runs[:1])  # without lists nothing is missing
     _require_below_catalogue(["recall@59"], runs)
     with pytest.raises(UserError, match="recall@60 is not below the catalogue of 60 items"):
         _require_below_catalogue(["mrr@5", "recall@60"], runs)

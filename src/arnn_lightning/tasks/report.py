@@ -85,8 +85,8 @@ def _require_known(config: DictConfig, runs: Sequence[Run]) -> None:
 
 
 def _require_below_catalogue(metrics: Sequence[str], runs: Sequence[Run]) -> None:
-    """Raises UserError where K is not smaller than a catalogue: every item is a hit, those missing in a list, too."""
-    for run in runs:
+    """Raises UserError where K is not smaller than the catalogue of lists: targets missing in them would be hits."""
+    for run in (run for run in runs if run.is_external):
         for name in metrics:
             k, n_items = parse_metric(name)[1], run.data.n_items if run.data is not None else None
             if n_items is not None and k >= n_items:
