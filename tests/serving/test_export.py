@@ -190,10 +190,12 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
         export(run, tmp_path / "mine")
     assert names_in(tmp_path) == ["mine"]
     shutil.copytree(exported("arnn"), tmp_path / "out")
-    (tmp_path / "out" / "stale").touch()
+    for name in ("notes.txt", "step.onnx.data"):  # the latter of a larger model
+        (tmp_path / "out" / name).touch()
     _, config = export(run, tmp_path / "out", k=7)
     assert names_in(tmp_path) == ["mine", "out"]
-    assert not (tmp_path / "out" / "stale").exists()
+    assert "notes.txt" in names_in(tmp_path / "out")
+    assert "step.onnx.data" not in names_in(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
     assert config["step"]["k"] == 7
     assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1

@@ -83,7 +83,7 @@ def example_inputs(
 
 
 def export_model(predictor: Predictor, checkpoint: Path, output: Path, k: int, card: str) -> dict[str, Any]:
-    """Writes the folder ``output``, as a whole; an earlier export there is replaced, but for hidden files.
+    """Writes the folder ``output``, as a whole; files of an earlier export there are replaced.
 
     Args:
         predictor: the model and its vocabulary.
@@ -158,16 +158,12 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _move(folder: Path, output: Path) -> None:
-    """Renames ``folder`` to ``output``. One that exists stays: it may be a mount point, or the current folder."""
+    """Renames ``folder`` to ``output``; where that exists, as a mount point or the current folder, moves the files."""
     if not output.exists():
         folder.replace(output)
         return
-    (output / CONFIG).unlink(missing_ok=True)  # is there in complete exports only
-    for path in _visible(output):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    for name in (CONFIG, f"{STEP}.data"):  # is there in complete exports only; of large models only
+        (output / name).unlink(missing_ok=True)
     for file in sorted(folder.iterdir(), key=lambda file: file.name == CONFIG):
         file.replace(output / file.name)
 
