@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -462,8 +462,20 @@ class LogReader:
                 pl.col(USER).cast(pl.Int64).mod(3).cast(pl.String)
             ),
             age=pl.col(USER).cast(pl.Float64),
+            height=pl.col(USER).cast(pl.Float64),
         )
         return RawData(events, len(rows), load_users=users.lazy)
+
+
+@dataclass(frozen=True)
+class RepeatingReader(LogReader):
+    """Reads every event ``events`` times."""
+
+    events: int = 1
+
+    def read(self) -> RawData:
+        data = super().read()
+        return replace(data, events=pl.concat([data.events] * self.events))
 
 
 # --- filtering against the reference ---
@@ -536,7 +548,7 @@ def small_logs(draw: st.DrawFn) -> list[Row]:
     ),
     duplicates=st.sampled_from(["keep", "drop"]),
     repeats=st.sampled_from(["keep", "drop"]),
-    longest=st.sampled_from([None, None, 2, 3]),
+    pieces_above_the_minimum=st.sampled_from([None, None, 0, 1]),
 )
 def test_filtering_equals_its_reference_on_any_small_log(
     log: list[Row],
@@ -548,7 +560,7 @@ def test_filtering_equals_its_reference_on_any_small_log(
     split: dict[str, Any],
     duplicates: str,
     repeats: str,
-    longest: int | None,
+    pieces_above_the_minimum: int | None,
 ) -> None:
     agree(
         log,
@@ -560,7 +572,7 @@ def test_filtering_equals_its_reference_on_any_small_log(
         split=split,
         duplicates=duplicates,
         repeats=repeats,
-        max_session_length=longest,
+        max_session_length=None if pieces_above_the_minimum is None else 2 * shortest - 1 + pieces_above_the_minimum,
     )
 
 
@@ -1058,8 +1070,8 @@ def test_long_sessions_are_cut_into_equal_pieces(tmp_path: Path) -> None:
 def test_pieces_stay_in_the_split_of_their_session(tmp_path: Path) -> None:
     start = FIRST + 3 * DAY - 5
     log = [*PAIRS, *(Row(1, 1 + place % 2, 1, start + place) for place in range(10))]
-    prepared = prepared_from(tmp_path, log, max_session_length=2)
-    assert len(sessions_of(prepared, "train")) == 1 + 5
+    prepared = prepared_from(tmp_path, log, max_session_length=3)
+    assert len(sessions_of(prepared, "train")) == 1 + 4
     assert len(sessions_of(prepared, "test")) == 1
 
 
@@ -1176,6 +1188,7 @@ def test_the_profile_of_a_log_equals_counting(tmp_path: Path) -> None:
     assert profile == {
         "first_day": "2013-10-22",
         "last_day": "2013-10-25",
+        "last_second": FIRST + 7 * DAY // 2,
         "log_events": 10,
         "users": 4,
         "largest_user": "5",
@@ -1327,6 +1340,36 @@ def test_another_source_of_an_own_reader_gives_another_folder(
     assert prepare(settings, raw) == first
     module.write_text(module.read_text() + "\n# now different\n")
     assert prepare(settings, raw).folder != first.folder
+
+
+def test_any_option_of_an_own_reader_gives_another_folder(tmp_path: Path) -> None:
+    """Whatever its name: `events` is no path here."""
+    (tmp_path / "log.json").write_text(json.dumps([(*row[:2], row.time, row.time // DAY) for row in PAIRS]))
+    reader = {"_target_": f"{__name__}.RepeatingReader", "raw_dir": str(tmp_path)}
+    for times in (1, 2):
+        prepared = prepare(config(tmp_path, reader=reader | {"events": times}, contexts={}), tmp_path)
+        assert prepared.manifest["log"]["log_events"] == times * len(PAIRS)
+
+
+def test_another_order_of_numeric_attributes_gives_another_folder(tmp_path: Path) -> None:
+    """`n_attributes` keeps the first ones."""
+    (tmp_path / "log.json").write_text(json.dumps([(*row[:2], row.time, row.time // DAY) for row in PAIRS]))
+    reader = {"_target_": f"{__name__}.LogReader", "raw_dir": str(tmp_path)}
+    for names in (["age", "height"], ["height", "age"]):
+        contexts = {"numeric": dict.fromkeys(names, 2)}
+        prepared = prepare(config(tmp_path, reader=reader, contexts=contexts), tmp_path)
+        assert f"context.{names[0]}" in prepared.user_contexts(1)[0].columns
+
+
+def test_a_file_that_grows_while_it_is_read_is_an_error(raw: Path) -> None:
+    def append(text: str) -> None:
+        if text == "coding and writing":
+            with (raw / "interactions.csv").open("a") as file:
+                file.write("1\t1\t2\t1\n")
+
+    with pytest.raises(UserError, match=r"interactions\.csv changed while it was read; prepare it again"):
+        prepare(config(raw), raw, append)
+    assert [path for path in (raw / "prepared").iterdir() if path.is_dir()] == []
 
 
 @pytest.mark.parametrize("name", ["interactions.csv", "users.csv"])
@@ -1556,6 +1599,10 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         ({"split": {"test_days": 0, "val_days": 0}}, ["test split", "data.split.test_days=0"]),
         ({"split": {"test_days": 20, "val_days": 1}}, ["data.split.test_days=20"]),
         ({"min_session_length": 1}, ["data.min_session_length=1", "at least 2"]),
+        (
+            {"max_session_length": 4, "min_session_length": 3},
+            ["data.max_session_length=4", "at least 5", "data.min_session_length=3"],
+        ),
         ({"gap": "1x"}, ["data.gap=1x", "30m"]),
         ({"gap": None}, ["data.gap=null"]),
         ({"session": "week"}, ["data.session=week", "gap, day, given"]),
@@ -1565,6 +1612,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         ({"items": items_of(1.0, most_popular=0)}, ["data.items.most_popular=0", "at least 1"]),
         ({"items": items_of(1.0, min_events=0)}, ["data.items.min_events=0", "at least 1"]),
         ({"contexts": {"single": [], "multi": [], "coverage": 1.5}}, ["data.contexts.coverage=1.5", "(0, 1]"]),
+        ({"contexts": {"numeric": {"age": [3, 1]}}}, ["data.contexts.numeric.age=[3,1]", "ascending order"]),
         (
             {"items": items_of(1.0, min_events=10_000)},
             ["interactions.csv", "no events left", "'of popular items'; change data.items; "],
@@ -1578,6 +1626,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         "no test days",
         "only test days",
         "short sessions",
+        "short pieces",
         "gap 1x",
         "no gap",
         "week",
@@ -1587,6 +1636,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
         "no items",
         "no events",
         "too many contexts",
+        "edges",
         "items",
         "long",
     ],

@@ -72,6 +72,11 @@ def test_a_set_without_item_attributes_has_ids_and_titles(prepared: Prepare) -> 
     assert prepared("data.columns.title=null").items().columns == ["item", "id"]
 
 
+@pytest.mark.parametrize(("items", "without_row"), [(None, 0), (ITEMS.replace("\nb,", "\nx,"), 1)])
+def test_items_without_row_are_those_of_a_table(prepared: Prepare, items: str | None, without_row: int) -> None:
+    assert prepared("data.items.cold=drop", items=items).manifest["items"]["without_row"] == without_row
+
+
 def test_items_without_training_event_are_dropped_by_default(prepared: Prepare) -> None:
     data = prepared(ITEM_CONTEXTS)
     ids, test = data.items()["id"], data.sessions("test")

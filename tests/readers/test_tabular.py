@@ -905,6 +905,14 @@ def test_of_an_archive_one_file_is_read(tmp_path: Path) -> None:
         read(tmp_path / "log.zip")
 
 
+def test_a_file_in_two_archives_is_an_error(tmp_path: Path) -> None:
+    for name in ("old.zip", "new.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("log.csv", f"user,item,time\nu,{name},{NOON}\n")
+    with pytest.raises(UserError, match=r"log\.csv is in 2 archives \(new\.zip, old\.zip\)"):
+        read(tmp_path / "log.csv")
+
+
 def test_a_name_in_another_case_is_suggested(log: Any) -> None:
     with pytest.raises(UserError, match=r"no column 'user' \(did you mean .USER.\?\)"):
         read(log(f"USER,ITEM,TIME\nu,a,{NOON}\n"))

@@ -127,9 +127,11 @@ def test_attributes_table_shows_unknowns_and_top_values() -> None:
     assert any(line[1:4] == ["numeric", "4,692", "25%"] for line in narrow)
 
 
-def test_users_without_profile_are_counted() -> None:
-    shown = rows(steps_table(MANIFEST | {"users": {"all": 60, "without_profile": 7}}))
+def test_users_and_items_without_row_are_counted() -> None:
+    counts = {"users": {"all": 60, "without_profile": 7}, "items": {"all": 33, "without_row": 5}}
+    shown = rows(steps_table(MANIFEST | counts))
     assert any("7 of 60 users have no row in the users table" in line[0] for line in shown)
+    assert any("5 of 33 items have no row in the items table" in line[0] for line in shown)
 
 
 def test_paper_counts_are_shown_beside_those_of_the_log() -> None:

@@ -1,6 +1,7 @@
 """task=evaluate: a run folder or a checkpoint from anywhere, on its test split or on a later log."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -154,16 +155,18 @@ def visits(days: range, visitors: str) -> list[Row]:
     ]
 
 
-def later_log(folder: Path, later: list[Row], *settings: str) -> tuple[PreparedDataset, str]:
-    """A log after a week of visitors r to v, prepared with its settings, and the notice about it."""
+def later_log(
+    folder: Path, later: list[Row], *settings: str, trained: Sequence[Row] = ()
+) -> tuple[PreparedDataset, str]:
+    """A log after a week of visitors r to v and rows ``trained``, prepared with its settings, and its notice."""
     configs = {}
-    for name, rows in (("log", visits(range(7), "rstuv")), ("later", later)):
+    for name, rows in (("log", [*visits(range(7), "rstuv"), *trained]), ("later", later)):
         table = pl.DataFrame(rows, schema=["user", "item", "time", "session"], orient="row", infer_schema_length=None)
         table.with_columns(pl.col("time") + NOON).write_parquet(folder / f"{name}.parquet")
         overrides = [f"data.events={folder / name}.parquet", "data.split={test_days: 1, val_days: 1}", *settings]
         configs[name] = OmegaConf.to_container(compose_config("data=tabular", *overrides).data, resolve=True)
-    trained = prepare(configs["log"], folder)  # type: ignore[arg-type]
-    notice = prepare_later_log(configs["later"], trained, folder / "prepared_later")  # type: ignore[arg-type]
+    prepared = prepare(configs["log"], folder)  # type: ignore[arg-type]
+    notice = prepare_later_log(configs["later"], prepared, folder / "prepared_later")  # type: ignore[arg-type]
     return PreparedDataset(folder / "prepared_later"), notice
 
 
@@ -183,7 +186,7 @@ def test_a_later_log_without_contexts(visitors: str, tmp_path: Path) -> None:
 
 
 def test_known_attributes_of_new_users_are_counted(tmp_path: Path) -> None:
-    users = [("r", ["x"], "de"), ("s", ["x", "y"], "at"), ("w", ["y", "z"], "de"), ("y", [], "at"), ("z", None, None)]
+    users = [("r", ["x"], "de"), ("s", ["x", "y"], "at"), ("w", ["y", "z"], "ch"), ("y", [], "at"), ("z", None, None)]
     pl.DataFrame(users, schema=["user", "tags", "country"], orient="row").write_parquet(tmp_path / "users.parquet")
     table, multi = f"data.users={tmp_path / 'users.parquet'}", "data.contexts.multi=[tags]"
     for single, expected in (("[]", [1, 0, 0, 0]), ("[country]", [2, 0, 1, 0])):
@@ -230,10 +233,19 @@ def test_sessions_of_the_trained_log_are_left_out_later(tmp_path: Path) -> None:
     )
     assert "0 of 24 events are dropped" in notice
     assert "1 of 3 users are new" in notice
+    assert not {"log", "users", "items"} & {*prepared.manifest}
+    assert [step["events"] for step in prepared.manifest["funnel"]] == [112, 24]
     with pytest.raises(
         UserError, match=r"later\.parquet: no session starts after the end of the training log \(2015-11-17"
     ):
         later_log(tmp_path, visits(range(7), "uv"))
+
+
+def test_sessions_dropped_in_training_are_not_later_ones(tmp_path: Path) -> None:
+    """The last session of the trained log is of one event, so it is dropped there."""
+    last: list[Row] = [("v", "a", 6 * 86_400 + 40_000, "last")]
+    with pytest.raises(UserError, match=r"no session starts after .*2015-11-17 23:06:40"):
+        later_log(tmp_path, [*visits(range(7), "rstuv"), *last, ("u", "a", 6 * 86_400 + 30_000, "x")], trained=last)
 
 
 def test_users_of_training_keep_their_permuted_contexts(tmp_path: Path) -> None:

@@ -93,8 +93,7 @@ def _check_value(config: DictConfig, key: str, value: Any, owner: str) -> None:
     name = canonical(key)
     if name.startswith("trainer.") and name not in RULES:
         _check_trainer_key(key, config)
-    mapping = next((columns for columns in COLUMNS if name.startswith(f"{columns}.")), name.rpartition(".")[0])
-    rule = RULES.get(name) or RULES.get(f"{mapping}.*")
+    rule = _rule_of(name)
     if rule is None:
         if _is_own(owner) or name in FREE:
             raise _not_a_setting(config, key, name, value)
@@ -102,6 +101,12 @@ def _check_value(config: DictConfig, key: str, value: Any, owner: str) -> None:
         pass  # an argument of somebody else's class, whose meaning is theirs
     elif not rule.accepts(value):
         raise _not_a_setting(config, key, name, value) if name in FREE else _wrong_value(key, value, rule)
+
+
+def _rule_of(name: str) -> Rule | None:
+    """The rule of a canonical key: its own, or that of all keys of its mapping."""
+    mapping = next((columns for columns in COLUMNS if name.startswith(f"{columns}.")), name.rpartition(".")[0])
+    return RULES.get(name) or RULES.get(f"{mapping}.*")
 
 
 def _check_target(key: str, node: Any) -> None:
@@ -145,11 +150,11 @@ def check_values(section: str, values: Mapping[str, Any]) -> None:
     """
     for name, value in values.items():
         key = f"{section}.{name}"
-        if canonical(key) in FREE:
+        if canonical(key) in FREE or name.startswith("_"):
             continue
         if isinstance(value, Mapping):
             check_values(key, value)
-        elif (rule := RULES.get(canonical(key))) is not None and not rule.accepts(value):
+        elif (rule := _rule_of(canonical(key))) is not None and not rule.accepts(value):
             raise _wrong_value(key, value, rule)
 
 

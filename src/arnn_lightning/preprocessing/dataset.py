@@ -36,6 +36,7 @@ from arnn_lightning.preprocessing.contexts import (
     count_known,
     encode_contexts,
     field_names,
+    numeric_bins,
     require_attributes,
     select_attributes,
     unused_label,
@@ -46,10 +47,10 @@ from arnn_lightning.preprocessing.sessions import Sessions, session_starts
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
 from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, TITLE, USER, RawData, Reader, validate_events
 
-FORMAT_VERSION = 10  # raised whenever equal settings would write other bytes
+FORMAT_VERSION = 11  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
 PARQUET: dict[str, Any] = {"compression": "lz4", "statistics": False}  # a third larger than zstd, twice as fast
-PATH_KEYS = ("raw_dir", "events", "users", "titles")  # where files are, not what they mean
+PATH_KEYS = ("raw_dir", "events", "users", "titles")  # of this package's readers: where files are, not what they mean
 RUN_KEYS = ("assignment", "dropout", "n_attributes")  # settings of contexts that a run applies to the prepared data set
 CONTEXTS, ITEM_CONTEXTS = "contexts.parquet", "item_contexts.parquet"
 TABLES = ("train.parquet", "val.parquet", "test.parquet", "items.parquet", "users.parquet", CONTEXTS, ITEM_CONTEXTS)
@@ -195,10 +196,15 @@ class WithoutAttribute(PreparedDataset):
         return users.with_columns(pl.col("active").list.filter(~pl.element().is_in(codes.implode())))
 
 
+def _is_own(reader: Reader) -> bool:
+    """Whether a reader is this package's."""
+    return type(reader).__module__.startswith("arnn_lightning.")
+
+
 def _source_hash(reader: Reader) -> list[str]:
     """The sha256 of the module of a reader that is not this package's; empty for those that are."""
     module = sys.modules[type(reader).__module__]
-    if module.__name__.startswith("arnn_lightning.") or getattr(module, "__file__", None) is None:
+    if _is_own(reader) or getattr(module, "__file__", None) is None:
         return []
     return [hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()]
 
@@ -211,18 +217,22 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
     concurrently: one prepares, the others wait for its lock, which the system releases if that process is killed.
 
     Raises:
-        UserError: raw files that are missing or unreadable, invalid settings, or settings that keep no events.
+        UserError: raw files that are missing, unreadable or changed while they are read, invalid settings, or settings
+            that keep no events.
     """
     _validate_config(data)
     reader: Reader = instantiate(data["reader"])
     files = reader.files()
-    prepared_dir, config, source = root / "prepared", _preparation_config(data), _source_hash(reader)
+    states = file_states(files)
+    prepared_dir, config, source = root / "prepared", _preparation_config(data, reader), _source_hash(reader)
+    # n_attributes keeps the first attributes, so the order of a mapping has a meaning.
+    order = [[*numeric_bins(config[section])] for section in ("contexts", "item_contexts")]
     prepared_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as executor:
         hashes = executor.submit(hash_files, files, progress)
 
         def target_dir() -> Path:
-            key = json.dumps([FORMAT_VERSION, hashes.result(), config, *source], sort_keys=True).encode()
+            key = json.dumps([FORMAT_VERSION, hashes.result(), config, order, *source], sort_keys=True).encode()
             return prepared_dir / f"{data['name']}-{hashlib.sha256(key).hexdigest()[:10]}"
 
         def is_prepared() -> bool:
@@ -240,6 +250,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
             with staging_directory(prepared_dir / data["name"]) as folder:
                 contents = _write_tables(reader, next(iter(files.values())), data, folder, progress)
                 raw, waited = _timed(hashes.result)
+                require_unchanged(files, states)
                 contents["seconds"]["hash"] = round(hash_seconds + waited, 3)
                 write_json(folder / "manifest.json", {"raw": raw, "config": config, **contents})
                 if target_dir().is_dir():
@@ -256,11 +267,13 @@ def _timed(function: Callable[[], Value]) -> tuple[Value, float]:
     return function(), time.perf_counter() - started
 
 
-def _preparation_config(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of the data config that determines what is written: no paths, and no settings of a run."""
+def _preparation_config(data: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
+    """The part of the data config that determines what is written: no settings of a run, and no paths."""
     contexts = ("contexts", "item_contexts")
+    # What any other option of somebody else's reader means is unknown, whatever its name.
+    without_effect = (*PATH_KEYS, "source") if _is_own(reader) else ("raw_dir",)
     return {
-        "reader": {key: value for key, value in data["reader"].items() if key not in (*PATH_KEYS, "source")},
+        "reader": {key: value for key, value in data["reader"].items() if key not in without_effect},
         **{kind: {key: value for key, value in data[kind].items() if key not in RUN_KEYS} for kind in contexts},
         **{key: data[key] for key in SETTINGS},
     }
@@ -287,8 +300,26 @@ def _validate_config(data: Mapping[str, Any]) -> None:
         for name, count in Counter(attribute_names(data[section])).items():
             if count > 1:
                 raise UserError(f"data.{section}: attribute {name!r} is listed more than once")
+    longest, shortest = data["max_session_length"], data["min_session_length"]
+    if longest is not None and longest < 2 * shortest - 1:
+        raise UserError(
+            f"data.max_session_length={longest}: must be at least {2 * shortest - 1} with data.min_session_length="
+            f"{shortest}, since shorter pieces of a session would be dropped"
+        )
     if data["items"]["cold"] == "keep" and not attribute_names(data["item_contexts"]):
         raise UserError("data.items.cold=keep: needs attributes of items; set data.item_contexts")
+
+
+def file_states(files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of every file."""
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in ((n, p.stat()) for n, p in files.items())}
+
+
+def require_unchanged(files: Mapping[str, Path], states: Mapping[str, tuple[int, int]]) -> None:
+    """Raises UserError for a file of another state than in ``states``: what was read is not what was hashed."""
+    for name, state in file_states(files).items():
+        if state != states[name]:
+            raise UserError(f"{files[name]} changed while it was read; prepare it again when it is complete")
 
 
 def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
@@ -435,10 +466,10 @@ def _write_items(
     """Writes every item's title and contexts, and the categories of their codes.
 
     Returns:
-        the contexts, and the number of items without a row in ``table``.
+        the contexts, and the number of items without a row in ``table``, if there is one.
     """
     known = items.to_frame(ITEM).clear() if table is None else table
-    n_missing = len(items) - int(items.is_in(known[ITEM].implode()).sum())
+    n_missing = 0 if table is None else len(items) - int(items.is_in(known[ITEM].implode()).sum())
     attributes = items.to_frame(ITEM).join(known, on=ITEM, how="left", maintain_order="left")
     encoded = encode_contexts(attributes, pl.Series(n_train_events), contexts, ITEM)
     catalogue = pl.DataFrame({"item": pl.int_range(len(items), dtype=pl.UInt32, eager=True), "id": items})

@@ -1,4 +1,4 @@
-"""A later log of a trained catalogue, with the codes of training, as test data of a checkpoint."""
+"""Prepares a later log as the test split of a trained data set, with its codes."""
 
 import shutil
 from collections.abc import Mapping
@@ -13,13 +13,22 @@ import polars as pl
 from arnn_lightning.config import instantiate
 from arnn_lightning.errors import UserError
 from arnn_lightning.io import staging_directory, write_json
-from arnn_lightning.preprocessing.contexts import encode_profiles, field_names
-from arnn_lightning.preprocessing.dataset import CONTEXTS, ITEM_CONTEXTS, PreparedDataset, hash_files
+from arnn_lightning.preprocessing.contexts import count_known, encode_profiles, field_names, require_attributes
+from arnn_lightning.preprocessing.dataset import (
+    CONTEXTS,
+    ITEM_CONTEXTS,
+    PreparedDataset,
+    file_states,
+    hash_files,
+    require_unchanged,
+)
 from arnn_lightning.preprocessing.encoding import encode_ids, recode_events
 from arnn_lightning.preprocessing.profile import drop_duplicates, drop_repeats
 from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, cut_long_sessions, session_rule
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
 from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, USER, RawData, Reader, validate_events
+
+TRAINING_LOG = ("notes", "log", "users", "items", "seconds")  # what a manifest contains about that log alone
 
 
 def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder: Path) -> str:
@@ -37,10 +46,11 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
         One line on what is new in it, and what is dropped.
 
     Raises:
-        UserError: no session is later, or none is left.
+        UserError: no session is later, or none is left; a missing attribute; a file that changes while it is read.
     """
     reader: Reader = instantiate(data["reader"])
     files = reader.files()
+    states = file_states(files)
     source = next(iter(files.values()))
     data_read = validate_events(reader.read(), source)
     raw = data_read.events
@@ -52,8 +62,10 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
         log = log.with_columns(encode_ids(raw[SESSION])[0].alias(SESSION))
     rule = session_rule(log, data["session"], data["gap"], data["timezone"])
     events = assign_session_ids(log, cast(int, log[TIME].min()), rule)
-    splits = [pl.read_parquet(trained.folder / f"{name}.parquet", columns=[TIME], glob=False) for name in SPLITS]
-    last = cast(int, pl.concat(splits)[TIME].max())
+    last = trained.manifest["log"].get("last_second")
+    if last is None:  # of data sets prepared earlier: the last event that was kept
+        splits = [pl.read_parquet(trained.folder / f"{name}.parquet", columns=[TIME], glob=False) for name in SPLITS]
+        last = cast(int, pl.concat(splits)[TIME].max())
     end = f"the end of the training log ({datetime.fromtimestamp(last, ZoneInfo(data['timezone'])):%Y-%m-%d %H:%M:%S})"
     later = events.filter(pl.col(TIME).min().over(SESSION_ID) > last)
     if later.is_empty():
@@ -74,6 +86,17 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     types = {name: users.schema[name] for name in users.columns if name != "id"} | {"id": pl.String}
     everyone = pl.concat([table.select(users.columns).cast(types) for table in (users, new_users)])  # type: ignore[arg-type]
     counts = {"events": test.height, "sessions": test[SESSION].n_unique(), "users": test[USER].n_unique()}
+    n_sessions, n_later = events[SESSION_ID].n_unique(), later[SESSION_ID].n_unique()
+    funnel = [
+        {"step": "rows in the file", "events": data_read.rows, "sessions": None, "users": None, "items": None},
+        {
+            "step": "in sessions after the training log",
+            "events": later.height,
+            "sessions": n_later,
+            "users": later[USER].n_unique(),
+            "items": later[ITEM].n_unique(),
+        },
+    ]
     of_splits = {"train": {"events": 0}, "val": {"events": 0}, "test": counts | {"items": test[ITEM].n_unique()}}
     with staging_directory(folder) as temporary:
         test.drop(SPLIT).write_parquet(temporary / "test.parquet")
@@ -81,11 +104,12 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
         for name in ("train.parquet", "items.parquet", CONTEXTS, ITEM_CONTEXTS):
             shutil.copyfile(trained.folder / name, temporary / name)
         raw_files = hash_files(files, lambda _: None)
-        changed = {"raw": raw_files, "splits": of_splits, "new_users": len(new_ids)}
-        write_json(temporary / "manifest.json", trained.manifest | changed)
+        require_unchanged(files, states)
+        changed = {"raw": raw_files, "funnel": funnel, "splits": of_splits, "new_users": len(new_ids)}
+        of_training = {name: value for name, value in trained.manifest.items() if name not in TRAINING_LOG}
+        write_json(temporary / "manifest.json", of_training | changed)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-    n_sessions, n_later = events[SESSION_ID].n_unique(), later[SESSION_ID].n_unique()
     early = f"{n_sessions - n_later:,} of {n_sessions:,} sessions are dropped, since they start before {end}; "
     n_unknown, of_users = (later[ITEM] >= len(items)).sum(), later[USER].unique()
     return (
@@ -121,8 +145,6 @@ def _contexts_of_new_users(raw: RawData, new_ids: pl.Series, trained: PreparedDa
     is_new = pl.col(USER).cast(pl.String).is_in(new_ids.implode())
     profiles = raw.users().filter(is_new).collect().with_columns(pl.col(USER).cast(pl.String))
     profiles = new_ids.to_frame(USER).join(profiles, on=USER, how="left", maintain_order="left")
+    require_attributes(profiles, contexts, USER)
     codes, _ = encode_profiles(profiles, field_names(contexts), trained.vocabulary())
-    known: list[pl.Expr | pl.Series] = [pl.col(name) > 0 for name in codes.columns if name != "active"]
-    multi = [name for name in contexts["multi"] if name in profiles.columns]
-    known += [(profiles[name].list.len() > 0).fill_null(False) for name in multi]
-    return codes.with_columns(n_known=pl.sum_horizontal(pl.lit(0, pl.UInt8), *known).cast(pl.UInt8))
+    return codes.with_columns(profiles.with_columns(n_known=count_known(contexts))["n_known"])

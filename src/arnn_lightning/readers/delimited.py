@@ -76,15 +76,23 @@ def require_files(
 
 
 def find_file(path: Path) -> Path | None:
-    """The file ``path``, else its compressed form (``log.csv.gz``), else a zip archive of its folder that has it."""
+    """The file ``path``, else its compressed form (``log.csv.gz``), else the zip archive of its folder that has it.
+
+    Raises:
+        UserError: several archives have it.
+    """
     for suffix in ("", *(f".{kind}" for kind in PACKED)):
         if (candidate := path.with_name(path.name + suffix)).is_file():
             return candidate
+    archives = []
     for archive in sorted(path.parent.glob("*.zip")):
         with contextlib.suppress(zipfile.BadZipFile):  # of another file, perhaps: see unreadable_archives
             if any(Path(member).name == path.name for member in _members(archive)):
-                return archive
-    return None
+                archives.append(archive)
+    if len(archives) > 1:
+        names = ", ".join(archive.name for archive in archives)
+        raise UserError(f"{path} is in {len(archives)} archives ({names}); remove all but one, or unpack one")
+    return archives[0] if archives else None
 
 
 def unreadable_archives(folder: Path) -> str:

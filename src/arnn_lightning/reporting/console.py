@@ -160,11 +160,12 @@ def steps_table(manifest: Mapping[str, Any]) -> Table:
             f"{items['without_training_event']:,} of {items['all']:,} items have no training event: only their "
             "attributes are known"
         )
-    if users["without_profile"]:
-        notes.append(
-            f"{users['without_profile']:,} of {users['all']:,} users have no row in the users table: "
-            "their contexts are unknown"
-        )
+    for owners, counts, missing in (("users", users, "without_profile"), ("items", items, "without_row")):
+        if counts.get(missing):
+            notes.append(
+                f"{counts[missing]:,} of {counts['all']:,} {owners} have no row in the {owners} table: "
+                "their contexts are unknown"
+            )
     table.caption = "\n".join(notes)
     return table
 
