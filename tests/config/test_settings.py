@@ -101,6 +101,8 @@ def test_a_key_without_a_rule_fails_the_schema(monkeypatch: pytest.MonkeyPatch) 
         ("data.split.test_days=1.5", "an integer of at least 0"),
         ("data.window_days=0", "an integer of at least 1, or null"),
         ("data.gap=1x", "a duration such as 90s, 30m, 1h or 1d, or a number of seconds, or null"),
+        ("data.gap=999999999d", "a duration such as 90s, 30m, 1h or 1d"),
+        (f"data.items.most_popular={10**20}", "an integer of at least 1"),
         ("data.name=a/b", "letters, digits, _, . and -, and must not start with ., since it names folders"),
         ("data.name=..", "letters, digits, _, . and -, and must not start with ., since it names folders"),
         ("data.timezone=[UTC]", "a time zone such as Europe/Berlin"),

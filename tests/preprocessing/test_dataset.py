@@ -1648,6 +1648,23 @@ def test_invalid_or_too_strict_settings_are_named(raw: Path, changes: dict[str, 
     assert "\n" not in str(error.value)
 
 
+def test_events_without_sessions_name_the_number_of_files_and_the_gap(tmp_path: Path) -> None:
+    for day in range(3):
+        (tmp_path / f"{day}.csv").write_text(f"user,item,time\nu,a,{FIRST + day * DAY}\n")
+    split = "data.split={test_days: 1, val_days: null}"
+    composed = compose_config("data=tabular", f"data.events={tmp_path}/*.csv", "data.items.min_events=1", split)
+    words = (
+        r"0\.csv and 2 more files: no events left after step 'in sessions of 2 .*; change data\.session or data\.gap;"
+    )
+    with pytest.raises(UserError, match=words):
+        prepare(OmegaConf.to_container(composed.data, resolve=True), tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_window_longer_than_the_log_is_the_log(raw: Path) -> None:
+    whole, longer = (prepare(config(raw, window_days=days), raw) for days in (None, 10**6))
+    assert files_of(whole, "*.parquet") == files_of(longer, "*.parquet")
+
+
 def test_empty_validation_split_is_an_error_with_val_days(tmp_path: Path) -> None:
     assert prepared_from(tmp_path, PAIRS).manifest["splits"]["val"]["events"] == 0
     with pytest.raises(UserError, match=r"val split is empty .*data\.split\.val_days=1"):

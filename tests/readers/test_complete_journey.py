@@ -82,6 +82,21 @@ def test_a_session_is_a_basket_and_an_event_one_product_in_it(tmp_path: Path) ->
     assert raw.rows == 6 * len(BASKETS)
 
 
+@pytest.mark.parametrize(
+    ("column", "change", "words"),
+    [
+        ("transaction_timestamp", pl.Expr.cast, "column 'transaction_timestamp' contains String; it must contain date"),
+        ("household_id", pl.Expr.cast, r"column 'household_id' contains String, that of .*demographics\.parquet Int64"),
+        ("product_id", lambda column, _: column.replace(900_000, None), "'product_id' is empty in 3 rows.* row 1;"),
+    ],
+)
+def test_a_column_that_cannot_be_used_is_named(tmp_path: Path, column: str, change: Any, words: str) -> None:
+    file = write(tmp_path) / "transactions.parquet"
+    pl.read_parquet(file).with_columns(change(pl.col(column), pl.String)).write_parquet(file)
+    with pytest.raises(UserError, match=r"transactions\.parquet: .*" + words):
+        read(tmp_path)
+
+
 def test_times_are_unix_seconds(tmp_path: Path) -> None:
     events = read(write(tmp_path)).events
     assert events["time"].dtype == pl.Int64

@@ -83,6 +83,18 @@ def test_an_item_listed_twice_is_rejected() -> None:
         RawData(EVENTS, 3, USERS.lazy, lambda: titles).items()
 
 
+@pytest.mark.parametrize(
+    ("titles", "words"),
+    [
+        ({"items": [7, 8]}, r"the items table has no column 'item' \(did you mean \"items\"\?\)"),
+        ({"item": [None, None, 7]}, "the items table has 2 rows without an item; remove them"),
+    ],
+)
+def test_an_items_table_without_ids_is_rejected(titles: dict[str, list[int | None]], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        RawData(EVENTS, 3, USERS.lazy, lambda: pl.DataFrame(titles)).items()
+
+
 def test_without_titles_there_are_no_items() -> None:
     assert raw().items() is None
 

@@ -333,6 +333,31 @@ def test_integer_and_string_ids_are_matched(tmp_path: Path, log: Any) -> None:
     assert items.rows() == [("1", "One")]
 
 
+@pytest.mark.parametrize("types", [(pl.Int32, pl.Int64), (pl.UInt32, pl.Int32)])
+def test_integer_ids_of_any_width_are_matched_as_integers(tmp_path: Path, types: tuple[Any, Any]) -> None:
+    ids = [pl.Series("user", [2, 10], dtype=dtype) for dtype in types]
+    pl.DataFrame([ids[0], pl.Series("item", [1, 2]), pl.Series("time", [NOON] * 2)]).write_parquet(tmp_path / "log")
+    pl.DataFrame([ids[1], pl.Series("age", ["a", "b"])]).write_parquet(tmp_path / "users")
+    raw = read(tmp_path / "log", f"data.users={tmp_path / 'users'}", "data.contexts.single=[age]")
+    assert (raw.events["user"].dtype, raw.users().collect()["user"].dtype) == (pl.Int64, pl.Int64)
+
+
+def test_files_with_ids_of_signed_and_unsigned_integers_have_int64(tmp_path: Path) -> None:
+    for name, dtype in (("a", pl.Int32), ("b", pl.UInt64)):
+        columns = {"user": pl.Series([1], dtype=dtype), "item": [name], "time": [NOON]}
+        pl.DataFrame(columns).write_parquet(tmp_path / name)
+    assert read([str(tmp_path / name) for name in "ab"]).events["user"].dtype == pl.Int64
+
+
+def test_whole_numbers_of_any_type_are_integers(tmp_path: Path) -> None:
+    prices = pl.Series(["1.00", "2.50"]).cast(pl.Decimal(10, 2))
+    columns = {"user": pl.Series(["19.00", "20.00"]).cast(pl.Decimal(10, 2)), "item": [1, 2], "time": [NOON] * 2}
+    tags = pl.Series([[1.0, 2.5], [3.0]])
+    pl.DataFrame(columns | {"price": prices, "tags": tags}).write_parquet(tmp_path / "log")
+    users = read(tmp_path / "log", "data.contexts={single: [price], multi: [tags]}").users().collect()
+    assert users.sort("user").rows() == [(19, "1", ["1", "2.5"]), (20, "2.5", ["3"])]
+
+
 def test_without_a_users_table_attributes_are_in_the_events(log: Any) -> None:
     path = log(f"user,item,time,country\nu1,a,{NOON},\nu2,b,{NOON},fr\nu1,c,{NOON},de\nu3,c,{NOON},\n")
     raw = read(path, "data.contexts.single=[user,country]")
@@ -493,6 +518,8 @@ def test_a_header_alone_is_a_table_without_events(log: Any) -> None:
         ("user,item,time\nu,a,1\n".encode("utf-16"), r"encoded in UTF-16, must be UTF-8"),
         ("user,item,time\nu,a,1\n".encode("utf-16-le"), r"encoded in UTF-16.*data\.encoding=utf-16-le"),
         ("user,item,time\nu,a,1\n".encode("utf-16-be"), r"encoded in UTF-16.*data\.encoding=utf-16-be"),
+        (gzip.compress(b"PAR1\0\0", mtime=0), r"a parquet file in a compressed file or an archive; unpack it"),
+        (b"\x50\x2a\x4d\x18\x04\0\0\0", r"zstd with frames of another program, such as pzstd; decompress it"),
         (tarfile.TarInfo("a.csv").tobuf(), r"a tar archive; unpack it"),
         (gzip.compress(tarfile.TarInfo("a.csv").tobuf(), mtime=0), r"a tar archive; unpack it"),
         (b"SQLite format 3\0", r"an SQLite database; export the table as CSV"),
@@ -680,6 +707,14 @@ def test_E7_an_order_column_orders_equal_times(log: Any) -> None:
         read(path, "data.columns.order=item")
 
 
+def test_E7_an_order_column_may_be_of_nanoseconds(tmp_path: Path) -> None:
+    start = NOON * 10**9
+    order = pl.Series([start + 2, start + 1, start], dtype=pl.Int64).cast(pl.Datetime("ns"))
+    columns = {"user": ["u"] * 3, "item": list("cba"), "time": [NOON] * 3, "n": order}
+    pl.DataFrame(columns).write_parquet(tmp_path / "log")
+    assert read(tmp_path / "log", "data.columns.order=n").events["item"].to_list() == ["a", "b", "c"]
+
+
 # --- rows that are not read ---
 
 
@@ -690,6 +725,8 @@ def test_where_keeps_rows_and_counts_the_others(log: Any) -> None:
     assert (raw.rows, raw.dropped) == (4, {"with event=view or buy": 1, "with n=1 or 3": 1})
     with pytest.raises(UserError, match=r"data\.where: no row has event=veiw; its values: view, "):
         read(path, "data.where={event: veiw}")
+    with pytest.raises(UserError, match=r"data\.where: no row with event=view has n=3; its values: 1, 4$"):
+        read(path, "data.where={event: view, n: 3}")
     with pytest.raises(UserError, match=r"no column 'events' \(did you mean .event.\?\)"):
         read(path, "data.where={events: view}")
     with pytest.raises(UserError, match=r"data\.where\.event: must be a value or a list of values"):
@@ -739,12 +776,13 @@ def test_files_of_equal_events_and_other_rows_are_no_copies(log: Any) -> None:
 
 
 def test_incomplete_rows_are_an_error_or_dropped_and_counted(log: Any) -> None:
-    path = log(f"user,item,time\nu,a,{NOON}\nNA,b,{NOON}\n\nu,NULL,{NOON}\nu,d,\nu,e,{NOON}\n")
+    rows = [f"u,a,{NOON},1", f"NA,b,{NOON},1", "", f"u,NULL,{NOON},1", "u,d,,1", "u,d,  ,1", f"u,d,{NOON},  "]
+    path = log("\n".join(["user,item,time,n", *rows, f"u,e,{NOON},2\n"]))
     with pytest.raises(UserError, match=r"'user' is empty in 2 rows, the first is row 3; .*data\.incomplete=drop"):
         read(path)
-    raw = read(path, "data.incomplete=drop")
+    raw = read(path, "data.incomplete=drop", "data.columns.order=n")
     assert raw.events["item"].to_list() == ["a", "e"]
-    assert (raw.rows, raw.dropped) == (6, {"without missing values": 4})
+    assert (raw.rows, raw.dropped) == (8, {"without missing values": 6})
 
 
 def test_a_change_is_located_where_rows_are_dropped(log: Any) -> None:
@@ -757,6 +795,8 @@ def test_a_change_is_located_where_rows_are_dropped(log: Any) -> None:
     ("column", "values", "message"),
     [
         ("age", [timedelta(days=1)] * 2, "column 'age' contains Duration"),
+        ("kind", [timedelta(days=1)] * 2, "column 'kind' contains Duration.*; store it as text or numbers"),
+        ("tags", [[["x"]]] * 2, r"column 'tags' contains List\(List\(String\)\); store it as text or numbers"),
         ("age", [time(12)] * 2, "column 'age' contains Time; must be numbers"),
         ("time", [[1], [2]], r"column 'time', row 1: contains List\(Int64\); times must be numbers, strings or dates"),
     ],
@@ -765,9 +805,10 @@ def test_parquet_columns_of_a_wrong_type_are_one_line(
     column: str, values: list[Any], message: str, tmp_path: Path
 ) -> None:
     columns = {"user": ["u", "v"], "item": ["a", "b"], "time": [1_446_552_000, 1_446_552_001], "age": [30, 40]}
+    columns |= {"kind": ["x", "y"], "tags": [["x"], ["y"]]}
     pl.DataFrame(columns | {column: values}).write_parquet(tmp_path / "log")
     with pytest.raises(UserError, match=message) as refused:
-        read(tmp_path / "log", "data.contexts.numeric={age: 2}").users()
+        read(tmp_path / "log", "data.contexts={numeric: {age: 2}, single: [kind], multi: [tags]}").users()
     assert "\n" not in str(refused.value)
 
 
@@ -998,6 +1039,14 @@ def test_a_copy_of_a_file_is_rejected(tmp_path: Path, log: Any, monkeypatch: pyt
         reader([str(first), "link.csv"]).files()
 
 
+def test_files_are_compared_with_those_alike_only(tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each with every other one: there may be thousands."""
+    for second in range(20):
+        log(f"user,item,time\nu,a,{NOON + second}\n", f"{second}.csv")
+    monkeypatch.setattr(pl.DataFrame, "equals", lambda *_: pytest.fail("compared"))
+    assert read(tmp_path / "*.csv").events.height == 20
+
+
 def test_days_without_events_may_have_equal_files(log: Any) -> None:
     for name in ("1.csv", "2.csv"):
         log("user,item,time\n", name)
@@ -1163,6 +1212,10 @@ def test_an_empty_list_is_no_value_of_a_user(tmp_path: Path) -> None:
         ('["a", NaN]', ["a"]),
         ("{'garden': 0.9, 'home': 0.1}", ["garden", "home"]),
         ('{"garden": 0.9, "home": 0.1}', ["garden", "home"]),
+        ("[Live] Rock, Pop [Remix]", ["[Live] Rock", "Pop [Remix]"]),
+        ("{x} a, b {y}", ["{x} a", "b {y}"]),
+        ('{folk,"rock [live]"}', ["folk", "rock [live]"]),
+        ("[" * 100_000 + "]" * 100_000, ["[" * 100_000 + "]" * 100_000]),
     ],
 )
 def test_lists_and_mappings_of_python_and_json_are_read_alike(log: Any, text: str, values: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The reader of the TMALL files: variants of its files, and errors."""
 
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -94,6 +95,20 @@ def test_a_bad_row_of_the_log_is_named(tmp_path: Path, row: str, words: str) -> 
 def test_unknown_code_is_named(tmp_path: Path, row: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read(tmp_path, people=PEOPLE + row + "\n")
+
+
+def test_the_file_of_an_archive_is_named(tmp_path: Path) -> None:
+    for log, people, words in (
+        (CLICKS + "1,7,1,1,1,829,4\n", PEOPLE, r"user_log_format1\.csv: column 'action_type', row 4"),
+        (CLICKS + "1,7,1,1,1,229,0\n", PEOPLE, r"user_log_format1\.csv: column 'time_stamp', row 4"),
+        (CLICKS, PEOPLE + "8,9,1\n", r"user_info_format1\.csv: column 'age_range', row 6"),
+        (CLICKS, PEOPLE + "5,1,1\n", r"user_info_format1\.csv, row 6: user 5 is also in .*format1\.csv, row 3"),
+    ):
+        with zipfile.ZipFile(tmp_path / "tmall.zip", "w") as archive:
+            archive.writestr("data/user_log_format1.csv", log)
+            archive.writestr("data/user_info_format1.csv", people)
+        with pytest.raises(UserError, match=r"tmall\.zip/" + words):
+            TmallReader(str(tmp_path)).read().users()
 
 
 def test_missing_files_are_named_with_their_origin(tmp_path: Path) -> None:

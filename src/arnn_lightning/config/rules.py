@@ -20,8 +20,9 @@ class Rule(NamedTuple):
 
 
 def integer(low: int, high: int | None = None) -> Rule:
+    """Integers from ``low`` to ``high``; None: to the largest of 32 bits, which no setting exceeds in practice."""
     allowed = f"an integer of at least {low}" if high is None else f"an integer between {low} and {high}"
-    return Rule(allowed, lambda value: type(value) is int and low <= value <= (value if high is None else high))
+    return Rule(allowed, lambda value: type(value) is int and low <= value <= (2**31 - 1 if high is None else high))
 
 
 def number(allowed: str, in_range: Callable[[float], bool]) -> Rule:

@@ -162,7 +162,8 @@ RULES = TRAINING_RULES | {
     "data.duplicates": choice("keep", "drop"),
     "data.repeats": choice("keep", "drop"),
     "data.gap": either(
-        text("a duration such as 90s, 30m, 1h or 1d", r" *0*[1-9]\d* *[smhd]? *"),
+        # Longer gaps would not fit the keys that sort the events of all users.
+        text("a duration such as 90s, 30m, 1h or 1d", r" *0*([1-9]\d{0,8} *[sm]?|[1-9]\d{0,4} *[hd]) *"),
         Rule("a number of seconds", integer(1).accepts),
         NULL,
     ),

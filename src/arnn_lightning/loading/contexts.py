@@ -21,7 +21,7 @@ def assign_contexts(users: np.ndarray, n_users: int, assignment: Assignment, see
     Args:
         users: user code of every session.
         n_users: number of users U.
-        assignment: ``own``; ``permuted``: every user gets the contexts of one other user for good; ``per_session``:
+        assignment: ``own``; ``permuted``: a random permutation of the users, which may keep some; ``per_session``:
             the sessions of a split swap users, so that contexts keep their frequencies and carry no information;
             ``unknown``: the user code U, the row past the last, means unknown contexts.
         seed: of the permutation.

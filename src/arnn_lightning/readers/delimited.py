@@ -34,6 +34,7 @@ FIRST_ROW = 2  # the header is row 1
 SCAN_BYTES = 1 << 20
 MAX_LINES = 100  # of the first row
 QUOTES = "double a quote within quotes; where quotes are ordinary characters, set data.quote=null"
+SKIPPABLE_FRAME = b"\x50\x2a\x4d\x18"  # of zstd; polars reads no file that begins with one
 SQLITE, SPREADSHEET = b"SQLite format 3", b"\xd0\xcf\x11\xe0"  # the latter: .xls
 MAGIC_BYTES = {
     b"\x1f\x8b": "gz",
@@ -93,6 +94,11 @@ def find_file(path: Path) -> Path | None:
         names = ", ".join(archive.name for archive in archives)
         raise UserError(f"{path} is in {len(archives)} archives ({names}); remove all but one, or unpack one")
     return archives[0] if archives else None
+
+
+def member_path(path: Path, name: str | None) -> Path:
+    """How errors name the file ``name`` of a zip archive that contains several files; any other path as it is."""
+    return path / name if name is not None and path.suffix == ".zip" else path
 
 
 def unreadable_archives(folder: Path) -> str:
@@ -232,8 +238,7 @@ def read_delimited(
             row 1).
     """
     with decompressed(path, name) as file:
-        if name is not None and path.suffix == ".zip":
-            path /= name  # of several files
+        path = member_path(path, name)
         with file.open("rb") as lines:
             start = lines.read(512)
         if start.startswith(codecs.BOM_UTF8):
@@ -442,7 +447,7 @@ def _fields_of_any_length() -> Iterator[None]:
 
 
 def file_rows(files: Mapping[str, Path], first_row: int = FIRST_ROW) -> Callable[[str, int], str]:
-    """The ``row_location`` of RawData for tables of one file each."""
+    """The ``row_location`` of RawData for tables of one file each; ``files``: as errors name them."""
     return lambda table, row: f"{files[table]}, row {row + first_row}"
 
 
@@ -479,8 +484,12 @@ def _require_text(start: bytes, is_utf8: bool, path: Path, has_header: bool) -> 
             f"{path}: encoded in UTF-16, must be UTF-8; convert it (iconv -f {encoding} -t utf-8) or set "
             f"data.encoding={encoding}"
         )
+    if start.startswith(b"PAR1"):
+        raise UserError(f"{path}: a parquet file in a compressed file or an archive; unpack it")
     if start[257:262] == b"ustar":
         raise UserError(f"{path}: a tar archive; unpack it (tar -xf) and name its file")
+    if start.startswith(SKIPPABLE_FRAME):
+        raise UserError(f"{path}: zstd with frames of another program, such as pzstd; decompress it (zstd -d)")
     if start.startswith(SQLITE):
         raise UserError(f"{path}: an SQLite database; export the table as CSV")
     if start.startswith(SPREADSHEET):

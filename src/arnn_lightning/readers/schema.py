@@ -59,32 +59,36 @@ class RawData:
             UserError: no ids, ids of another type than in the events, or a user that occurs twice.
         """
         users = self.load_users()
-        schema = users.collect_schema()
-        if USER not in schema:
-            raise UserError(f"the users table has no column {USER!r}{nearest(USER, schema.names())}")
-        _require_id_type(schema, self.events, USER, "users")
-        ids = users.select(USER).collect()
-        if ids[USER].has_nulls():
-            raise UserError(f"the users table has {ids[USER].null_count()} rows without a user; remove them")
-        self._require_unique(ids, USER, "users")
+        self._require_ids(users, USER, "users")
         return users
 
     def items(self) -> pl.DataFrame | None:
         """The canonical items, if there is an items table.
 
         Raises:
-            UserError: ids of another type than in the events, or an item that occurs twice.
+            UserError: no ids, ids of another type than in the events, or an item that occurs twice.
         """
         items = self.load_items() if self.load_items is not None else None
         if items is not None:
-            _require_id_type(items.schema, self.events, ITEM, "items")
-            self._require_unique(items, ITEM, "items")
+            self._require_ids(items.lazy(), ITEM, "items")
         return items
 
-    def _require_unique(self, table: pl.DataFrame, column: str, name: str) -> None:
-        if table[column].n_unique() < table.height:
-            value = table[column].filter(table[column].is_duplicated())[0]
-            first, second = (self.row_location(name, row) for row in (table[column] == value).arg_true()[:2])
+    def _require_ids(self, table: pl.LazyFrame, column: str, name: str) -> None:
+        """Raises UserError unless every row of a table has an id of its own, of the type of those of the events."""
+        schema = table.collect_schema()
+        if column not in schema:
+            raise UserError(f"the {name} table has no column {column!r}{nearest(column, schema.names())}")
+        if schema[column] != self.events[column].dtype:
+            raise UserError(
+                f"{column} ids are {self.events[column].dtype} in the events but {schema[column]} in the {name} table; "
+                "convert them to the same type"
+            )
+        ids, an_id = table.select(column).collect()[column], f"{'an' if column == ITEM else 'a'} {column}"
+        if ids.has_nulls():
+            raise UserError(f"the {name} table has {ids.null_count()} rows without {an_id}; remove them")
+        if ids.n_unique() < len(ids):
+            value = ids.filter(ids.is_duplicated())[0]
+            first, second = (self.row_location(name, row) for row in (ids == value).arg_true()[:2])
             raise UserError(f"{second}: {column} {value!r} is also in {first}; keep one row per {column}")
 
 
@@ -203,12 +207,3 @@ def with_decimal_point(text: pl.Series, decimal: str) -> pl.Series:
         pl.when(is_grouped).then(pl.col("text").str.replace_all(".", "", literal=True)).otherwise("text")
     )
     return plain.to_series().str.replace(",", ".", literal=True)
-
-
-def _require_id_type(schema: Mapping[str, pl.DataType], events: pl.DataFrame, column: str, name: str) -> None:
-    """Raises UserError where a table has ids of another type than the events."""
-    if schema[column] != events[column].dtype:
-        raise UserError(
-            f"{column} ids are {events[column].dtype} in the events but {schema[column]} in the {name} table; "
-            "convert them to the same type"
-        )

@@ -45,14 +45,16 @@ def read_attributes(
 def align_id_types(
     table: pl.DataFrame, events: pl.DataFrame, column: str, name: str
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Casts the ids of both tables to strings where their types differ.
+    """Casts the ids of both tables to one type where their types differ: Int64 of integers, else String.
 
     Raises:
         UserError: no id of the events is in the table.
     """
-    if table[column].dtype != events[column].dtype:
-        as_string = pl.col(column).cast(pl.String)
-        table, events = table.with_columns(as_string), events.with_columns(as_string)
+    types = {table[column].dtype, events[column].dtype}
+    if len(types) > 1:
+        are_integers = all(dtype.is_integer() for dtype in types) and not types & {pl.UInt64, pl.Int128}
+        cast = pl.col(column).cast(pl.Int64 if are_integers else pl.String)
+        table, events = table.with_columns(cast), events.with_columns(cast)
     if events.height and not table[column].is_in(events[column].implode()).any():
         raise UserError(
             f"data.{name}: no {column} of the events is in this table; its ids are like {table[column].first()!r}, "

@@ -1,10 +1,9 @@
 """The events of a table: rows that are kept, ids, times, and attributes of users that are columns of the events."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
 
 import polars as pl
 
@@ -12,7 +11,7 @@ from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.readers.delimited import describe_missing
 from arnn_lightning.readers.schema import INSTANT, TIME, USER
 from arnn_lightning.readers.tabular_files import TableFile, concat_files, file_and_row
-from arnn_lightning.readers.tabular_format import TableFormat, as_text, plain_text
+from arnn_lightning.readers.tabular_format import TableFormat, as_text, plain_text, strip_text
 from arnn_lightning.readers.times import NANOSECOND, TimeParser
 
 ORDER = "order"
@@ -108,6 +107,8 @@ class EventTable:
         ids, orders = list(dict.fromkeys(self.ids.values())), [] if self.order is None else [self.order]
         attributes = self.attributes or {}
         frame = self.table_format.read(file, [*ids, self.time, *orders, *self.where, *attributes], ids)
+        texts = [name for name in (self.time, *orders) if frame[name].dtype == pl.String]
+        frame = frame.with_columns(strip_text(frame[name]) for name in texts)  # as ids are
         n_rows = frame.height
         kept, dropped, unmatched, absent = self._keep_rows(frame, [*ids, self.time, *orders], file)
         if kept is not None:  # before values are parsed: those of other rows need not be valid
@@ -139,21 +140,24 @@ class EventTable:
         for column, values in self.where.items():
             is_number = frame[column].dtype.is_numeric()
             allowed = [as_text(value, is_number) for value in as_list(values)]
-            text, before = plain_text(frame[column]), int(kept.sum())
+            text, before = plain_text(frame[column]), kept
             booleans = [as_text(value) for value in as_list(values) if isinstance(value, bool)]
             if booleans:  # YAML reads True as true
                 lower = text.str.to_lowercase()
                 text = text.zip_with(~lower.is_in(booleans), lower)
             is_allowed = text.is_in(allowed).fill_null(False)
-            kept &= is_allowed
+            kept = before & is_allowed
             if unseen := set(allowed) - set(text.filter(is_allowed).unique()):
                 present = [value for value in text.unique().sort().head(1_000) if value is not None]
                 absent |= {f"{column}={value}": nearest(value, present) for value in allowed if value in unseen}
             label = f"{column}={' or '.join(allowed)}"
-            dropped[f"with {label}"] = before - int(kept.sum())
             if not kept.any() and not unmatched:
-                frequent = text.drop_nulls().value_counts(sort=True)[column].head(10).to_list()
-                unmatched = f"{file}: data.where: no row has {label}; its values: {', '.join(map(str, frequent))}"
+                frequent = text.filter(before).drop_nulls().value_counts(sort=True)[column].head(10).to_list()
+                given = f" {' and '.join(dropped)}" if dropped else ""
+                unmatched = (
+                    f"{file}: data.where: no row{given} has {label}; its values: {', '.join(map(str, frequent))}"
+                )
+            dropped[f"with {label}"] = int(before.sum()) - int(kept.sum())
         n_before = int(kept.sum())
         for column in required:
             missing = frame[column].is_null() & kept if frame[column].has_nulls() else None
@@ -176,9 +180,16 @@ class EventTable:
 
 def _require_no_copies(parts: Sequence[_Part]) -> None:
     """Raises UserError for a file with the events of another one, compressed or not."""
-    for first, second in combinations(parts, 2):
-        if first.n_rows == second.n_rows and first.events.height and first.events.equals(second.events):
-            raise UserError(f"data.events: {second.file} is a copy of {first.file}; its rows would be counted twice")
+    similar: dict[object, list[_Part]] = defaultdict(list)
+    for part in parts:
+        if part.events.height:
+            others = similar[part.n_rows, str(part.events.row(0)), str(part.events.row(-1))]
+            for other in others:
+                if other.events.equals(part.events):
+                    raise UserError(
+                        f"data.events: {part.file} is a copy of {other.file}; its rows would be counted twice"
+                    )
+            others.append(part)
 
 
 def _concat(parts: Sequence[_Part]) -> pl.DataFrame:

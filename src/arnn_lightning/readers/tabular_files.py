@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 
@@ -105,6 +106,9 @@ def concat_files(parts: Sequence[pl.DataFrame], files: Sequence[TableFile]) -> p
         columns = [column.cast(pl.Date) if is_dates else decimal_years(column) for column in columns]
         parts = [part.with_columns(column) for part, column in zip(parts, columns, strict=True)]
     try:
-        return pl.concat(parts, how="vertical_relaxed")  # integers of different widths are compatible
+        table = pl.concat(parts, how="vertical_relaxed")  # integers of different widths are compatible
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{', '.join(map(str, files))}: their columns differ: {str(error).splitlines()[0]}") from error
+    # The common type of UInt64 and signed integers has twice the width that their values need.
+    wide = [column for column in table if column.dtype == pl.Int128 and cast(int, column.max() or 0) < 2**63]
+    return table.with_columns(column.cast(pl.Int64) for column in wide)

@@ -46,7 +46,7 @@ class TableFormat:
             )
             for column in ids:
                 _require_digits(frame[column], file)
-            return frame.with_columns(_strip_ids(frame[column]) for column in ids)
+            return frame.with_columns(strip_text(frame[column]) for column in ids)
         try:
             table = pl.scan_parquet(file.path, glob=False)
             available: dict[str, pl.Expr] = {}
@@ -62,17 +62,17 @@ class TableFormat:
 
     def parse_attribute(self, column: pl.Series, kind: str, file: TableFile) -> pl.Series:
         """An attribute in its canonical type: String, List(String), and Float64 or Date for a numeric one."""
-        is_list = isinstance(column.dtype, pl.List | pl.Array)
+        value_type = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else None
         if kind == "multi":
             lists = (
-                column.cast(pl.List(pl.String))
-                if is_list
+                column.cast(pl.List(value_type)).list.eval(pl.element().map_batches(plain_text, pl.String))
+                if value_type is not None
                 else _split_lists(column.cast(pl.String), self.list_separator)
             )
             element = pl.element().str.strip_chars()
             is_known = ~element.is_in(["", *self.null_values])
             return lists.list.eval(element.filter(is_known)).list.unique(maintain_order=True)
-        if is_list:
+        if value_type is not None:
             raise UserError(
                 f"{file}: column {column.name!r} is a list; name it in data.contexts.multi (users) or "
                 "data.item_contexts.multi (items)"
@@ -101,22 +101,17 @@ class TableFormat:
             )
 
     def parse_number(self, column: pl.Series, file: TableFile) -> pl.Series:
-        """A column of numbers as Int64 or Float64, null where missing; dates in days since 1970."""
+        """A column of numbers as Int64 or Float64, null where missing; dates in nanoseconds since 1970."""
         if column.dtype == pl.String:
             text = column.str.strip_chars()
             text = text.set(text == "", None)
             number = text.cast(pl.Int64, strict=False)
             if number.null_count() > text.null_count():
                 number = with_decimal_point(text, self.decimal).cast(pl.Float64, strict=False)
-        elif isinstance(column.dtype, pl.Datetime):
-            text, number = column, column.dt.epoch("us") / 86_400_000_000
-        elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date, pl.Null):
-            text = column
-            number = (
-                column.cast(pl.Int32 if column.dtype == pl.Date else pl.Float64)
-                if not column.dtype.is_integer()
-                else column
-            )
+        elif column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):
+            text, number = column, column.cast(pl.Datetime("ns"), strict=False).to_physical()
+        elif column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null):
+            text, number = column, column if column.dtype.is_integer() else column.cast(pl.Float64)
         else:
             raise UserError(f"{file}: column {column.name!r} contains {column.dtype}; must be numbers")
         is_invalid = text.is_not_null() & (number.is_null() | number.cast(pl.Float64).is_infinite())
@@ -134,6 +129,9 @@ class TableFormat:
 
     def _normalize_parquet(self, column: pl.Series, is_id: bool, file: TableFile) -> pl.Series:
         """A parquet column as read from a text file: categories are strings, NaN and null strings are missing."""
+        value_type = getattr(column.dtype, "inner", column.dtype)  # of a list
+        if value_type.is_nested() or value_type in (pl.Duration, pl.Object):
+            raise UserError(f"{file}: column {column.name!r} contains {column.dtype}; store it as text or numbers")
         if isinstance(column.dtype, pl.Categorical | pl.Enum):
             column = column.cast(pl.String)
         if column.dtype == pl.Binary:
@@ -143,8 +141,11 @@ class TableFormat:
                 problem = "contains bytes that are not UTF-8 text; store it as text, such as hexadecimal digits"
                 raise UserError(f"{file}: column {column.name!r} {problem}") from error
         if column.dtype == pl.String:
-            column = _strip_ids(column) if is_id else column
+            column = strip_text(column) if is_id else column
             return column.set(column.is_in(list(self.null_values)), None)
+        if is_id and isinstance(column.dtype, pl.Decimal):
+            integers = column.cast(pl.Int64, strict=False)
+            return integers if integers.cast(column.dtype, strict=False).equals(column) else column
         if not column.dtype.is_float():
             return column
         column = column.fill_nan(None)
@@ -162,11 +163,11 @@ class TableFormat:
         return column.cast(pl.Int64)
 
 
-def _strip_ids(ids: pl.Series) -> pl.Series:
-    """Ids without spaces around them; null for spaces only."""
-    if not (ids.str.starts_with(" ") | ids.str.ends_with(" ")).any():
-        return ids  # stripping copies all ids
-    stripped = ids.str.strip_chars()
+def strip_text(text: pl.Series) -> pl.Series:
+    """Text without spaces around it; null for spaces only."""
+    if not (text.str.starts_with(" ") | text.str.ends_with(" ")).any():
+        return text  # stripping copies all of it
+    stripped = text.str.strip_chars()
     return stripped.set(stripped == "", None)
 
 
@@ -220,9 +221,11 @@ def _parse_list(text: str, separator: str) -> list[str]:
         try:
             # Of a mapping, the keys; NaN is the only value that differs from itself.
             return [as_text(value) for value in parse(text.strip()) if value is not None and value == value]
-        except (ValueError, SyntaxError, TypeError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the latter: deeply nested
             continue
     inner = text.strip()[1:-1]
+    if re.search(r"[][{}]", re.sub(r'"[^"]*"', "", inner)):  # brackets within the text, such as [Live] Rock [Remix]
+        return text.split(separator)
     if text.strip().startswith("{"):  # Postgres separates by commas and quotes values that contain one
         return [value for value in next(csv.reader([inner], escapechar="\\"), []) if value != "NULL"]
     return inner.split(separator)
@@ -243,11 +246,13 @@ class _WithoutNaN(ast.NodeTransformer):
 
 
 def plain_text(column: pl.Series) -> pl.Series:
-    """A column as text without spaces around the values, whole floats as integers.
+    """A column as text without spaces around the values, whole numbers as integers.
 
     >>> plain_text(pl.Series([3.0, 3.5, None])).to_list(), plain_text(pl.Series([" de", "3.0"])).to_list()
     (['3', '3.5', None], ['de', '3.0'])
     """
+    if isinstance(column.dtype, pl.Decimal):
+        column = column.cast(pl.Float64)
     text = column.cast(pl.String).str.strip_chars()
     if column.dtype.is_float():  # pandas stores integers as floats where a value is missing
         whole = column.set(column != column.floor(), None).cast(pl.Int64, strict=False)

@@ -8,7 +8,14 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.readers.delimited import FIRST_ROW, file_rows, read_delimited, require_files, require_one_of
+from arnn_lightning.readers.delimited import (
+    FIRST_ROW,
+    file_rows,
+    member_path,
+    read_delimited,
+    require_files,
+    require_one_of,
+)
 from arnn_lightning.readers.schema import ITEM, TIME, USER, RawData
 
 CLICK = 0
@@ -49,18 +56,19 @@ class TmallReader:
             UserError: a missing column, a missing id or time, or an invalid value.
         """
         files = self.files()
-        source = files["user_log_format1.csv"]
+        source, users = files["user_log_format1.csv"], files["user_info_format1.csv"]
         # The narrowest types: 55 million rows are read at once.
         columns = {"user_id": pl.Int32, "item_id": pl.Int32, "time_stamp": pl.Int16, "action_type": pl.Int8}
         log = read_delimited(source, columns, separator=",", name="user_log_format1.csv", required=list(columns))
+        source = member_path(source, "user_log_format1.csv")
         require_one_of(log, "action_type", ACTION_TYPES, source)
         seconds = _mmdd_to_unix(log["time_stamp"], source)
         clicks = log.filter(pl.col("action_type") == CLICK).rename({"user_id": USER, "item_id": ITEM})
         return RawData(
             events=clicks.select(USER, ITEM, seconds.gather(clicks["time_stamp"]).alias(TIME)),
             rows=log.height,
-            load_users=partial(_users, files["user_info_format1.csv"]),
-            row_location=file_rows({"users": files["user_info_format1.csv"]}),
+            load_users=partial(_users, users),
+            row_location=file_rows({"users": member_path(users, "user_info_format1.csv")}),
         )
 
 
@@ -73,7 +81,7 @@ def _users(path: Path) -> pl.LazyFrame:
         required=["user_id"],
     )
     for column, allowed in (("age_range", AGES), ("gender", GENDERS)):
-        require_one_of(users, column, allowed, path)
+        require_one_of(users, column, allowed, member_path(path, "user_info_format1.csv"))
     return users.lazy().select(
         pl.col("user_id").alias(USER),
         pl.when(pl.col("age_range") != "0").then(pl.col("age_range")).alias("age_range"),

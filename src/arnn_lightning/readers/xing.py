@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from arnn_lightning.readers.delimited import file_rows, read_delimited, require_files, require_one_of
+from arnn_lightning.readers.delimited import file_rows, member_path, read_delimited, require_files, require_one_of
 from arnn_lightning.readers.schema import ITEM, TIME, TITLE, USER, RawData
 
 CLICK = 1
@@ -72,7 +72,7 @@ class XingReader:
         events = read_delimited(
             source, columns, separator="\t", quote=None, name="interactions.csv", required=list(columns)
         )
-        require_one_of(events, "interaction_type", INTERACTION_TYPES, source)
+        require_one_of(events, "interaction_type", INTERACTION_TYPES, member_path(source, "interactions.csv"))
         clicks = events.filter(pl.col("interaction_type") == CLICK).select(
             pl.col("user_id").alias(USER), pl.col("item_id").alias(ITEM), pl.col("created_at").alias(TIME)
         )
@@ -82,7 +82,11 @@ class XingReader:
             load_users=partial(_users, files["users.csv"]),
             load_items=partial(self._items, files["items.csv"]) if "items.csv" in files else None,
             row_location=file_rows(
-                {table: files[f"{table}.csv"] for table in ("users", "items") if f"{table}.csv" in files}
+                {
+                    table: member_path(files[name], name)
+                    for table, name in (("users", "users.csv"), ("items", "items.csv"))
+                    if name in files
+                }
             ),
         )
 
