@@ -294,7 +294,7 @@ def race_evaluation(
     length, session = n_steps + 1, np.arange(batch_size)
     item = np.random.default_rng(0).integers(0, n_items, batch_size * length)
     sessions = Sessions(item, np.arange(0, len(item) + 1, length), session, session, session)
-    chunk = SessionParallelDataset(sessions, session, batch_size, n_steps)[0, 0]
+    chunk = SessionParallelDataset(sessions, batch_size, n_steps)[0, 0]
     events = pd.DataFrame({"SessionId": np.repeat(session, length), "ItemId": item, "Time": np.arange(len(item))})
 
     @torch.no_grad()
@@ -472,7 +472,7 @@ def race_counted(race: Race, name: str, peer_class: type, settings: Callable[[Di
     split = prepared.sessions("test")
     n_sessions = int(np.searchsorted(split.offset - np.arange(len(split.offset)), race.options.predictions))
     part = Sessions(split.item, split.offset[: n_sessions + 1], split.session, split.user, split.time)
-    chunks = SessionParallelDataset(part, part.user, workload.config.evaluation.batch_size, steps_per_chunk=50)
+    chunks = SessionParallelDataset(part, workload.config.evaluation.batch_size, steps_per_chunk=50)
     inputs = events[: part.offset[-1]][is_input[: part.offset[-1]]]
 
     @torch.no_grad()

@@ -154,7 +154,7 @@ def random_chunks(batch_size: int, n_items: int, n_users: int, n_steps: int = ST
         user=rng.integers(0, n_users, batch_size),
         time=np.arange(batch_size),
     )
-    return SessionParallelDataset(sessions, sessions.user, batch_size, n_steps)
+    return SessionParallelDataset(sessions, batch_size, n_steps)
 
 
 def chunk_training(

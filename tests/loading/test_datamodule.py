@@ -53,7 +53,7 @@ def test_contexts_of_an_unknown_user_are_the_last_row(small_dataset: PreparedDat
 
 def test_assignments_keep_permute_or_remove_contexts(small_dataset: PreparedDataset) -> None:
     def users(assignment: str, seed: int = 1) -> np.ndarray:
-        return make_data(small_dataset, assignment=assignment, seed=seed).chunks("test", 4).users
+        return make_data(small_dataset, assignment=assignment, seed=seed).chunks("test", 4).sessions.user
 
     own = small_dataset.sessions("test").user
     assert (users("own") == own).all()

@@ -21,7 +21,7 @@ SOURCES: frozenset[RowSource] = frozenset({"item", "candidate", "item_and_candid
 
 def chunks_of(sessions: list[list[int]], batch_size: int, steps: int) -> SessionParallelDataset:
     coded = make_sessions(sessions, first=100)
-    return SessionParallelDataset(coded, coded.user, batch_size, steps)
+    return SessionParallelDataset(coded, batch_size, steps)
 
 
 def spec(sources: frozenset[RowSource] = SOURCES, full_catalogue: bool = False, log_q: bool = False) -> ChunkSpec:
@@ -66,7 +66,7 @@ def test_E4_chunks_of_any_length_show_each_prediction_once(seed: int, batch_size
 def test_E29_an_empty_slot_repeats_a_valid_one_and_never_starts(seed: int, batch_size: int) -> None:
     sessions = [[item + 1 for item in session] for session in random_sessions(seed, 5, 9)]  # no item 0, no user 0
     coded = make_sessions(sessions, users=[3, 4, 5, 6, 7])
-    chunk = SessionParallelDataset(coded, coded.user, batch_size, 1000)[(0, 0)]
+    chunk = SessionParallelDataset(coded, batch_size, 1000)[(0, 0)]
     for k in range(len(chunk.item)):
         valid = chunk.valid[k]
         read = set(zip(*(column[k, valid].tolist() for column in (chunk.item, chunk.target, chunk.user)), strict=True))

@@ -551,10 +551,6 @@ def test_file_format_is_detected_from_magic_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.contexts.single=country", r"data\.contexts\.single=country: must be a list"),
-        ("data.null_values=[null]", r"data\.null_values=\[None\]: must be a list of strings"),
-        ("data.list_separator=''", r"data\.list_separator=''"),
-        ("data.time_format=5", r"data\.time_format=5"),
         ("data.columns.item=null", r"data\.columns\.item=null"),
         ("data.encoding=klingon", r"data\.encoding=klingon: no such encoding"),
         ("data.encoding=base64", r"data\.encoding=base64: no such encoding"),

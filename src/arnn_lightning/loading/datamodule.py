@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from arnn_lightning.batch import BatchChunk, ChunkSpec, Contexts, TrainChunk
 from arnn_lightning.errors import UserError
@@ -57,8 +57,8 @@ class ChunkSampler(Sampler[ChunkIndex]):
 class ResumableDataLoader(DataLoader[Any]):
     """Chunks in their order, made in this process; Lightning saves and restores its place in the epoch."""
 
-    def __init__(self, dataset: Dataset[Any], n_chunks: int) -> None:
-        self.chunks = ChunkSampler(n_chunks)
+    def __init__(self, dataset: SessionParallelDataset | TrainDataset) -> None:
+        self.chunks = ChunkSampler(len(dataset))
         # No workers: polars and forked workers can deadlock, and a chunk takes under 1 ms. A generator of its own: each
         # epoch's iterator would otherwise take a seed from the generator that dropout uses.
         super().__init__(
@@ -198,9 +198,7 @@ class SessionDataModule(LightningDataModule):
     def chunks(self, split: str, batch_size: int) -> SessionParallelDataset:
         """The chunks of ``train``, ``val`` or ``test``."""
         sessions = self.sessions(split)
-        return SessionParallelDataset(
-            sessions, sessions.user, batch_size, self.steps_per_chunk, self.device, self.n_devices
-        )
+        return SessionParallelDataset(sessions, batch_size, self.steps_per_chunk, self.device, self.n_devices)
 
     def train_dataset(self, spec: ChunkSpec) -> TrainDataset:
         """The training chunks of a model with ``spec``."""
@@ -223,21 +221,17 @@ class SessionDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TrainChunk]:
         assert self.trainer is not None
-        return _make_dataloader(self.train_dataset(self.trainer.lightning_module.chunk_spec))  # type: ignore[arg-type]
+        return ResumableDataLoader(self.train_dataset(self.trainer.lightning_module.chunk_spec))  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[BatchChunk] | list[Any]:
-        return _make_dataloader(self.chunks("val", self.evaluation_batch_size)) if self.has_validation else []
+        return ResumableDataLoader(self.chunks("val", self.evaluation_batch_size)) if self.has_validation else []
 
     def test_dataloader(self) -> DataLoader[BatchChunk]:
-        return _make_dataloader(self.chunks("test", self.evaluation_batch_size))
+        return ResumableDataLoader(self.chunks("test", self.evaluation_batch_size))
 
     @property
     def has_validation(self) -> bool:
         return bool(self.prepared.manifest["splits"]["val"]["events"])
-
-
-def _make_dataloader(dataset: SessionParallelDataset | TrainDataset) -> ResumableDataLoader:
-    return ResumableDataLoader(dataset, len(dataset))
 
 
 def _identity_collate(chunk: Any) -> Any:

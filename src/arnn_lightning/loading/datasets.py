@@ -26,14 +26,12 @@ class SessionParallelDataset(Dataset[BatchChunk]):
     def __init__(
         self,
         sessions: Sessions,
-        users: np.ndarray,
         batch_size: int,
         steps_per_chunk: int,
         device: int = 0,
         n_devices: int = 1,
     ) -> None:
         self.sessions = sessions
-        self.users = users
         self.steps_per_chunk = steps_per_chunk
         self.device = device
         self.n_devices = n_devices
@@ -80,7 +78,7 @@ class SessionParallelDataset(Dataset[BatchChunk]):
             "item": self.sessions.item[event],
             # A session's last event is never an input, so event + 1 is in the same session.
             "target": self.sessions.item[event + 1],
-            "user": self.users[session],
+            "user": self.sessions.user[session],
             "session": np.where(valid, self.sessions.session[session], EMPTY),
             "position": np.where(valid, event - self.sessions.offset[session] + 1, 0),
             "is_session_start": self.schedule.is_session_start[self._steps(chunk)],

@@ -45,7 +45,7 @@ from arnn_lightning.preprocessing.encoding import count_codes, encode_ids, recod
 from arnn_lightning.preprocessing.filtering import FilterLog, Progress, filter_events
 from arnn_lightning.preprocessing.sessions import Sessions, session_starts
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
-from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, TITLE, USER, RawData, Reader, validate_events
+from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, TITLE, USER, Reader, validate_events
 
 FORMAT_VERSION = 11  # raised whenever equal settings would write other bytes
 ROW_GROUP = 1 << 18  # fixed, so that the files' bytes do not depend on the number of threads
@@ -106,7 +106,7 @@ class PreparedDataset:
         """The sessions of ``train``, ``val`` or ``test``."""
         frame = pl.read_parquet(self.folder / f"{split}.parquet", columns=[SESSION, USER, ITEM, TIME], glob=False)
         session = frame[SESSION].to_numpy()
-        first = np.flatnonzero(np.diff(session, prepend=-1))
+        first = session_starts(session)
         offset = np.append(first, len(session)).astype(np.int64)
         return Sessions(
             item=frame[ITEM].to_numpy().astype(np.int64),
@@ -345,7 +345,7 @@ def _write_tables(
     with ThreadPoolExecutor() as executor:
         raw_events, raw = raw.events, replace(raw, events=raw.events.clear())
         users_future, items_future = executor.submit(raw.users), executor.submit(raw.items)
-        log, user_ids, item_ids, is_described = _encode_log(raw_events, raw, data)
+        log, user_ids, item_ids, is_described = _encode_log(raw_events, items_future.result, data)
         del raw_events
         read_at = time.perf_counter()
         filter_log = FilterLog(events_name, raw.rows, raw.dropped, len(user_ids), len(item_ids), progress)
@@ -395,7 +395,7 @@ def _write_tables(
 
 
 def _encode_log(
-    events: pl.DataFrame, raw: RawData, data: Mapping[str, Any]
+    events: pl.DataFrame, items: Callable[[], pl.DataFrame | None], data: Mapping[str, Any]
 ) -> tuple[pl.DataFrame, pl.Series, pl.Series, np.ndarray]:
     """The events with ids as codes, and the ids of users and items by code.
 
@@ -403,7 +403,7 @@ def _encode_log(
     """
     described = events[ITEM].clear()
     if data["items"]["cold"] == "keep":
-        described = _described_items(raw, data["item_contexts"])
+        described = _described_items(items(), described, data["item_contexts"])
     with ThreadPoolExecutor() as executor:
         ids = (events[USER], pl.concat([events[ITEM], described]))
         (user, user_ids), (item, item_ids) = executor.map(encode_ids, ids)
@@ -420,10 +420,9 @@ def _encode_log(
     return log, user_ids, item_ids, is_described
 
 
-def _described_items(raw: RawData, contexts: Mapping[str, Any]) -> pl.Series:
+def _described_items(items: pl.DataFrame | None, no_items: pl.Series, contexts: Mapping[str, Any]) -> pl.Series:
     """The ids of the items of which an attribute is known."""
-    items = raw.items()
-    items = raw.events.select(ITEM).clear() if items is None else items
+    items = no_items.to_frame() if items is None else items
     require_attributes(items, contexts, ITEM)
     return items.filter(count_known(contexts) > 0)[ITEM]
 
@@ -435,7 +434,7 @@ def _write_events(folder: Path, events: pl.DataFrame, n_users: int, n_items: int
         split = events.filter(pl.col(SPLIT) == code).drop(SPLIT)
         counts[name] = {
             "events": split.height,
-            "sessions": len(session_starts(split[SESSION].to_numpy())) if split.height else 0,
+            "sessions": len(session_starts(split[SESSION].to_numpy())),
             "users": int(np.count_nonzero(count_codes(split[USER], n_users))),
             "items": int(np.count_nonzero(count_codes(split[ITEM], n_items))),
         }

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from arnn_lightning.errors import MissingColumnError, UserError
+from arnn_lightning.errors import UserError
 from arnn_lightning.readers.delimited import (
     decompressed,
     file_format,
@@ -23,6 +23,7 @@ from arnn_lightning.readers.delimited import (
     require_files,
     require_not_null,
 )
+from arnn_lightning.readers.parquet import read_parquet
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 
 TRANSACTIONS, DEMOGRAPHICS, PRODUCTS = "transactions.parquet", "demographics.parquet", "products.parquet"
@@ -120,17 +121,8 @@ def _read_parquet(path: Path, name: str, columns: Sequence[str]) -> pl.DataFrame
     Raises:
         UserError: not a parquet file, or a column that it does not have.
     """
-    is_plain = file_format(path) == "parquet"
-    with nullcontext(path) if is_plain else decompressed(path, name) as file:
-        try:
-            table = pl.scan_parquet(file, glob=False)
-            available = table.collect_schema().names()
-            for column in columns:
-                if column not in available:
-                    raise MissingColumnError(path, column, available)
-            return table.select(columns).collect()
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+    with nullcontext(path) if file_format(path) == "parquet" else decompressed(path, name) as file:
+        return read_parquet(file, columns, member_path(path, name))
 
 
 def _package_folder() -> Path:

@@ -177,9 +177,7 @@ def decimal_years(column: pl.Series) -> pl.Series:
     """
     if column.dtype != pl.Date:
         return column
-    first = column.dt.truncate("1y")
-    days = (first.dt.offset_by("1y") - first).dt.total_days()
-    return column.dt.year() + (column.dt.ordinal_day() - 1) / days
+    return column.dt.year() + (column.dt.ordinal_day() - 1) / (365 + column.dt.is_leap_year().cast(pl.Int32))
 
 
 def first_day(years: float) -> str:
@@ -203,7 +201,5 @@ def with_decimal_point(text: pl.Series, decimal: str) -> pl.Series:
     if decimal == ".":
         return text
     is_grouped = text.str.contains(r"^[+-]?\d{1,3}(\.\d{3})+(,\d*)?$").fill_null(False)
-    plain = text.to_frame("text").select(
-        pl.when(is_grouped).then(pl.col("text").str.replace_all(".", "", literal=True)).otherwise("text")
-    )
-    return plain.to_series().str.replace(",", ".", literal=True)
+    plain = text.str.replace_all(".", "", literal=True).zip_with(is_grouped, text)
+    return plain.str.replace(",", ".", literal=True)

@@ -4,7 +4,6 @@
 ``tabular_attributes.py`` users and items.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ class TabularReader:
     null_values: Sequence[str]
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        _require_columns(self)
         if self.columns["user"] is None:
             _require_anonymous(self)
         _require_item_attributes(self)
@@ -187,21 +186,8 @@ def _kinds(single: Sequence[str], multi: Sequence[str], numeric: Mapping[str, ob
     return dict.fromkeys(single, "single") | dict.fromkeys(multi, "multi") | dict.fromkeys(numeric or {}, "numeric")
 
 
-def _require_types(reader: TabularReader) -> None:
-    """Raises UserError for a setting of a wrong type, and for an unknown encoding."""
-    lists = ("single", "multi", "item_single", "item_multi", "null_values")
-    for name in (*lists, "header", "users_header", "titles_header"):
-        values = getattr(reader, name)
-        if name.endswith("header") and values is None:
-            continue
-        is_list = isinstance(values, Sequence) and not isinstance(values, str)
-        if not is_list or not all(isinstance(value, str) for value in values):
-            key = re.sub(r"^(item_)?(single|multi)$", r"\1contexts.\2", name)
-            raise UserError(f"data.{key}={values}: must be a list of strings, as in [country,age] or ['','NULL']")
-    if not isinstance(reader.list_separator, str) or not reader.list_separator:
-        raise UserError(f"data.list_separator={reader.list_separator!r}: must be a string, such as ','")
-    if not isinstance(reader.time_format, str | None):
-        raise UserError(f"data.time_format={reader.time_format}: must be a string, such as '%m/%d/%Y'")
+def _require_columns(reader: TabularReader) -> None:
+    """Raises UserError for a column or a condition of a wrong type, and for an unknown encoding."""
     for name, column in reader.columns.items():
         optional = name in ("order", "user", "title") or (name == "user_in_users" and reader.columns["user"] is None)
         if not isinstance(column, str) and not (column is None and optional):

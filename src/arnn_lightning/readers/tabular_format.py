@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from arnn_lightning.errors import MissingColumnError, UserError
+from arnn_lightning.errors import UserError
 from arnn_lightning.readers.delimited import file_format, read_delimited
+from arnn_lightning.readers.parquet import read_parquet
 from arnn_lightning.readers.schema import parse_dates, to_dates, with_decimal_point
 from arnn_lightning.readers.tabular_files import TableFile
 
@@ -47,17 +48,7 @@ class TableFormat:
             for column in ids:
                 _require_digits(frame[column], file)
             return frame.with_columns(strip_text(frame[column]) for column in ids)
-        try:
-            table = pl.scan_parquet(file.path, glob=False)
-            available: dict[str, pl.Expr] = {}
-            for name, dtype in table.collect_schema().items():
-                available |= _fields(name, pl.col(name), dtype)
-            for column in columns:
-                if column not in available:
-                    raise MissingColumnError(file, column, available)
-            frame = table.select(available[column].alias(column) for column in columns).collect()
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"{file}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+        frame = read_parquet(file.path, columns, file)
         return frame.with_columns(self._normalize_parquet(column, column.name in ids, file) for column in frame)
 
     def parse_attribute(self, column: pl.Series, kind: str, file: TableFile) -> pl.Series:
@@ -169,16 +160,6 @@ def strip_text(text: pl.Series) -> pl.Series:
         return text  # stripping copies all of it
     stripped = text.str.strip_chars()
     return stripped.set(stripped == "", None)
-
-
-def _fields(name: str, column: pl.Expr, dtype: object) -> dict[str, pl.Expr]:
-    """A column, or the fields of a nested one as ``column.field``."""
-    if not isinstance(dtype, pl.Struct):
-        return {name: column}
-    fields: dict[str, pl.Expr] = {}
-    for field, inner in dtype.to_schema().items():
-        fields |= _fields(f"{name}.{field}", column.struct.field(field), inner)
-    return fields
 
 
 def _require_digits(ids: pl.Series, file: TableFile) -> None:

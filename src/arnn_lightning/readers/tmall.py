@@ -89,11 +89,21 @@ def _users(path: Path) -> pl.LazyFrame:
     )
 
 
+def month_and_day(days: np.ndarray) -> np.ndarray:
+    """Days (datetime64) as the integers MMDD, of the same shape.
+
+    >>> month_and_day(np.array(["2014-05-11", "2014-11-03"], "datetime64[D]")).tolist()
+    [511, 1103]
+    """
+    months = days.astype("datetime64[M]")
+    mmdd: np.ndarray = (months.astype(int) % 12 + 1) * 100 + (days - months).astype(int) + 1
+    return mmdd
+
+
 def _mmdd_to_unix(stamps: pl.Series, source: Path) -> pl.Series:
     """Unix seconds of the start of each day, indexed by MMDD; raises UserError if one of ``stamps`` is not a day."""
     days = np.arange(f"{YEAR}-01-01", f"{YEAR + 1}-01-01", dtype="datetime64[D]")
-    months = days.astype("datetime64[M]")
-    mmdd = (months.astype(int) % 12 + 1) * 100 + (days - months).astype(int) + 1
+    mmdd = month_and_day(days)
     unique = stamps.unique()
     invalid = unique.filter(~unique.is_in(mmdd))
     if len(invalid):

@@ -35,6 +35,7 @@ from typing import ClassVar
 import numpy as np
 import polars as pl
 
+from arnn_lightning.readers.tmall import month_and_day
 from arnn_lightning.simulation.simulator import Simulator, read_marginals, sample_zipf_classes, validate_settings
 
 CLICK = 0
@@ -45,8 +46,7 @@ SESSIONS_PER_USER = 15.3
 SINGLES_DAY_SHARE = 0.193  # of all rows, on 11 November
 MISSING_BRAND_SHARE = 0.00166  # share of rows
 DATES = np.arange("2014-05-11", "2014-11-13", dtype="datetime64[D]")
-MONTHS = DATES.astype("datetime64[M]")
-TIME_STAMPS = (MONTHS.astype(int) % 12 + 1) * 100 + (DATES - MONTHS).astype(int) + 1  # MMDD
+TIME_STAMPS = month_and_day(DATES)
 SINGLES_DAY = int(np.flatnonzero(TIME_STAMPS == 1111)[0])
 UNKNOWN_AGE, UNKNOWN_GENDER = ("", "0"), ("", "2")
 AGE_GROUPS, GENDERS = 7, 2  # codes 7 and 8 both mean 50 and older

@@ -257,9 +257,8 @@ class _Users:
     def frame(self, first_user: int) -> pl.DataFrame:
         roles = _join_lists(self.roles + 1, self.role_offset, self.roles_hidden, "0")
         fields = _join_lists(self.fields + 1, self.field_offset, self.fields_hidden, "")
-        profile = {name: self.profile[name] for name in SINGLE}
         return pl.DataFrame(
-            {"id": np.arange(self.count) + first_user, "jobroles": roles, **profile, "edu_fieldofstudies": fields}
+            {"id": np.arange(self.count) + first_user, "jobroles": roles, **self.profile, "edu_fieldofstudies": fields}
         )
 
 
