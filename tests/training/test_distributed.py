@@ -395,12 +395,10 @@ def test_E4_devices_share_slots_and_have_all_rows(negatives: Any, n_sample: int)
     contexts = Contexts(single=torch.tensor([[0, 5], [1, 4], [0, 4], [2, 3], [3, 5]]), active=torch.empty(5, 0))
     spec = ChunkSpec(SOURCES, full_catalogue=False, log_q=True, padded=False)
     both = [
-        TrainDataset(
-            SessionParallelDataset(sessions, sessions.user, 4, 3, device, 2), sampler, contexts, spec, 30, 4, negatives
-        )
+        TrainDataset(SessionParallelDataset(sessions, 4, 3, device, 2), sampler, contexts, spec, 30, 4, negatives)
         for device in (0, 1)
     ]
-    whole = SessionParallelDataset(sessions, sessions.user, 8, 3)
+    whole = SessionParallelDataset(sessions, 8, 3)
     n_empty = 0
     for index in range(len(whole)):
         events, local_events = whole[0, index], [dataset.chunks[0, index] for dataset in both]

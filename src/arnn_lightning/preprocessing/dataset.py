@@ -203,10 +203,10 @@ def _is_own(reader: Reader) -> bool:
 
 def _source_hash(reader: Reader) -> list[str]:
     """The sha256 of the module of a reader that is not this package's; empty for those that are."""
-    module = sys.modules[type(reader).__module__]
-    if _is_own(reader) or getattr(module, "__file__", None) is None:
+    if _is_own(reader):
         return []
-    return [hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()]
+    file = getattr(sys.modules[type(reader).__module__], "__file__", None)
+    return [] if file is None else [hashlib.sha256(Path(file).read_bytes()).hexdigest()]
 
 
 def prepare(data: Mapping[str, Any], root: Path, progress: Progress = lambda _: None) -> PreparedDataset:
