@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from arnn_lightning.batch import ChunkSpec, Ragged, RowSource
-from arnn_lightning.loading.datasets import SessionParallelDataset, TrainDataset, _with_others, unique_ids
+from arnn_lightning.loading.datasets import SessionParallelDataset, TrainDataset, _append_missing_ids, unique_ids
 from arnn_lightning.preprocessing.dataset import PreparedDataset
 from helpers import make_data, make_sessions, random_sessions, write_dataset
 
@@ -106,7 +106,7 @@ def test_other_ids_follow_the_first_ones(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n_steps = int(rng.integers(1, 5))
     first, second = ([sorted(set(rng.integers(0, 9, 6).tolist())) for _ in range(n_steps)] for _ in range(2))
-    joined = _with_others(
+    joined = _append_missing_ids(
         *(Ragged(torch.tensor([*chain(*ids)]), np.array([*map(len, ids)])) for ids in (first, second)), n_ids=9
     )
     expected = [a + [i for i in b if i not in a] for a, b in zip(first, second, strict=True)]

@@ -20,8 +20,8 @@ from arnn_lightning.preprocessing.contexts import (
     encode_contexts,
     encode_profiles,
     field_names,
-    most_popular,
     select_attributes,
+    top_by_coverage,
 )
 
 # Users 0 and 1 have training events, user 2 only others, user 3 none.
@@ -52,32 +52,32 @@ def categories(encoding: EncodedContexts, attribute: str) -> dict[str, int]:
     return dict(rows["category", "code"].iter_rows())
 
 
-# --- most_popular ---
+# --- top_by_coverage ---
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.sampled_from([0.25, 0.5, 0.75, 1.0]))
-def test_most_popular_is_the_smallest_covering_set(counts: list[int], coverage: float) -> None:
-    kept = most_popular(pl.DataFrame({"id": range(len(counts)), "events": counts}), coverage)["events"].to_list()
+def test_top_by_coverage_is_the_smallest_covering_set(counts: list[int], coverage: float) -> None:
+    kept = top_by_coverage(pl.DataFrame({"id": range(len(counts)), "events": counts}), coverage)["events"].to_list()
     assert sum(kept) >= coverage * sum(counts)
     assert Counter(kept) == Counter(count for count in counts if count >= min(kept))  # every tie is kept
     assert sum(count for count in kept if count > min(kept)) < coverage * sum(counts)
 
 
-def test_most_popular_keeps_the_order_of_rows() -> None:
-    assert most_popular(pl.DataFrame({"id": [4, 1, 3, 2], "events": [2, 5, 1, 2]}), 0.6)["id"].to_list() == [4, 1, 2]
+def test_top_by_coverage_keeps_the_order_of_rows() -> None:
+    assert top_by_coverage(pl.DataFrame({"id": [4, 1, 3, 2], "events": [2, 5, 1, 2]}), 0.6)["id"].to_list() == [4, 1, 2]
 
 
-def test_most_popular_of_an_empty_table_is_empty() -> None:
-    assert most_popular(
+def test_top_by_coverage_of_an_empty_table_is_empty() -> None:
+    assert top_by_coverage(
         pl.DataFrame({"id": [], "events": []}, schema={"id": pl.Int64, "events": pl.Int64}), 0.5
     ).is_empty()
 
 
 @pytest.mark.parametrize("percent", [7, 14, 28, 55, 56])
-def test_most_popular_stops_at_exact_coverage(percent: int) -> None:
+def test_top_by_coverage_stops_at_exact_coverage(percent: int) -> None:
     # In floating point 0.55 * 100 is 55.00000000000001, so that 55 of 100 would seem to fall short.
     counts = pl.Series([percent, *[1] * (100 - percent)])
-    kept = most_popular(pl.DataFrame({"events": counts}), percent / 100)["events"].to_list()
+    kept = top_by_coverage(pl.DataFrame({"events": counts}), percent / 100)["events"].to_list()
     assert kept == [percent]
 
 

@@ -32,9 +32,9 @@ from arnn_lightning.config.schema import RULES
 from arnn_lightning.errors import UserError
 from arnn_lightning.loading.schedule import session_parallel_schedule
 from arnn_lightning.preprocessing.dataset import FORMAT_VERSION, PreparedDataset, prepare
-from arnn_lightning.preprocessing.profile import attribute_remarks, count_duplicates, log_remarks, profile_attributes
 from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, parse_duration, session_rule
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits, hold_out_users
+from arnn_lightning.preprocessing.summary import attribute_remarks, count_duplicates, log_remarks, summarize_attributes
 from arnn_lightning.readers.schema import ITEM, SESSION, TIME, USER, RawData
 from helpers import compose_config
 
@@ -1259,7 +1259,7 @@ def test_attributes_are_profiled_and_marked(tmp_path: Path) -> None:
     contexts = {"single": [*SINGLE, "discipline_id", "region", "user"], "multi": ["jobroles"], "coverage": 1.0}
     prepared = prepare(config(write_xing(tmp_path, log, people), contexts=contexts), tmp_path)
     settings = prepared.manifest["config"]["contexts"]
-    profiles = profile_attributes(prepared.users(), prepared.vocabulary(), settings, 100)
+    profiles = summarize_attributes(prepared.users(), prepared.vocabulary(), settings, 100)
     assert [profile["name"] for profile in profiles] == ["jobroles", *contexts["single"]]
     counts = {p["name"]: (p["kind"], p["categories"], p["known"], p["unknown"]) for p in profiles}
     assert counts["jobroles"] == ("multi", 2, 40, 10)
@@ -1297,7 +1297,7 @@ def test_duplicates_are_of_one_session_however_many_items_there_are() -> None:
 def test_lists_of_at_most_one_value_are_marked(active: list[list[int]], marked: bool) -> None:
     values = pl.DataFrame({"attribute": "tags", "category": ["a", "b"], "code": [3, 4], "events": [2, 2]})
     contexts = {"single": [], "multi": ["tags"], "numeric": None}
-    (profile,) = profile_attributes(pl.DataFrame({"active": active}), values, contexts, 4)
+    (profile,) = summarize_attributes(pl.DataFrame({"active": active}), values, contexts, 4)
     expected = {"tags": "no item has two values: is data.list_separator right?"}
     assert attribute_remarks([profile], "item") == (expected if marked else {})
 

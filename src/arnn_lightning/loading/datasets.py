@@ -150,7 +150,7 @@ class TrainDataset(Dataset[TrainChunk]):
             if sources & {"candidate", "item_and_candidate"}:  # a tied scorer's biases are read as candidates
                 rows["candidate"] = candidates
             if "item_and_candidate" in sources:
-                rows["item_and_candidate"] = _with_others(candidates, self._input_ids(index[1]), self.n_items)
+                rows["item_and_candidate"] = _append_missing_ids(candidates, self._input_ids(index[1]), self.n_items)
         if "item" in sources:
             rows["item"] = self._input_ids(index[1])
         contexts = None
@@ -264,11 +264,11 @@ def unique_ids(ids_KC: Tensor) -> UniqueIds:
     return UniqueIds(Ragged(unique - step_of * stride, bounds.diff().numpy()), inverse - bounds[:-1, None])
 
 
-def _with_others(first: Ragged, second: Ragged, n_ids: int) -> Ragged:
+def _append_missing_ids(first: Ragged, second: Ragged, n_ids: int) -> Ragged:
     """Every step's ids of ``first``, then those of ``second`` that are not in ``first``; both sorted within a step.
 
     >>> first, second = Ragged(torch.tensor([1, 4]), np.array([2])), Ragged(torch.tensor([2, 4]), np.array([2]))
-    >>> _with_others(first, second, 5).flat
+    >>> _append_missing_ids(first, second, 5).flat
     tensor([1, 4, 2])
     """
     step_1, step_2 = (np.repeat(np.arange(len(ids.sizes)), ids.sizes) for ids in (first, second))

@@ -67,12 +67,12 @@ def attribute_names(contexts: Mapping[str, Any]) -> list[str]:
     return [*contexts["multi"], *field_names(contexts)]
 
 
-def most_popular(counts: pl.DataFrame, coverage: float) -> pl.DataFrame:
+def top_by_coverage(counts: pl.DataFrame, coverage: float) -> pl.DataFrame:
     """The most popular rows of ``counts`` (column ``events``) that cover at least ``coverage`` of the sum.
 
     The threshold is the count of the last row that is needed; all rows tied with it are kept.
 
-    >>> most_popular(pl.DataFrame({"item": [1, 2, 3, 4], "events": [5, 2, 2, 1]}), 0.6)["item"].to_list()
+    >>> top_by_coverage(pl.DataFrame({"item": [1, 2, 3, 4], "events": [5, 2, 2, 1]}), 0.6)["item"].to_list()
     [1, 2, 3]
     """
     if counts.is_empty():
@@ -224,7 +224,7 @@ def _fit_multi(trained: pl.DataFrame, name: str, coverage: float, first_code: in
     counts = values.group_by("category").sum().sort("category")
     if counts.is_empty():
         return counts.with_columns(code=pl.lit(0))
-    popular = most_popular(counts, coverage).filter(pl.col("category") != OTHER)
+    popular = top_by_coverage(counts, coverage).filter(pl.col("category") != OTHER)
     return _with_other(counts, popular, always=True).with_columns(code=pl.int_range(pl.len()) + first_code)
 
 

@@ -55,7 +55,7 @@ RUN_KEYS = ("assignment", "dropout", "n_attributes")  # settings of contexts tha
 CONTEXTS, ITEM_CONTEXTS = "contexts.parquet", "item_contexts.parquet"
 TABLES = ("train.parquet", "val.parquet", "test.parquet", "items.parquet", "users.parquet", CONTEXTS, ITEM_CONTEXTS)
 Value = TypeVar("Value")
-SETTINGS = (
+PREPARATION_KEYS = (
     *("timezone", "window_days", "session", "gap", "duplicates", "repeats", "items"),
     *("min_session_length", "max_session_length", "split", "held_out_user_share"),
 )
@@ -275,7 +275,7 @@ def _preparation_config(data: Mapping[str, Any], reader: Reader) -> dict[str, An
     return {
         "reader": {key: value for key, value in data["reader"].items() if key not in without_effect},
         **{kind: {key: value for key, value in data[kind].items() if key not in RUN_KEYS} for kind in contexts},
-        **{key: data[key] for key in SETTINGS},
+        **{key: data[key] for key in PREPARATION_KEYS},
     }
 
 
@@ -345,16 +345,16 @@ def _write_tables(
     with ThreadPoolExecutor() as executor:
         raw_events, raw = raw.events, replace(raw, events=raw.events.clear())
         users_future, items_future = executor.submit(raw.users), executor.submit(raw.items)
-        log, user_ids, item_ids, is_described = _encode_log(raw_events, items_future.result, data)
+        log, user_ids, item_ids, has_attributes = _encode_log(raw_events, items_future.result, data)
         del raw_events
         read_at = time.perf_counter()
         filter_log = FilterLog(events_name, raw.rows, raw.dropped, len(user_ids), len(item_ids), progress)
-        events, profile = filter_events(log, data, filter_log, executor, is_described)
+        events, profile = filter_events(log, data, filter_log, executor, has_attributes)
         del log
         progress("coding and writing")
         is_kept = {
             USER: count_codes(events[USER], len(user_ids)) > 0,
-            ITEM: (count_codes(events[ITEM], len(item_ids)) > 0) | is_described,
+            ITEM: (count_codes(events[ITEM], len(item_ids)) > 0) | has_attributes,
         }
         users, items = user_ids.filter(pl.Series(is_kept[USER])), item_ids.filter(pl.Series(is_kept[ITEM]))
         training = events.filter(pl.col(SPLIT) == 0)
@@ -401,13 +401,13 @@ def _encode_log(
 
     Also whether each item stays in the catalogue without a training event (``data.items.cold=keep``).
     """
-    described = events[ITEM].clear()
+    with_attributes = events[ITEM].clear()
     if data["items"]["cold"] == "keep":
-        described = _described_items(items(), described, data["item_contexts"])
+        with_attributes = _items_with_attributes(items(), with_attributes, data["item_contexts"])
     with ThreadPoolExecutor() as executor:
-        ids = (events[USER], pl.concat([events[ITEM], described]))
+        ids = (events[USER], pl.concat([events[ITEM], with_attributes]))
         (user, user_ids), (item, item_ids) = executor.map(encode_ids, ids)
-    is_described = count_codes(item[events.height :], len(item_ids)) > 0
+    has_attributes = count_codes(item[events.height :], len(item_ids)) > 0
     item = item[: events.height]
     seconds = events[TIME]
     if cast(int, seconds.min()) >= -(2**31) and cast(int, seconds.max()) < 2**31:
@@ -417,10 +417,10 @@ def _encode_log(
         log = log.with_columns(encode_ids(events[SESSION])[0].alias(SESSION))
     if INSTANT in events.columns:
         log = log.with_columns(events[INSTANT])
-    return log, user_ids, item_ids, is_described
+    return log, user_ids, item_ids, has_attributes
 
 
-def _described_items(items: pl.DataFrame | None, no_items: pl.Series, contexts: Mapping[str, Any]) -> pl.Series:
+def _items_with_attributes(items: pl.DataFrame | None, no_items: pl.Series, contexts: Mapping[str, Any]) -> pl.Series:
     """The ids of the items of which an attribute is known."""
     items = no_items.to_frame() if items is None else items
     require_attributes(items, contexts, ITEM)

@@ -11,9 +11,8 @@ import numpy as np
 import polars as pl
 
 from arnn_lightning.errors import UserError
-from arnn_lightning.preprocessing.contexts import most_popular
+from arnn_lightning.preprocessing.contexts import top_by_coverage
 from arnn_lightning.preprocessing.encoding import count_codes
-from arnn_lightning.preprocessing.profile import count_duplicates, day_range, drop_duplicates, drop_repeats, profile_log
 from arnn_lightning.preprocessing.sessions import (
     SESSION_ID,
     SessionRule,
@@ -26,6 +25,13 @@ from arnn_lightning.preprocessing.sessions import (
     session_starts,
 )
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS, assign_splits, hold_out_users
+from arnn_lightning.preprocessing.summary import (
+    count_duplicates,
+    day_range,
+    drop_duplicates,
+    drop_repeats,
+    summarize_log,
+)
 from arnn_lightning.readers.schema import ITEM, TIME, USER
 
 Progress = Callable[[str], None]
@@ -116,7 +122,7 @@ class FilterLog:
 
 
 def filter_events(
-    log: pl.DataFrame, data: Mapping[str, Any], filter_log: FilterLog, executor: Executor, is_described: np.ndarray
+    log: pl.DataFrame, data: Mapping[str, Any], filter_log: FilterLog, executor: Executor, has_attributes: np.ndarray
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The events of a log that the data config ``data`` keeps.
 
@@ -125,11 +131,11 @@ def filter_events(
         data: the data config.
         filter_log: records every step.
         executor: runs what no step waits for.
-        is_described: (n_items,) whether an item's events after training are kept without a training event.
+        has_attributes: (n_items,) whether an item's events after training are kept without a training event.
 
     Returns:
         the events sorted by user, session and time, with ``session_id`` and ``split`` (an index into SPLITS); the
-        profile of the log, see ``profile_log``.
+        profile of the log, see ``summarize_log``.
 
     Raises:
         UserError: an invalid setting, or a step that keeps nothing.
@@ -146,7 +152,7 @@ def filter_events(
     n_duplicates = executor.submit(count_duplicates, events)
     filter_log.record("in the time window", events)
     log_step, window_step = filter_log.steps[-2:]
-    profile = executor.submit(profile_log, log, events, user_counts, filter_log.item_counts, timezone)
+    profile = executor.submit(summarize_log, log, events, user_counts, filter_log.item_counts, timezone)
     # Splits are assigned before anything is dropped, so that they do not depend on what later steps keep.
     events = assign_splits(events, start_time, data["split"], timezone)
     filter_log.require_splits(events, data)
@@ -159,9 +165,11 @@ def filter_events(
         filter_log.record("after holding out users", events)
     item_counts = {"log": log_item_counts, "window": filter_log.item_counts}  # window: without the rows dropped above
     is_popular = _popular_items(events, data["items"], item_counts)
-    # Of the others, those that are known by their attributes have no training event: they can be recommended.
-    stays = is_popular | is_described
-    events = filter_log.record("of popular items", _keep_items(events, is_popular, stays), settings="data.items")
+    # Other items with attributes keep their events after training (data.items.cold=keep).
+    is_in_catalogue = is_popular | has_attributes
+    events = filter_log.record(
+        "of popular items", _keep_items(events, is_popular, is_in_catalogue), settings="data.items"
+    )
     max_length = data["max_session_length"]
     if max_length is not None:
         events = filter_log.record(f"in sessions cut to {max_length} events", cut_long_sessions(events, max_length))
@@ -173,7 +181,7 @@ def filter_events(
     filter_log.record(f"in sessions of {min_length} events or more", events, settings=of_sessions)
     filter_log.require_splits(events, data)
     in_train = count_codes(events.filter(pl.col(SPLIT) == 0)[ITEM], filter_log.n_items) > 0
-    events = filter_log.record("of items seen in training", _keep_items(events, in_train, in_train | is_described))
+    events = filter_log.record("of items seen in training", _keep_items(events, in_train, in_train | has_attributes))
     events = _drop_short_sessions(events, min_length)
     filter_log.record("in sessions still long enough", events, settings=of_sessions)
     filter_log.require_splits(events, data)
@@ -199,13 +207,13 @@ def _cut_window(
         def first_second() -> int:
             return midnight(max(last_day - days + 1, first_day), timezone)
 
-        while not _starts_session(log, last_day, start := first_second(), rule, timezone):
+        while not _has_session_start(log, last_day, start := first_second(), rule, timezone):
             last_day = _last_day(log.filter(pl.col(TIME) < midnight(last_day, timezone)), timezone)
     events = assign_session_ids(log, start, rule)
     return start, events, events[TIME].gather(session_starts(events[SESSION_ID].to_numpy()))
 
 
-def _starts_session(log: pl.DataFrame, day: int, start: int, rule: SessionRule, timezone: str) -> bool:
+def _has_session_start(log: pl.DataFrame, day: int, start: int, rule: SessionRule, timezone: str) -> bool:
     """Whether any of the sessions from second ``start`` on starts on ``day`` or later."""
     late = log[USER].filter(log[TIME] >= midnight(day, timezone))
     of_late_users = pl.Series(count_codes(late, cast(int, log[USER].max()) + 1) > 0).gather(log[USER])
@@ -229,7 +237,9 @@ def _popular_items(events: pl.DataFrame, items: Mapping[str, Any], item_counts: 
     scope, n_items = items["popularity_scope"], len(item_counts["log"])
     counts = count_codes(events.filter(pl.col(SPLIT) == 0)[ITEM], n_items) if scope == "train" else item_counts[scope]
     table = pl.DataFrame({ITEM: np.arange(n_items), "events": counts}).filter(pl.col("events") > 0)
-    kept = most_popular(table, float(items["popularity_coverage"])).filter(pl.col("events") >= int(items["min_events"]))
+    kept = top_by_coverage(table, float(items["popularity_coverage"])).filter(
+        pl.col("events") >= int(items["min_events"])
+    )
     if items.get("most_popular") is not None:
         kept = kept.filter(pl.col("events") >= table["events"].top_k(int(items["most_popular"])).min())
     is_kept = np.zeros(n_items, bool)

@@ -23,9 +23,9 @@ from arnn_lightning.preprocessing.dataset import (
     require_unchanged,
 )
 from arnn_lightning.preprocessing.encoding import encode_ids, recode_events
-from arnn_lightning.preprocessing.profile import drop_duplicates, drop_repeats
 from arnn_lightning.preprocessing.sessions import SESSION_ID, assign_session_ids, cut_long_sessions, session_rule
 from arnn_lightning.preprocessing.splitting import SPLIT, SPLITS
+from arnn_lightning.preprocessing.summary import drop_duplicates, drop_repeats
 from arnn_lightning.readers.schema import INSTANT, ITEM, SESSION, TIME, USER, RawData, Reader, validate_events
 
 TRAINING_LOG = ("notes", "log", "users", "items", "seconds")  # what a manifest contains about that log alone

@@ -138,8 +138,8 @@ def assign_session_ids(log: pl.DataFrame, start: int, rule: SessionRule) -> pl.D
 def _sort_stably(events: pl.DataFrame, sort_by: list[pl.Expr]) -> pl.DataFrame:
     """The events by ``sort_by``; those of equal keys keep their order."""
     is_user = np.bincount(events[USER].to_numpy()) > 0
-    without_gaps = pl.Series((np.cumsum(is_user) - 1).astype(np.uint32))  # sorts as users do
-    key = events.with_columns(without_gaps.gather(events[USER]).alias(USER)).select(sort_by[0]).to_series()
+    dense_code = pl.Series((np.cumsum(is_user) - 1).astype(np.uint32))  # sorts as users do
+    key = events.with_columns(dense_code.gather(events[USER]).alias(USER)).select(sort_by[0]).to_series()
     n_events = len(key)
     if len(sort_by) > 1 or (cast(int, key.max() or 0) + 1) * n_events >= 2**64:
         return events.sort(sort_by, maintain_order=True)

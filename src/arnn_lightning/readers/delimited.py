@@ -169,12 +169,12 @@ def decompressed(path: Path, name: str | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def _recoded(file: Path, path: Path, encoding: str, separator: str, quote: str | None) -> Iterator[tuple[Path, str]]:
+def _as_utf8(file: Path, path: Path, encoding: str, separator: str, quote: str | None) -> Iterator[tuple[Path, str]]:
     """A text file in UTF-8 with a separator of one character, and this separator; errors name ``path``."""
     if encoding.lower() in UTF_8 and len(separator) == 1:
         yield file, separator
         return
-    short, shorten = _shortened(separator, quote)
+    short, shorten = _one_character_separator(separator, quote)
     with tempfile.TemporaryDirectory(prefix="arnn-") as folder:
         recoded = Path(folder) / "recoded"
         with (
@@ -188,7 +188,7 @@ def _recoded(file: Path, path: Path, encoding: str, separator: str, quote: str |
         yield recoded, short
 
 
-def _shortened(separator: str, quote: str | None) -> tuple[str, Callable[[str], str]]:
+def _one_character_separator(separator: str, quote: str | None) -> tuple[str, Callable[[str], str]]:
     """A separator of one character, and what puts it in the place of ``separator``, except within quotes of a line."""
     if len(separator) == 1:
         return separator, lambda line: line
@@ -258,7 +258,7 @@ def read_delimited(
                 raise UserError(f"{path}: row 1 is a header: {', '.join(names)}; remove data.header")
             names = list(header)
         index = {column: _column_index(path, column, (aliases or {}).get(column, ()), names) for column in columns}
-        with _recoded(file, path, encoding, separator, quote) as (file, separator):
+        with _as_utf8(file, path, encoding, separator, quote) as (file, separator):
             first_row = FIRST_ROW if header is None else 1
             table = _Table(path, file, separator, quote, len(names), first_row, index, null_values).read(columns)
     for column in required:
@@ -520,7 +520,7 @@ class _FirstRow(NamedTuple):
 
 def _read_first_row(file: Path, separator: str, quote: str | None, encoding: str) -> _FirstRow:
     is_utf8 = encoding.lower() in UTF_8
-    short, shorten = _shortened(separator, quote)
+    short, shorten = _one_character_separator(separator, quote)
     with file.open(encoding="utf-8-sig" if is_utf8 else encoding, errors="replace", newline="") as lines:
         first = list(islice(lines, MAX_LINES))
     rows = csv.reader(map(shorten, first), delimiter=short, quotechar=quote)

@@ -26,16 +26,16 @@ class _Part:
         events: canonical events of these rows.
         n_rows: number of rows of the file.
         dropped: what was required -> number of rows that were dropped.
-        unmatched: the error if no file has a row that ``data.where`` keeps; empty where this one has some.
-        absent: values of ``data.where`` that no row has, as COLUMN=VALUE -> a hint.
+        no_match_error: the error if no file has a row that ``data.where`` keeps; empty where this one has some.
+        unseen_values: values of ``data.where`` that no row has, as COLUMN=VALUE -> a hint.
     """
 
     file: TableFile
     events: pl.DataFrame
     n_rows: int
     dropped: Mapping[str, int]
-    unmatched: str
-    absent: Mapping[str, str]
+    no_match_error: str
+    unseen_values: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,19 @@ class EventTable:
         parts = [self._read_part(file) for file in files]
         _require_no_copies(parts)
         events = _concat(parts)
-        if events.is_empty() and (unmatched := next((part.unmatched for part in parts if part.unmatched), "")):
-            raise UserError(unmatched)
+        if events.is_empty() and (
+            no_match_error := next((part.no_match_error for part in parts if part.no_match_error), "")
+        ):
+            raise UserError(no_match_error)
         dropped: Counter[str] = Counter()
         for part in parts:
             dropped.update(part.dropped)
-        absent = set.intersection(*(set(part.absent) for part in parts))
-        notes = [f"data.where: no row has {label}{hint}" for label, hint in parts[0].absent.items() if label in absent]
+        unseen_values = set.intersection(*(set(part.unseen_values) for part in parts))
+        notes = [
+            f"data.where: no row has {label}{hint}"
+            for label, hint in parts[0].unseen_values.items()
+            if label in unseen_values
+        ]
         columns = {name: _attribute_column(name) for name in self.attributes or {}}
         users = None if self.attributes is None else _attributes_of_users(events, columns, parts)
         in_order = _in_order(events.drop(columns.values()))
@@ -110,7 +116,7 @@ class EventTable:
         texts = [name for name in (self.time, *orders) if frame[name].dtype == pl.String]
         frame = frame.with_columns(strip_text(frame[name]) for name in texts)  # as ids are
         n_rows = frame.height
-        kept, dropped, unmatched, absent = self._keep_rows(frame, [*ids, self.time, *orders], file)
+        kept, dropped, no_match_error, unseen_values = self._keep_rows(frame, [*ids, self.time, *orders], file)
         if kept is not None:  # before values are parsed: those of other rows need not be valid
             file, frame = replace(file, rows=kept.arg_true()), frame.filter(kept)
         seconds, nanosecond = self.time_parser.parse(frame[self.time], partial(file.location, self.time))
@@ -124,7 +130,7 @@ class EventTable:
             ),
             *([] if nanosecond is None else [nanosecond.alias(NANOSECOND)]),
         )
-        return _Part(file, events, n_rows, dropped, unmatched, absent)
+        return _Part(file, events, n_rows, dropped, no_match_error, unseen_values)
 
     def _keep_rows(
         self, frame: pl.DataFrame, required: Sequence[str], file: TableFile
@@ -136,7 +142,7 @@ class EventTable:
         """
         kept = pl.repeat(True, frame.height, dtype=pl.Boolean, eager=True)
         dropped: dict[str, int] = {}
-        unmatched, absent = "", dict[str, str]()
+        no_match_error, unseen_values = "", dict[str, str]()
         for column, values in self.where.items():
             is_number = frame[column].dtype.is_numeric()
             allowed = [as_text(value, is_number) for value in as_list(values)]
@@ -149,12 +155,12 @@ class EventTable:
             kept = before & is_allowed
             if unseen := set(allowed) - set(text.filter(is_allowed).unique()):
                 present = [value for value in text.unique().sort().head(1_000) if value is not None]
-                absent |= {f"{column}={value}": nearest(value, present) for value in allowed if value in unseen}
+                unseen_values |= {f"{column}={value}": nearest(value, present) for value in allowed if value in unseen}
             label = f"{column}={' or '.join(allowed)}"
-            if not kept.any() and not unmatched:
+            if not kept.any() and not no_match_error:
                 frequent = text.filter(before).drop_nulls().value_counts(sort=True)[column].head(10).to_list()
                 given = f" {' and '.join(dropped)}" if dropped else ""
-                unmatched = (
+                no_match_error = (
                     f"{file}: data.where: no row{given} has {label}; its values: {', '.join(map(str, frequent))}"
                 )
             dropped[f"with {label}"] = int(before.sum()) - int(kept.sum())
@@ -175,7 +181,7 @@ class EventTable:
                 kept &= ~missing
         if self.incomplete == "drop":
             dropped["without missing values"] = n_before - int(kept.sum())
-        return None if kept.all() else kept, dropped, unmatched, absent
+        return None if kept.all() else kept, dropped, no_match_error, unseen_values
 
 
 def _require_no_copies(parts: Sequence[_Part]) -> None:

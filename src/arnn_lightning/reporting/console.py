@@ -174,8 +174,8 @@ def log_table(log: Mapping[str, Any], remarks: Mapping[str, str]) -> Table:
     """The profile of a log, and what looks wrong in it.
 
     Args:
-        log: as returned by ``profile_log``, with ``duplicates`` and the largest user's id; without those of the largest
-            user in a log without users.
+        log: as returned by ``summarize_log``, with ``duplicates`` and the largest user's id; without those of the
+            largest user in a log without users.
         remarks: as returned by ``log_remarks``.
     """
     table = Table(title="the log", title_justify="left", caption_justify="left")
@@ -214,7 +214,7 @@ def attributes_table(
     """Every attribute's number of categories, unknowns and most frequent values, and what looks wrong.
 
     Args:
-        attributes: as returned by ``profile_attributes``.
+        attributes: as returned by ``summarize_attributes``.
         remarks: as returned by ``attribute_remarks``.
         owners: users or items.
     """

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from arnn_lightning.io import write_json
 from arnn_lightning.preprocessing.dataset import PreparedDataset, prepare
-from arnn_lightning.preprocessing.profile import attribute_remarks, log_remarks, profile_attributes
+from arnn_lightning.preprocessing.summary import attribute_remarks, log_remarks, summarize_attributes
 from arnn_lightning.readers.schema import USER
 from arnn_lightning.reporting.console import attributes_table, log_table, paper_table, steps_table
 from arnn_lightning.run_folder import task_folder
@@ -28,8 +28,8 @@ def run(config: DictConfig) -> None:
     if settings["reader"].get("columns", {}).get("user", USER) is None:  # every session counts as a user
         del log["largest_user"], log["largest_user_events"]
     n_train_events = manifest["splits"]["train"]["events"]
-    attributes = profile_attributes(prepared.users(), prepared.vocabulary(), settings["contexts"], n_train_events)
-    of_items = profile_attributes(
+    attributes = summarize_attributes(prepared.users(), prepared.vocabulary(), settings["contexts"], n_train_events)
+    of_items = summarize_attributes(
         prepared.items(), prepared.item_vocabulary(), settings["item_contexts"], n_train_events
     )
     of_log, of_attributes = log_remarks(log, settings, date.today()), attribute_remarks(attributes)

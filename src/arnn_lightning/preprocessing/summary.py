@@ -59,7 +59,7 @@ def _tied_events(events: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     return rows, group * 2**32 + events[ITEM].gather(rows)
 
 
-def profile_log(
+def summarize_log(
     log: pl.DataFrame, events: pl.DataFrame, user_events: np.ndarray, item_events: np.ndarray, timezone: str
 ) -> dict[str, Any]:
     """Counts that describe a log, before anything is dropped.
@@ -106,7 +106,7 @@ def profile_log(
     }
 
 
-def profile_attributes(
+def summarize_attributes(
     users: pl.DataFrame, vocabulary: pl.DataFrame, contexts: Mapping[str, Any], train_events: int
 ) -> list[dict[str, Any]]:
     """Every attribute's categories, unknowns and most frequent values, in the order of ``attribute_names``.
