@@ -73,11 +73,10 @@ def summarize_log(
 
     Returns:
         ``first_day``, ``last_day``, ``last_second``; ``log_events``, ``users``, ``largest_user`` (its code) and
-        ``largest_user_events``
-        of the log; and of the window ``events``, ``sessions``, ``longest_session``, ``shortest_session``,
-        ``single_event_sessions``, ``tied_times`` (events at the time of the event before in their session),
-        ``repeats`` (with its item), ``top_items`` (the number of items in the most popular 1 %), ``top_items_events``,
-        ``top_item`` (the code of the most popular one) and ``top_item_events``.
+        ``largest_user_events`` of the log; and of the window ``events``, ``sessions``, ``longest_session``,
+        ``shortest_session``, ``single_event_sessions``, ``tied_times`` (events at the time of the event before in their
+        session), ``repeats`` (with its item), ``top_items`` (the number of items in the most popular 1 %),
+        ``top_items_events``, ``top_item`` (the code of the most popular one) and ``top_item_events``.
     """
     first_day, last_day = day_range(log, timezone)
     length = np.diff(session_starts(events[SESSION_ID].to_numpy()), append=events.height)
