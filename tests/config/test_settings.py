@@ -268,7 +268,8 @@ def test_a_wrong_value_of_a_mapping_or_task_is_refused(overrides: str, message: 
         ("model/loss=null", "a config group cannot be null"),
         (
             "model/optimizer=foo",
-            "choose one of adagrad, adam, adamw, sgd, or add arnn_conf/model/optimizer/foo.yaml",
+            "no model/optimizer foo; choose one of adagrad, adam, adamw, sgd, "
+            "or add arnn_conf/model/optimizer/foo.yaml",
         ),
         ("model=itemknn model/loss=top1", "Could not override 'model/loss'. The chosen configs have no such group."),
         (

@@ -44,7 +44,7 @@ def test_paired_difference_needs_the_same_predictions() -> None:
 
 @pytest.mark.parametrize("unit", ["user", "session"])
 def test_intervals_of_several_results_are_those_of_each(unit: str) -> None:
-    events = {"session": np.repeat(range(12), 3), "user": np.repeat([0, 1, 2], 12), "item": 0}
+    events = {"session": np.repeat(range(18), 2), "user": np.repeat(range(12), 3), "item": 0}
     targets = next_item_targets(pl.DataFrame(events))
     ranks = [np.random.default_rng(seed).integers(1, 40, targets.height) for seed in (1, 2)]
     results = [EvaluationResult("m", targets.with_columns(rank=rank.astype(np.float64))) for rank in ranks]

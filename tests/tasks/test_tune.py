@@ -6,6 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -183,7 +184,13 @@ def test_the_end_of_a_study_ends_its_workers(ends: signal.Signals, monkeypatch: 
     received: list[int] = []
     worker = SimpleNamespace(send_signal=received.append, wait=lambda: 130)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, start_new_session, **__: worker)
-    monkeypatch.setattr(tune, "tune", lambda *_: signal.raise_signal(ends))
+
+    def interrupted(*_: Any) -> None:
+        if ends is signal.SIGINT:
+            raise KeyboardInterrupt
+        signal.raise_signal(ends)
+
+    monkeypatch.setattr(tune, "tune", interrupted)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         tune._run(OmegaConf.create({"models": ["sr"], "workers": 3}), Path("out"))
     assert received == [signal.SIGINT] * 2

@@ -43,6 +43,7 @@ from arnn_lightning.tasks.verdict import Verdict
 from arnn_lightning.tasks.verdict_results import VerdictResults
 from arnn_lightning.tasks.verdict_runs import VerdictRuns
 from commandline import arnn_here, metrics_of
+from helpers import compose_config
 from models import slow
 
 SETTINGS = ["trainer.max_epochs=1", "evaluation.bootstrap.resamples=60", "evaluation.cutoffs=[5]"]
@@ -1108,7 +1109,7 @@ def test_two_seeds_are_completed_and_more_only_in_time(tmp_path: Path, monkeypat
 
     def seeds_of(folder: Path, *seconds: float) -> list[int]:
         verdict: Any = Verdict.__new__(Verdict)
-        verdict.config = OmegaConf.create({"seed": 1, "max_seeds": 9, "budget": "200s"})
+        verdict.config = compose_config("task=verdict", "seed=1", "max_seeds=9", "budget=200s")
         verdict.folder, verdict.budget, verdict.non_neural, verdict.attributes = folder, 200.0, [], ["team"]
         verdict.plan, verdict.lacks_new_users = Plan(0, False, False, 0.0), False
         verdict.runs = TimedRuns(*seconds)
