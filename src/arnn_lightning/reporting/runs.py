@@ -22,7 +22,7 @@ from arnn_lightning.config.schema import RENAMED
 from arnn_lightning.errors import UserError
 from arnn_lightning.evaluation.result import RANKS, EvaluationResult
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import METRICS_FILE, RECORD
+from arnn_lightning.run_folder import METRICS_FILE, RECORD, flatten
 
 TRAINING, EVALUATION = "arnn_lightning.tasks.train.", "arnn_lightning.tasks.evaluate."
 # May differ between runs that are averaged: paths, speed, output. Data and models are identified by their contents, see
@@ -227,20 +227,6 @@ class SkippedRun:
 
     folder: Path
     reason: str
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys.
-
-    >>> flatten({"a": {"b": 1, "c": [2]}, "d": {}})
-    {'a.b': 1, 'a.c': [2]}
-    """
-    if not isinstance(config, Mapping):
-        return {prefix: config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def find_run_dirs(patterns: Iterable[str], setting: str = "runs") -> list[Path]:

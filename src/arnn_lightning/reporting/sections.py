@@ -43,7 +43,8 @@ from arnn_lightning.reporting.results_table import (
     markdown,
     page_table,
 )
-from arnn_lightning.reporting.runs import Run, SkippedRun, flatten
+from arnn_lightning.reporting.runs import Run, SkippedRun
+from arnn_lightning.run_folder import flatten
 
 MAX_NAMED_RUNS = 3
 TIES = {

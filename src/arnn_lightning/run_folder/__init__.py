@@ -3,7 +3,7 @@
 The record has Hydra's names: ``.hydra/config.yaml``, ``hydra.yaml``, ``overrides.yaml``.
 """
 
-from arnn_lightning.run_folder.compare import require_equal_config, require_same_settings
+from arnn_lightning.run_folder.compare import flatten, require_equal_config, require_same_settings
 from arnn_lightning.run_folder.files import BEST, BEST_OF_RUN, CHECKPOINTS, METRICS_FILE, checkpoint_file
 from arnn_lightning.run_folder.lock import locked, note_new_folders
 from arnn_lightning.run_folder.multirun import multirun_folder, own_multirun
@@ -29,6 +29,7 @@ __all__ = [
     "add_stored_overrides",
     "as_override",
     "checkpoint_file",
+    "flatten",
     "has_record",
     "locked",
     "multirun_folder",

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def require_equal_config(config: DictConfig, folder: Path, unset: Sequence[str] 
         folder: of a run.
         unset: keys that are set later, and are not compared.
     """
-    before, after = (dict(_flat(container)) for container in (stored_config(folder), config))
+    before, after = (flatten(OmegaConf.to_container(node)) for node in (stored_config(folder), config))
     for key in after:
         is_compared = key in before and not any(f"{key}.".startswith(f"{other}.") for other in unset)
         if is_compared and before[key] != after[key] and not _may_differ(key):
@@ -67,17 +67,18 @@ def require_equal_config(config: DictConfig, folder: Path, unset: Sequence[str] 
             )
 
 
-def _flat(config: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Keys with their values, which are not resolved."""
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys.
 
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            yield prefix, node
-
-    return walk(OmegaConf.to_container(config, resolve=False), "")
+    >>> flatten({"a": {"b": 1, "c": [2]}, "d": {}})
+    {'a.b': 1, 'a.c': [2]}
+    """
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _may_differ(key: str) -> bool:

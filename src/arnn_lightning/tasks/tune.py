@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from arnn_lightning.errors import UserError, nearest
 from arnn_lightning.evaluation.metrics import metric_label
 from arnn_lightning.io import atomic_path
 from arnn_lightning.preprocessing.dataset import PreparedDataset
-from arnn_lightning.run_folder import as_override, task_folder
+from arnn_lightning.run_folder import as_override, flatten, task_folder
 from arnn_lightning.tasks import train
 from arnn_lightning.tasks.prepare import prepare_data
 from arnn_lightning.tasks.start import check_tuned
@@ -100,13 +99,13 @@ def tune(config: DictConfig, model: str) -> None:
     spaces |= dict(space.split("=", 1) for space in config.space)
     if not spaces:
         raise UserError(f"no search space for model={model}; set one, as in 'model.x=interval(0.1,0.9)'")
-    keys = {*dict(_flatten(base)), *base.hydra.runtime.choices}
+    keys = {*_flat(base), *base.hydra.runtime.choices}
     for key in spaces.keys() - keys:
         raise UserError(f"model={model} has no key {key} to search{nearest(key, keys)}")
     prepared = prepare_data(base)
     if not prepared.manifest["splits"]["val"]["events"]:
         raise UserError(f"data={data} has no validation split to tune on: set data.split.val_days")
-    settings = {key: value for part in SETTINGS for key, value in _flatten(OmegaConf.select(base, part), part)}
+    settings = {key: value for part in SETTINGS for key, value in _flat(base, part).items()}
     settings = {key: value for key, value in settings.items() if not key.endswith(".tuned_on")}
     settings |= {"the prepared data set": prepared.folder.name} | spaces
     file = Path(config.paths.studies) / f"{data}_{model}.db"
@@ -143,9 +142,9 @@ def _write_tuned(study: "optuna.Study", file: Path, model: str, prepared: Prepar
     apart = [text for text in best if _key(text) in choices or _key(text).startswith(ENCODERS)]
     apart = [text for text in apart if _key(text) not in ("trainer", "logger")]
     groups = [text for text in apart if _key(text) in choices]
-    default = dict(_flatten(_compose([*groups, "~tuned@model"]).model))
+    default = _flat(_compose([*groups, "~tuned@model"]).model)
     values = OmegaConf.create({"tuned_on": prepared.raw_sha256})
-    for key, value in _flatten(config.model):
+    for key, value in _flat(config.model).items():
         if not f"model.{key}".startswith(ENCODERS) and (key not in default or default[key] != value):
             OmegaConf.update(values, key, value)
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
@@ -180,11 +179,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     return compose("config", overrides=overrides, return_hydra_config=True)
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a config by dotted key, interpolations unresolved."""
-    node = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-    if not isinstance(node, dict):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+def _flat(config: DictConfig, part: str = "") -> dict[str, Any]:
+    """The values of a config, or of a part of it, by dotted key, interpolations unresolved."""
+    node = OmegaConf.select(config, part) if part else config
+    return flatten(OmegaConf.to_container(node) if OmegaConf.is_config(node) else node, part)
