@@ -165,15 +165,12 @@ def check_claims(claims: Mapping[str, Gain], confidence: float) -> dict[str, dic
         by claim: ``p_value``, ``adjusted_p_value`` and ``result``: "above 0", "below 0" or "not significant".
     """
     adjusted = holm(np.array([gain.p_value for gain in claims.values()]))
+    alpha = significance_level(confidence)
     return {
         name: {
             "p_value": gain.p_value,
             "adjusted_p_value": float(p),
-            "result": "not significant"
-            if p >= significance_level(confidence)
-            else "above 0"
-            if gain.mean > 0
-            else "below 0",
+            "result": "not significant" if p >= alpha else "above 0" if gain.mean > 0 else "below 0",
         }
         for (name, gain), p in zip(claims.items(), adjusted, strict=True)
     }

@@ -62,10 +62,7 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
         log = log.with_columns(encode_ids(raw[SESSION])[0].alias(SESSION))
     rule = session_rule(log, data["session"], data["gap"], data["timezone"])
     events = assign_session_ids(log, cast(int, log[TIME].min()), rule)
-    last = trained.manifest["log"].get("last_second")
-    if last is None:  # of data sets prepared earlier: the last event that was kept
-        splits = [pl.read_parquet(trained.folder / f"{name}.parquet", columns=[TIME], glob=False) for name in SPLITS]
-        last = cast(int, pl.concat(splits)[TIME].max())
+    last = _last_second(trained)
     end = f"the end of the training log ({datetime.fromtimestamp(last, ZoneInfo(data['timezone'])):%Y-%m-%d %H:%M:%S})"
     later = events.filter(pl.col(TIME).min().over(SESSION_ID) > last)
     if later.is_empty():
@@ -81,10 +78,7 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
         )
     is_kept = {USER: np.ones(len(users) + len(new_ids), bool), ITEM: np.ones(len(items), bool)}
     test = recode_events(test.with_columns(pl.lit(2).alias(SPLIT)), is_kept)
-    new_users = pl.DataFrame({"user": range(len(users), len(users) + len(new_ids)), "id": new_ids})
-    new_users = pl.concat([new_users, _contexts_of_new_users(data_read, new_ids, trained)], how="horizontal")
-    types = {name: users.schema[name] for name in users.columns if name != "id"} | {"id": pl.String}
-    everyone = pl.concat([table.select(users.columns).cast(types) for table in (users, new_users)])  # type: ignore[arg-type]
+    everyone = _with_new_users(users, data_read, new_ids, trained)
     counts = {"events": test.height, "sessions": test[SESSION].n_unique(), "users": test[USER].n_unique()}
     n_sessions, n_later = events[SESSION_ID].n_unique(), later[SESSION_ID].n_unique()
     funnel = [
@@ -118,6 +112,15 @@ def prepare_later_log(data: Mapping[str, Any], trained: PreparedDataset, folder:
     )
 
 
+def _last_second(trained: PreparedDataset) -> int:
+    """The time of the last event of the training log; of a data set prepared earlier, of the last one kept."""
+    last = trained.manifest["log"].get("last_second")
+    if last is None:
+        splits = [pl.read_parquet(trained.folder / f"{name}.parquet", columns=[TIME], glob=False) for name in SPLITS]
+        last = pl.concat(splits)[TIME].max()
+    return cast(int, last)
+
+
 def _kept_events(events: pl.DataFrame, data: Mapping[str, Any], n_items: int) -> pl.DataFrame:
     """What the settings of training keep of events with session ids, in the order of ``filter_events``."""
     if data["duplicates"] == "drop":
@@ -138,6 +141,14 @@ def _encode(ids: pl.Series, trained: pl.Series) -> tuple[pl.Series, pl.Series]:
     all_ids = pl.concat([trained, new])
     codes = pl.int_range(len(all_ids), dtype=pl.UInt32, eager=True)
     return texts.replace_strict(all_ids, codes, return_dtype=pl.UInt32), new
+
+
+def _with_new_users(users: pl.DataFrame, raw: RawData, new_ids: pl.Series, trained: PreparedDataset) -> pl.DataFrame:
+    """The table of users, those of ``new_ids`` after those of training."""
+    codes = pl.DataFrame({"user": range(len(users), len(users) + len(new_ids)), "id": new_ids})
+    new_users = pl.concat([codes, _contexts_of_new_users(raw, new_ids, trained)], how="horizontal")
+    types: Any = {name: users.schema[name] for name in users.columns if name != "id"} | {"id": pl.String}
+    return pl.concat([table.select(users.columns).cast(types) for table in (users, new_users)])
 
 
 def _contexts_of_new_users(raw: RawData, new_ids: pl.Series, trained: PreparedDataset) -> pl.DataFrame:
